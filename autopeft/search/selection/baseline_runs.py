@@ -116,6 +116,8 @@ class BaselineRuns(RepeatedRuns):
     def drop(self, job: str) -> None:
         """Do without a run with a fresh seed that was never begun."""
         del self.runs[job]
+        if self._baseline.each and self.runs:
+            self.name, self.counts = self._baseline.remaining([self._candidate[id] for id in self.runs])
 
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
@@ -236,7 +238,9 @@ class BaselineRuns(RepeatedRuns):
             jobs: list[Job] = []
             for i, recipe in enumerate(self._baseline.candidates):
                 self.recipe = recipe
-                jobs += self.final_jobs(self._run_of(i), fresh[i : i + 1], steps, splits, keep=False)
+                own = self.final_jobs(self._run_of(i), fresh[i : i + 1], steps, splits, keep=False)
+                self._candidate |= {job.id: i for job in own}
+                jobs += own
             self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
             return jobs
         if self._baseline.shots is not None:

@@ -143,6 +143,12 @@ class Baseline:
         """Counts of a candidate."""
         return self.tables[index] if self.tables else self.counts
 
+    def remaining(self, kept: Sequence[int]) -> tuple[str, CountTable]:
+        """Name and mean counts of some candidates, where each is a run of its own."""
+        if not self.tables:
+            return self.name, self.counts
+        return _several(len(kept)), _means([self.tables[i] for i in kept])
+
     def label(self, index: int) -> str:
         """What a sweep's table shows of a candidate: what it is, and its learning rate."""
         training = Recipe.from_dict(dict(self.candidates[index])).training
@@ -429,20 +435,24 @@ def _from_space(name: str, kind: BaselineKind, members: Sequence[BaselineRecipe]
 def _random(members: Sequence[BaselineRecipe]) -> Baseline | None:
     if not members:
         return None
-    size = len(members)
-    head, backbone = members[0].counts.head, members[0].counts.backbone
-    means = Counts(
-        round(sum(m.counts.deployed for m in members) / size),
-        round(sum(m.counts.trained for m in members) / size),
-        head,
-        backbone,
-    )
+    tables = tuple(m.counts.to_dict() for m in members)
     return Baseline(
-        "random hybrid" if size == 1 else f"{size} random hybrids",
+        _several(len(members)),
         tuple(m.recipe.to_dict() for m in members),
-        means.to_dict(),
+        _means(tables),
         kind="random",
         each=True,
         titles=tuple(m.title for m in members),
-        tables=tuple(m.counts.to_dict() for m in members),
+        tables=tables,
     )
+
+
+def _several(size: int) -> str:
+    return "random hybrid" if size == 1 else f"{size} random hybrids"
+
+
+def _means(tables: Sequence[CountTable]) -> CountTable:
+    deployed, trained = (
+        round(sum(table[name] for table in tables) / len(tables)) for name in ("deployed", "trained")
+    )
+    return Counts(deployed, trained, int(tables[0]["head"]), int(tables[0]["backbone"])).to_dict()

@@ -28,6 +28,21 @@ def test_candidates_that_are_runs_of_their_own_have_no_sweep_and_a_seed_each() -
     assert race.later(3) == 0
 
 
+def test_it_is_called_after_the_runs_that_there_is_time_for_and_has_their_size() -> None:
+    recipes = tuple({"name": f"r{i}"} for i in range(3))
+    tables = tuple({"deployed": n, "trained": 2 * n, "head": 1, "backbone": 100} for n in (10, 20, 60))
+    race = BaselineRuns(
+        0, Baseline("3 random hybrids", recipes, {"deployed": 30}, kind="random", each=True, tables=tables)
+    )
+    jobs = race.jobs(fresh_seeds(5, 2), 10)
+    race.drop(jobs[0].id)
+    assert (race.name, race.counts["deployed"], race.counts["trained"]) == ("2 random hybrids", 40, 80)
+    race.drop(jobs[2].id)
+    assert (race.name, race.counts["deployed"]) == ("random hybrid", 20)
+    race.drop(jobs[1].id)
+    assert not race.runs
+
+
 def test_a_baseline_is_called_after_what_select_chose() -> None:
     lora = Recipe.from_dict({"layers": [{"attach": ["lora"]}]}).to_dict()
     tables: Any = ({"deployed": 1}, {"deployed": 2})
