@@ -62,9 +62,8 @@ def portfolio_points(
     if not points:
         return [], None
     names = ", ".join(points)
-    return list(
-        points.values()
-    ), f"Among the first trials are the portfolio's: {names} (see autopeft recommend)."
+    line = f"Among the first trials are the portfolio's: {names} (see autopeft recommend)."
+    return list(points.values()), line
 
 
 def _by_template(ranking: Ranking) -> list[Recipe]:
