@@ -11,6 +11,9 @@ from typing import Any
 from analysis import Estimate, differences, estimate
 from cells import ALPHA, CONTENDERS, FIRST_SEEDS, SEEDS, TOLD
 
+from autopeft import Recipe
+from autopeft.recipe.pooling import trained_entries
+
 __all__ = ["CLAIMS", "VIEWS", "Claim", "tables"]
 
 Row = Mapping[str, Any]
@@ -89,8 +92,26 @@ def tables(rows: Sequence[Row]) -> str:
         else:
             verdicts = " | ".join("yes" if claim.holds(e) else "no" for e in (each, all_of_them))
             lines.append(f"| {claim.sentence} | {_told(each)} | {verdicts} |")
-    lines += ["", *_against(rows, TOLD[1:], "winner less …")]
+    lines += ["", *_against(rows, TOLD[1:], "winner less …"), "", recommended(rows)]
     return "\n".join([*lines, "", *_against(first, CONTENDERS[1:], "first round, stopped: winner less …")])
+
+
+def recommended(rows: Sequence[Row]) -> str:
+    """What `autopeft recommend` says without a look at the task, beside a search: in a sentence."""
+    found = [
+        r for r in rows if r["contender"] == "portfolio's first" and r["test"] and r["model"] == "minilm"
+    ]
+    if not found:
+        return "No recommendation is recorded yet."
+    plain = sum(_is_lora(row["recipe"]) for row in found)
+    told = estimate(differences(rows, "portfolio's first", "winner", lambda row: row["model"] == "minilm"))
+    less = "not yet known" if told is None else f"{told} points (lower end {told.lower:+.2f})"
+    return f"The portfolio's first less the winner: {less}. It is LoRA in {plain} of {len(found)} searches."
+
+
+def _is_lora(recipe: Mapping[str, Any]) -> bool:
+    entries = trained_entries(Recipe.from_dict(dict(recipe)))
+    return {entry.method for entry in entries} == {"lora"}
 
 
 def _against(rows: Sequence[Row], others: Sequence[str], title: str) -> list[str]:

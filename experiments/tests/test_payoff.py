@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 FOLDER = "payoff"
+LORA = {"autopeft": 2, "layers": [{"attach": ["lora"]}], "model": ["mean_pooling"]}
 TASKS = ("trec", "movie-sentences", "subjectivity", "sms-spam")
 
 
@@ -29,7 +30,8 @@ def payoff(load: Callable[[str], Any]) -> SimpleNamespace:
 
 def row(task: str, seed: int, contender: str, score: float, **other: Any) -> dict[str, Any]:
     found = {"model": "minilm", "task": task, "rows": 100, "budget": "0.5%", "seed": seed}
-    return {**found, "contender": contender, "test": {"1": score - 0.01, "2": score + 0.01}, **other}
+    scores = {"1": score - 0.01, "2": score + 0.01}
+    return {**found, "contender": contender, "test": scores, "recipe": LORA, **other}
 
 
 def test_differences_are_those_of_means_over_fresh_seeds_in_points(payoff: SimpleNamespace) -> None:
@@ -37,6 +39,22 @@ def test_differences_are_those_of_means_over_fresh_seeds_in_points(payoff: Simpl
     found = payoff.differences(rows, "winner", "tuned LoRA")
     assert found == {("minilm/trec/100/0.5%", 1): pytest.approx(2.0)}
     assert payoff.differences(rows, "winner", "tuned LoRA", lambda r: r["rows"] == 500) == {}
+
+
+def test_what_is_recommended_is_told_beside_the_search(payoff: SimpleNamespace) -> None:
+    hybrid = {"autopeft": 2, "layers": [{"attach": ["lora", "ia3"]}]}
+    rows = [
+        row(task, seed, contender, score, recipe=recipe)
+        for task, recipe in (("trec", LORA), ("movie-sentences", hybrid))
+        for seed in payoff.SEEDS
+        for contender, score in (("winner", 0.9), ("portfolio's first", 0.88))
+    ]
+    told = payoff.recommended(rows)
+    assert told.startswith("The portfolio's first less the winner: -2.00 ± ")
+    assert told.endswith("It is LoRA in 2 of 4 searches.")
+    assert "not yet known" in payoff.recommended(rows[:2])
+    assert payoff.recommended([]) == "No recommendation is recorded yet."
+    assert told in payoff.tables(rows)
 
 
 def test_a_contender_that_the_budget_has_none_of_is_no_difference(payoff: SimpleNamespace) -> None:
