@@ -98,13 +98,12 @@ def tables(rows: Sequence[Row]) -> str:
 
 def recommended(rows: Sequence[Row]) -> str:
     """What `autopeft recommend` says without a look at the task, beside a search: in a sentence."""
-    found = [
-        r for r in rows if r["contender"] == "portfolio's first" and r["test"] and r["model"] == "minilm"
-    ]
+    name, minilm = "portfolio's first", [row for row in rows if row["model"] == "minilm" and row["test"]]
+    found = [row for row in minilm if row["contender"] == name]
     if not found:
         return "No recommendation is recorded yet."
     plain = sum(_is_lora(row["recipe"]) for row in found)
-    told = estimate(differences(rows, "portfolio's first", "winner", lambda row: row["model"] == "minilm"))
+    told = estimate(differences(minilm, name, "winner"))
     less = "not yet known" if told is None else f"{told} points (lower end {told.lower:+.2f})"
     return f"The portfolio's first less the winner: {less}. It is LoRA in {plain} of {len(found)} searches."
 
