@@ -185,14 +185,19 @@ def _cpu_model() -> str:
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
     """Write `payload` with the environment and the command line, all at once or not at all.
 
-    Of its `settings` those that change no figure are left out.
+    Of its `settings` those that change no figure are left out, and of the command where the file lies.
     """
     settings = {k: v for k, v in payload.get("settings", {}).items() if k not in ("out", "tables")}
     rest = {**payload, "settings": settings} if settings else dict(payload)
     script = "/".join(Path(sys.argv[0]).resolve().parts[-2:])
-    full = {"command": [script, *sys.argv[1:]], "environment": environment(), **rest}
+    full = {"command": [script, *_without_out(sys.argv[1:])], "environment": environment(), **rest}
     write_whole(path, json.dumps(full, indent=1) + "\n")
     note(f"written to {path}")
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if before != "--out" and word.partition("=")[0] != "--out"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

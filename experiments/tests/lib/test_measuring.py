@@ -61,3 +61,13 @@ def test_results_name_what_they_depend_on(tmp_path: Path) -> None:
     assert found["environment"]["versions"]["torch"] == torch.__version__
     assert found["environment"]["cpu"]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.json"]
+
+
+def test_a_recorded_command_does_not_say_where_its_file_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "found.json"
+    for given in (["--out", str(place)], [f"--out={place}"]):
+        monkeypatch.setattr("sys.argv", ["a/b/run.py", "--model", "x", *given, "--steps", "3"])
+        measuring.write_json(place, {})
+        assert measuring.read_json(place)["command"] == ["b/run.py", "--model", "x", "--steps", "3"]
