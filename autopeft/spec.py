@@ -138,12 +138,14 @@ class StackSpec:
 class LogitsSpec:
     """The linear map that yields a model's logits: `hidden` numbers in for each row or token, and `width`
     out, the classes of a head or the words of a language model, which has them of all `tokens`. `behind` is
-    the option of its config by which it alters them afterwards (a cap, a scale), empty where it has none."""
+    the option of its config by which it alters them afterwards (a cap, a scale), empty where it has none.
+    `deep` says whether a head has layers of its own before the map."""
 
     hidden: int
     width: int
     tokens: bool = False
     behind: str = ""
+    deep: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopeft.backbones.maps import FAMILIES, FamilyMap, Slice, StackMap
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, embedded_words, layout_of
-from autopeft.backbones.spec_of import on_meta, projection_of, spec_of, spec_of_model
+from autopeft.backbones.spec_of import hidden_of_head, on_meta, projection_of, spec_of, spec_of_model
 
 __all__ = [
     "FAMILIES",
@@ -16,6 +16,7 @@ __all__ = [
     "StackPlaces",
     "base_model_of",
     "embedded_words",
+    "hidden_of_head",
     "layout_of",
     "on_meta",
     "projection_of",

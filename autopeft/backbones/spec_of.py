@@ -19,7 +19,7 @@ from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of,
 from autopeft.errors import SiteError
 from autopeft.spec import BackboneSpec, LogitsSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
-__all__ = ["on_meta", "projection_of", "spec_of", "spec_of_model"]
+__all__ = ["hidden_of_head", "on_meta", "projection_of", "spec_of", "spec_of_model"]
 
 _BEHIND = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -99,7 +99,8 @@ def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
     if project is None:
         return replace(spec, logits=None), layout
     words = model.get_output_embeddings() is not None
-    logits = replace(_logits(project), tokens=words, behind=_behind(model.config) if words else "")
+    deep = bool(hidden_of_head(model))
+    logits = replace(_logits(project), tokens=words, behind=_behind(model.config) if words else "", deep=deep)
     return replace(spec, logits=logits), layout
 
 
@@ -114,6 +115,23 @@ def projection_of(model: PreTrainedModel) -> nn.Module | None:
         if maps:
             return maps[-1]
     return None
+
+
+def hidden_of_head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters of a task head's hidden layers by name: all that it has but its last linear map, which
+    yields the logits. Empty where that map is the whole head, and on language models."""
+    if model.get_output_embeddings() is not None:
+        return {}
+    project = projection_of(model)
+    if project is None:
+        return {}
+    last = {id(p) for p in project.parameters()}
+    return {
+        f"{head}.{name}": p
+        for head in head_names(model)
+        for name, p in model.get_submodule(head).named_parameters()
+        if id(p) not in last
+    }
 
 
 def _logits(project: nn.Module) -> LogitsSpec:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from autopeft.backbones import hidden_of_head
 from autopeft.errors import RecipeError
 from autopeft.method import no_such_part, parts_of
 from autopeft.recipe import TrainingSection
 from autopeft.recipe.training import address
 
-__all__ = ["check_parts", "groups_of"]
+__all__ = ["check_parts", "groups_of", "groups_of_head"]
 
 Group = dict[str, Any]
 
@@ -51,6 +53,21 @@ def groups_of(name: str, kind: str, module: nn.Module, training: TrainingSection
     return groups
 
 
+def groups_of_head(
+    model: PreTrainedModel, head: Sequence[nn.Parameter], training: TrainingSection
+) -> list[Group]:
+    """The optimizer groups of a task head: one, and its hidden layers apart where the recipe has a group for
+    them and the head has some."""
+    hidden = {id(p) for p in hidden_of_head(model).values()} if "hidden" in training.parts("head") else set()
+    groups = []
+    for name, part in (("head", ""), ("head.hidden", "hidden")):
+        params = [p for p in head if (id(p) in hidden) == bool(part)]
+        if params:
+            rate, decay = training.settings("head", part=part)
+            groups.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
+    return groups
+
+
 def _addressed(name: str, kind: str, module: nn.Module, training: TrainingSection) -> dict[str, set[int]]:
     """The parameters (by id) of each part that the recipe has a group for; a part may be gone by now."""
     wanted = training.parts(name, kind)
@@ -75,7 +92,7 @@ def check_parts(
     """
     for group in training.groups:
         name, part = address(group)
-        if part:
+        if part and name != "head":
             parts = [parts_of(m) for n, m in modules.items() if name in (n, kinds[n])]
             there = list(dict.fromkeys(p for found in parts for p in found))
             if part not in there:

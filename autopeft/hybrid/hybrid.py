@@ -20,7 +20,7 @@ from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
-from autopeft.hybrid.groups import groups_of
+from autopeft.hybrid.groups import groups_of, groups_of_head
 from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
 from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
@@ -256,11 +256,7 @@ class Hybrid:
         training, groups = self.recipe.training, list[dict[str, Any]]()
         for name, module in self._root.named_children():
             groups += groups_of(name, self.graph.kind(name), module, training)
-        head = self.head_parameters()
-        if head:
-            rate, decay = training.settings("head")
-            groups.append({"name": "head", "params": head, "lr": rate, "weight_decay": decay})
-        return groups
+        return groups + groups_of_head(self.model, self.head_parameters(), training)
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         """The backbone's own parameters, named from the base model as its spec names them."""

@@ -226,6 +226,9 @@ class Recipe(BaseModel):
         ]
         if any(parts):
             training["parts"] = parts
+        of_head = {part: _dumped(section.group("head", part=part)) for part in section.parts("head")}
+        if of_head:
+            training["head_parts"] = of_head
         training["policies"] = [
             [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]

@@ -12,7 +12,7 @@ from autopeft.errors import near
 from autopeft.method import get_method, method_names, no_such_part, part_names
 from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock, entry_items
 from autopeft.recipe.problems import Path, Problems
-from autopeft.recipe.training import address
+from autopeft.recipe.training import HEAD_PARTS, address
 
 __all__ = ["check_group_names", "check_groups", "check_names", "named_entries", "parts_by_name"]
 
@@ -101,7 +101,7 @@ def check_group_names(
     named = list(named)
     owners = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
     by_part = any("." in group for group in groups)
-    parts: Parts = {"head": (), **parts_by_name(named)} if by_part else {}
+    parts: Parts = {"head": HEAD_PARTS, **parts_by_name(named)} if by_part else {}
     for group in groups:
         name, part = address(group)
         path: Path = ("training", "groups", group)

@@ -14,6 +14,11 @@ from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER, Optimizer
 __all__ = ["GroupSection", "GroupSettings", "PolicyItem", "TrainingSection", "address"]
 
 
+HEAD_PARTS = ("hidden",)
+"""Parts of the task head that a recipe may have groups for: `head.hidden` are its layers before the last
+linear map, which many models' heads lack."""
+
+
 def address(group: str) -> tuple[str, str]:
     """The entry (or method) and the part that a group is named after; the part is empty for all of it."""
     name, _, part = group.partition(".")
@@ -62,7 +67,8 @@ class TrainingSection(Part):
         optimizer: what takes the steps (see `autopeft.recipe.optimizer`); AdamW where it is left out.
         groups: settings by entry name, method name or `head`, and of one part of an entry by `entry.part`:
             `{prefix_tuning.mlp: {learning_rate: 1e-3}}`. A part takes what its group leaves out from its
-            entry's group, and that from the section.
+            entry's group, and that from the section. `head.hidden` are the head's layers before its last
+            linear map, and says nothing where it has none.
         policies: methods that alter training only.
     """
 
@@ -99,6 +105,13 @@ class TrainingSection(Part):
         """The group of the first of `names` that has one; with `part`, of this part of theirs."""
         wanted = [f"{name}.{part}" for name in names] if part else names
         return next((self.groups[name] for name in wanted if name in self.groups), None)
+
+    def without_head_parts(self) -> TrainingSection:
+        """The section without groups for parts of the head, which say nothing where it is one linear map."""
+        if not self.parts("head"):
+            return self
+        groups = {n: g for n, g in self.groups.items() if n == "head" or address(n)[0] != "head"}
+        return self.model_copy(update={"groups": groups})
 
     def parts(self, *names: str) -> tuple[str, ...]:
         """The parts of these names that have groups of their own, in file order."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autopeft.resources.files import file_bytes, head_on_meta
+from autopeft.resources.files import file_bytes
 from autopeft.resources.limits import FIGURES, Figure, Limits, Resources
 from autopeft.resources.prediction import Predictor, StepCost
 
-__all__ = ["FIGURES", "Figure", "Limits", "Predictor", "Resources", "StepCost", "file_bytes", "head_on_meta"]
+__all__ = ["FIGURES", "Figure", "Limits", "Predictor", "Resources", "StepCost", "file_bytes"]

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autopeft.backbones import on_meta
 from autopeft.graph import CompositionGraph, Entry
-from autopeft.hybrid import build_modules, deployed_tensors, head_of
+from autopeft.hybrid import build_modules, deployed_tensors
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Head", "entry_bytes", "file_bytes", "head_on_meta", "safetensors_bytes"]
+__all__ = ["Head", "entry_bytes", "file_bytes", "safetensors_bytes"]
 
 Head = Mapping[str, nn.Parameter]
 
@@ -41,11 +40,6 @@ def safetensors_bytes(state: Mapping[str, Tensor]) -> int:
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-text // _ALIGNMENT) * _ALIGNMENT + end
-
-
-def head_on_meta(config: Any, auto_class: Any) -> Head:
-    """The parameters of the task head that a model of this configuration has, without memory."""
-    return head_of(on_meta(config, auto_class))
 
 
 def file_bytes(graph: CompositionGraph, head: Head) -> int:

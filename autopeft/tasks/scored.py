@@ -43,6 +43,12 @@ class ScoredSplit:
         return get_metric(self.metric).sampling_variance(score, self)
 
     @property
+    def span(self) -> float:
+        """How far the lowest and the highest score are apart; infinite where the metric has no range."""
+        metric = get_metric(self.metric)
+        return metric.high - metric.low
+
+    @property
     def least_variance(self) -> float:
         """Sampling variance of a perfect score, in which one row that errs has its part: accuracy's is near
         1/rows². Infinite where the metric has no highest score."""

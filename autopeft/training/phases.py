@@ -76,7 +76,7 @@ class Stage:
 
         A module with several groups names them `<entry>.<group>`.
         """
-        if name == "head":
+        if _is_of(name, "head"):
             return "head"
         if self.owner is None or _is_of(name, self.owner):
             return "own"
@@ -224,5 +224,5 @@ def values_of(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tu
     for owner, module in modules.items():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             yield (owner, name), tensor
-    head = [p for g in groups if g["name"] == "head" for p in g["params"]]
+    head = [p for g in groups if _is_of(str(g["name"]), "head") for p in g["params"]]
     yield from ((("head", str(i)), p) for i, p in enumerate(head))

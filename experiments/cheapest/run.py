@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.measuring import note
 from lib.storage import append_row, read_rows
+from lib.told import fresh_runs
 from lib.worker import load_backbone_and_data, run_here
 
 from autopeft import Recipe
@@ -76,7 +77,7 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     run = load_run(folder)
     finals = [r for r in run.finals().records if r.state == "complete" and "test" in r.scores]
     winner = Recipe.from_file(folder / "recipe.yaml")
-    tuned = {r.seed: r.scores["test"] for r in finals if r.job.startswith("baseline-0-")}
+    tuned = {r.seed: r.scores["test"] for r in fresh_runs(finals, run.result(), 0)}
     own = {r.seed: r.scores["test"] for r in finals if r.kind == "test"}
     plain = _plain(ready)
     jobs = [

@@ -17,6 +17,7 @@ from typing import Any
 
 from cells import CLUSTERS, FIRST_SEEDS, Cell, setting
 from lib.packaged_without import without_rows
+from lib.told import fresh_runs
 from lib.worker import load_backbone_and_data, run_here
 
 from autopeft import Recipe, recommend
@@ -149,8 +150,8 @@ class Runs:
         index = ["lora", "head"].index(kind)
         if kind == "head" and not any("LoRA" in b.name for b in self.ready.baselines()):
             index = 0
-        found = [r for r in self._records[1] if r.job.startswith(f"baseline-{index}-")]
-        return [r for r in found if "sweep" in r.job], [r for r in found if "sweep" not in r.job]
+        sweep = [r for r in self._records[1] if r.job.startswith(f"baseline-{index}-sweep")]
+        return sweep, list(fresh_runs(self._records[1], load_run(self._folder).result(), index))
 
     def _baseline(self, contender: str, kind: str) -> Run | None:
         sweep, fresh = self._of_baseline(kind)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.tiny import ARCHITECTURES, tiny_config, tiny_model
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     Dinov2Config,
+    DistilBertConfig,
+    GPT2Config,
     LEDConfig,
     MBartConfig,
+    MPNetConfig,
     OlmoConfig,
     OPTConfig,
     PersimmonConfig,
+    PreTrainedConfig,
     RobertaConfig,
     RoFormerConfig,
     T5Config,
     T5EncoderModel,
 )
 
-from autopeft.backbones import Slice, layout_of, spec_of, spec_of_model
+from autopeft.backbones import Slice, hidden_of_head, layout_of, on_meta, spec_of, spec_of_model
 from autopeft.errors import SiteError
 
 
@@ -185,6 +193,29 @@ def test_last_states_are_as_wide_as_they_leave_the_stack() -> None:
     assert spec.logits is not None
     assert spec.logits.hidden == 16
     assert spec_of(BertConfig(num_hidden_layers=1)).stacks[0].states == 768
+
+
+@pytest.mark.parametrize(
+    ("config", "auto_class", "hidden"),
+    [
+        (BertConfig(num_hidden_layers=1), AutoModelForSequenceClassification, ()),
+        (BertConfig(num_hidden_layers=1), AutoModelForMaskedLM, ()),
+        (DistilBertConfig(n_layers=1), AutoModelForSequenceClassification, ("pre_classifier",)),
+        (RobertaConfig(num_hidden_layers=1), AutoModelForSequenceClassification, ("classifier.dense",)),
+        (MPNetConfig(num_hidden_layers=1), AutoModelForSequenceClassification, ("classifier.dense",)),
+        (MPNetConfig(num_hidden_layers=1), AutoModelForTokenClassification, ()),
+        (GPT2Config(n_layer=1), AutoModelForSequenceClassification, ()),
+    ],
+)
+def test_the_hidden_layers_of_a_head_are_what_is_before_its_last_map(
+    config: PreTrainedConfig, auto_class: Any, hidden: tuple[str, ...]
+) -> None:
+    model = on_meta(config, auto_class)
+    names = [f"{name}.{kind}" for name in hidden for kind in ("weight", "bias")]
+    assert list(hidden_of_head(model)) == names
+    logits = spec_of_model(model)[0].logits
+    assert logits is not None
+    assert logits.deep == bool(hidden)
 
 
 def test_what_is_read_in_pretraining_alone_is_not_altered() -> None:

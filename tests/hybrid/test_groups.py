@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import tiny_inputs, tiny_model
 from support.training import tiny_bert
 from torch import nn
 
@@ -105,3 +106,37 @@ def test_a_module_that_names_its_groups_alone_has_these_as_parts() -> None:
     module = Split()
     found = [{g["name"]: g["lr"] for g in groups_of("lora", "lora", module, s)} for s in (whole, part)]
     assert found == [{"lora": 0.1, "lora.late": 0.4}, {"lora": 0.1, "lora.late": 0.9}]
+
+
+APART = {"head": {"learning_rate": 0.1}, "head.hidden": {"learning_rate": 0.01, "weight_decay": 0.5}}
+
+
+def test_the_hidden_layers_of_a_head_train_as_their_group_says() -> None:
+    model = tiny_model("roberta")
+    before = {n: p.detach().clone() for n, p in model.classifier.named_parameters()}
+    with attach(model, recipe("lora", groups=APART), seed=0) as hybrid:
+        assert groups(hybrid) == {"lora": (1e-3, 0.0), "head": (0.1, 0.0), "head.hidden": (0.01, 0.5)}
+        _, last, hidden = hybrid.parameter_groups()
+        assert ids(last["params"]) == ids(model.classifier.out_proj.parameters())
+        assert ids(hidden["params"]) == ids(model.classifier.dense.parameters())
+        assert sorted(ids(hybrid.head_parameters())) == sorted(ids([*last["params"], *hidden["params"]]))
+        optimizer = hybrid.optimizer()
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        model(**tiny_inputs("roberta")).logits.square().sum().backward()
+        optimizer.step()
+        moved = {
+            n: float((p.detach() - before[n]).abs().max()) for n, p in model.classifier.named_parameters()
+        }
+    # Adam's first step moves every weight by the rate.
+    assert moved == pytest.approx(
+        {"dense.weight": 0.01, "dense.bias": 0.01, "out_proj.weight": 0.1, "out_proj.bias": 0.1}, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert"])
+def test_without_a_group_of_their_own_or_hidden_layers_the_head_is_one(name: str) -> None:
+    own = {"head": APART["head"]} if name == "roberta" else APART
+    with attach(tiny_model(name), recipe("lora", groups=own), seed=0) as hybrid:
+        assert groups(hybrid) == {"lora": (1e-3, 0.0), "head": (0.1, 0.0)}
+        assert ids(hybrid.parameter_groups()[-1]["params"]) == ids(hybrid.head_parameters())

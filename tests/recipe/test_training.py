@@ -54,6 +54,16 @@ def test_groups_of_parts_are_written_and_hashed() -> None:
     assert len({r.hash() for r in (whole, up, *others)}) == 4
 
 
+def test_the_hidden_layers_of_a_head_have_a_group_of_their_own() -> None:
+    whole = recipe({"head": {"learning_rate": 0.1}})
+    apart = recipe({"head": {"learning_rate": 0.1}, "head.hidden": {"learning_rate": 0.01}})
+    section = apart.training
+    assert [section.settings("head", part=p).learning_rate for p in ("", "hidden")] == [0.1, 0.01]
+    assert Recipe.from_yaml(apart.to_yaml()) == apart
+    slower = recipe({"head": {"learning_rate": 0.1}, "head.hidden": {"learning_rate": 0.001}})
+    assert len({r.hash() for r in (whole, apart, slower)}) == 3
+
+
 @pytest.mark.parametrize(
     ("group", "message"),
     [
@@ -62,7 +72,7 @@ def test_groups_of_parts_are_written_and_hashed() -> None:
         ("prefix_tuning.row", "'prefix_tuning' has no part 'row'. Did you mean 'rows'?"),
         ("lora.", "'lora' has no part ''."),
         ("lor.up", "no entry is called 'lor'. Did you mean 'lora'"),
-        ("head.weight", "'head' is not divided into parts, so it has no 'weight'; write 'head' alone."),
+        ("head.weight", "'head' has no part 'weight'. Write 'head' for all of it, or head.hidden."),
     ],
 )
 def test_a_part_that_no_such_method_has_is_an_error_of_the_file(group: str, message: str) -> None:

@@ -13,7 +13,7 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.training.errors import PhaseError
 from autopeft.training.loop import train
-from autopeft.training.phases import Phase, Stage, span_lengths, stages_of, step_counts
+from autopeft.training.phases import Phase, Stage, span_lengths, stages_of, step_counts, values_of
 from autopeft.training.plan import TrainingPlan
 
 OWN: frozenset[Any] = frozenset({"own"})
@@ -123,6 +123,19 @@ def test_groups_of_an_entry_are_its_own() -> None:
     groups = [{"name": n, "params": [1]} for n in ("a", "a.mask", "ab", "head")]
     chosen = stage(Phase("p", trains=frozenset({"own"}))).groups(groups)
     assert [g["name"] for g in chosen] == ["a", "a.mask"]
+
+
+def test_the_head_and_its_parts_are_the_head() -> None:
+    groups = [{"name": n, "params": [1]} for n in ("a", "header", "head", "head.hidden")]
+    for trains, names in (("head", ["head", "head.hidden"]), ("others", ["header"])):
+        chosen = stage(Phase("p", trains=frozenset({trains}))).groups(groups)  # type: ignore[arg-type]
+        assert [g["name"] for g in chosen] == names
+
+    values = {"own": torch.zeros(1), "head": torch.zeros(1), "hidden": torch.zeros(1)}
+    names = {"a": "own", "head": "head", "head.hidden": "hidden"}
+    told = [{"name": name, "params": [values[key]]} for name, key in names.items()]
+    found = [id(tensor) for _, tensor in values_of({}, told)]
+    assert found == [id(values["head"]), id(values["hidden"])]
 
 
 def test_entries_with_phases_of_their_own_are_nobody_s_others() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedModel
 
 from autopeft.assets import (
     ModelSource,
@@ -16,12 +17,12 @@ from autopeft.assets import (
     map_weights,
     unquantized,
 )
-from autopeft.backbones import on_meta, spec_of_model
+from autopeft.backbones import hidden_of_head, on_meta, spec_of_model
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
-from autopeft.resources import Limits, StepCost, head_on_meta
+from autopeft.resources import Limits, StepCost
 from autopeft.resources.calibration import Calibration, calibrate
 from autopeft.resources.files import Head
 from autopeft.resources.limits import read_size, read_span
@@ -35,6 +36,7 @@ from autopeft.search.space.repair import repair
 from autopeft.spec import BackboneSpec, LogitsSpec
 from autopeft.tasks import Task
 from autopeft.tasks.encode import encode
+from autopeft.tasks.kinds import TaskKind
 from autopeft.training import TrainingPlan
 
 __all__ = ["calibration_for", "limits_of", "step_cost_of", "task_head", "with_head"]
@@ -58,25 +60,32 @@ def limits_of(a: SearchArguments) -> Limits:
     )
 
 
-def with_head(spec: BackboneSpec, task: Task, source: ModelSource) -> BackboneSpec:
-    """The spec with the logits of the head that the task puts on the backbone, or of the one that it brings
-    for the task."""
-    kind = task.task_kind
+def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source: ModelSource) -> BackboneSpec:
+    """The spec with the logits of the head that a task of these labels puts on the backbone, or of the one
+    that it brings for the task."""
     if kind.new_head:
-        width = kind.num_labels(task.labels)
-        return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width)) if width else spec
+        width = kind.num_labels(labels)
+        if not width:
+            return spec
+        deep = bool(hidden_of_head(_on_meta(source, kind, labels)))
+        return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width, deep=deep))
     if spec.logits is not None and spec.logits.tokens:
         return spec
     config = unquantized(load_config(source), source.alias or source.path)
     return replace(spec, logits=spec_of_model(on_meta(config, kind.auto_class))[0].logits)
 
 
+def _on_meta(source: ModelSource, kind: TaskKind, labels: Sequence[str]) -> PreTrainedModel:
+    """The backbone with the head of such a task, without memory."""
+    config = unquantized(load_config(source), source.alias or source.path)
+    for name, value in kind.config(labels).items():
+        setattr(config, name, value)
+    return on_meta(config, kind.auto_class)
+
+
 def task_head(source: ModelSource, task: Task) -> Head:
     """The parameters of the head that the task puts on the backbone, without memory."""
-    config = unquantized(load_config(source), source.alias or source.path)
-    for name, value in task.task_kind.config(task.labels).items():
-        setattr(config, name, value)
-    return head_on_meta(config, task.task_kind.auto_class)
+    return head_of(_on_meta(source, task.task_kind, task.labels))
 
 
 def calibration_for(

@@ -244,7 +244,7 @@ def prepare(
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify)
     _check_model(source, task, plan)
-    spec = with_head(spec, task, source)
+    spec = with_head(spec, task.task_kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
     space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within
     bound = space.bind(spec)

@@ -20,6 +20,7 @@ from autopeft.recipe.pooling import Pooling
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import as_typed
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.limits import with_head
 from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
@@ -27,6 +28,7 @@ from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
 from autopeft.search.portfolio.look import Sharpening, sharpen
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, cluster_of
+from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
 
@@ -37,6 +39,8 @@ ROWS = 2_000
 
 KIND = "classification"
 """The kind of task that all evidence is of."""
+
+_LABELS = ("0", "1")
 
 _RECORDED = "The recorded trainings, and so the gains, are of heads that read what the model gives them."
 
@@ -135,6 +139,9 @@ def recommend(call: RecommendCall) -> Recommendation:
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
     task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
+    if _has_head(task, spec):
+        kind, labels = (get_kind(KIND), _LABELS) if task is None else (task.task_kind, task.labels)
+        spec = with_head(spec, kind, labels, source)
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
     left_out = tuple(dict.fromkeys((*call.leave_out, *own)))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import reset_head
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
+from autopeft.recipe.training import address
 from autopeft.search.portfolio.evidence import Features, Key
 from autopeft.search.portfolio.templates import FittedRecipe
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
@@ -133,7 +134,7 @@ def _scaled(
     training, other = member.recipe.training, first.recipe.training
     if (
         known is None
-        or set(training.groups) - {"head"}
+        or any(address(group)[0] != "head" for group in training.groups)
         or not (training.learning_rate and other.learning_rate)
     ):
         return None

@@ -26,7 +26,8 @@ from autopeft.spec import BackboneSpec
 __all__ = ["FittedRecipe", "Template", "fitted", "templates"]
 
 _FILE = "templates.yaml"
-_FASTEST, _HEAD = 3e-2, 1e-2
+_FASTEST = 3e-2
+_HEAD = {"head": 1e-2, "head.hidden": 3e-4}
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Template:
 
     def space(self) -> Space:
         """The template as a search space, whose only parameter is the size."""
-        groups = {
-            name: {"learning_rate": rate} for name, rate in {"head": _HEAD, **self.tree["groups"]}.items()
-        }
+        groups = {name: {"learning_rate": rate} for name, rate in {**_HEAD, **self.tree["groups"]}.items()}
         told = {
             "autopeft": 2,
             "name": "portfolio",

@@ -1,12 +1,15 @@
 """The runs of a baseline: a sweep of its candidates with up to two seeds, and of rates beyond where that of
-the best is the first or the last; then fresh seeds of the best."""
+the best is the first or the last; then fresh seeds of the best, and of another where one of these is lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from autopeft.recipe import Recipe
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob, UntrainedJob
 from autopeft.search.optimization.pareto import order
@@ -24,12 +27,21 @@ class BaselineRuns(RepeatedRuns):
     each. Where nothing is trained, the runs score alone. While the best has the first or the last rate, the
     sweep goes on with the next one beyond.
 
+    A high rate may lose one of three seeds and neither of the sweep's. Where that happens to the LoRA that a
+    search has to beat, the next best candidate with a lower rate has its fresh seeds too, and *select*
+    chooses between the two: a winner comes out of several finalists, and is no better than a LoRA that
+    happened to fail.
+
+    Args:
+        lost: points of the score on *select* below the median of the fresh seeds at which one is lost.
+
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
             failed.
+        given_up: why another candidate has taken the place of the one that the sweep chose, a sentence.
     """
 
-    def __init__(self, index: int, baseline: Baseline) -> None:
+    def __init__(self, index: int, baseline: Baseline, lost: float = math.inf) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
         self.index, self._baseline = index, baseline
@@ -41,7 +53,11 @@ class BaselineRuns(RepeatedRuns):
         self._begun = False
         self._second = baseline.second_runs
         self._further = bool(baseline.beyond)
+        self._lost, self._chosen = lost, 0
+        self._other: RepeatedRuns | None = None
+        self._may_change = self.prior and self.single
         self.started = False
+        self.given_up: str | None = None
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
         """The runs of the sweep that can begin: those of every candidate; once these have ended, one with the
@@ -95,9 +111,10 @@ class BaselineRuns(RepeatedRuns):
         return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
 
     def shorten(self) -> bool:
-        """Choose by the first seed alone, unless a second one has begun, and go on to no further rate;
-        whether a second seed is given up."""
+        """Choose by the first seed alone, unless a second one has begun, go on to no further rate, and stay
+        with what is chosen; whether a second seed is given up."""
         skipped, self._second, self._further = self._second, 0, False
+        self._may_change = False
         return bool(skipped)
 
     def leave_out(self) -> None:
@@ -177,9 +194,55 @@ class BaselineRuns(RepeatedRuns):
 
     def take(self, result: JobResult) -> None:
         """See `RepeatedRuns.take`; a score that no seed changes is that of all of them."""
+        if self._other is not None and result.job in self._other.runs:
+            self._other.take(result)
+            if self._other.complete:
+                self._choose_again(self._other)
+            return
         alike = list(self.runs) if self.untuned else [result.job]
         for job in alike:
             super().take(replace(result, job=job))
+
+    def owns(self, job: str) -> bool:
+        """Whether a job is one of its runs with fresh seeds."""
+        return job in self.runs or (self._other is not None and job in self._other.runs)
+
+    @property
+    def _select(self) -> list[float]:
+        return [run.select for run in self.runs.values() if run.select is not None]
+
+    def other_jobs(self, seeds: Sequence[int], steps: int) -> list[Job]:
+        """Fresh seeds of the next best candidate with a lower rate, once the chosen one has lost a seed. None
+        where all is well, where there is no such candidate, while runs are open, or a second time."""
+        ended = self._may_change and self.started and self.complete
+        if not (ended and _loses(self._select, self._lost)):
+            return []
+        self._may_change = False
+        rate = _rate_of(self._baseline.candidates[self._chosen])
+        lower = (i for i in self._ranked() if _rate_of(self._baseline.candidates[i]) < rate)
+        if (index := next(lower, None)) is None:
+            return []
+        self._other = other = RepeatedRuns(self._baseline.title(index), "baseline")
+        other.recipe, other.counts = self._baseline.candidates[index], self._baseline.counts_of(index)
+        other.searched = self._searched(index)
+        return other.final_jobs(self._run_of(index), seeds, steps, ("select", "test"), keep=True)
+
+    def _choose_again(self, other: RepeatedRuns) -> None:
+        """Take the candidate with the better mean over its fresh seeds; of equals the one that loses none."""
+        self._other = None
+        means = [
+            statistics.fmean(r.rank for r in runs.good) if runs.good else -math.inf for runs in (self, other)
+        ]
+        if means[1] < means[0]:
+            return
+        scores = ", ".join(f"{100 * score:.1f}" for score in self._select)
+        rate = _rate_of(self.recipe)
+        self.given_up = (
+            f"{self.name} at the rate {rate:.3g} lost a seed ({scores} on select): it is compared with the "
+            f"next best, {other.name} at {_rate_of(other.recipe):.3g}."
+        )
+        self.name, self.recipe, self.counts = other.name, other.recipe, other.counts
+        self.runs, self.searched = other.runs, other.searched
 
     @property
     def trained(self) -> bool:
@@ -204,7 +267,7 @@ class BaselineRuns(RepeatedRuns):
     @property
     def ended(self) -> bool:
         """Whether no run of it is to come."""
-        return self.started and (self.complete or not self.runs)
+        return self.started and self._other is None and (self.complete or not self.runs)
 
     @property
     def sweep_left(self) -> int:
@@ -248,17 +311,29 @@ class BaselineRuns(RepeatedRuns):
         ranked = self._ranked()
         if self.sweep and not ranked:
             return []
-        chosen = ranked[0] if ranked else 0
+        self._chosen = chosen = ranked[0] if ranked else 0
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
-        self.counts = self._baseline.counts_of(chosen)
-        self.searched = [
+        self.counts, self.searched = self._baseline.counts_of(chosen), self._searched(chosen)
+        return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior)
+
+    def _searched(self, index: int) -> list[tuple[str | None, float]]:
+        """What the sweep ranked a candidate by."""
+        return [
             (self._measures[job][0], rank)
             for job, rank in self.sweep.items()
-            if self._candidate[job] == chosen and rank is not None
+            if self._candidate[job] == index and rank is not None
         ]
-        return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior)
 
     def _run_of(self, index: int) -> str:
         """What the runs of a candidate are called. A process that goes on may choose another one, whose runs
         and weights are not those of the first."""
         return f"baseline-{self.index}-{index}"
+
+
+def _rate_of(recipe: Mapping[str, Any]) -> float:
+    return Recipe.from_dict(dict(recipe)).training.learning_rate
+
+
+def _loses(scores: Sequence[float], lost: float) -> bool:
+    """Whether one of several scores lies so many points below their median."""
+    return len(scores) > 1 and min(scores) < statistics.median(scores) - lost

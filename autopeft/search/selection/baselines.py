@@ -32,6 +32,7 @@ from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.graph import VLLM_RANKS
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import Pooling, pooled
+from autopeft.recipe.training import address
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_rates import Sweep, rounded, spread, with_rates
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
@@ -75,8 +76,10 @@ _SECOND = 6
 _HEAD_RATES, _HEAD_FASTEST = (1e-3, 5e-3, 2e-2), 1e-1
 _MAX_RANK = 1024
 # LoRA's head learns at the middle of the rates that the default space offers, so that what differs is the
-# modules. `experiments/single_methods` found LoRA better with it than with 1e-3.
-_HEAD: dict[str, Any] = {"training": {"groups": {"head": {"learning_rate": 1e-2}}}}
+# modules. `experiments/single_methods` found LoRA better with it than with 1e-3. Layers before a head's last
+# map learn more slowly (`experiments/head_rates`).
+_HEAD = {"head": {"learning_rate": 1e-2}}
+_HIDDEN = {"head.hidden": {"learning_rate": 3e-4}}
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,9 @@ class Baseline:
     def label(self, index: int) -> str:
         """What a sweep's table shows of a candidate: what it is, and its learning rate."""
         training = Recipe.from_dict(dict(self.candidates[index])).training
-        rates = {g.learning_rate for name, g in training.groups.items() if name != "head"} - {None}
+        rates = {g.learning_rate for name, g in training.groups.items() if address(name)[0] != "head"} - {
+            None
+        }
         rate = rates.pop() if len(rates) == 1 else training.learning_rate
         return f"{self.title(index)}, learning rate {rate:.3g}"
 
@@ -276,11 +281,12 @@ def lora_baseline(
             where a larger one does. Where no LoRA keeps them, it is as large as the budget allows.
     """
     fitting: list[_Fitting] = []
+    deep = spec.logits is not None and spec.logits.deep
     for place, sites in _lora_places(spec, places):
         for layers in (_depths(spec), _last_half(spec)) if not fitting else (_depths(spec),):
             found = _largest_lora(spec, limits, sites, layers, most_rank, admits)
             if found is not None and found not in [(f.rank, f.at) for f in fitting if f.place == place]:
-                base = _lora(found[0], sites, found[1])
+                base = _lora(found[0], sites, found[1], deep)
                 fitting.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
     reaching = [f for f in fitting if f.counts.deployed >= limits[0]]
     inside = [f for f in reaching if admits(f.recipe)] or reaching or fitting
@@ -396,13 +402,13 @@ def _largest_rank(
     return kept
 
 
-def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
+def _lora(rank: int, sites: list[str] | None, at: str, deep: bool = False) -> dict[str, Any]:
     config: dict[str, Any] = {"rank": rank} if sites is None else {"sites": sites, "rank": rank}
     return {
         "autopeft": 2,
         "name": "lora-baseline",
         "layers": [{"at": at, "attach": [{"lora": config}]}],
-        **_HEAD,
+        "training": {"groups": {**_HEAD, **(_HIDDEN if deep else {})}},
     }
 
 

@@ -27,6 +27,7 @@ from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, ch
 __all__ = ["Confirmation", "retried", "weights_job"]
 
 _WEIGHTS = "weights-"
+_LOST = 0.05  # of the metric's range; a seed that falls so far below the others has collapsed
 
 
 class Confirmation:
@@ -58,7 +59,8 @@ class Confirmation:
     ) -> None:
         self.effort, self._seed, self._on_phase = effort, seed, on_phase
         self.judge, self._has_weights = judge or Judge(), has_weights
-        self.races = [BaselineRuns(i, b) for i, b in enumerate(baselines)]
+        lost = _LOST * self.judge.select.span
+        self.races = [BaselineRuns(i, b, lost) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
         self.winner: RepeatedRuns | None = None
         self.passed_over: list[tuple[RepeatedRuns, str]] = []
@@ -103,7 +105,7 @@ class Confirmation:
     def _leave_out(self, race: BaselineRuns) -> None:
         self.left_out.append(race.name)
         for queue in (self._queue, self._at_leisure):
-            kept = [job for job in queue if job.id not in race.sweep and job.id not in race.runs]
+            kept = [job for job in queue if job.id not in race.sweep and not race.owns(job.id)]
             queue.clear()
             queue.extend(kept)
         race.leave_out()
@@ -170,7 +172,7 @@ class Confirmation:
         for race in self.races:
             if job.id in race.sweep:
                 race.take_sweep(result)
-            elif job.id in race.runs:
+            elif race.owns(job.id):
                 race.take(result)
         for finalist in self.finalists:
             if job.id in finalist.runs:
@@ -199,6 +201,7 @@ class Confirmation:
         for race in self.races:
             if race.swept and not race.started:
                 self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
+            self._queue_of(race).extend(race.other_jobs(seeds, self.effort.steps))
         known = bool(self.finalists) and all(f.complete for f in self.finalists)
         if known and not self._testing and all(r.ended for r in self.races if self._awaited(r)):
             self._test()
@@ -220,6 +223,11 @@ class Confirmation:
     def failed(self) -> list[str]:
         """Names of the baselines of which all trainings failed."""
         return [race.name for race in self.races if race.failed]
+
+    @property
+    def given_up(self) -> list[str]:
+        """Why another LoRA than the one that the sweep chose is compared with, a sentence each."""
+        return [race.given_up for race in self.races if race.given_up is not None]
 
     @property
     def best_baseline(self) -> Contender | None:

@@ -21,7 +21,7 @@ from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Template
 from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot, size_of
 from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.simplify import drop_groups, number_alias, prune
+from autopeft.search.space.simplify import drop_groups, drop_head_parts, number_alias, prune
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BoundSpace", "Unit"]
@@ -65,6 +65,8 @@ class BoundSpace:
         units: what the parameters put in or leave out.
         left_out: methods that this backbone cannot take, with the reason, as far as they were asked for.
         kept: what others remember of the space, for as long as it lives.
+        deep_head: whether the task's head has layers before its last map: groups for them are left out where
+            it has none.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class BoundSpace:
         pooling: Pooling = "own",
     ) -> None:
         self.templates, self.pooling = templates, pooling
-        self.spec = spec
+        self.spec, self.deep_head = spec, spec.logits is not None and spec.logits.deep
         self._steps = steps
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
@@ -169,8 +171,7 @@ class BoundSpace:
                 f"These values of space {self.name!r} leave no method at all; switch something on."
             )
         fields: dict[str, Any] = {"name": self.name, "layers": tuple(blocks), "model": model}
-        training = self.templates.training.fill(self.context(values, None))
-        tree = {"training": drop_groups(training, fields["layers"], model)}
+        tree = {"training": drop_groups(self.training(values), fields["layers"], model)}
         problems = Problems(tree, f"space {self.name!r}")
         fields["training"] = read_training(tree, problems)
         check_names([("layers", i, "attach") for i in range(len(blocks))], fields, problems)
@@ -178,6 +179,11 @@ class BoundSpace:
             check_groups(fields, problems)
         problems.check()
         return pooled(Recipe(reference=self.templates.reference, **fields), self.pooling)
+
+    def training(self, values: Mapping[str, Any]) -> Any:
+        """The training section at these values, as it stands in a file."""
+        filled = self.templates.training.fill(self.context(values, None))
+        return filled if self.deep_head else drop_head_parts(filled)
 
     def _attach(
         self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]

@@ -76,7 +76,7 @@ class Encoder:
         return tuple(self._piece(item, mask) for mask in masks)
 
     def _section(self, values: Mapping[str, Any]) -> Training:
-        tree = {"training": self.bound.templates.training.fill(self.bound.context(values, None))}
+        tree = {"training": self.bound.training(values)}
         return Training(read_training(tree, Problems(tree, "space")), numbered=True)
 
     def _piece(self, item: Item, mask: int) -> Piece:
@@ -132,7 +132,8 @@ class Encoder:
         for item in recipe.model:
             fitting = self._fitting(item, names, WHOLE, lost)
             pieces += [] if fitting is None else [self._piece(fitting, WHOLE)]
-        return PlacementBag(pieces, Training(recipe.training, numbered=False)), lost
+        training = recipe.training if self.bound.deep_head else recipe.training.without_head_parts()
+        return PlacementBag(pieces, Training(training, numbered=False)), lost
 
     def _mask(self, block: LayerBlock, lost: list[str]) -> int:
         """The layers of a block that exist here."""

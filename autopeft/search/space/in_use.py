@@ -10,7 +10,7 @@ from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.expressions import ABSENT, Context, Listed, Mapped, Node, Optional, Ref
-from autopeft.search.space.simplify import drop_groups, is_zero, prune, size_field
+from autopeft.search.space.simplify import drop_groups, drop_head_parts, is_zero, prune, size_field
 
 __all__ = ["parameters_in_use"]
 
@@ -125,7 +125,9 @@ def _of_training(bound: BoundSpace, point: Mapping[str, Any], recipe: Recipe) ->
             node.fill(context)
             continue
         for group, inner in groups.nodes.items():
-            if drop_groups({"groups": {group: {}}}, recipe.layers, recipe.model)["groups"]:
+            alone: Any = {"groups": {group: {}}}
+            alone = alone if bound.deep_head else drop_head_parts(alone)
+            if drop_groups(alone, recipe.layers, recipe.model)["groups"]:
                 inner.fill(context)
     return reading.names
 

@@ -82,6 +82,8 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
         )
     values, distance = _Descent(members, wanted).nearest()
     whole = pooled(recipe, bound.pooling)
+    if not bound.deep_head:
+        whole = whole.model_copy(update={"training": whole.training.without_head_parts()})
     try:
         hashes = {build_graph(r, bound.spec).trial_hash() for r in (whole, bound.materialize(values))}
     except UsageError:

@@ -11,11 +11,11 @@ from autopeft.method import get_method, method_names
 from autopeft.recipe import Item, LayerBlock
 from autopeft.recipe.names import named_entries, parts_by_name
 from autopeft.recipe.problems import MarkedDict, copy_lines
-from autopeft.recipe.training import address
+from autopeft.recipe.training import HEAD_PARTS, address
 from autopeft.search.space.expressions import ABSENT
 from autopeft.spec import SITE_NAMES, BackboneSpec
 
-__all__ = ["drop_groups", "is_zero", "number_alias", "prune", "size_field"]
+__all__ = ["drop_groups", "drop_head_parts", "is_zero", "number_alias", "prune", "size_field"]
 
 _SIZES = ("rank", "bottleneck", "length", "keep")
 
@@ -105,6 +105,15 @@ def number_alias(tree: Any, layer: int) -> Any:
                 inner = [number_alias(child, layer) for child in children]
                 numbered[key] = MarkedDict({**body, "children": inner}) if isinstance(body, dict) else inner
     return copy_lines(tree, numbered)
+
+
+def drop_head_parts(training: Any) -> Any:
+    """The training section without groups for parts of the task head."""
+    if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
+        return training
+    parts = {f"head.{part}" for part in HEAD_PARTS}
+    left = {group: section for group, section in training["groups"].items() if group not in parts}
+    return MarkedDict({**training, "groups": left})
 
 
 def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:

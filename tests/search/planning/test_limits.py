@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 import torch
 from support.saved_model import small_search
+from support.tiny import tiny_config
+from transformers import AutoModel
 
+from autopeft.assets import resolve_model
+from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
+from autopeft.recipe import Recipe
 from autopeft.resources.measuring import Bench
 from autopeft.search.planning import limits, precision
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
+from autopeft.tasks.kinds import get_kind
 from autopeft.training import metering
 
 
@@ -59,3 +65,38 @@ def test_a_limit_on_memory_is_refused_where_it_cannot_be_measured(
     monkeypatch.setattr(metering, "_CLEAR", tmp_path / "missing" / "clear_refs")
     with pytest.raises(UsageError, match="Leave max_memory out, or search where it can be measured"):
         prepare(SearchArguments(**arguments, max_memory="1GB"))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "deep"),
+    [
+        ("bert", "classification", False),
+        ("distilbert", "classification", True),
+        ("distilbert", "regression", True),
+        ("distilbert", "token_classification", False),
+    ],
+)
+def test_it_knows_whether_the_head_has_hidden_layers(
+    family: str, kind: str, deep: bool, tmp_path: Path
+) -> None:
+    config = tiny_config(family)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    spec = limits.with_head(spec_of(config), get_kind(kind), ("no", "yes"), resolve_model(str(tmp_path)))
+    assert spec.logits is not None
+    assert spec.logits.deep == deep
+
+
+def test_what_a_search_tries_has_the_hidden_layers_learn_more_slowly(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    config = tiny_config("distilbert")
+    config.update({"vocab_size": 200, "max_position_embeddings": 32})
+    AutoModel.from_config(config).save_pretrained(arguments["model"])
+    ready = prepare(SearchArguments(**arguments))
+    bound = ready.space.bind(ready.spec)
+    tried = [bound.materialize(bound.middle())]
+    tried += [Recipe.from_dict(dict(c)) for b in ready.baselines() if b.kind == "lora" for c in b.candidates]
+    assert len(tried) > 1
+    for recipe in tried:
+        assert recipe.training.settings("head", part="hidden").learning_rate == 3e-4
+        assert recipe.training.settings("head").learning_rate == 1e-2

@@ -12,6 +12,8 @@ import pytest
 from support.evidence import evidence
 from support.language import save_decoder
 from support.saved_model import save_backbone, write_reviews
+from support.tiny import tiny_config
+from transformers import AutoModel
 
 import autopeft
 from autopeft.errors import UsageError
@@ -103,6 +105,15 @@ def test_a_decoder_without_a_task_has_no_head(place: dict[str, Any], tmp_path: P
     model = str(save_decoder(tmp_path / "llama", vocabulary=2000))
     found = autopeft.recommend(model=model, budget="5%", serve="vllm")
     assert found.recipe.methods == ("lora",)
+
+
+def test_the_hidden_layers_of_a_head_learn_more_slowly(place: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config("distilbert")
+    AutoModel.from_config(config).save_pretrained(tmp_path / "distilbert")
+    model = {"model": str(tmp_path / "distilbert"), "budget": "20%"}
+    found = [autopeft.recommend(**place, rows=500), autopeft.recommend(**model, rows=500)]
+    assert ["head.hidden" in f.recipe.training.groups for f in found] == [False, True]
+    assert found[1].recipe.training.settings("head", part="hidden").learning_rate == 3e-4
 
 
 def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.evidence import minilm_spec
 from support.tiny import tiny_config
@@ -10,6 +12,7 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
 from autopeft.search.portfolio.templates import Rates, fitted, templates
+from autopeft.spec import LogitsSpec
 
 NAMES = [t.name for t in templates()]
 
@@ -60,3 +63,11 @@ def test_smaller_sizes_take_larger_rates() -> None:
 
 def test_no_recipe_fits_what_is_too_small() -> None:
     assert not [m for t in templates() for m in fitted(t, minilm_spec(), Budget.parse(50))]
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_the_hidden_layers_of_a_head_learn_more_slowly(deep: bool) -> None:
+    spec = replace(minilm_spec(), logits=LogitsSpec(384, 2, deep=deep))
+    for member in (m for t in templates() for m in fitted(t, spec, Budget.parse("0.5%"))):
+        rates = {name: g.learning_rate for name, g in member.recipe.training.groups.items() if "head" in name}
+        assert rates == {"head": 1e-2, **({"head.hidden": 3e-4} if deep else {})}

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import pytest
 
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult, UntrainedJob
@@ -241,3 +244,91 @@ def test_a_shortened_sweep_goes_on_to_nothing() -> None:
     sweep(done, (0.5, 0.8, 0.7), (0.1, 0.8))
     assert not done.shorten(), "it had its second seed"
     assert chosen(done) == "c"
+
+
+def lora_race(*rates: float, lost: float = 0.05, kind: Any = "lora") -> BaselineRuns:
+    """Whose candidates are named after their rates."""
+    recipes = tuple(
+        Recipe.from_dict({"name": f"r{rate:g}", "training": {"learning_rate": rate}}).to_dict()
+        for rate in rates
+    )
+    tables: Any = tuple({"deployed": i} for i in range(len(rates)))
+    titles = tuple(f"LoRA {i}" for i in range(len(rates)))
+    return BaselineRuns(0, Baseline("b", recipes, tables[0], kind=kind, titles=titles, tables=tables), lost)
+
+
+def score(race: BaselineRuns, jobs: Sequence[Any], scores: Sequence[float | None]) -> None:
+    for job, select in zip(jobs, scores, strict=True):
+        found = {} if select is None else {"select": select, "test": select / 2}
+        race.take(JobResult(job.id, found, error=None if found else "boom"))
+
+
+SEEDS = fresh_seeds(0, 3)
+
+
+def test_where_a_seed_is_lost_the_next_best_with_a_lower_rate_has_its_seeds_too() -> None:
+    race = lora_race(1e-3, 3e-3, 9e-3, 5e-4)
+    sweep(race, (0.7, 0.9, 0.85, 0.8), (0.9, 0.85))
+    jobs = race.jobs(SEEDS, 10)
+    score(race, jobs[:2], (0.91, 0.2))
+    assert race.other_jobs(SEEDS, 10) == [], "a run is open"
+    score(race, jobs[2:], (0.9,))
+    others = race.other_jobs(SEEDS, 10)
+    assert [(j.recipe["name"], j.seed) for j in others] == [("r0.0005", s) for s in SEEDS]
+    assert not race.ended
+    assert [race.owns(j.id) for j in (*jobs, *others)] == [True] * 6
+    score(race, others[:2], (0.8, 0.82))
+    contender = race.contender()
+    assert (contender.name, contender.select) == ("LoRA 1", (0.91, 0.2, 0.9)), "until the other one is known"
+    score(race, others[2:], (0.81,))
+    assert race.ended
+    contender = race.contender()
+    assert (contender.name, contender.select) == ("LoRA 3", (0.8, 0.82, 0.81))
+    assert (contender.recipe["name"], contender.counts) == ("r0.0005", {"deployed": 3})
+    assert contender.by_seed == dict(zip(SEEDS, (0.4, 0.41, 0.405), strict=True))
+    assert race.ranks == [0.8, 0.82, 0.81, 0.8], (
+        "that of its sweep, then those of its fresh seeds, best first"
+    )
+    assert race.given_up == (
+        "LoRA 1 at the rate 0.003 lost a seed (91.0, 20.0, 90.0 on select): it is compared with the next "
+        "best, LoRA 3 at 0.0005."
+    )
+    assert race.other_jobs(SEEDS, 10) == [], "once at most"
+
+
+def test_select_chooses_between_the_two() -> None:
+    race = lora_race(1e-3, 3e-3)
+    sweep(race, (0.7, 0.9), (0.9, 0.7))
+    score(race, race.jobs(SEEDS, 10), (0.91, 0.8, 0.9))
+    score(race, race.other_jobs(SEEDS, 10), (0.7, 0.71, None))
+    assert race.ended
+    assert (race.name, race.given_up) == ("LoRA 1", None)
+    assert race.contender().select == (0.91, 0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "lost", "kind", "rates"),
+    [
+        ((0.91, 0.86, 0.9), 0.05, "lora", (1e-3, 3e-3)),  # four points below the median
+        ((0.91, 0.2, 0.9), math.inf, "lora", (1e-3, 3e-3)),  # of a metric without a range
+        ((0.91, 0.2, 0.9), 0.05, "head", (1e-3, 3e-3)),
+        ((0.91, 0.2, 0.9), 0.05, "lora", (9e-3, 3e-3)),  # no candidate has a lower rate
+        ((0.91, None, None), 0.05, "lora", (1e-3, 3e-3)),
+    ],
+)
+def test_otherwise_it_stays_with_what_the_sweep_chose(
+    scores: tuple[float | None, ...], lost: float, kind: Any, rates: tuple[float, float]
+) -> None:
+    race = lora_race(*rates, lost=lost, kind=kind)
+    sweep(race, (0.7, 0.9), (0.9, 0.7))
+    score(race, race.jobs(SEEDS, 10), scores)
+    assert race.other_jobs(SEEDS, 10) == []
+    assert race.ended
+
+
+def test_where_time_is_short_it_stays_with_what_the_sweep_chose() -> None:
+    race = lora_race(1e-3, 3e-3)
+    sweep(race, (0.7, 0.9))
+    race.shorten()
+    score(race, race.jobs(SEEDS, 10), (0.91, 0.2, 0.9))
+    assert race.other_jobs(SEEDS, 10) == []

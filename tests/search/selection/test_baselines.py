@@ -28,7 +28,7 @@ from autopeft.search.space.candidate import candidate
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, keeps_within
-from autopeft.spec import BackboneSpec
+from autopeft.spec import BackboneSpec, LogitsSpec
 
 BERT = spec_of(
     BertConfig(
@@ -118,6 +118,19 @@ def test_small_ranks_take_large_rates() -> None:
     assert max(rate for rank in range(1, 30) for rate in lora_rates(rank, 3)) <= 3e-2
     (small,) = found(MINILM, "0.04%", kinds=["lora"], rates=3)
     assert small.candidates[2]["training"]["learning_rate"] == lora_rates(1, 3)[2] > 2.5e-2
+
+
+def test_the_hidden_layers_of_a_head_learn_more_slowly() -> None:
+    linear, deep = LogitsSpec(64, 2), LogitsSpec(64, 2, deep=True)
+    for logits, names in ((linear, {"head"}), (deep, {"head", "head.hidden"})):
+        baseline = lora_baseline(replace(BERT, logits=logits), (0, 60_000), rates=2)
+        assert baseline is not None
+        for index, found in enumerate(baseline.candidates):
+            training = Recipe.from_dict(dict(found)).training
+            assert set(training.groups) == names
+            last, hidden = (training.settings("head", part=part).learning_rate for part in ("", "hidden"))
+            assert (last, hidden) == (1e-2, 3e-4 if len(names) == 2 else 1e-2)
+            assert baseline.label(index).endswith(f"learning rate {training.learning_rate:.3g}")
 
 
 def test_lora_and_the_head_go_on_beyond_their_rates() -> None:

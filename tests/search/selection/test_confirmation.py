@@ -80,6 +80,24 @@ def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Pat
     assert [b.name for b in result.baselines] == ["LoRA of rank 100"]
 
 
+def test_a_winner_is_not_compared_with_a_lora_that_happened_to_fail(make_stage: Make, tmp_path: Path) -> None:
+    """One of three seeds of the better LoRA collapses: the next with a lower rate has its seeds too."""
+    both = replace(baseline(20, 30), candidates=(lora(20, 1e-3).to_dict(), lora(30, 3e-3).to_dict()))
+    stage = make_stage(replace(EFFORT, seeds=3), baselines=[both])
+
+    def outcome(job: Job) -> JobResult:
+        done = honest(job)
+        collapsed = job.id.startswith("baseline-0-1-") and job.seed == 1001
+        return replace(done, scores={k: 0.1 if collapsed else 0.5 + v for k, v in done.scores.items()})
+
+    stage.play(outcome)
+    result, _ = finished(stage, tmp_path)
+    (told,) = result.baselines
+    assert (told.name, len(told.test)) == ("LoRA of rank 20", 3)
+    assert min(told.test) > 0.5
+    assert any("LoRA of rank 30 at the rate 0.003 lost a seed" in remark for remark in result.remarks)
+
+
 def test_what_beats_lora_wins_and_no_other_baseline_does(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(ranks=(40, 50), baselines=[baseline(30), baseline(99, kind="single")])
     stage.play(honest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.space.projection import values_of
-from autopeft.search.space.space import space_names
+from autopeft.search.space.space import Space, space_names
+from autopeft.spec import LogitsSpec
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -49,6 +51,24 @@ def test_the_inverse_of_materialize_in_built_in_spaces(name: str, spec: str, dat
 def test_the_inverse_of_materialize_in_other_spaces(text: str, data: st.DataObject) -> None:
     bound = space(text)
     assert_inverse(bound, data.draw(points(bound)))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_the_inverse_of_materialize_where_the_head_has_hidden_layers(data: st.DataObject) -> None:
+    bound = Space.named("default").bind(replace(TINY, logits=LogitsSpec(32, 2, deep=True)))
+    values = data.draw(points(bound))
+    assert_inverse(bound, values)
+
+
+def test_a_rate_of_hidden_layers_says_nothing_where_the_head_has_none() -> None:
+    deep = replace(TINY, logits=LogitsSpec(32, 2, deep=True))
+    here, there = (Space.named("lora").bind(spec) for spec in (TINY, deep))
+    wanted = there.materialize(there.middle())
+    assert "head.hidden" in wanted.training.groups
+    assert values_of(wanted, here).exact
+    missing = values_of(here.materialize(here.middle()), there).missing
+    assert missing == ["learning rate of head.hidden 0.01 became 0.0003"]
 
 
 def test_aliases_decide_on_learning_rates() -> None:
