@@ -107,20 +107,20 @@ def recipes(model: str, budget: str) -> tuple[FittedRecipe, ...]:
 
 
 def needed(model: str, known: set[tuple[Any, ...]]) -> Iterator[tuple[Cell, FittedRecipe]]:
-    """The trainings that are not recorded, each once: plain LoRA and the likeliest templates at their highest
-    rate first, the budgets of `payoff` on both seeds before the third, then all templates at it, then the
-    lower rates. What is not recorded is not recommended, so that the order costs recommendations and biases
-    none."""
+    """The trainings that are not recorded, each once: LoRA and the likeliest templates at their highest rate
+    first, then at their lower ones, then all templates at the highest, then the rest; of each the budgets of
+    `payoff` on both seeds before the third. What is not recorded is not recommended, so that the order costs
+    recommendations and biases none."""
     met = set(known)
     orders = [(seed, b) for budgets in (BUDGETS[:2], BUDGETS[2:]) for seed in SEEDS for b in budgets]
-    for wave, (seed, budget) in product(range(3), orders):
+    for wave, (seed, budget) in product(range(4), orders):
         found = recipes(model, budget)
         plain = reference_of([Key(m.template, m.rate) for m in found])
+        first = {*LIKELIEST, *(() if plain is None else (plain.template,))}
         for cell, member in product(cells(model, seed), found):
             key = (*asdict(cell).values(), member.hash, STEPS)
             fast = member.rate == max(m.rate for m in found if m.template == member.template)
-            first = Key(member.template, member.rate) == plain or member.template in LIKELIEST
-            if key not in met and (wave == 2 or (fast and (wave == 1 or first))):
+            if key not in met and wave == (0 if member.template in first else 2) + (not fast):
                 met.add(key)
                 yield cell, member
 
