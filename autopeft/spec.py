@@ -139,7 +139,7 @@ class LogitsSpec:
     """The linear map that yields a model's logits: `hidden` numbers in for each row or token, and `width`
     out, the classes of a head or the words of a language model, which has them of all `tokens`. `behind` is
     the option of its config by which it alters them afterwards (a cap, a scale), empty where it has none.
-    `deep` says whether a head has layers of its own before the map."""
+    `deep` says whether a head has layers of its own before the map; a config alone does not tell."""
 
     hidden: int
     width: int

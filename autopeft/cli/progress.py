@@ -29,6 +29,7 @@ _PHASES = {
     "search": "Search",
     "confirm": "Finalists with fresh seeds",
     "baseline": "Baselines at the same budget",
+    "another LoRA": "LoRA at a lower rate, as the chosen one lost a seed",
     "test": "Test of the winner",
 }
 _ROWS, _LONGEST = 12, 60

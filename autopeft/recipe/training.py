@@ -11,7 +11,7 @@ from autopeft.method import MethodConfig
 from autopeft.recipe.models import Part, validate_config
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER, Optimizer
 
-__all__ = ["GroupSection", "GroupSettings", "PolicyItem", "TrainingSection", "address"]
+__all__ = ["HEAD_PARTS", "GroupSection", "GroupSettings", "PolicyItem", "TrainingSection", "address"]
 
 
 HEAD_PARTS = ("hidden",)

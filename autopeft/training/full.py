@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from autopeft.assets.heads import head_names
 from autopeft.counting import Counts
+from autopeft.hybrid.groups import groups_of_head
 from autopeft.recipe import Recipe, TrainingSection
 
 __all__ = ["FullFineTuning"]
@@ -22,7 +23,7 @@ class FullFineTuning:
 
     Args:
         model: the model with its head.
-        training: rates by group; the groups are `backbone` and `head`.
+        training: rates by group; the groups are `backbone`, `head` and `head.hidden`.
     """
 
     needs_prepare = False
@@ -48,13 +49,11 @@ class FullFineTuning:
         return parts
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two optimizer groups."""
-        training = self.recipe.training
-        groups = []
-        for name, parameters in self._parts().items():
-            rate, decay = training.settings(name)
-            groups.append({"name": name, "params": parameters, "lr": rate, "weight_decay": decay})
-        return groups
+        """The optimizer groups of the backbone and of the head (see `groups_of_head`)."""
+        training, parts = self.recipe.training, self._parts()
+        rate, decay = training.settings("backbone")
+        backbone = {"name": "backbone", "params": parts["backbone"], "lr": rate, "weight_decay": decay}
+        return [backbone, *groups_of_head(self.model, parts["head"], training)]
 
     def counts(self) -> Counts:
         """The whole backbone is deployed and trained."""

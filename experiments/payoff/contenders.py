@@ -176,9 +176,14 @@ class Runs:
     # ------------------------------------------------------------------------------------------------------
 
     def _plain(self) -> Run | None:
-        """The largest LoRA on all layers that fits, at its highest usual rate, which was best so far."""
+        """The largest LoRA on all layers that fits, at its highest usual rate, which was best so far; all of
+        its head has one rate."""
         member = self._member("lora", -1)
-        return None if member is None else self._final("LoRA as users take it", member.recipe)
+        if member is None:
+            return None
+        training = member.recipe.training.without_head_parts()
+        recipe = member.recipe.model_copy(update={"training": training})
+        return self._final("LoRA as users take it", recipe)
 
     def _plain_alike(self) -> Run | None:
         """That LoRA, whose head reads what those of the search do."""
@@ -241,12 +246,13 @@ class Runs:
 
     def _more_lora(self) -> Iterator[Recipe]:
         most = Budget.parse(self.cell.budget).limits(self.ready.spec)[1]
+        deep = self.ready.spec.logits is not None and self.ready.spec.logits.deep
         for share in (1.0, 0.5):
             for at in _LORA_AT:
                 unit = count(_lora(1, at, 1e-3), self.ready.spec).deployed
                 rank = int(share * most // unit)
                 for rate in lora_rates(max(rank, 1), 4) if rank else ():
-                    yield _lora(rank, at, rate)
+                    yield _lora(rank, at, rate, deep=deep)
 
     def _full(self) -> Run:
         """Every weight trains, in fp32, at the best of three rates on *select*."""
@@ -327,13 +333,15 @@ class Runs:
         return run
 
 
-def _lora(rank: int, at: str, rate: float) -> Recipe:
+def _lora(rank: int, at: str, rate: float, *, deep: bool = False) -> Recipe:
+    """A LoRA whose head trains as that of the baseline."""
+    groups = {"head": {"learning_rate": 1e-2}} | ({"head.hidden": {"learning_rate": 3e-4}} if deep else {})
     return Recipe.from_dict(
         {
             "autopeft": 2,
             "name": f"lora rank {rank}, {at}",
             "layers": [{"at": at, "attach": [{"lora": {"rank": rank}}]}],
-            "training": {"learning_rate": rate, "groups": {"head": {"learning_rate": 1e-2}}},
+            "training": {"learning_rate": rate, "groups": groups},
         }
     )
 

@@ -209,7 +209,7 @@ def _left_out(controller: Controller) -> list[str]:
         f"There was no time to try {', '.join(once)} with a second seed: one seed chose the learning rate."
     )
     told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
-    return [*told, *([chosen] if once else []), *controller.confirmation.given_up]
+    return [*told, *([chosen] if once else []), *controller.confirmation.lost_seeds]
 
 
 def _is_baseline(winner: Contender, baselines: Iterable[Contender]) -> bool:

@@ -139,9 +139,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
     task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
-    if _has_head(task, spec):
-        kind, labels = (get_kind(KIND), _LABELS) if task is None else (task.task_kind, task.labels)
-        spec = with_head(spec, kind, labels, source)
+    spec = _with_its_head(spec, task, source)
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
     left_out = tuple(dict.fromkeys((*call.leave_out, *own)))
@@ -255,6 +253,20 @@ def _written(out: str | Path | None, recipe: Recipe) -> Path | None:
 def _has_head(task: Task | None, spec: BackboneSpec) -> bool:
     """Whether the task puts a head on the backbone; of no task a decoder's is taken to have none."""
     return task.task_kind.new_head if task is not None else not all(stack.causal for stack in spec.stacks)
+
+
+def _with_its_head(spec: BackboneSpec, task: Task | None, source: ModelSource) -> BackboneSpec:
+    """The spec with the head that the task, or one that sorts rows, puts on the backbone."""
+    if not _has_head(task, spec):
+        return spec
+    if task is not None:
+        return with_head(spec, task.task_kind, task.labels, source)
+    try:
+        return with_head(
+            spec, get_kind("image_classification" if spec.modality == "vision" else KIND), _LABELS, source
+        )
+    except UsageError:  # of some encoder-decoders transformers has no such class
+        return spec
 
 
 def _served(way: str | None) -> list[str]:

@@ -33,15 +33,16 @@ class BaselineRuns(RepeatedRuns):
     happened to fail.
 
     Args:
-        lost: points of the score on *select* below the median of the fresh seeds at which one is lost.
+        lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost;
+            one that fails is. `None`: lost seeds change nothing.
 
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
             failed.
-        given_up: why another candidate has taken the place of the one that the sweep chose, a sentence.
+        lost_seed: what was lost of the candidate that the sweep chose and what came of it, a sentence.
     """
 
-    def __init__(self, index: int, baseline: Baseline, lost: float = math.inf) -> None:
+    def __init__(self, index: int, baseline: Baseline, lost: float | None = None) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
         self.index, self._baseline = index, baseline
@@ -53,11 +54,10 @@ class BaselineRuns(RepeatedRuns):
         self._begun = False
         self._second = baseline.second_runs
         self._further = bool(baseline.beyond)
-        self._lost, self._chosen = lost, 0
+        self._lost, self._chosen = lost if self.prior and self.single else None, 0
         self._other: RepeatedRuns | None = None
-        self._may_change = self.prior and self.single
         self.started = False
-        self.given_up: str | None = None
+        self.lost_seed: str | None = None
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
         """The runs of the sweep that can begin: those of every candidate; once these have ended, one with the
@@ -111,10 +111,9 @@ class BaselineRuns(RepeatedRuns):
         return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
 
     def shorten(self) -> bool:
-        """Choose by the first seed alone, unless a second one has begun, go on to no further rate, and stay
-        with what is chosen; whether a second seed is given up."""
+        """Choose by the first seed alone, unless a second one has begun, and go on to no further rate;
+        whether a second seed is given up."""
         skipped, self._second, self._further = self._second, 0, False
-        self._may_change = False
         return bool(skipped)
 
     def leave_out(self) -> None:
@@ -207,42 +206,51 @@ class BaselineRuns(RepeatedRuns):
         """Whether a job is one of its runs with fresh seeds."""
         return job in self.runs or (self._other is not None and job in self._other.runs)
 
-    @property
-    def _select(self) -> list[float]:
-        return [run.select for run in self.runs.values() if run.select is not None]
-
     def other_jobs(self, seeds: Sequence[int], steps: int) -> list[Job]:
         """Fresh seeds of the next best candidate with a lower rate, once the chosen one has lost a seed. None
         where all is well, where there is no such candidate, while runs are open, or a second time."""
-        ended = self._may_change and self.started and self.complete
-        if not (ended and _loses(self._select, self._lost)):
+        if self._lost is None or self.lost_seed is not None or not (self.started and self.complete):
             return []
-        self._may_change = False
+        runs = list(self.runs.values())
+        scores = [run.select for run in runs if run.select is not None]
+        if not scores or (len(scores) == len(runs) and min(scores) >= statistics.median(scores) - self._lost):
+            return []
+        each = ", ".join("failed" if r.select is None else f"{r.select:.4g}" for r in runs)
+        self._remark(f"lost a seed (score on select, each seed: {each})")
         rate = _rate_of(self._baseline.candidates[self._chosen])
         lower = (i for i in self._ranked() if _rate_of(self._baseline.candidates[i]) < rate)
         if (index := next(lower, None)) is None:
             return []
-        self._other = other = RepeatedRuns(self._baseline.title(index), "baseline")
+        # Its rate tells its runs from those of the first, which may have the same place.
+        self._other = other = RepeatedRuns(self._baseline.label(index), "baseline")
         other.recipe, other.counts = self._baseline.candidates[index], self._baseline.counts_of(index)
         other.searched = self._searched(index)
         return other.final_jobs(self._run_of(index), seeds, steps, ("select", "test"), keep=True)
 
+    def _remark(self, what: str) -> None:
+        before = self._baseline.label(self._chosen) if self.lost_seed is None else self.lost_seed[:-1]
+        self.lost_seed = f"{before}, {what}."
+
     def _choose_again(self, other: RepeatedRuns) -> None:
-        """Take the candidate with the better mean over its fresh seeds; of equals the one that loses none."""
+        """Take the candidate of which fewer seeds failed, then that with the better mean; of equals stay."""
         self._other = None
-        means = [
-            statistics.fmean(r.rank for r in runs.good) if runs.good else -math.inf for runs in (self, other)
-        ]
-        if means[1] < means[0]:
-            return
-        scores = ", ".join(f"{100 * score:.1f}" for score in self._select)
-        rate = _rate_of(self.recipe)
-        self.given_up = (
-            f"{self.name} at the rate {rate:.3g} lost a seed ({scores} on select): it is compared with the "
-            f"next best, {other.name} at {_rate_of(other.recipe):.3g}."
+        ours, theirs = (
+            (len(runs.good), statistics.fmean(run.rank for run in runs.good) if runs.good else 0.0)
+            for runs in (self, other)
         )
-        self.name, self.recipe, self.counts = other.name, other.recipe, other.counts
+        if theirs <= ours:
+            self._remark(f"and {other.name}, which was tried in its place, was no better")
+            return
+        self._remark(f"so that {other.name}, has taken its place")
+        index = next(i for i, c in enumerate(self._baseline.candidates) if c is other.recipe)
+        self.name, self.recipe, self.counts = self._baseline.title(index), other.recipe, other.counts
         self.runs, self.searched = other.runs, other.searched
+
+    def drop_other(self, why: str) -> None:
+        """Do without the candidate that might take the place of the chosen one."""
+        if self._other is not None:
+            self._remark(f"and {why} the next one with a lower rate")
+            self._other = None
 
     @property
     def trained(self) -> bool:
@@ -332,8 +340,3 @@ class BaselineRuns(RepeatedRuns):
 
 def _rate_of(recipe: Mapping[str, Any]) -> float:
     return Recipe.from_dict(dict(recipe)).training.learning_rate
-
-
-def _loses(scores: Sequence[float], lost: float) -> bool:
-    """Whether one of several scores lies so many points below their median."""
-    return len(scores) > 1 and min(scores) < statistics.median(scores) - lost

@@ -227,7 +227,8 @@ def baselines(
     found: list[Baseline | None] = []
     for kind in wanted:
         if kind == "lora":
-            found.append(_lora_within(budget, spec, rates, _PLACES.get(effort, 3)))
+            places, deep = _PLACES.get(effort, 3), _hidden_apart(bound)
+            found.append(_lora_within(budget, spec, rates, places, deep=deep))
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -248,14 +249,30 @@ def _most_rank(budget: Budget) -> int:
     return VLLM_RANKS[-1] if vllm else _MAX_RANK
 
 
-def _lora_within(budget: Budget, spec: BackboneSpec, rates: int, places: int) -> Baseline | None:
+def _hidden_apart(bound: BoundSpace) -> bool:
+    """Whether a head's hidden layers have a rate of their own beside LoRA: as in the space, and where that
+    has no rate for the head at all."""
+    training = bound.training(bound.middle())
+    groups = training.get("groups") if isinstance(training, dict) else None
+    return bound.deep_head and (not groups or "head" not in groups or "head.hidden" in groups)
+
+
+def _lora_within(
+    budget: Budget, spec: BackboneSpec, rates: int, places: int, *, deep: bool
+) -> Baseline | None:
     """The LoRA baseline of a budget, inside the limits that it has beside the parameters."""
 
     def admits(recipe: Mapping[str, Any]) -> bool:
         return keeps_within(Recipe.from_dict(dict(recipe)), budget, spec)
 
     return lora_baseline(
-        spec, budget.limits(spec), rates, places=places, most_rank=_most_rank(budget), admits=admits
+        spec,
+        budget.limits(spec),
+        rates,
+        places=places,
+        most_rank=_most_rank(budget),
+        admits=admits,
+        deep=deep,
     )
 
 
@@ -267,6 +284,7 @@ def lora_baseline(
     places: int = 1,
     most_rank: int = _MAX_RANK,
     admits: Callable[[Mapping[str, Any]], bool] = lambda recipe: True,
+    deep: bool = False,
 ) -> Baseline | None:
     """LoRA of the largest rank that fits the budget, at the first `places` of: q and v, the whole attention,
     every linear map; and on q and v of the last half of the layers.
@@ -279,9 +297,9 @@ def lora_baseline(
     Args:
         admits: whether a recipe keeps the limits beside the budget; on the same layers a smaller rank does
             where a larger one does. Where no LoRA keeps them, it is as large as the budget allows.
+        deep: whether the head's hidden layers have a rate of their own.
     """
     fitting: list[_Fitting] = []
-    deep = spec.logits is not None and spec.logits.deep
     for place, sites in _lora_places(spec, places):
         for layers in (_depths(spec), _last_half(spec)) if not fitting else (_depths(spec),):
             found = _largest_lora(spec, limits, sites, layers, most_rank, admits)

@@ -59,7 +59,8 @@ class Confirmation:
     ) -> None:
         self.effort, self._seed, self._on_phase = effort, seed, on_phase
         self.judge, self._has_weights = judge or Judge(), has_weights
-        lost = _LOST * self.judge.select.span
+        # Where cost decides, the other LoRAs may be finalists themselves.
+        lost = _LOST * self.judge.select.span if self.judge.cost is None else None
         self.races = [BaselineRuns(i, b, lost) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
         self.winner: RepeatedRuns | None = None
@@ -105,7 +106,7 @@ class Confirmation:
     def _leave_out(self, race: BaselineRuns) -> None:
         self.left_out.append(race.name)
         for queue in (self._queue, self._at_leisure):
-            kept = [job for job in queue if job.id not in race.sweep and not race.owns(job.id)]
+            kept = [job for job in queue if job.id not in race.sweep and job.id not in race.runs]
             queue.clear()
             queue.extend(kept)
         race.leave_out()
@@ -142,9 +143,9 @@ class Confirmation:
     def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
         """The next job that can run now; what decides nothing comes when there is nothing else, and only
         where it `fits` into the time that is left."""
-        if self._queue:
-            return self._queue.popleft()
-        while self._at_leisure:
+        while self._queue or self._at_leisure:
+            if self._queue:
+                return self._queue.popleft()
             job = self._at_leisure.popleft()
             if fits(job):
                 return job
@@ -155,7 +156,14 @@ class Confirmation:
         """Drop a run of a baseline that decides nothing; without one of its sweep, or without any, it is left
         out."""
         for race in self.races:
-            if job.id in race.runs:
+            if race.owns(job.id) and job.id not in race.runs:
+                race.drop_other("there was no time for")
+                kept = [
+                    j for j in self._at_leisure if any(r.owns(j.id) or j.id in r.sweep for r in self.races)
+                ]
+                self._at_leisure = deque(kept)
+                self.advance()
+            elif job.id in race.runs:
                 race.drop(job.id)
             elif job.id not in race.sweep:
                 continue
@@ -163,7 +171,11 @@ class Confirmation:
                 self._leave_out(race)
 
     def clear(self) -> None:
-        """Forget what was not begun."""
+        """Forget what was not begun. Where all that decides has ended, the winner is chosen."""
+        for race in self.races:
+            race.drop_other("the search ended before")
+        if self._decided:
+            self._test()
         self._queue.clear()
         self._at_leisure.clear()
 
@@ -201,10 +213,18 @@ class Confirmation:
         for race in self.races:
             if race.swept and not race.started:
                 self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
-            self._queue_of(race).extend(race.other_jobs(seeds, self.effort.steps))
-        known = bool(self.finalists) and all(f.complete for f in self.finalists)
-        if known and not self._testing and all(r.ended for r in self.races if self._awaited(r)):
+            if others := race.other_jobs(seeds, self.effort.steps):
+                self._on_phase("another LoRA", len(others))
+                # They come before what decides nothing, and only where there is time.
+                self._at_leisure.extendleft(reversed(others))
+        if self._decided:
             self._test()
+
+    @property
+    def _decided(self) -> bool:
+        """Whether all has ended that the winner is chosen by, and it is not chosen yet."""
+        known = bool(self.finalists) and all(f.complete for f in self.finalists)
+        return known and not self._testing and all(r.ended for r in self.races if self._awaited(r))
 
     def _queue_of(self, race: BaselineRuns) -> deque[Job]:
         return self._queue if self._awaited(race) or race.untuned else self._at_leisure
@@ -225,9 +245,9 @@ class Confirmation:
         return [race.name for race in self.races if race.failed]
 
     @property
-    def given_up(self) -> list[str]:
-        """Why another LoRA than the one that the sweep chose is compared with, a sentence each."""
-        return [race.given_up for race in self.races if race.given_up is not None]
+    def lost_seeds(self) -> list[str]:
+        """What baselines lost of their fresh seeds and what came of it, a sentence each."""
+        return [race.lost_seed for race in self.races if race.lost_seed is not None]
 
     @property
     def best_baseline(self) -> Contender | None:

@@ -13,7 +13,7 @@ from support.evidence import evidence
 from support.language import save_decoder
 from support.saved_model import save_backbone, write_reviews
 from support.tiny import tiny_config
-from transformers import AutoModel
+from transformers import AutoModel, PegasusConfig
 
 import autopeft
 from autopeft.errors import UsageError
@@ -114,6 +114,20 @@ def test_the_hidden_layers_of_a_head_learn_more_slowly(place: dict[str, Any], tm
     found = [autopeft.recommend(**place, rows=500), autopeft.recommend(**model, rows=500)]
     assert ["head.hidden" in f.recipe.training.groups for f in found] == [False, True]
     assert found[1].recipe.training.settings("head", part="hidden").learning_rate == 3e-4
+
+
+PEGASUS = PegasusConfig(
+    vocab_size=200, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+    encoder_attention_heads=4, decoder_attention_heads=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [tiny_config("vit"), PEGASUS], ids=["vit", "pegasus"])
+def test_other_backbones_have_recipes_as_well(config: Any, tmp_path: Path) -> None:
+    """Transformers has no class that sorts rows by Pegasus."""
+    AutoModel.from_config(config).save_pretrained(tmp_path / "other")
+    found = autopeft.recommend(model=str(tmp_path / "other"), budget="20%", rows=500)
+    assert found.recipe.entries()
 
 
 def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:

@@ -68,6 +68,8 @@ def test_no_recipe_fits_what_is_too_small() -> None:
 @pytest.mark.parametrize("deep", [True, False])
 def test_the_hidden_layers_of_a_head_learn_more_slowly(deep: bool) -> None:
     spec = replace(minilm_spec(), logits=LogitsSpec(384, 2, deep=deep))
-    for member in (m for t in templates() for m in fitted(t, spec, Budget.parse("0.5%"))):
+    members = [m for t in templates() for m in fitted(t, spec, Budget.parse("0.5%"))]
+    assert len(members) > 20
+    for member in members:
         rates = {name: g.learning_rate for name, g in member.recipe.training.groups.items() if "head" in name}
         assert rates == {"head": 1e-2, **({"head.hidden": 3e-4} if deep else {})}

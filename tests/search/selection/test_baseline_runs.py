@@ -246,7 +246,7 @@ def test_a_shortened_sweep_goes_on_to_nothing() -> None:
     assert chosen(done) == "c"
 
 
-def lora_race(*rates: float, lost: float = 0.05, kind: Any = "lora") -> BaselineRuns:
+def lora_race(*rates: float, lost: float | None = 0.05, kind: Any = "lora") -> BaselineRuns:
     """Whose candidates are named after their rates."""
     recipes = tuple(
         Recipe.from_dict({"name": f"r{rate:g}", "training": {"learning_rate": rate}}).to_dict()
@@ -264,6 +264,7 @@ def score(race: BaselineRuns, jobs: Sequence[Any], scores: Sequence[float | None
 
 
 SEEDS = fresh_seeds(0, 3)
+LOST = "LoRA 1, learning rate 0.003, lost a seed (score on select, each seed: 0.91, 0.2, 0.9)"
 
 
 def test_where_a_seed_is_lost_the_next_best_with_a_lower_rate_has_its_seeds_too() -> None:
@@ -275,6 +276,7 @@ def test_where_a_seed_is_lost_the_next_best_with_a_lower_rate_has_its_seeds_too(
     score(race, jobs[2:], (0.9,))
     others = race.other_jobs(SEEDS, 10)
     assert [(j.recipe["name"], j.seed) for j in others] == [("r0.0005", s) for s in SEEDS]
+    assert others[0].label == f"LoRA 3, learning rate 0.0005, seed {SEEDS[0]}"
     assert not race.ended
     assert [race.owns(j.id) for j in (*jobs, *others)] == [True] * 6
     score(race, others[:2], (0.8, 0.82))
@@ -289,46 +291,75 @@ def test_where_a_seed_is_lost_the_next_best_with_a_lower_rate_has_its_seeds_too(
     assert race.ranks == [0.8, 0.82, 0.81, 0.8], (
         "that of its sweep, then those of its fresh seeds, best first"
     )
-    assert race.given_up == (
-        "LoRA 1 at the rate 0.003 lost a seed (91.0, 20.0, 90.0 on select): it is compared with the next "
-        "best, LoRA 3 at 0.0005."
-    )
+    assert race.lost_seed == f"{LOST}, so that LoRA 3, learning rate 0.0005, has taken its place."
     assert race.other_jobs(SEEDS, 10) == [], "once at most"
 
 
-def test_select_chooses_between_the_two() -> None:
-    race = lora_race(1e-3, 3e-3)
+def begun(scores: Sequence[float | None] = (0.91, 0.2, 0.9), **more: Any) -> BaselineRuns:
+    """A baseline whose candidate with the higher rate has these scores with fresh seeds."""
+    race = lora_race(1e-3, 3e-3, **more)
     sweep(race, (0.7, 0.9), (0.9, 0.7))
-    score(race, race.jobs(SEEDS, 10), (0.91, 0.8, 0.9))
-    score(race, race.other_jobs(SEEDS, 10), (0.7, 0.71, None))
-    assert race.ended
-    assert (race.name, race.given_up) == ("LoRA 1", None)
-    assert race.contender().select == (0.91, 0.8, 0.9)
+    score(race, race.jobs(SEEDS, 10), scores)
+    return race
 
 
 @pytest.mark.parametrize(
-    ("scores", "lost", "kind", "rates"),
+    ("ours", "theirs", "taken"),
     [
-        ((0.91, 0.86, 0.9), 0.05, "lora", (1e-3, 3e-3)),  # four points below the median
-        ((0.91, 0.2, 0.9), math.inf, "lora", (1e-3, 3e-3)),  # of a metric without a range
-        ((0.91, 0.2, 0.9), 0.05, "head", (1e-3, 3e-3)),
-        ((0.91, 0.2, 0.9), 0.05, "lora", (9e-3, 3e-3)),  # no candidate has a lower rate
-        ((0.91, None, None), 0.05, "lora", (1e-3, 3e-3)),
+        ((0.91, 0.8, 0.9), (0.7, 0.71, 0.72), False),
+        ((0.91, 0.2, 0.9), (0.95, None, None), False),
+        ((0.91, 0.2, 0.9), (0.91, 0.2, 0.9), False),  # of equals the first
+        ((0.91, None, 0.9), (0.7, 0.71, 0.72), True),  # one that fails is lost
+        ((0.91, 0.2, 0.9), (0.7, 0.71, 0.72), True),
+    ],
+)
+def test_select_chooses_between_the_two(
+    ours: Sequence[float | None], theirs: Sequence[float | None], taken: bool
+) -> None:
+    race = begun(ours)
+    score(race, race.other_jobs(SEEDS, 10), theirs)
+    assert race.ended
+    assert race.name == ("LoRA 0" if taken else "LoRA 1")
+    assert race.contender().select == tuple(s for s in (theirs if taken else ours) if s is not None)
+    assert race.lost_seed is not None
+    no_better = "and LoRA 0, learning rate 0.001, which was tried in its place, was no better."
+    assert race.lost_seed.endswith(no_better) != taken
+
+
+def test_the_other_one_can_be_given_up() -> None:
+    race = begun()
+    jobs = race.other_jobs(SEEDS, 10)
+    score(race, jobs[:1], (0.8,))
+    race.drop_other("there was no time for")
+    assert race.ended
+    assert [race.owns(job.id) for job in jobs] == [False] * 3
+    assert race.contender().select == (0.91, 0.2, 0.9)
+    assert race.lost_seed == f"{LOST}, and there was no time for the next one with a lower rate."
+
+
+@pytest.mark.parametrize(
+    ("scores", "more"),
+    [
+        ((0.91, 0.86, 0.9), {}),  # four points below the median
+        ((0.91, 0.2, 0.9), {"lost": math.inf}),  # of a metric without a range
+        ((0.91, 0.2, 0.9), {"lost": None}),
+        ((0.91, 0.2, 0.9), {"kind": "head"}),
+        ((None, None, None), {}),
     ],
 )
 def test_otherwise_it_stays_with_what_the_sweep_chose(
-    scores: tuple[float | None, ...], lost: float, kind: Any, rates: tuple[float, float]
+    scores: Sequence[float | None], more: dict[str, Any]
 ) -> None:
-    race = lora_race(*rates, lost=lost, kind=kind)
-    sweep(race, (0.7, 0.9), (0.9, 0.7))
-    score(race, race.jobs(SEEDS, 10), scores)
+    race = begun(scores, **more)
     assert race.other_jobs(SEEDS, 10) == []
     assert race.ended
+    assert race.lost_seed is None
 
 
-def test_where_time_is_short_it_stays_with_what_the_sweep_chose() -> None:
-    race = lora_race(1e-3, 3e-3)
-    sweep(race, (0.7, 0.9))
-    race.shorten()
+def test_where_no_candidate_has_a_lower_rate_it_says_what_is_lost() -> None:
+    race = lora_race(9e-3, 3e-3)
+    sweep(race, (0.7, 0.9), (0.9, 0.7))
     score(race, race.jobs(SEEDS, 10), (0.91, 0.2, 0.9))
     assert race.other_jobs(SEEDS, 10) == []
+    assert race.ended
+    assert race.lost_seed == f"{LOST}."

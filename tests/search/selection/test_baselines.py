@@ -120,17 +120,34 @@ def test_small_ranks_take_large_rates() -> None:
     assert small.candidates[2]["training"]["learning_rate"] == lora_rates(1, 3)[2] > 2.5e-2
 
 
-def test_the_hidden_layers_of_a_head_learn_more_slowly() -> None:
-    linear, deep = LogitsSpec(64, 2), LogitsSpec(64, 2, deep=True)
-    for logits, names in ((linear, {"head"}), (deep, {"head", "head.hidden"})):
-        baseline = lora_baseline(replace(BERT, logits=logits), (0, 60_000), rates=2)
-        assert baseline is not None
-        for index, found in enumerate(baseline.candidates):
-            training = Recipe.from_dict(dict(found)).training
-            assert set(training.groups) == names
-            last, hidden = (training.settings("head", part=part).learning_rate for part in ("", "hidden"))
-            assert (last, hidden) == (1e-2, 3e-4 if len(names) == 2 else 1e-2)
-            assert baseline.label(index).endswith(f"learning rate {training.learning_rate:.3g}")
+NAMED = """
+autopeft: 2
+name: named
+layers: [{attach: [{lora: {rank: {choice: [1, 2]}}}]}]
+training: {groups: {head: {learning_rate: 0.1}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("space", "deep", "names"),
+    [
+        ("default", False, {"head"}),
+        ("default", True, {"head", "head.hidden"}),
+        ("autopeft", True, {"head", "head.hidden"}),  # which has no rate for the head
+        (Space.from_yaml(NAMED), True, {"head"}),  # where all of the head learns alike
+    ],
+)
+def test_a_heads_hidden_layers_learn_beside_lora_as_they_do_in_the_space(
+    space: Any, deep: bool, names: set[str]
+) -> None:
+    spec = replace(BERT, logits=LogitsSpec(64, 2, deep=deep))
+    (baseline,) = found(spec, "50000", space, kinds=["lora"])
+    for index, recipe in enumerate(baseline.candidates):
+        training = Recipe.from_dict(dict(recipe)).training
+        assert set(training.groups) == names
+        last, hidden = (training.settings("head", part=part).learning_rate for part in ("", "hidden"))
+        assert (last, hidden) == (1e-2, 3e-4 if len(names) == 2 else 1e-2)
+        assert baseline.label(index).endswith(f"learning rate {training.learning_rate:.3g}")
 
 
 def test_lora_and_the_head_go_on_beyond_their_rates() -> None:

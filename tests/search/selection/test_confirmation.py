@@ -80,22 +80,83 @@ def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Pat
     assert [b.name for b in result.baselines] == ["LoRA of rank 100"]
 
 
+def unstable(job: Job) -> JobResult:
+    """One of three fresh seeds of the second candidate collapses."""
+    done = honest(job)
+    collapsed = job.id.startswith("baseline-0-1-") and job.seed == 1001
+    return replace(done, scores={k: 0.1 if collapsed else 0.5 + v for k, v in done.scores.items()})
+
+
+def unstable_stage(make_stage: Make, ranks: tuple[int, int] = (20, 30), **more: Any) -> Stage:
+    """A search whose LoRA is of two rates; the higher one is chosen by the sweep."""
+    slow, fast = (lora(rank, rate).to_dict() for rank, rate in zip(ranks, (1e-3, 3e-3), strict=True))
+    both = replace(baseline(*ranks), candidates=(slow, fast))
+    return make_stage(replace(EFFORT, seeds=3), baselines=[both], **more)
+
+
+LOST = "LoRA of rank 30, learning rate 0.003, lost a seed (score on select, each seed: 0.531, 0.1, 0.531)"
+
+
 def test_a_winner_is_not_compared_with_a_lora_that_happened_to_fail(make_stage: Make, tmp_path: Path) -> None:
-    """One of three seeds of the better LoRA collapses: the next with a lower rate has its seeds too."""
-    both = replace(baseline(20, 30), candidates=(lora(20, 1e-3).to_dict(), lora(30, 3e-3).to_dict()))
-    stage = make_stage(replace(EFFORT, seeds=3), baselines=[both])
-
-    def outcome(job: Job) -> JobResult:
-        done = honest(job)
-        collapsed = job.id.startswith("baseline-0-1-") and job.seed == 1001
-        return replace(done, scores={k: 0.1 if collapsed else 0.5 + v for k, v in done.scores.items()})
-
-    stage.play(outcome)
+    """The next one with a lower rate has its seeds too, after all that is sure to run."""
+    stage = unstable_stage(make_stage)
+    stage.play(unstable)
     result, _ = finished(stage, tmp_path)
     (told,) = result.baselines
     assert (told.name, len(told.test)) == ("LoRA of rank 20", 3)
     assert min(told.test) > 0.5
-    assert any("LoRA of rank 30 at the rate 0.003 lost a seed" in remark for remark in result.remarks)
+    assert f"{LOST}, so that LoRA of rank 20, learning rate 0.001, has taken its place." in result.remarks
+    assert ("phase", "another LoRA", 3) in stage.events.seen
+    labels = [job.label for job in stage.jobs]
+    assert len(set(labels)) == len(labels)
+
+
+def test_the_lora_that_takes_the_place_may_win(make_stage: Make, tmp_path: Path) -> None:
+    stage = unstable_stage(make_stage, (200, 300))
+    stage.play(unstable)
+    result, run = finished(stage, tmp_path)
+    assert result.winner.to_dict()["layers"] == lora(200).to_dict()["layers"]
+    assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1002"
+
+
+def test_without_time_it_is_compared_with_all_the_same(
+    make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = unstable_stage(make_stage)
+    monkeypatch.setattr(stage.controller.time_budget, "fits", lambda job: False)
+    stage.play(unstable)
+    result, _ = finished(stage, tmp_path)
+    assert [b.name for b in result.baselines] == ["LoRA of rank 30"]
+    assert f"{LOST}, and there was no time for the next one with a lower rate." in result.remarks
+    assert not any(job.id.startswith("baseline-0-0-s") for job in stage.jobs)
+    assert result.confirmed
+
+
+def test_an_interruption_while_the_other_lora_trains_keeps_what_was_confirmed(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = unstable_stage(make_stage)
+
+    def outcome(job: Job) -> JobResult:
+        if job.id.startswith("baseline-0-0-s"):
+            stage.controller.interrupt()
+        return unstable(job)
+
+    stage.play(outcome, workers=1)
+    result, _ = finished(stage, tmp_path)
+    assert [b.name for b in result.baselines] == ["LoRA of rank 30"]
+    assert f"{LOST}, and the search ended before the next one with a lower rate." in result.remarks
+    assert result.confirmed
+
+
+def test_where_cost_decides_all_loras_may_be_finalists_and_none_is_trained_twice(make_stage: Make) -> None:
+    stage = unstable_stage(make_stage, judge=judge("cheapest"), objectives=2, cost="step_cost")
+    stage.play(unstable)
+    assert stage.controller.confirmation.lost_seeds == []
+    trained = Counter(
+        (json.dumps(job.recipe), job.seed) for job in stage.jobs if job.id.startswith("baseline-0-")
+    )
+    assert set(trained.values()) == {1}
 
 
 def test_what_beats_lora_wins_and_no_other_baseline_does(make_stage: Make, tmp_path: Path) -> None:
