@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import tiny_model
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -14,6 +15,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
+from autopeft.training.full import FullFineTuning
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import predict
 from autopeft.training.trial import full_fine_tuning, head_only, run_trial
@@ -157,6 +159,17 @@ def test_head_only_trains_the_head_alone(restored: Any) -> None:
     assert trained == ["classifier.weight", "classifier.bias"]
     assert (outcome.counts.deployed, outcome.counts.trained) == (0, 0)
     assert list(outcome.scores) == ["test"]
+
+
+def test_a_head_s_hidden_layers_have_their_rate_beside_the_whole_backbone() -> None:
+    model = tiny_model("roberta")
+    groups = {"head": {"learning_rate": 0.1}, "head.hidden": {"learning_rate": 0.01}}
+    training = Recipe.from_dict({"name": "r", "training": {"groups": groups}}).training
+    full = FullFineTuning(model, training)
+    found = {g["name"]: (g["lr"], [id(p) for p in g["params"]]) for g in full.parameter_groups()}
+    assert found["head"] == (0.1, [id(p) for p in model.classifier.out_proj.parameters()])
+    assert found["head.hidden"] == (0.01, [id(p) for p in model.classifier.dense.parameters()])
+    assert sum(len(params) for _, params in found.values()) == len(list(model.parameters()))
 
 
 def test_full_fine_tuning_moves_every_layer_and_puts_it_back(restored: Any) -> None:
