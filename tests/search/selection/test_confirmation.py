@@ -132,15 +132,18 @@ def test_without_time_it_is_compared_with_all_the_same(
     assert result.confirmed
 
 
+@pytest.mark.parametrize("cut_off", [True, False])
 def test_an_interruption_while_the_other_lora_trains_keeps_what_was_confirmed(
-    make_stage: Make, tmp_path: Path
+    make_stage: Make, tmp_path: Path, cut_off: bool
 ) -> None:
     stage = unstable_stage(make_stage)
 
     def outcome(job: Job) -> JobResult:
+        done = unstable(job)
         if job.id.startswith("baseline-0-0-s"):
             stage.controller.interrupt()
-        return unstable(job)
+            done = replace(done, error="interrupted", failure="stopped") if cut_off else done
+        return done
 
     stage.play(outcome, workers=1)
     result, _ = finished(stage, tmp_path)

@@ -67,6 +67,11 @@ def test_a_rate_of_hidden_layers_says_nothing_where_the_head_has_none() -> None:
     wanted = there.materialize(there.middle())
     assert "head.hidden" in wanted.training.groups
     assert values_of(wanted, here).exact
+    between = wanted.to_dict()
+    between["layers"][0]["attach"][0]["lora"]["rank"] = 17
+    missing = values_of(Recipe.from_dict(between), here).missing
+    assert missing
+    assert not any("head" in what for what in missing)
     missing = values_of(here.materialize(here.middle()), there).missing
     assert missing == ["learning rate of head.hidden 0.01 became 0.0003"]
 
