@@ -11,8 +11,8 @@ __all__ = ["fresh_runs"]
 
 
 def fresh_runs(finals: Iterable[TrialRecord], result: Mapping[str, Any], index: int) -> Sequence[TrialRecord]:
-    """Runs with fresh seeds of a search's baseline: those of the recipe that its result tells, as another one
-    may have lost a seed and given way to it.
+    """Runs with fresh seeds of a baseline of one recipe: those of the recipe that the search's result tells,
+    as another one may have lost a seed and given way to it.
 
     Args:
         finals: records of the search.

@@ -178,19 +178,22 @@ class Runs:
     def _plain(self) -> Run | None:
         """The largest LoRA on all layers that fits, at its highest usual rate, which was best so far; all of
         its head has one rate."""
+        recipe = self._usual()
+        return None if recipe is None else self._final("LoRA as users take it", recipe)
+
+    def _usual(self) -> Recipe | None:
         member = self._member("lora", -1)
         if member is None:
             return None
         training = member.recipe.training.without_head_parts()
-        recipe = member.recipe.model_copy(update={"training": training})
-        return self._final("LoRA as users take it", recipe)
+        return member.recipe.model_copy(update={"training": training})
 
     def _plain_alike(self) -> Run | None:
         """That LoRA, whose head reads what those of the search do."""
-        member = self._member("lora", -1)
-        if member is None:
+        recipe = self._usual()
+        if recipe is None:
             return None
-        return self._final("the same, read alike", pooled(member.recipe, self.ready.space.pooling))
+        return self._final("the same, read alike", pooled(recipe, self.ready.space.pooling))
 
     def _recommended(self) -> Run:
         """What `autopeft recommend` says without a look at the task, and without evidence of its cluster."""

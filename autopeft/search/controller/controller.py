@@ -202,9 +202,10 @@ class Controller:
         """What came of a baseline's run, in this process or before."""
         return self._came.get(job.id) or self._recall(self._measured_by(job))
 
-    def _fits(self, job: Job) -> bool:
-        """Whether there is time for a job that decides nothing: always for what is known."""
-        return self.time_budget.fits(job) or self._known(job) is not None
+    def _fits(self, jobs: Sequence[Job]) -> bool:
+        """Whether there is time for jobs that a search can do without: always for what is known."""
+        unknown = [job for job in jobs if self._known(job) is None]
+        return all(job.kind == "test" for job in unknown) or self.time_budget.fits(unknown)
 
     # Taking back
     # ------------------------------------------------------------------------------------------------------

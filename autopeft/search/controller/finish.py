@@ -118,6 +118,7 @@ class _Won:
 
 def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], best: TrialRecord) -> _Won:
     """What is returned: the winner where its weights are there, else the next best whose weights are."""
+    controller.confirmation.conclude()
     confirmation, store = controller.confirmation, controller.checkpoints
     first = confirmation.winner
     if first is not None and _kept_run(first, store) is None:

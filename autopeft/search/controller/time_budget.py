@@ -149,9 +149,12 @@ class TimeBudget:
             return None
         return max(2 * trial, self._budget - self._elapsed - after / self.workers)
 
-    def fits(self, job: Job) -> bool:
-        """Whether a job that nothing depends on would end in time."""
-        return self._budget is None or self._elapsed + self._seconds_of(job) <= self._budget
+    def fits(self, jobs: Sequence[Job]) -> bool:
+        """Whether jobs that a search can do without would end in time."""
+        if self._budget is None or not jobs:
+            return True
+        together = math.fsum(self._seconds_of(job) for job in jobs) / min(self.workers, len(jobs))
+        return self._elapsed + together <= self._budget
 
     def _seconds_of(self, job: Job) -> float:
         """What a job takes, as far as that is known."""

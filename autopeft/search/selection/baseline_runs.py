@@ -33,8 +33,8 @@ class BaselineRuns(RepeatedRuns):
     happened to fail.
 
     Args:
-        lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost;
-            one that fails is. `None`: lost seeds change nothing.
+        lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost.
+            `None`: lost seeds change nothing.
 
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
@@ -54,7 +54,7 @@ class BaselineRuns(RepeatedRuns):
         self._begun = False
         self._second = baseline.second_runs
         self._further = bool(baseline.beyond)
-        self._lost, self._chosen = lost if self.prior and self.single else None, 0
+        self._lost, self._chosen = lost if self.prior else None, 0
         self._other: RepeatedRuns | None = None
         self.started = False
         self.lost_seed: str | None = None
@@ -193,10 +193,11 @@ class BaselineRuns(RepeatedRuns):
 
     def take(self, result: JobResult) -> None:
         """See `RepeatedRuns.take`; a score that no seed changes is that of all of them."""
-        if self._other is not None and result.job in self._other.runs:
-            self._other.take(result)
-            if self._other.complete:
-                self._choose_again(self._other)
+        other = self._other
+        if other is not None and result.job in other.runs:
+            other.take(result)
+            if other.complete:
+                self._choose_again(other)
             return
         alike = list(self.runs) if self.untuned else [result.job]
         for job in alike:
@@ -211,11 +212,10 @@ class BaselineRuns(RepeatedRuns):
         where all is well, where there is no such candidate, while runs are open, or a second time."""
         if self._lost is None or self.lost_seed is not None or not (self.started and self.complete):
             return []
-        runs = list(self.runs.values())
-        scores = [run.select for run in runs if run.select is not None]
-        if not scores or (len(scores) == len(runs) and min(scores) >= statistics.median(scores) - self._lost):
+        scores = [run.select for run in self.runs.values() if run.select is not None]
+        if not scores or min(scores) >= statistics.median(scores) - self._lost:
             return []
-        each = ", ".join("failed" if r.select is None else f"{r.select:.4g}" for r in runs)
+        each = ", ".join(f"{score:.4g}" for score in scores)
         self._remark(f"lost a seed (score on select, each seed: {each})")
         rate = _rate_of(self._baseline.candidates[self._chosen])
         lower = (i for i in self._ranked() if _rate_of(self._baseline.candidates[i]) < rate)
@@ -232,13 +232,11 @@ class BaselineRuns(RepeatedRuns):
         self.lost_seed = f"{before}, {what}."
 
     def _choose_again(self, other: RepeatedRuns) -> None:
-        """Take the candidate of which fewer seeds failed, then that with the better mean; of equals stay."""
+        """Take the candidate with the better mean rank over its seeds, if none of the other one's failed."""
         self._other = None
-        ours, theirs = (
-            (len(runs.good), statistics.fmean(run.rank for run in runs.good) if runs.good else 0.0)
-            for runs in (self, other)
-        )
-        if theirs <= ours:
+        whole = len(other.good) == len(other.runs)
+        ours, theirs = ([run.rank for run in runs.good] for runs in (self, other))
+        if not whole or statistics.fmean(theirs) <= statistics.fmean(ours):
             self._remark(f"and {other.name}, which was tried in its place, was no better")
             return
         self._remark(f"so that {other.name}, has taken its place")

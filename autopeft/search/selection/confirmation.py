@@ -71,6 +71,9 @@ class Confirmation:
         self._queue: deque[Job] = deque()
         # What nothing waits for: it fills what a phase leaves idle at its end.
         self._at_leisure: deque[Job] = deque()
+        # Of a LoRA in the place of one that lost a seed: the winner waits for it, where there is time for it.
+        self._others: list[Job] = []
+        self._cleared = False
         self._sweeping = self._open = self._testing = False
 
     def score_untuned(self) -> Job | None:
@@ -140,30 +143,38 @@ class Confirmation:
         ]
         return [replace(r, step_cost=self.judge.cost_of_step(r.recipe)) for r in found]
 
-    def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
-        """The next job that can run now; what decides nothing comes when there is nothing else, and only
-        where it `fits` into the time that is left."""
-        while self._queue or self._at_leisure:
+    def next(self, fits: Callable[[Sequence[Job]], bool] = lambda jobs: True) -> Job | None:
+        """The next job that can run now. What a search can do without comes when there is nothing else, and
+        only where it `fits` into the time that is left: another LoRA, with the test that waits for it, and
+        what decides nothing."""
+        while self._queue or self._others or self._at_leisure:
             if self._queue:
                 return self._queue.popleft()
+            if self._others:
+                self._try_others(fits)
+                continue
             job = self._at_leisure.popleft()
-            if fits(job):
+            if fits([job]):
                 return job
             self._do_without(job)
         return None
+
+    def _try_others(self, fits: Callable[[Sequence[Job]], bool]) -> None:
+        """Let another LoRA be trained with all its seeds, or none of them."""
+        others, self._others = self._others, []
+        if fits([*others, *self._tests(self.finalists[0])]):
+            self._on_phase("another LoRA", len(others))
+            self._queue.extend(others)
+        else:
+            for race in self.races:
+                race.drop_other("there was no time for")
+            self.advance()
 
     def _do_without(self, job: Job) -> None:
         """Drop a run of a baseline that decides nothing; without one of its sweep, or without any, it is left
         out."""
         for race in self.races:
-            if race.owns(job.id) and job.id not in race.runs:
-                race.drop_other("there was no time for")
-                kept = [
-                    j for j in self._at_leisure if any(r.owns(j.id) or j.id in r.sweep for r in self.races)
-                ]
-                self._at_leisure = deque(kept)
-                self.advance()
-            elif job.id in race.runs:
+            if job.id in race.runs:
                 race.drop(job.id)
             elif job.id not in race.sweep:
                 continue
@@ -171,13 +182,17 @@ class Confirmation:
                 self._leave_out(race)
 
     def clear(self) -> None:
-        """Forget what was not begun. Where all that decides has ended, the winner is chosen."""
+        """Forget what was not begun, and begin nothing more."""
+        self._cleared, self._others = True, []
+        self._queue.clear()
+        self._at_leisure.clear()
+
+    def conclude(self) -> None:
+        """Choose the winner where all has ended that it is chosen by but another LoRA, which is given up."""
         for race in self.races:
             race.drop_other("the search ended before")
         if self._decided:
-            self._test()
-        self._queue.clear()
-        self._at_leisure.clear()
+            self._choose()
 
     def take(self, job: Job, result: JobResult) -> None:
         """Store what came of a job."""
@@ -213,10 +228,8 @@ class Confirmation:
         for race in self.races:
             if race.swept and not race.started:
                 self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
-            if others := race.other_jobs(seeds, self.effort.steps):
-                self._on_phase("another LoRA", len(others))
-                # They come before what decides nothing, and only where there is time.
-                self._at_leisure.extendleft(reversed(others))
+            others = race.other_jobs(seeds, self.effort.steps)
+            self._others += [] if self._cleared else others
         if self._decided:
             self._test()
 
@@ -261,10 +274,14 @@ class Confirmation:
         verdict = chosen(self.judge.goal, found) or next(iter(found), None)
         return None if verdict is None else verdict.runs
 
-    def _test(self) -> None:
+    def _choose(self) -> RepeatedRuns | None:
         self._testing = True
         failed = [side for side, _ in self.passed_over]
-        self.winner = winner = self.choose(lambda side: side not in failed)
+        self.winner = self.choose(lambda side: side not in failed)
+        return self.winner
+
+    def _test(self) -> None:
+        winner = self._choose()
         if winner is None:
             return
         jobs = self._tests(winner) if isinstance(winner, Finalist) else self._weights(winner)

@@ -172,8 +172,8 @@ def test_a_job_that_would_end_too_late_does_not_fit() -> None:
     now = [0.0]
     time_budget = budget_of(seconds=30.0, clock=lambda: now[0])
     time_budget.finished(job(), 10.0)
-    assert time_budget.fits(job("baseline"))
+    assert time_budget.fits([job("baseline")])
     now[0] = 25.0
-    assert not time_budget.fits(job("baseline"))
-    assert time_budget.fits(job("test"))
-    assert budget_of().fits(job("baseline"))
+    assert not time_budget.fits([job("baseline")])
+    assert time_budget.fits([job("test")])
+    assert budget_of().fits([job("baseline")])

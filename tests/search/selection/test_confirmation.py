@@ -123,8 +123,10 @@ def test_without_time_it_is_compared_with_all_the_same(
     make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = unstable_stage(make_stage)
-    monkeypatch.setattr(stage.controller.time_budget, "fits", lambda job: False)
+    asked: list[int] = []
+    monkeypatch.setattr(stage.controller.time_budget, "fits", lambda jobs: asked.append(len(jobs)) or False)
     stage.play(unstable)
+    assert asked == [6], "its three seeds and the winner's three tests"
     result, _ = finished(stage, tmp_path)
     assert [b.name for b in result.baselines] == ["LoRA of rank 30"]
     assert f"{LOST}, and there was no time for the next one with a lower rate." in result.remarks
@@ -132,15 +134,18 @@ def test_without_time_it_is_compared_with_all_the_same(
     assert result.confirmed
 
 
-@pytest.mark.parametrize("cut_off", [True, False])
-def test_an_interruption_while_the_other_lora_trains_keeps_what_was_confirmed(
-    make_stage: Make, tmp_path: Path, cut_off: bool
+@pytest.mark.parametrize(
+    ("when", "cut_off"),
+    [("baseline-0-0-s1000", True), ("baseline-0-0-s1000", False), ("baseline-0-1-s1002", False)],
+)
+def test_an_interruption_before_the_other_lora_has_ended_keeps_what_was_confirmed(
+    make_stage: Make, tmp_path: Path, when: str, cut_off: bool
 ) -> None:
     stage = unstable_stage(make_stage)
 
     def outcome(job: Job) -> JobResult:
         done = unstable(job)
-        if job.id.startswith("baseline-0-0-s"):
+        if job.id == when:
             stage.controller.interrupt()
             done = replace(done, error="interrupted", failure="stopped") if cut_off else done
         return done
