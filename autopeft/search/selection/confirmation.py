@@ -73,7 +73,6 @@ class Confirmation:
         self._at_leisure: deque[Job] = deque()
         # Of a LoRA in the place of one that lost a seed: the winner waits for it, where there is time for it.
         self._others: list[Job] = []
-        self._cleared = False
         self._sweeping = self._open = self._testing = False
 
     def score_untuned(self) -> Job | None:
@@ -182,10 +181,10 @@ class Confirmation:
                 self._leave_out(race)
 
     def clear(self) -> None:
-        """Forget what was not begun, and begin nothing more."""
-        self._cleared, self._others = True, []
+        """Forget what was not begun."""
         self._queue.clear()
         self._at_leisure.clear()
+        self._others = []
 
     def conclude(self) -> None:
         """Choose the winner where all has ended that it is chosen by but another LoRA, which is given up."""
@@ -228,8 +227,7 @@ class Confirmation:
         for race in self.races:
             if race.swept and not race.started:
                 self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
-            others = race.other_jobs(seeds, self.effort.steps)
-            self._others += [] if self._cleared else others
+            self._others += race.other_jobs(seeds, self.effort.steps)
         if self._decided:
             self._test()
 
