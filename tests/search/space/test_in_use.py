@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from autopeft.recipe import EmptyRecipe
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.in_use import parameters_in_use
 from autopeft.search.space.space import Space, space_names
+from autopeft.spec import LogitsSpec
 
 SMALL = """
 vars:
@@ -131,3 +133,22 @@ def test_what_left_something_out_decided_and_what_it_left_out_did_not(
     bound = bind(Space.from_yaml(SMALL))
     point = {**POINT, **changes}
     assert set(POINT) - parameters_in_use(bound, point, bound.materialize(point)) == left_out
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_group_for_the_heads_hidden_layers_is_there_where_it_has_some(deep: bool) -> None:
+    spec = replace(spec_of(tiny_config("bert")), logits=LogitsSpec(32, 2, deep=deep))
+    text = """
+autopeft: 2
+name: s
+layers: [{attach: [{lora: {rank: 2}}]}]
+training:
+  groups:
+    head: {learning_rate: 0.1}
+    head.hidden: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}
+"""
+    bound = Space.from_yaml(text).bind(spec)
+    values = bound.middle()
+    recipe = bound.materialize(values)
+    assert set(recipe.training.groups) == ({"head", "head.hidden"} if deep else {"head"})
+    assert ("head.hidden.learning_rate" in parameters_in_use(bound, values, recipe)) == deep

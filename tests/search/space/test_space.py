@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import replace
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -17,9 +16,8 @@ from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.method.registry import method_names
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
-from autopeft.search.space.in_use import parameters_in_use
 from autopeft.search.space.space import BoundSpace, Space, space_names
-from autopeft.spec import BackboneSpec, LogitsSpec
+from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -210,25 +208,6 @@ training:
             values["prefix_tuning.reparameterization"] is not None
         )
     assert seen == {"adamw", "sgd", "adafactor"}
-
-
-@pytest.mark.parametrize("deep", [True, False])
-def test_a_group_for_the_heads_hidden_layers_is_there_where_it_has_some(deep: bool) -> None:
-    spec = replace(MINILM, logits=LogitsSpec(384, 2, deep=deep))
-    bound = space(
-        """
-layers: [{attach: [{lora: {rank: 2}}]}]
-training:
-  groups:
-    head: {learning_rate: 0.1}
-    head.hidden: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}
-""",
-        spec,
-    )
-    values = bound.middle()
-    recipe = bound.materialize(values)
-    assert set(recipe.training.groups) == ({"head", "head.hidden"} if deep else {"head"})
-    assert ("head.hidden.learning_rate" in parameters_in_use(bound, values, recipe)) == deep
 
 
 def test_wrong_optimizers_and_parts_of_a_space_are_told_before_anything_is_drawn() -> None:
