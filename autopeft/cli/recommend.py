@@ -35,8 +35,8 @@ def recommend(given: Given, as_json: Json = False) -> None:
     say_sheet(recommend_sheet(found))
     say()
     rate = found.recipe.training.learning_rate
-    what = found.recipe.name if found.abstained is None else "LoRA"
-    why = "" if found.abstained is None else f": {found.abstained}"
+    what = found.recipe.name if found.reason is None else "LoRA"
+    why = "" if found.reason is None else f": {found.reason}"
     say(f"Recommended is {what}{'' if rate is None else f' at the learning rate {rate:.3g}'}{why}.")
     if found.file is not None:
         say(f"Written to {found.file}.")

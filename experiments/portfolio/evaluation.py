@@ -42,8 +42,8 @@ class Judged:
         over_tuned: over LoRA at the better of its rates.
         regret: of the best recorded recipe over it.
         expected: gain that was promised.
-        abstained: whether LoRA was recommended.
-        known: whether there was evidence to recommend anything from.
+        lora: whether LoRA was recommended.
+        abstained: whether it was for want of evidence.
         seeds: of the cell; with one, `over_tuned` and `regret` favour what is compared with.
     """
 
@@ -57,8 +57,8 @@ class Judged:
     regret: float
     expected: float
     covered: bool | None
+    lora: bool
     abstained: bool
-    known: bool
     seeds: int
 
 
@@ -85,8 +85,8 @@ def _judge(ranking: Ranking, gains: Gains, cell: tuple[str, str, int, str]) -> J
         regret=_chosen(gains, lambda key: True) - gain,
         expected=0.0 if estimate is None else estimate.gain,
         covered=None if estimate is None else estimate.low <= gain <= estimate.high,
-        abstained=ranking.reason is not None,
-        known=len(ranking.choices) > 1,
+        lora=ranking.reason is not None,
+        abstained=not ranking.known,
         seeds=len(gains),
     )
 
@@ -136,7 +136,7 @@ def evaluation(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> str:
     ]
     lines += ["", "| task | rows | budget | recommended | gain | regret |", "|---|---|---|---|---|---|"]
     for j in found:
-        name = f"{j.pick.template}, rate {j.pick.rate}{' (abstained)' if j.abstained else ''}"
+        name = f"{j.pick.template}, rate {j.pick.rate}{' (no evidence)' if j.abstained else ''}"
         lines.append(f"| {j.task} | {j.rows:,} | {j.budget} | {name} | {j.gain:+.1f} | {j.regret:.1f} |")
     return "\n".join([*lines, "", *_sharpening(evidence, specs)])
 
@@ -165,8 +165,8 @@ def _line(found: Sequence[Judged]) -> str:
     return " | ".join(
         (
             str(len(found)),
+            f"{100 * statistics.fmean(j.lora for j in found):.0f} %",
             f"{100 * statistics.fmean(j.abstained for j in found):.0f} %",
-            f"{100 * statistics.fmean(not j.known for j in found):.0f} %",
             _by_cluster((j.cluster, j.gain) for j in found),
             _by_cluster((j.cluster, j.over_tuned) for j in found),
             _by_cluster((j.cluster, j.regret) for j in found),

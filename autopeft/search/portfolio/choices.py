@@ -50,12 +50,17 @@ class Ranking:
         choices: best first; plain LoRA stands where its merit of zero puts it. Recipes without evidence are
             not among them.
         reference: plain LoRA, at the rate that gains are over; `None` where none fits.
-        reason: why no recipe but LoRA can be recommended; `None` where one can.
+        reason: why plain LoRA is first, or why nothing is; `None` where another recipe is first.
     """
 
     choices: tuple[Choice, ...]
     reference: Choice | None
     reason: str | None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is evidence to rank by: of any recipe beside plain LoRA."""
+        return any(choice.estimate is not None for choice in self.choices)
 
     def pooled(self, pooling: Pooling) -> Ranking:
         """The same with heads that read so."""

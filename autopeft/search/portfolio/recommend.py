@@ -55,7 +55,9 @@ class Recommendation:
         recipe: the first choice.
         choices: all that there is evidence for, best first, with plain LoRA among them.
         reference: plain LoRA, which gains are over.
-        abstained: why no more than LoRA can be recommended; `None` where more can.
+        reason: why LoRA is recommended: that the evidence allows to expect no more of another recipe, or that
+            there is none; `None` where another recipe is recommended.
+        abstained: whether LoRA stands for want of evidence.
         why: where it comes from and how far it goes, a sentence each.
         command: what searches on from there.
         budget, model, task, rows: what it is for.
@@ -65,7 +67,8 @@ class Recommendation:
     recipe: Recipe
     choices: tuple[Choice, ...] = field(repr=False)
     reference: Choice = field(repr=False)
-    abstained: str | None
+    reason: str | None
+    abstained: bool
     why: tuple[str, ...]
     command: str
     budget: str
@@ -88,6 +91,7 @@ class Recommendation:
         """The recommendation as data."""
         return {
             "recipe": self.recipe.to_dict(),
+            "reason": self.reason,
             "abstained": self.abstained,
             "why": list(self.why),
             "command": self.command,
@@ -163,7 +167,8 @@ def recommend(call: RecommendCall) -> Recommendation:
         recipe=first.fitted.recipe,
         choices=ranking.choices,
         reference=ranking.reference,
-        abstained=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
+        reason=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
+        abstained=not ranking.known,
         why=(*_why(known, ranking, name, left_out, own), *_served(asked.serve), *sharper.why, *read),
         command=_command(asked, file),
         budget=str(asked.budget),

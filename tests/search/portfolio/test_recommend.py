@@ -63,7 +63,8 @@ def scaled(target: Any) -> Any:
 @pytest.mark.usefixtures("near")
 def test_without_a_task_it_says_what_is_best_over_all(place: dict[str, Any]) -> None:
     found = autopeft.recommend(**place, rows=500)
-    assert found.abstained is None
+    assert found.reason is None
+    assert not found.abstained
     assert found.recipe.methods == ("dora",)
     assert found.first.estimate is not None
     assert found.first.estimate.low < found.first.estimate.gain < found.first.estimate.high
@@ -130,6 +131,19 @@ def test_other_backbones_have_recipes_as_well(config: Any, tmp_path: Path) -> No
     assert found.recipe.entries()
 
 
+@pytest.mark.usefixtures("near")
+def test_lora_that_the_evidence_finds_best_is_a_recommendation(
+    place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = evidence(lambda key, setting: 0.0 if key.template == "lora" else -2.0, noise=0.2, seeds=1)
+    monkeypatch.setattr(module, "shipped_evidence", lambda: worse)
+    found = autopeft.recommend(**place, rows=500)
+    assert found.recipe.methods == ("lora",)
+    assert "does not allow to expect more" in str(found.reason)
+    assert not found.abstained
+    assert (found.to_dict()["reason"], found.to_dict()["abstained"]) == (found.reason, False)
+
+
 def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"no cluster 'trek'\..*Did you mean 'trec'"):
         autopeft.recommend(**place, leave_out=["trek"])
@@ -144,8 +158,8 @@ def test_a_stand_in_leaves_out_its_own_texts() -> None:
 
 def test_far_from_all_evidence_lora_is_recommended_and_named(place: dict[str, Any]) -> None:
     found = autopeft.recommend(**{**place, "budget": "60%"})
-    assert found.abstained is not None
-    assert "no evidence from two clusters" in found.abstained
+    assert found.abstained
+    assert "no evidence from two clusters" in str(found.reason)
     assert found.recipe.methods == ("lora",)
     assert found.recipe.training.learning_rate == 4.5e-3
 
@@ -155,7 +169,8 @@ def test_another_kind_of_task_has_no_evidence(place: dict[str, Any], tmp_path: P
     rows = "".join(f"film {'good ' * (i % 9)},{i / 7:.3f}\n" for i in range(80))
     (tmp_path / "numbers.csv").write_text("text,label\n" + rows)
     found = autopeft.recommend(**place, task=str(tmp_path / "numbers.csv"), kind="regression")
-    assert found.abstained == "there is no evidence of tasks of the kind regression"
+    assert found.reason == "there is no evidence of tasks of the kind regression"
+    assert found.abstained
     assert found.recipe.methods == ("lora",)
 
 
