@@ -28,7 +28,6 @@ _PHASES = {
     "precision": "Timing bf16 against fp32",
     "search": "Search",
     "confirm": "Finalists with fresh seeds",
-    "baseline": "Baselines at the same budget",
     "another LoRA": "LoRA at a lower rate, as the chosen one lost a seed",
     "test": "Test of the winner",
 }

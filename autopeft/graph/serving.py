@@ -193,7 +193,7 @@ def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: str, head: b
 def _vllm(graph: CompositionGraph, head: bool) -> str | None:
     spec = graph.spec
     if head:
-        return "vLLM's LoRAs hold no trained head, which this task has; serve it as merged"
+        return "vLLM's LoRAs hold no trained head; serve a model with one as merged"
     if spec.family in WITHOUT_VLLM_LORA:
         return f"vLLM has no LoRA for {spec.family!r}; serve it as merged"
     entries = list(graph.entries.values())

@@ -20,12 +20,12 @@ def recommend_sheet(found: Recommendation) -> Sheet:
         shown.append(found.reference)
     rows = tuple(_row(choice, choice.key == found.reference.key) for choice in shown)
     left = len(found.choices) - len(shown)
-    notes = [f"{left} more recipes have lower expectations; --json has all."] if left > 0 else []
+    notes = [f"{left} more recipes rank lower; --json has all."] if left > 0 else []
     title = f"Recipes for {found.model} within {found.budget}, {found.rows:,} rows"
     return Sheet(
         ("recipe", "size", "rate", "gain over LoRA", "95 % interval", "parameters", "step", "evidence"),
         rows,
-        title=f"{title}, best expectation first",
+        title=f"{title}, by the gain that is exceeded with a probability of 75 %",
         notes=(_GAINS, *notes, *found.why),
         right=frozenset({"size", "rate", "gain over LoRA", "95 % interval", "parameters", "step"}),
         fold=frozenset({"evidence"}),

@@ -58,7 +58,7 @@ def _measured(result: SearchResult, budget: str) -> str:
     if result.select:
         fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
         return f"Retrained with {fresh}, and scored on select; the winner has no score on test."
-    return "Not retrained with fresh seeds: the score is the search's own, on select; test not touched."
+    return "No winner was confirmed with fresh seeds: the score is the search's own, on select, none on test."
 
 
 def _stand_in(metric: str, trial_metric: str | None) -> list[str]:

@@ -7,7 +7,6 @@ import shutil
 import time as clock
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 from autopeft.arguments import takes
@@ -127,10 +126,6 @@ def _go(
 ) -> SearchResult:
     make_folder(folder.state)
     spent = Clock(folder.state / "clock.json")
-    if ready.seconds is not None:
-        # What was prepared until now took its time too.
-        gone = spent.before + clock.monotonic() - start
-        ready = replace(ready, seconds=max(1.0, ready.seconds - gone))
     if reporter is None:  # what limits the scores is said all the same
         for remark in ready.summary.remarks:
             (notify or _log.warning)(remark)
@@ -186,6 +181,7 @@ def _run(
         recall=kept.recall,
         past=past.records,
         seconds=ready.seconds,
+        spent=spent.before + clock.monotonic() - start,  # what was prepared until now took its time too
         test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
         grace=a.grace,
     )

@@ -18,17 +18,17 @@ def test_the_best_are_shown_with_what_they_gain_and_plain_lora_beside_them() -> 
     assert found.reference is not None
     sheet = recommend_sheet(
         Recommendation(
-            found.choices[0].fitted.recipe, found.choices, found.reference, None, ("Because.",), "autopeft",
-            "0.5%", "minilm", None, 500,
+            found.choices[0].fitted.recipe, found.choices, found.reference, None, False, ("Because.",),
+            "autopeft", "0.5%", "minilm", None, 500,
         )
     )  # fmt: skip
     first = dict(zip(sheet.headers, sheet.rows[0], strict=True))
     assert (first["recipe"], first["size"], first["step"]) == ("dora", "10", "0.50 ×")
     assert first["gain over LoRA"].startswith("+")
     assert " to " in first["95 % interval"]
-    assert first["evidence"] == "15 trainings, 5 tasks, 3 clusters"
+    assert first["evidence"] == "25 trainings, 5 tasks, 3 clusters"
     plain = [row for row in sheet.rows if row[-1] == "what gains are over"]
     assert len(plain) == 1
     assert len(sheet.rows) <= 9
     assert sheet.notes[-1] == "Because."
-    assert "more recipes have lower expectations" in sheet.notes[1]
+    assert "more recipes rank lower" in sheet.notes[1]

@@ -107,7 +107,7 @@ def test_every_baseline_is_compared_in_a_sentence() -> None:
 def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
     sheet = outcome_sheet(result(select=(), test=(), baselines=(), confirmed=False), DATA, "0.5%")
     assert sheet.rows[0][3:] == ("0.8100 (one seed)", "–")
-    assert "test not touched" in sheet.notes[1]
+    assert "on select, none on test" in sheet.notes[1]
 
 
 @pytest.mark.parametrize(("select", "seeds"), [((0.7, 0.8), "2 fresh seeds"), ((0.7,), "one fresh seed")])

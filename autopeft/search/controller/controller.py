@@ -57,6 +57,7 @@ class Controller:
         recall: the result of a final run that need not be repeated.
         past: the final runs of an earlier process.
         seconds: time budget of the whole run, or `None`.
+        spent: seconds of it that are gone.
         workers: jobs that run at a time, for the time budget.
         precision: of trials and of the baselines' sweeps, and of all else.
         rank_by: see `Job`.
@@ -85,6 +86,7 @@ class Controller:
         recall: Callable[[Job], JobResult | None] = _unknown,
         past: Sequence[TrialRecord] = (),
         seconds: float | None = None,
+        spent: float = 0.0,
         test_share: float = 1.0,
         grace: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
@@ -99,6 +101,7 @@ class Controller:
             seconds,
             expected_steps=strategy.expected_steps,
             test_share=test_share,
+            spent=spent,
             clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])

@@ -84,7 +84,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=_constant(ready),
         over_constant=_over_constant(ready, final),
-        remarks=(*ready.summary.remarks, *_left_out(controller)),
+        remarks=(*ready.summary.remarks, *_cut_short(controller), *_left_out(controller)),
         taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
         origin=won.origin,
@@ -189,32 +189,60 @@ def _finding(
     if won.final is None:
         if ready.goal == "best":
             return None
-        return f"This is the best so far and not the {ready.goal}: nothing was retrained with fresh seeds."
+        return f"This is the best so far and not the {ready.goal}: {_unconfirmed(controller)}."
     beside = controller.confirmation.best_baseline
     named = {c.baseline: c for c in comparisons}
     return finding(
         ready.goal,
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
-        returned=won.origin if _is_baseline(won.final, controller.confirmation.baselines()) else None,
-        unfinished=any(len(f.good) < len(f.runs) for f in controller.confirmation.finalists),
+        returned=_returned(won.final, controller.confirmation.baselines()),
+        unfinished=not all(f.whole for f in controller.confirmation.finalists),
         margin=ready.arguments.margin / 100,
     )
+
+
+def _unconfirmed(controller: Controller) -> str:
+    """Why no winner was confirmed."""
+    runs = [run for finalist in controller.confirmation.finalists for run in finalist.runs.values()]
+    ended = [run for run in runs if run.select is not None or run.error is not None]
+    if not ended:
+        return "nothing was retrained with fresh seeds"
+    if len(ended) == len(runs) and not any(run.select is not None for run in runs):
+        return f"all {len(runs)} trainings with fresh seeds failed"
+    return "not all that it is chosen by had ended"
+
+
+def _cut_short(controller: Controller) -> list[str]:
+    """What ended the search, or all that followed it, before its time."""
+    strategy, confirmation = controller.strategy, controller.confirmation
+    told, planned = list[str](), controller.effort.trials
+    failed = sum(record.state == "failed" for record in strategy.records())
+    known = controller.interrupted or strategy.exhausted or strategy.out_of_time
+    if failed and not known and strategy.launched < planned:
+        told.append(
+            f"The search gave up after {strategy.launched} of {planned} trials, as {failed} of them failed "
+            f"({(controller.first_error or 'see trials.jsonl').rstrip('.')})."
+        )
+    runs = [run for finalist in confirmation.finalists for run in finalist.runs.values()]
+    errors = [run.error for run in runs if run.error is not None and run.select is None]
+    if errors and len(errors) == len(runs):
+        told.append(f"All {len(runs)} trainings with fresh seeds failed: {errors[0]}")
+    return told
 
 
 def _left_out(controller: Controller) -> list[str]:
     out, once = controller.confirmation.left_out, controller.confirmation.swept_once
     failed = controller.confirmation.failed
     told = [f"There was no time for these baselines: {', '.join(out)}."] if out else []
-    chosen = (
-        f"There was no time to try {', '.join(once)} with a second seed: one seed chose the learning rate."
-    )
+    chosen = f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose."
     told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
     return [*told, *([chosen] if once else []), *controller.confirmation.lost_seeds]
 
 
-def _is_baseline(winner: Contender, baselines: Iterable[Contender]) -> bool:
-    return any(baseline.recipe == winner.recipe for baseline in baselines)
+def _returned(winner: Contender, baselines: Iterable[Contender]) -> str | None:
+    """Name of the baseline that the winner is; a trial may be the very recipe of one."""
+    return next((baseline.name for baseline in baselines if baseline.recipe == winner.recipe), None)
 
 
 def _write(folder: RunFolder, result: SearchResult) -> None:

@@ -39,12 +39,13 @@ class TimeBudget:
         *,
         expected_steps: float | None = None,
         test_share: float = 1.0,
+        spent: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers, self._budget, self._clock = max(workers, 1), seconds, clock
         self._full = effort.steps
         self._expected = float(effort.steps if expected_steps is None else expected_steps)
-        self._start = clock()
+        self._start = clock() - spent  # what earlier processes of the run took counts
         self._steps: dict[str, int] = {}
         self._test_share = test_share
         self._sums: dict[str, tuple[float, float]] = {}

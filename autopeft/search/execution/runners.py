@@ -149,10 +149,6 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         samples=job.samples,
     )
     scores = {k: float(v) for k, v in outcome.scores.items()}
-    bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
-    if bad:
-        error = f"The score is not finite: {', '.join(bad)}."
-        return JobResult(job.id, error=error, failure="non_finite")
     merit = _merit(job, outcome.losses.get("select"), outcome.calibrated_losses.get("select"))
     if job.keep_above is not None and not _ranks(merit, scores) > job.keep_above:
         files = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import time
 import traceback
@@ -260,4 +261,10 @@ def _here(setup: WorkerSetup, job: Job, step: Progress) -> JobResult:
     seconds = getattr(job, "within", None) if setup.processes == 1 else None
     with within(seconds, partial(kept.backbone, setup)) as backbone:
         context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
-        return runner(context, job)
+        return _finite(job, runner(context, job))
+
+
+def _finite(job: Job, result: JobResult) -> JobResult:
+    """The result; a failure where a score is no finite number, as a metric of the user's may give."""
+    bad = [f"{split}={score}" for split, score in result.scores.items() if not math.isfinite(score)]
+    return _failed(job, f"The score is not finite: {', '.join(bad)}.", "non_finite") if bad else result

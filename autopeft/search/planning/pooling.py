@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,12 +26,16 @@ from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan
 from autopeft.training.pooling import PoolingFinding, better_pooling
 
-__all__ = ["find_pooling", "pooling_of_search"]
+__all__ = ["FAILURES", "find_pooling", "fitting_length", "pooling_of_search", "probe_failed"]
 
 _log = logging.getLogger("autopeft")
 
 _ROWS = 500
 """Training rows that a probe looks at: it has to tell two poolings apart, not to start a head."""
+
+FAILURES = (AutoPEFTError, ArithmeticError, IndexError, RuntimeError, ValueError)
+"""What a probe fails with. Whatever it is, trainings will meet it too, and a search tells it with their
+errors."""
 
 _LARGEST = 1_000_000_000
 """Parameters of a backbone beyond which none is loaded for a probe, beside those of the workers."""
@@ -72,18 +77,20 @@ def pooling_of_search(
     except CompositionError as error:
         _log.debug("heads read what the model gives them: %s", error)
         return "own"
-    except (AutoPEFTError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
-        # Whatever it is, trainings will meet it too, and the search tells it with their errors.
+    except FAILURES as error:
         if notify is not None:
-            notify(
-                f"The head reads what the model gives it: a probe failed ({str(error).rstrip('.')[:200]})."
-            )
+            notify(f"The head reads what the model gives it: {probe_failed(error)}.")
         return "own"
     if found is None:
         return "own"
     if notify is not None:
         notify(found.sentence())
     return found.pooling
+
+
+def probe_failed(error: Exception) -> str:
+    """That a probe failed, and why, as the end of a sentence."""
+    return f"a probe failed ({str(error).rstrip('.')[:200]})"
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -114,6 +121,12 @@ def _check_space(space: Space, spec: BackboneSpec) -> None:
         return
 
 
+def fitting_length(processor: Any, asked: int) -> int:
+    """Tokens that a probe reads: no more than the tokenizer takes; what is longer is refused where it is
+    trained on."""
+    return min(asked, getattr(processor, "model_max_length", asked))
+
+
 def find_pooling(
     source: ModelSource,
     task: Task,
@@ -138,9 +151,7 @@ def find_pooling(
     if notify is not None:
         notify("Fitting heads to what the frozen backbone makes of some training rows.")
     few, processor = task.subset(_ROWS, 1, 1, seed=plan.seed), kind.load_processor(source)
-    # What does not fit the tokenizer is refused where it is trained on.
-    longest = min(plan.max_length, getattr(processor, "model_max_length", plan.max_length))
-    data = encode(few, processor, longest)
+    data = encode(few, processor, fitting_length(processor, plan.max_length))
     model = kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
     try:
         return better_pooling(model, data, plan, spec)

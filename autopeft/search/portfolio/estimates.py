@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from autopeft.search.portfolio.evidence import Evidence, Key, Observation
+from autopeft.search.portfolio.evidence import Evidence, Key, Observation, Setting
 
-__all__ = ["FAR", "MOST", "Estimate", "Target", "estimates", "nearness"]
+__all__ = ["FAR", "MOST", "Estimate", "Target", "clipped", "estimates", "nearness"]
 
 _WIDTH = 1.0
 """Of the weights, in natural logarithms of the budget's share and of the rows: what is 2.7 times as large or
@@ -116,8 +116,7 @@ def estimates(
     """What to expect of each recipe, without the clusters `leave_out`.
 
     Args:
-        reference: what gains are to be over. Where it was not trained, they stay over plain LoRA as that
-            budget allowed it.
+        reference: what gains are to be over; settings in which it was not trained say nothing.
         likeness: by task what its trainings count for beside their nearness, at most 1.
 
     Returns:
@@ -125,11 +124,16 @@ def estimates(
         gain is zero, is not among them.
     """
     seen = evidence.steps * evidence.batch_size
-    weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
+    # A training that several budgets lead to is one, of the budget that is nearest.
+    nearest: dict[tuple[Key, Setting, int], tuple[Observation, float]] = {}
     for o in _over(evidence, reference):
         near = nearness(o.share, o.setting.rows, target, seen)
-        if o.cluster not in leave_out and near >= FAR:
-            weights[o.key].append((o, near * (likeness or {}).get(o.setting.task, 1.0)))
+        training = (o.key, o.setting, o.recipe)
+        if o.cluster not in leave_out and near >= max(FAR, nearest.get(training, (o, 0.0))[1]):
+            nearest[training] = o, near
+    weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
+    for o, near in nearest.values():
+        weights[o.key].append((o, near * (likeness or {}).get(o.setting.task, 1.0)))
     grouped = {key: _by_cluster(found) for key, found in weights.items()}
     means = {key: m for key, m in grouped.items() if len(m.means) > 1}
     if not means:
@@ -141,14 +145,20 @@ def estimates(
 
 
 def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
-    """The observations with gains over `reference`, which itself is not among them; of `MOST` points at
-    most."""
+    """The observations with gains over `reference`, which itself is not among them; of `MOST` points at most.
+    A budget that is too small for it has gains over a weaker LoRA, which look larger: these are left out."""
     found = evidence.observations
     base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
     for o in found:
-        if o.key != reference:
-            gain = o.gain - base.get((o.setting, o.share), 0.0)
-            yield replace(o, gain=min(MOST, max(-MOST, gain)))
+        own = reference is None or evidence.references.get(o.share) == reference
+        over = 0.0 if own else base.get((o.setting, o.share))
+        if o.key != reference and over is not None:
+            yield replace(o, gain=clipped(o.gain - over))
+
+
+def clipped(gain: float) -> float:
+    """A gain of `MOST` points at most, either way."""
+    return min(MOST, max(-MOST, gain))
 
 
 def _by_cluster(found: Sequence[tuple[Observation, float]]) -> _Means:
@@ -215,5 +225,5 @@ def _estimate(p: _Pooled, prior: float, found: Sequence[tuple[Observation, float
         observed=p.mean,
         clusters=p.freedom + 1,
         tasks=len({o.setting.task for o, _ in found}),
-        trainings=len({o.setting for o, _ in found}),
+        trainings=len({(o.setting, o.recipe) for o, _ in found}),
     )

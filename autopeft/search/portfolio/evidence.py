@@ -82,6 +82,7 @@ class Observation:
         cluster: of tasks that share texts.
         share: the budget, as a share of the backbone's parameters.
         gain: difference of the scores on *select* in points (hundredths of the score).
+        recipe: number of the trained recipe in its setting: two budgets may lead to the same.
         first_step: logarithm of how much the recipe's first step lowers the loss, over plain LoRA's; `None`
             where it was not measured.
     """
@@ -92,6 +93,7 @@ class Observation:
     share: float
     gain: float
     first_step: float | None = None
+    recipe: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,4 +223,4 @@ def _observed(line: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[Obs
             if score is not None:
                 step = steps[i]
                 ratio = math.log(step / own) if step and own else None
-                yield Observation(key, setting, cluster, share, 100 * (score - base), ratio)
+                yield Observation(key, setting, cluster, share, 100 * (score - base), ratio, i)

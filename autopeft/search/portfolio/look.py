@@ -9,6 +9,7 @@ import torch
 
 from autopeft.assets import ModelSource
 from autopeft.counting import Budget
+from autopeft.search.planning.pooling import FAILURES, fitting_length, probe_failed
 from autopeft.search.portfolio.arguments import RecommendArguments
 from autopeft.search.portfolio.choices import members
 from autopeft.search.portfolio.estimates import Target
@@ -21,6 +22,7 @@ from autopeft.search.portfolio.sharpening import (
     worth_of_likeness,
 )
 from autopeft.search.portfolio.task_probe import TaskProbe, probe_task
+from autopeft.search.portfolio.templates import FittedRecipe
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task
 from autopeft.tasks.encode import encode
@@ -68,8 +70,15 @@ def sharpen(
     said = [_line("what tasks are like", like), _line("the recipes' first gradients", slope)]
     if not like.helps and not slope.helps:
         return Sharpening(why=said)
-    found = _measured(spec, budget, task, source, asked, tell, gradients=slope.helps)
-    known = found.features
+    recipes = members(spec, budget) if slope.helps else []
+    try:
+        found = _measured(task, source, asked, tell, recipes)
+    except FAILURES as error:
+        return Sharpening(why=[f"Not sharpened by a look at the task: {probe_failed(error)}."])
+    known, whole = found.features, len(found.first_steps) == len(recipes)
+    if not whole:
+        late = f"{SECONDS:g} s did not suffice to measure all of them"
+        said[1] = f"Not sharpened by the recipes' first gradients: {late}."
     said.append(
         f"The task has {known.classes} classes and {known.tokens:.0f} tokens a text; a head on the frozen "
         f"backbone saves {100 * known.head:.0f} % of the loss of constant answers."
@@ -78,7 +87,7 @@ def sharpen(
     return Sharpening(
         likeness(evidence.without(leave_out), known) if like.helps else None,
         shifts(evidence, slope, found.first_steps, first, leave_out=leave_out)
-        if first and slope.helps
+        if first and slope.helps and whole
         else None,
         said,
     )
@@ -93,19 +102,16 @@ def _line(what: str, finding: Finding) -> str:
 
 
 def _measured(
-    spec: BackboneSpec,
-    budget: Budget,
     task: Task,
     source: ModelSource,
     asked: RecommendArguments,
     tell: Callable[[str], None],
-    *,
-    gradients: bool,
+    recipes: Sequence[FittedRecipe],
 ) -> TaskProbe:
     tell(f"Loading the backbone and up to {_TRAIN_ROWS:,} rows")
     few = task.subset(_TRAIN_ROWS, _SELECT_ROWS, 1, seed=asked.seed)
-    data = encode(few, few.task_kind.load_processor(source), asked.max_length)
+    processor = few.task_kind.load_processor(source)
+    data = encode(few, processor, fitting_length(processor, asked.max_length))
     model = task.task_kind.load_model(source, task.labels, dtype=torch.float32)
     plan = TrainingPlan(steps=1, seed=asked.seed, max_length=asked.max_length, head_start="probe")
-    recipes = members(spec, budget) if gradients else []
     return probe_task(model, data, recipes, plan, lambda line: tell(f"  {line}"), seconds=SECONDS)

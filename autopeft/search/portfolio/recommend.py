@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import as_typed
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import with_head
-from autopeft.search.planning.pooling import find_pooling
+from autopeft.search.planning.pooling import FAILURES, find_pooling, probe_failed
 from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
@@ -143,22 +144,26 @@ def recommend(call: RecommendCall) -> Recommendation:
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
     task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
+    fewer = task is not None and rows < len(task.splits["train"])
+    if task is not None and fewer:
+        task = task.subset(train=rows, seed=asked.seed)
     spec = _with_its_head(spec, task, source)
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
     left_out = tuple(dict.fromkeys((*call.leave_out, *own)))
-    other = None if task is None or task.kind == KIND else task.kind
+    kind = _kind(task, spec)
+    other = None if kind == KIND else kind
     known = evidence if other is None else evidence.without(evidence.clusters)
-    sharper = Sharpening()
-    if task is not None and other is None:
+    ranked = partial(
+        rank, known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=_has_head(task, spec)
+    )
+    ranking, sharper = ranked(), Sharpening()
+    if task is not None and ranking.known:
         sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
-    ranking = rank(
-        known, spec, budget, rows, leave_out=left_out, likeness=sharper.likeness, shifts=sharper.shifts,
-        serve=asked.serve, head=_has_head(task, spec),
-    )  # fmt: skip
+        ranking = ranked(likeness=sharper.likeness, shifts=sharper.shifts)
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
-    pooling, read = _pooling(asked, task, source, spec, name, evidence.without(left_out), tell)
+    pooling, read = _pooling(asked, task, source, spec, name, known.without(left_out), ranking, tell)
     ranking = ranking.pooled(pooling)
     assert ranking.reference is not None
     first = ranking.choices[0]
@@ -170,7 +175,7 @@ def recommend(call: RecommendCall) -> Recommendation:
         reason=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
         abstained=not ranking.known,
         why=(*_why(known, ranking, name, left_out, own), *_served(asked.serve), *sharper.why, *read),
-        command=_command(asked, file),
+        command=_command(asked, file, rows if fewer else None, call.leave_out),
         budget=str(asked.budget),
         model=name,
         task=None if task is None else task.name,
@@ -225,6 +230,7 @@ def _pooling(
     spec: BackboneSpec,
     model: str,
     evidence: Evidence,
+    ranking: Ranking,
     tell: Callable[[str], None],
 ) -> tuple[Pooling, list[str]]:
     """What heads read, and why: of a task as a search finds it, else as the recorded tasks have it."""
@@ -232,10 +238,14 @@ def _pooling(
         return "own", []
     if task is not None:
         plan = TrainingPlan(steps=1, seed=asked.seed, max_length=asked.max_length)
-        found = find_pooling(source, task, plan, spec, notify=tell)
+        try:
+            found = find_pooling(source, task, plan, spec, notify=tell)
+        except FAILURES as error:
+            return "own", [f"The head reads what the model gives it: {probe_failed(error)}."]
         if found is None:
             return "own", []
-        return found.pooling, [found.sentence(), *([_RECORDED] if found.pooling == "mean" else [])]
+        recorded = found.pooling == "mean" and ranking.known
+        return found.pooling, [found.sentence(), *([_RECORDED] if recorded else [])]
     pooling = evidence.pooling(model)
     if pooling == "own":
         return "own", []
@@ -260,6 +270,15 @@ def _has_head(task: Task | None, spec: BackboneSpec) -> bool:
     return task.task_kind.new_head if task is not None else not all(stack.causal for stack in spec.stacks)
 
 
+def _kind(task: Task | None, spec: BackboneSpec) -> str:
+    """The kind of task that is asked about: of no task what the backbone is usually trained for."""
+    if task is not None:
+        return task.kind
+    if spec.modality == "vision":
+        return "image_classification"
+    return KIND if _has_head(task, spec) else "causal_lm"
+
+
 def _with_its_head(spec: BackboneSpec, task: Task | None, source: ModelSource) -> BackboneSpec:
     """The spec with the head that the task, or one that sorts rows, puts on the backbone."""
     if not _has_head(task, spec):
@@ -267,9 +286,7 @@ def _with_its_head(spec: BackboneSpec, task: Task | None, source: ModelSource) -
     if task is not None:
         return with_head(spec, task.task_kind, task.labels, source)
     try:
-        return with_head(
-            spec, get_kind("image_classification" if spec.modality == "vision" else KIND), _LABELS, source
-        )
+        return with_head(spec, get_kind(_kind(task, spec)), _LABELS, source)
     except UsageError:  # of some encoder-decoders transformers has no such class
         return spec
 
@@ -278,14 +295,16 @@ def _served(way: str | None) -> list[str]:
     return [] if way is None else [f"Only recipes that can be served as {way} are ranked."]
 
 
-def _command(asked: RecommendArguments, file: Path | None) -> str:
-    """What searches on: the command, or the call in Python where rows or model lie in memory."""
+def _command(asked: RecommendArguments, file: Path | None, rows: int | None, leave_out: Sequence[str]) -> str:
+    """What searches on: the command, or the call in Python where a command cannot say it: rows or model in
+    memory, or fewer `rows` than the task has. Where clusters were left out, it tries no portfolio."""
     given: dict[str, Any] = {
         k: v for k, v in asked.unlike_defaults(asked.record()).items() if k in SearchArguments.model_fields
     }
-    if file is not None:
-        given["warm_start"] = (as_typed(file),)
-    if any(isinstance(value, Mapping) for value in given.values()):
+    given |= {} if file is None else {"warm_start": (as_typed(file),)}
+    given |= {"portfolio": False} if leave_out else {}
+    given |= {} if rows is None else {"train_rows": rows}
+    if rows is not None or any(isinstance(value, Mapping) for value in given.values()):
         memory = {"task": "rows", "model": "(model, tokenizer)"}
         words = [
             f"{k}={memory[k] if isinstance(v, Mapping) else repr(list(v) if isinstance(v, tuple) else v)}"

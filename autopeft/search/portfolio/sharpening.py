@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from autopeft.search.portfolio.estimates import Target, estimates
+from autopeft.search.portfolio.estimates import Target, clipped, estimates
 from autopeft.search.portfolio.evidence import Evidence, Features, Key
 
 __all__ = ["Finding", "likeness", "shifts", "slope_of_first_steps", "worth_of_likeness"]
 
 _SURE = 0.975
-_FEWEST = 3  # clusters: of two, nothing is learnt about a third
+# Clusters. What is told of each comes from the others too: of three, the test found slopes by chance, since
+# one training that had collapsed was in all of them.
+_FEWEST = 4
 # Of the logarithms of classes and tokens, and of the head's share: where recorded tasks hardly differ,
 # another one is not infinitely far from all of them.
 _LEAST_SPREAD = np.array([0.5, 0.25, 0.1])
@@ -112,7 +114,7 @@ def _gains(evidence: Evidence, task: str) -> dict[Key, float]:
     found: dict[Key, list[float]] = defaultdict(list)
     for o in evidence.observations:
         if o.setting.task == task:
-            found[o.key].append(o.gain)
+            found[o.key].append(clipped(o.gain))
     return {key: statistics.fmean(gains) for key, gains in found.items()}
 
 
@@ -129,7 +131,7 @@ def slope_of_first_steps(evidence: Evidence, *, leave_out: Collection[str] = ())
     )
     for o in evidence.observations:
         if o.cluster not in leave_out and o.first_step is not None:
-            groups[o.key, o.share, o.setting.rows][o.cluster].append((o.first_step, o.gain))
+            groups[o.key, o.share, o.setting.rows][o.cluster].append((o.first_step, clipped(o.gain)))
     products: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for clusters in groups.values():
         means = {c: np.mean(np.array(pairs), axis=0) for c, pairs in clusters.items()}

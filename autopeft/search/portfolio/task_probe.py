@@ -68,9 +68,8 @@ def probe_task(
         recipes: whose first steps are measured; of those that differ in their rates alone, the first.
         plan: its seed draws head, modules and rows.
         tell: takes a line of progress now and then.
-        seconds: after which no further recipe is measured.
+        seconds: of gradients, after which no further recipe is measured.
     """
-    end = time.monotonic() + seconds
     device = plan.torch_device()
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
@@ -85,6 +84,7 @@ def probe_task(
         start_head(model, data, plan)  # as it is where modules train
         batches = _batches(data.train, plan.seed, device)
         steps: dict[Key, float] = {}
+        end = time.monotonic() + seconds
         for member in recipes:
             if time.monotonic() > end:
                 tell(f"{len(recipes) - len(steps)} recipes are not measured: {seconds:g} s are over")

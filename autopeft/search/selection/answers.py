@@ -158,12 +158,12 @@ def finding(
         unfinished: whether a run of a finalist failed, so that it cannot win.
     """
     near = within(margin)
+    nothing = "Nothing that ended all of its runs" if unfinished else "Nothing found"
     if goal == "best":
-        nothing = "Nothing that ended all of its runs" if unfinished else "Nothing found"
         return None if returned is None else f"{nothing} beats {returned}: it is returned."
     takes = _TAKES[goal]
     if comparison is None and returned is not None:
-        return f"Nothing found is as good as {returned} ({near}) with {_LESS[goal]}: it is returned."
+        return f"{nothing} is as good as {returned} ({near}) with {_LESS[goal]}: it is returned."
     if comparison is None and answer is None:
         return f"Nothing is known that tells the {goal}: what promises most is returned."
     if comparison is None:
@@ -172,7 +172,7 @@ def finding(
         return comparison.sentence()
     if answer is None:
         return (
-            f"Nothing found is as good as {comparison.baseline} ({near}), as far as select tells: what "
+            f"{nothing} is as good as {comparison.baseline} ({near}), as far as select tells: what "
             f"promises most is returned. {comparison.sentence()}"
         )
     share, how = answer.share()

@@ -15,6 +15,7 @@ from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob, UntrainedJ
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import SEED_STRIDE, FreshRun, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.non_inferiority import without_lost
 
 __all__ = ["BaselineRuns"]
 
@@ -33,8 +34,8 @@ class BaselineRuns(RepeatedRuns):
     happened to fail.
 
     Args:
-        lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost.
-            `None`: lost seeds change nothing.
+        lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost;
+            one whose loss or score was not finite is. `None`: lost seeds change nothing.
 
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
@@ -154,7 +155,7 @@ class BaselineRuns(RepeatedRuns):
         name = self._run_of(index)
         return TrialRecord(
             kind="baseline",
-            label=self._baseline.title(index),
+            label=self._baseline.label(index),
             state="complete",
             recipe=self._baseline.candidates[index],
             steps=steps,
@@ -213,9 +214,10 @@ class BaselineRuns(RepeatedRuns):
         if self._lost is None or self.lost_seed is not None or not (self.started and self.complete):
             return []
         scores = [run.select for run in self.runs.values() if run.select is not None]
-        if not scores or min(scores) >= statistics.median(scores) - self._lost:
+        burst = any(run.failure == "non_finite" for run in self.runs.values())
+        if not burst and len(without_lost(scores, self._lost)) == len(scores):
             return []
-        each = ", ".join(f"{score:.4g}" for score in scores)
+        each = ", ".join(map(_score_of, self.runs.values()))
         self._remark(f"lost a seed (score on select, each seed: {each})")
         rate = _rate_of(self._baseline.candidates[self._chosen])
         lower = (i for i in self._ranked() if _rate_of(self._baseline.candidates[i]) < rate)
@@ -232,11 +234,13 @@ class BaselineRuns(RepeatedRuns):
         self.lost_seed = f"{before}, {what}."
 
     def _choose_again(self, other: RepeatedRuns) -> None:
-        """Take the candidate with the better mean rank over its seeds, if none of the other one's failed."""
+        """Take the candidate all of whose seeds ended, of two such the one with the better mean rank."""
         self._other = None
-        whole = len(other.good) == len(other.runs)
+        if not other.whole:
+            self._remark(f"and {other.name}, which was tried in its place, failed with a seed")
+            return
         ours, theirs = ([run.rank for run in runs.good] for runs in (self, other))
-        if not whole or statistics.fmean(theirs) <= statistics.fmean(ours):
+        if self.whole and statistics.fmean(theirs) <= statistics.fmean(ours):
             self._remark(f"and {other.name}, which was tried in its place, was no better")
             return
         self._remark(f"so that {other.name}, has taken its place")
@@ -334,6 +338,12 @@ class BaselineRuns(RepeatedRuns):
         """What the runs of a candidate are called. A process that goes on may choose another one, whose runs
         and weights are not those of the first."""
         return f"baseline-{self.index}-{index}"
+
+
+def _score_of(run: FreshRun) -> str:
+    if run.select is not None:
+        return f"{run.select:.4g}"
+    return "not finite" if run.failure == "non_finite" else "failed"
 
 
 def _rate_of(recipe: Mapping[str, Any]) -> float:

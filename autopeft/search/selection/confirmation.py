@@ -19,7 +19,7 @@ from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import Contender, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.contender import LOST, Contender, RepeatedRuns, fresh_seeds
 from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
 from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
@@ -27,7 +27,6 @@ from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, ch
 __all__ = ["Confirmation", "retried", "weights_job"]
 
 _WEIGHTS = "weights-"
-_LOST = 0.05  # of the metric's range; a seed that falls so far below the others has collapsed
 
 
 class Confirmation:
@@ -60,7 +59,7 @@ class Confirmation:
         self.effort, self._seed, self._on_phase = effort, seed, on_phase
         self.judge, self._has_weights = judge or Judge(), has_weights
         # Where cost decides, the other LoRAs may be finalists themselves.
-        lost = _LOST * self.judge.select.span if self.judge.cost is None else None
+        lost = LOST * self.judge.select.span if self.judge.cost is None else None
         self.races = [BaselineRuns(i, b, lost) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
         self.winner: RepeatedRuns | None = None
@@ -258,7 +257,13 @@ class Confirmation:
     @property
     def lost_seeds(self) -> list[str]:
         """What baselines lost of their fresh seeds and what came of it, a sentence each."""
-        return [race.lost_seed for race in self.races if race.lost_seed is not None]
+        told = [race.lost_seed for race in self.races if race.lost_seed is not None]
+        failed = [race for race in self.races if race.prior and race.complete and not race.whole]
+        return told + [
+            f"{race.name} is not returned where another recipe has all of its seeds: "
+            f"{len(race.runs) - len(race.good)} of its {len(race.runs)} failed."
+            for race in failed
+        ]
 
     @property
     def best_baseline(self) -> Contender | None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autopeft.runs.records import CountTable, Sample, TrialRecord
-from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob
+from autopeft.search.core.jobs import LOSS, FailureKind, Job, JobResult, TrainJob
 
 __all__ = [
+    "LOST",
     "SEED_STRIDE",
     "Contender",
     "FreshRun",
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 SEED_STRIDE = 1000
+LOST = 0.05
+"""Of the metric's range: a seed that falls so far below the median of its recipe's seeds has collapsed."""
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -59,6 +62,7 @@ class FreshRun:
     select: float | None = None
     test: float | None = None
     error: str | None = None
+    failure: FailureKind | None = None
     counts: CountTable | None = None
     pseudo_values: tuple[float, ...] = ()
     select_values: tuple[float, ...] = ()
@@ -161,7 +165,7 @@ class RepeatedRuns:
 
     def take(self, result: JobResult) -> None:
         run = self.runs[result.job]
-        run.error = result.error
+        run.error, run.failure = result.error, result.failure
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
@@ -197,6 +201,11 @@ class RepeatedRuns:
         """Runs with a finite score on select, best first."""
         scored = [r for r in self.runs.values() if r.select is not None and math.isfinite(r.select)]
         return sorted(scored, key=lambda r: -r.rank)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its runs have a score."""
+        return len(self.good) == len(self.runs)
 
     @property
     def samples(self) -> tuple[Sample, ...]:

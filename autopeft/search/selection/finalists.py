@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from autopeft.runs.records import TrialRecord
@@ -86,13 +87,14 @@ def _cost(record: TrialRecord, cost: Cost) -> float:
 
 
 def promise(scores: Sequence[Sequence[float]]) -> list[float]:
-    """What each of several recipes is expected to score: the mean of all its scores, drawn towards the mean
-    of all recipes as if each had scored that once more.
+    """What each of several recipes is expected to score: the mean of all its scores, drawn towards the median
+    of all recipes' means as if each had scored that once more. Their mean would follow one that collapsed,
+    and fewer scores follow it further.
 
     The score of the search counts like those of fresh seeds. Under a common prior the posterior mean does not
     depend on why a recipe was trained again, while its plain mean would be too high (Efron 2011). That one
     more score is the posterior of normal scores whose recipes differ as much as their seeds do.
     """
     means = [math.fsum(own) / len(own) for own in scores]
-    middle = math.fsum(means) / len(means)
+    middle = statistics.median(means)
     return [round((math.fsum(own) + middle) / (len(own) + 1), _DIGITS) for own in scores]

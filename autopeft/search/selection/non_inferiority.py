@@ -5,7 +5,8 @@ jmlr.org/papers/v18/16-305.html): how probable is it that the true difference of
 the margin?
 
 - The difference d that fresh seeds show has the variance v: the seeds' part, with one variance of a seed for
-  all that were trained again, and the rows' part, of the same rows answered by both (see `significance`).
+  all that were trained again (seeds that collapsed speak of their own recipe alone), and the rows' part, of
+  the same rows answered by both (see `significance`).
 - Before it was seen, recipes that came so far differ as much as their seeds do, as in `promise`, and at least
   by the margin: a normal prior around 0 of variance t = max(2 s², margin²), s² being the variance of a seed.
 - Then the true difference has the mean w d and the variance w v, with w = t / (t + v). Student's t of the
@@ -17,6 +18,7 @@ What has one seed alone shows nothing of the variance of a seed: what the rows m
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +28,7 @@ from autopeft.search.selection.contender import RepeatedRuns
 from autopeft.search.selection.significance import matched_groups, rows_variance
 from autopeft.tasks.scored import ScoredSplit
 
-__all__ = ["NonInferiority", "SeedNoise", "non_inferiority", "seed_noise"]
+__all__ = ["NonInferiority", "SeedNoise", "non_inferiority", "seed_noise", "without_lost"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def seed_noise(scores: Iterable[Sequence[float]]) -> SeedNoise:
             total += math.fsum((score - mean) ** 2 for score in own)
             degrees += len(own) - 1
     return SeedNoise(total / degrees if degrees else 0.0, degrees)
+
+
+def without_lost(scores: Sequence[float], fall: float) -> list[float]:
+    """The scores of a recipe's seeds that lie no further than `fall` below their median."""
+    least = statistics.median(scores) - fall if scores else -math.inf
+    return [score for score in scores if score >= least]
 
 
 def non_inferiority(

@@ -22,9 +22,15 @@ from typing import Any
 from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baseline_runs import BaselineRuns
-from autopeft.search.selection.contender import RepeatedRuns
+from autopeft.search.selection.contender import LOST, RepeatedRuns
 from autopeft.search.selection.finalists import Finalist, promise
-from autopeft.search.selection.non_inferiority import NonInferiority, non_inferiority, seed_noise
+from autopeft.search.selection.non_inferiority import (
+    NonInferiority,
+    SeedNoise,
+    non_inferiority,
+    seed_noise,
+    without_lost,
+)
 from autopeft.search.selection.significance import MARGIN
 from autopeft.tasks.scored import ScoredSplit
 
@@ -90,7 +96,7 @@ class Verdict:
     @property
     def whole(self) -> bool:
         """Whether all of its runs have a score."""
-        return len(self.runs.good) == len(self.runs.runs)
+        return self.runs.whole
 
     @property
     def place(self) -> tuple[bool, float, bool, float]:
@@ -120,7 +126,6 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     expected = dict(zip(map(id, runs), promise([side.ranks for side in runs]), strict=True))
     reference: RepeatedRuns = leader or max(runs, key=lambda side: expected[id(side)])
     everyone = [*runs, *([] if any(side is reference for side in runs) else [reference])]
-    noise = seed_noise([run.select for run in side.good if run.select is not None] for side in everyone)
     # Without predictions, what steps took, as far as all were measured in this search.
     trains = {id(side): not isinstance(side, BaselineRuns) or side.trained for side in everyone}
     unknown = any(side.step_time is None and trains[id(side)] for side in everyone)
@@ -129,6 +134,7 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     found = []
     for side in runs:
         same = side is reference
+        noise = _noise((side, reference), everyone, LOST * judge.select.span)
         seen = None if same else non_inferiority(side, reference, noise, judge.select, judge.margin)
         found.append(
             Verdict(
@@ -142,6 +148,13 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
             )
         )
     return sorted(found, key=lambda verdict: verdict.place)
+
+
+def _noise(pair: Sequence[RepeatedRuns], everyone: Sequence[RepeatedRuns], fall: float) -> SeedNoise:
+    """Of a seed, for a pair of recipes: one that fell far below the others says nothing of other recipes."""
+    scores = {id(side): [run.select for run in side.good if run.select is not None] for side in everyone}
+    own = set(map(id, pair))
+    return seed_noise(found if key in own else without_lost(found, fall) for key, found in scores.items())
 
 
 def _may_win(race: BaselineRuns, judge: Judge, leader: BaselineRuns | None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.searching import Stage, honest, rank_of, ready_to_finish
+from support.searching import EFFORT, Stage, honest, lora, rank_of, ready_to_finish
 
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
@@ -14,6 +14,7 @@ from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.finish import course, finish, trained_steps
 from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.selection.baselines import Baseline
 
 Make = Callable[..., Stage]
 
@@ -54,6 +55,79 @@ def test_an_interruption_before_any_result_says_how_to_go_on(make_stage: Make, t
     stage.controller.abandon()
     with pytest.raises(StoppedError, match=rf"Go on with: autopeft search --resume .*{tmp_path.name}"):
         finish(ready_to_finish(), RunFolder(tmp_path / "a run"), stage.controller, 1.0)
+
+
+def failing(kinds: set[str], *, trials: Callable[[int], bool] = lambda number: False) -> Any:
+    """`honest`, but all jobs of some kinds fail, and some trials."""
+
+    def outcome(job: Job) -> JobResult:
+        if job.kind in kinds or (job.kind == "trial" and trials(job.number or 0)):
+            return JobResult(job.id, error="The loss is not finite.", failure="non_finite")
+        return honest(job)
+
+    return outcome
+
+
+def finished(stage: Stage, place: Path, goal: Any = "best") -> Any:
+    ready = ready_to_finish()
+    ready.goal = goal
+    return finish(ready, RunFolder.create("t", "key", root=place / "runs", out=None), stage.controller, 1.0)
+
+
+def test_a_trial_that_is_the_recipe_of_a_baseline_is_told_by_the_baselines_name(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    single = Baseline("the best single method", (lora(9).to_dict(),), {"deployed": 90}, kind="single")
+    stage = make_stage(ranks=(2, 9), baselines=[single])
+    stage.play(honest)
+    found = finished(stage, tmp_path)
+    assert found.number is not None
+    assert found.finding == "Nothing found beats the best single method: it is returned."
+
+
+def test_where_all_fresh_seeds_fail_that_is_said(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[])
+    stage.play(failing({"confirm"}))
+    found = finished(stage, tmp_path, "smallest")
+    assert not found.confirmed
+    assert "All 4 trainings with fresh seeds failed: The loss is not finite." in found.remarks
+    assert found.finding == (
+        "This is the best so far and not the smallest: all 4 trainings with fresh seeds failed."
+    )
+
+
+def test_an_interruption_between_fresh_seeds_is_not_told_as_none(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[])
+
+    def outcome(job: Job) -> JobResult:
+        if job.kind == "confirm":
+            stage.controller.interrupt()
+        return honest(job)
+
+    stage.play(outcome, workers=1)
+    found = finished(stage, tmp_path, "smallest")
+    assert (
+        found.finding
+        == "This is the best so far and not the smallest: not all that it is chosen by had ended."
+    )
+
+
+def test_a_search_that_gives_up_says_so(make_stage: Make, tmp_path: Path) -> None:
+    effort = replace(EFFORT, trials=40)
+    stage = make_stage(effort, baselines=[])
+    stage.play(failing(set(), trials=lambda number: number > 2))
+    told = [remark for remark in finished(stage, tmp_path).remarks if "gave up" in remark]
+    launched = stage.controller.strategy.launched
+    assert launched < 40
+    assert len(told) == 1
+    assert told[0].startswith(f"The search gave up after {launched} of 40 trials, as {launched - 3} of them")
+    assert "The loss is not finite" in told[0]
+
+
+def test_a_search_that_ends_as_planned_says_nothing_of_it(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[])
+    stage.play(failing(set(), trials=lambda number: number == 1))
+    assert finished(stage, tmp_path).remarks == ()
 
 
 def trial(

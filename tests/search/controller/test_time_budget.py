@@ -49,6 +49,14 @@ def test_a_running_job_counts_for_what_is_left_of_it() -> None:
     assert whole - half == pytest.approx(5.0)
 
 
+def test_what_an_earlier_process_took_is_gone() -> None:
+    """Half of the whole time is the search's, and not half of what is left of it."""
+    for spent, allowed in ((0.0, True), (90.0, True), (150.0, False)):
+        time_budget = budget_of(1, 200.0, spent=spent, clock=lambda: 7.0)
+        time_budget.finished(job(), 10.0)
+        assert time_budget.allows(5, 0) == allowed, spent
+
+
 def test_a_trial_has_the_time_that_the_finals_leave() -> None:
     now = [0.0]
     time_budget = budget_of(2, 200.0, clock=lambda: now[0])

@@ -15,7 +15,7 @@ import torch
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob
+from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob, UntrainedJob
 from autopeft.search.execution import deadline, runners, worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
@@ -224,12 +224,15 @@ def test_scoring_takes_too_long_too(setup: WorkerSetup, monkeypatch: pytest.Monk
     assert now == [30.0], "all steps were taken"
 
 
-def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Outcome:
-        scores = {"select": math.nan}  # noqa: RUF012
-
-    monkeypatch.setattr(runners, "run_trial", lambda *a, **k: Outcome())
-    assert run(setup).failure == "non_finite"
+def test_non_finite_scores_are_failures_whatever_gave_them(
+    setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = JobResult("j", {"select": 0.5, "test": math.nan})
+    monkeypatch.setattr(worker, "runner_of", lambda kind: lambda context, job: given)
+    for job in (TrainJob, ScoreJob, UntrainedJob):
+        result = execute(setup, job("j", "test", "x", LORA), lambda step, loss: None, lambda: False)
+        assert (result.failure, result.scores) == ("non_finite", {})
+        assert result.error == "The score is not finite: test=nan."
 
 
 def test_a_job_that_is_ranked_by_loss_keeps_its_weights_by_it(setup: WorkerSetup) -> None:

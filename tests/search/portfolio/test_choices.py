@@ -65,7 +65,7 @@ def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:
     found = rank(evidence(nothing_is_better, noise=0.2), minilm_spec(), HALF, 500)
     assert found.choices[0].key == Key("lora", 0)
     assert found.reason is not None
-    assert "does not allow to expect more" in found.reason
+    assert "no other recipe to be better, with a probability of 75 %" in found.reason
 
 
 def test_without_near_evidence_plain_lora_is_all_there_is() -> None:

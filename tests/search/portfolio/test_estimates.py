@@ -135,12 +135,25 @@ def test_gains_are_drawn_towards_zero_and_uncertain_ones_more() -> None:
     assert one.lower_quartile > 0 > other.lower_quartile
 
 
-def test_gains_are_over_the_reference_where_it_was_trained_too() -> None:
+def test_where_the_reference_was_not_trained_gains_say_nothing() -> None:
     found = made({"x": {"a": 3.0, "b": 2.0, "c": 2.5}, "y": {"a": 1.0, "b": 1.0}})
     known = estimates(found, HERE, reference=Key("y", 0))
     assert set(known) == {Key("x", 0)}
-    # In c the reference was not trained.
-    assert known[Key("x", 0)].observed == pytest.approx((2.0 + 1.0 + 2.5) / 3, abs=0.1)
+    assert known[Key("x", 0)].observed == pytest.approx((2.0 + 1.0) / 2, abs=0.1), "in c it was not"
+    assert known[Key("x", 0)].clusters == 2
+    own = replace(found, references=dict.fromkeys(found.references, Key("y", 0)))
+    assert estimates(own, HERE, reference=Key("y", 0))[Key("x", 0)].clusters == 3, "gains are over it"
+
+
+def test_a_training_that_two_budgets_lead_to_counts_once() -> None:
+    found = made({"x": {"a": 1.0, "b": 0.5}})
+    far = tuple(replace(o, share=o.share / 3, gain=o.gain + 4.0) for o in found.observations)
+    twice = estimates(replace(found, observations=(*far, *found.observations, *far)), HERE)
+    assert twice == estimates(found, HERE)
+    other = tuple(replace(o, recipe=1) for o in far)
+    both = estimates(replace(found, observations=(*found.observations, *other)), HERE)[Key("x", 0)]
+    assert both.trainings == 2 * twice[Key("x", 0)].trainings
+    assert both.observed > twice[Key("x", 0)].observed
 
 
 def test_shifting_moves_all_that_is_expected() -> None:

@@ -17,7 +17,7 @@ from autopeft.search.portfolio.evidence import Evidence, Features, Setting
 from autopeft.search.portfolio.sharpening import Finding
 from autopeft.tasks import load_task
 
-HELPS, NOT = Finding({"a": 1.0, "b": 1.1, "c": 0.9}), Finding({})
+HELPS, NOT = Finding({"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.0}), Finding({})
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,24 @@ def test_first_steps_shift_what_is_expected_and_progress_is_told(
     assert len(found.shifts or {}) > 10
     assert [line for line in said if "gradients of" in line]
     assert "Sharpened by the recipes' first gradients" in found.why[1]
+
+
+def test_gradients_that_there_was_no_time_for_shift_nothing(
+    known: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "SECONDS", -1.0)
+    found, _ = looked_at(known, tmp_path, monkeypatch, NOT, HELPS)
+    assert found.shifts is None
+    assert found.why[1].startswith("Not sharpened by the recipes' first gradients: -1 s did not suffice")
+
+
+def test_a_look_that_fails_sharpens_nothing(
+    known: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise IndexError("index 0 is out of bounds.")
+
+    monkeypatch.setattr(look, "probe_task", failing)
+    found, _ = looked_at(known, tmp_path, monkeypatch, HELPS, HELPS)
+    assert (found.likeness, found.shifts) == (None, None)
+    assert found.why == ["Not sharpened by a look at the task: a probe failed (index 0 is out of bounds)."]

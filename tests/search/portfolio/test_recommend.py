@@ -106,6 +106,8 @@ def test_a_decoder_without_a_task_has_no_head(place: dict[str, Any], tmp_path: P
     model = str(save_decoder(tmp_path / "llama", vocabulary=2000))
     found = autopeft.recommend(model=model, budget="5%", serve="vllm")
     assert found.recipe.methods == ("lora",)
+    assert found.abstained, "all evidence is of texts that are sorted"
+    assert found.reason == "there is no evidence of tasks of the kind causal_lm"
 
 
 def test_the_hidden_layers_of_a_head_learn_more_slowly(place: dict[str, Any], tmp_path: Path) -> None:
@@ -129,6 +131,8 @@ def test_other_backbones_have_recipes_as_well(config: Any, tmp_path: Path) -> No
     AutoModel.from_config(config).save_pretrained(tmp_path / "other")
     found = autopeft.recommend(model=str(tmp_path / "other"), budget="20%", rows=500)
     assert found.recipe.entries()
+    if config.model_type == "vit":
+        assert found.reason == "there is no evidence of tasks of the kind image_classification"
 
 
 @pytest.mark.usefixtures("near")
@@ -139,7 +143,7 @@ def test_lora_that_the_evidence_finds_best_is_a_recommendation(
     monkeypatch.setattr(module, "shipped_evidence", lambda: worse)
     found = autopeft.recommend(**place, rows=500)
     assert found.recipe.methods == ("lora",)
-    assert "does not allow to expect more" in str(found.reason)
+    assert "shows no other recipe to be better" in str(found.reason)
     assert not found.abstained
     assert (found.to_dict()["reason"], found.to_dict()["abstained"]) == (found.reason, False)
 
@@ -232,6 +236,43 @@ def test_of_a_task_a_probe_says_what_heads_read(
     assert finding.sentence() in found.why
     monkeypatch.setattr(module, "find_pooling", lambda *_, **__: None)
     assert pooling_of(autopeft.recommend(**asked).recipe).entries() == []
+
+
+def test_a_probe_that_fails_ends_no_recommendation(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("The size of tensor a must match.")
+
+    monkeypatch.setattr(module, "find_pooling", failing)
+    asked = {**place, "task": str(write_reviews(tmp_path / "data.csv")), "text": "body", "label": "verdict"}
+    found = autopeft.recommend(**asked)
+    assert pooling_of(found.recipe).entries() == []
+    told = "The head reads what the model gives it: a probe failed (The size of tensor a must match)."
+    assert told in found.why
+
+
+def test_fewer_rows_than_the_task_has_are_all_that_is_looked_at(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        module, "find_pooling", lambda source, task, *_, **__: seen.append(len(task.splits["train"]))
+    )
+    data = str(write_reviews(tmp_path / "data.csv"))
+    asked = {**place, "task": data, "text": "body", "label": "verdict"}
+    found = autopeft.recommend(**asked, rows=20)
+    assert seen == [20]
+    assert found.command.startswith("autopeft.search(")
+    assert "train_rows=20" in found.command
+    more = autopeft.recommend(**asked, rows=5_000)
+    assert seen[1] > 20
+    assert more.command.startswith("autopeft search ")
+
+
+def test_where_clusters_are_left_out_the_search_begins_without_their_portfolio(place: dict[str, Any]) -> None:
+    assert "--no-portfolio" not in autopeft.recommend(**place).command
+    assert "--no-portfolio" in shlex.split(autopeft.recommend(**place, leave_out=["trec"]).command)
 
 
 def test_a_file_that_is_there_is_kept(place: dict[str, Any], tmp_path: Path) -> None:

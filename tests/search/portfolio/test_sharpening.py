@@ -22,7 +22,7 @@ HERE = Target(SHARE, 500)
 # Real names: tasks are looked up in their clusters.
 TASKS = {
     "trec": "trec", "trec-fine": "trec", "movie-sentences": "rotten-tomatoes", "sms-spam": "sms-spam",
-    "subjectivity": "rotten-tomatoes",
+    "subjectivity": "rotten-tomatoes", "disaster-tweets": "disaster-tweets",
 }  # fmt: skip
 
 
@@ -41,11 +41,11 @@ def made(slope: float, *, noise: float = 0.2, seed: int = 0) -> Evidence:
     return Evidence(tuple(found), {SHARE: LORA}, {}, 60, 32, {}, features)
 
 
-def test_a_finding_needs_three_clusters_and_more_than_chance() -> None:
-    assert Finding({"a": 1.0, "b": 1.1, "c": 0.9}).helps
-    assert not Finding({"a": 1.0, "b": 1.1}).helps
-    assert not Finding({"a": 3.0, "b": -1.0, "c": 1.0}).helps
-    assert not Finding({"a": -1.0, "b": -1.1, "c": -0.9}).helps
+def test_a_finding_needs_four_clusters_and_more_than_chance() -> None:
+    assert Finding({"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.0}).helps
+    assert not Finding({"a": 1.0, "b": 1.1, "c": 0.9}).helps
+    assert not Finding({"a": 3.0, "b": -1.0, "c": 1.0, "d": 0.0}).helps
+    assert not Finding({"a": -1.0, "b": -1.1, "c": -0.9, "d": -1.0}).helps
     assert not Finding({}).helps
     assert Finding({}).mean == 0.0
 
@@ -54,7 +54,7 @@ def test_first_steps_that_predict_are_found_and_others_are_not() -> None:
     found = slope_of_first_steps(made(1.5))
     assert found.helps
     assert found.mean == pytest.approx(1.5, abs=0.2)
-    assert set(found.by_cluster) == {"trec", "rotten-tomatoes", "sms-spam"}
+    assert set(found.by_cluster) == {"trec", "rotten-tomatoes", "sms-spam", "disaster-tweets"}
     helped = [slope_of_first_steps(made(0.0, noise=1.0, seed=seed)).helps for seed in range(40)]
     assert sum(helped) <= 4
 
@@ -63,8 +63,21 @@ def test_what_is_left_out_has_no_part_in_the_slope() -> None:
     known = made(1.5)
     spoilt = tuple(replace(o, gain=99.0) if o.cluster == "trec" else o for o in known.observations)
     found = slope_of_first_steps(replace(known, observations=spoilt), leave_out=["trec"])
-    assert set(found.by_cluster) == {"rotten-tomatoes", "sms-spam"}
+    assert set(found.by_cluster) == {"rotten-tomatoes", "sms-spam", "disaster-tweets"}
     assert found.mean == pytest.approx(1.5, abs=0.3)
+
+
+def test_a_training_that_collapsed_counts_for_no_more_than_a_loss() -> None:
+    known = made(0.0, noise=0.2)
+    fallen = max((o for o in known.observations if o.setting.task == "sms-spam"), key=lambda o: o.first_step)  # type: ignore[arg-type,return-value]
+    lost = {points: _with_gain(known, fallen, points) for points in (-10.0, -48.0)}
+    slopes = [slope_of_first_steps(found).by_cluster for found in lost.values()]
+    assert slopes[0] == slopes[1]
+
+
+def _with_gain(known: Evidence, which: Observation, gain: float) -> Evidence:
+    found = tuple(replace(o, gain=gain) if o is which else o for o in known.observations)
+    return replace(known, observations=found)
 
 
 def test_a_recipes_usual_first_step_moves_nothing() -> None:

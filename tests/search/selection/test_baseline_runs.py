@@ -321,8 +321,35 @@ def test_select_chooses_between_the_two(
     assert race.name == ("LoRA 0" if taken else "LoRA 1")
     assert race.contender().select == tuple(s for s in (theirs if taken else ours) if s is not None)
     assert race.lost_seed is not None
-    no_better = "and LoRA 0, learning rate 0.001, which was tried in its place, was no better."
-    assert race.lost_seed.endswith(no_better) != taken
+    why = "failed with a seed" if None in theirs else "was no better"
+    tried = f"and LoRA 0, learning rate 0.001, which was tried in its place, {why}."
+    assert race.lost_seed.endswith(tried) != taken
+
+
+@pytest.mark.parametrize("scores", [(0.91, math.nan, 0.9), (math.nan, math.nan, math.nan)])
+def test_a_seed_whose_loss_was_not_finite_is_lost(scores: Sequence[float]) -> None:
+    race = lora_race(1e-3, 3e-3)
+    sweep(race, (0.7, 0.9), (0.9, 0.7))
+    for job, select in zip(race.jobs(SEEDS, 10), scores, strict=True):
+        burst = JobResult(job.id, error="The loss is not finite.", failure="non_finite")
+        race.take(burst if math.isnan(select) else JobResult(job.id, {"select": select, "test": select}))
+    assert not race.whole
+    score(race, race.other_jobs(SEEDS, 10), (0.7, 0.71, 0.72))
+    assert race.whole
+    assert race.name == "LoRA 0", "one that ended all of its seeds stands before one that did not"
+    each = ", ".join("not finite" if math.isnan(s) else f"{s:g}" for s in scores)
+    assert race.lost_seed == (
+        f"LoRA 1, learning rate 0.003, lost a seed (score on select, each seed: {each}), so that LoRA 0, "
+        "learning rate 0.001, has taken its place."
+    )
+
+
+def test_candidates_that_may_be_finalists_are_told_apart_by_their_rates() -> None:
+    race = lora_race(1e-3, 3e-3)
+    sweep(race, (0.7, 0.9), (0.9, 0.7))
+    assert [r.label for r in race.swept_candidates(10)] == [
+        "LoRA 1, learning rate 0.003", "LoRA 0, learning rate 0.001",
+    ]  # fmt: skip
 
 
 def test_the_other_one_can_be_given_up() -> None:

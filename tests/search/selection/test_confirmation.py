@@ -332,7 +332,7 @@ def test_where_the_time_is_short_the_result_says_what_was_left(
     assert [list(side.by_seed) for side in result.baselines] == [[1000], [1000]]
     assert result.remarks[-2:] == (
         "There was no time for these baselines: LoRA of rank 5.",
-        "There was no time to try LoRA of rank 60 with a second seed: one seed chose the learning rate.",
+        "There was no time to try LoRA of rank 60 with a second seed: one seed alone chose.",
     )
     assert not [job for job in stage.jobs if job.id.endswith("-again")]
 
@@ -368,7 +368,7 @@ def test_a_cheaper_candidate_of_the_lora_sweep_may_win(make_stage: Make, tmp_pat
     stage = cheap(make_stage, baseline(50, 12), margin=0.06)
     stage.play(honest)
     result, _ = finished(stage, tmp_path, "cheapest")
-    assert (result.number, result.origin) == (None, "LoRA of rank 12")
+    assert (result.number, result.origin) == (None, "LoRA of rank 12, learning rate 0.001")
     assert [c.baseline for c in result.comparisons] == ["LoRA of rank 50"]
     tested = [job.id for job in stage.jobs if job.kind == "test"]
     assert tested == ["test-confirm-baseline-0-1-s1001", "test-confirm-baseline-0-1-s1000"]

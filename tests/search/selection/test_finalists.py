@@ -19,6 +19,14 @@ def test_few_scores_are_drawn_towards_the_others_further_than_many() -> None:
     assert promise([[0.5, 0.7]]) == pytest.approx([0.6])
 
 
+def test_one_that_collapsed_draws_the_others_nowhere() -> None:
+    level, collapsed = [[-8.0] * 4, [-8.05] * 5], [-60.0] * 4
+    two, three = promise(level), promise([*level, collapsed])
+    assert two[0] > two[1]
+    assert three[0] > three[1]
+    assert three[0] == pytest.approx(two[0], abs=0.02)
+
+
 def test_a_promise_errs_less_than_a_mean_where_recipes_differ_as_seeds_do() -> None:
     random = np.random.default_rng(0)
     plain, drawn = 0.0, 0.0

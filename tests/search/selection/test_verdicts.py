@@ -175,6 +175,18 @@ def test_without_baselines_the_margin_is_that_of_the_best() -> None:
     assert found.runs is cheap
 
 
+def test_a_seed_that_one_recipe_loses_says_nothing_of_the_others() -> None:
+    steady = [confirmed(i, LEVEL, 0.5 + i / 10) for i in range(3)]
+    fallen = confirmed(9, (0.80, 0.45, 0.802), 0.1)
+    found = verdicts([*steady, fallen], [baseline(LEVEL)], JUDGE)
+    within = {v.runs.number: v.beside.within for v in found if v.beside is not None}
+    assert all(within[i] > 0.95 for i in range(3))
+    assert within[9] < 0.5
+    verdict = chosen("cheapest", found)
+    assert verdict is not None
+    assert verdict.runs.number == 0
+
+
 def test_one_whose_runs_partly_failed_is_not_the_cheapest() -> None:
     partly = confirmed(0, LEVEL, 0.1)
     partly.runs[next(iter(partly.runs))].select = None
