@@ -158,6 +158,8 @@ def parse_duration(text: str | float | int | None) -> float | None:
         if not parts or not readable:
             raise UsageError(f"{text!r} is not a duration; write '90s', '30m', '2h' or '1h30m'.")
         seconds = sum(float(n) * _UNITS[u] for n, u in parts)
-    if not 0 < seconds < 1e9:
+    if not seconds > 0:
         raise UsageError(f"A duration must be positive, but got {text!r}.")
+    if not seconds < 1e9:
+        raise UsageError(f"A duration is at most some thirty years, but got {text!r}.")
     return seconds

@@ -39,6 +39,8 @@ def test_a_large_backbone_on_a_cpu_has_a_quick_search_of_its_own() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UsageError, match="'thorough'"):
         choose_effort("thorogh")
+    with pytest.raises(UsageError, match="at most some thirty years, but got '300000h'"):
+        parse_duration("300000h")
     with pytest.raises(UsageError, match="trials=0, steps=-1"):
         choose_effort("quick", trials=0, steps=-1)
 

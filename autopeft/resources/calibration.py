@@ -28,6 +28,7 @@ from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape, features_of, training_state
 from autopeft.resources.fit import CostModel, LatencyModel, fit, fit_latency
+from autopeft.resources.limits import size_text
 from autopeft.resources.measuring import Bench, Measured
 from autopeft.runs.files import write_atomic
 from autopeft.spec import BackboneSpec
@@ -35,7 +36,7 @@ from autopeft.spec import BackboneSpec
 __all__ = ["Calibration", "calibrate", "fitted"]
 
 Notify = Callable[[str], None]
-_FORMAT = 2
+_FORMAT = 3
 _MOST_BYTES = 1 << 14
 _FOLDER = "resources"
 _NO_MEMORY = (
@@ -44,6 +45,7 @@ _NO_MEMORY = (
     "max_memory out, or search where it can be measured."
 )
 _LEAST = 0.05  # share of a measurement that is more than what is counted
+_ALIKE = 0.9  # two processes that hold the same differ by less
 _log = logging.getLogger("autopeft")
 
 
@@ -115,19 +117,21 @@ def fitted(
     latencies = fit_latency([o for o, _ in own], [more for _, more in own], [m.latency for m in measured])
     memory = None
     if all(m.memory is not None for m in measured):
-        rows = [_in_memory(g, shape, trunk=trunk) for g in graphs]
         above = [_above(float(m.memory or 0), g, head) for g, m in zip(graphs, measured, strict=True)]
-        memory = fit(rows, above)
+        # Deviations are relative: of a measurement that is nothing but what is counted, any would be endless.
+        told = [(g, a) for g, a in zip(graphs, above, strict=True) if a > 0] or [(graphs[0], 1.0)]
+        memory = fit([_in_memory(g, shape, trunk=trunk) for g, _ in told], [a for _, a in told])
     return Calibration(shape, trunk, head, base, steps, latencies, memory)
 
 
 def _above(measured: float, graph: CompositionGraph, head: int) -> float:
-    """Bytes that were measured beyond what is counted. A calibration is not counted where the measurement has
-    no room for it: what is kept from before is not measured again."""
-    above = measured - training_state(graph, head)
+    """Bytes that were measured beyond what is counted, less than 0 where all of it is. What trains was there
+    before the measurement began, without gradients and moments. A calibration is not counted where the
+    measurement has no room for it: what is kept from before is not measured again."""
+    above = measured - training_state(graph, head, added=True)
     if above < _LEAST * measured:
-        above = measured - training_state(graph, head, interim=False)
-    return max(1.0, above)
+        above = measured - training_state(graph, head, interim=False, added=True)
+    return above
 
 
 def calibrate(
@@ -137,30 +141,36 @@ def calibrate(
     *,
     head: int,
     backbone: str,
-    memory: bool = False,
+    memory: float | None = None,
     notify: Notify | None = None,
 ) -> Calibration:
     """Measure what was not measured before, and fit.
 
     Args:
         backbone: hash that tells backbones apart.
-        memory: whether predictions of memory are needed.
+        memory: the limit for which predictions of memory are needed.
         notify: told before measurements that take time, and how far they are.
 
     Raises:
-        UsageError: memory is needed and can be measured neither now nor before.
+        UsageError: memory is limited and can be measured neither now nor before, or the limit is below what
+            the process takes with nothing attached.
         AutoPEFTError: not even the head alone could be measured.
     """
     counter = Counter(spec)
     wanted = {f"{counter.hash(r)} {r.training.dropout}": r for r in probes}
     identity = _identity(bench, backbone)
     kept = {key: _read(identity, key) for key in wanted}
-    new = [key for key, found in kept.items() if found is None or (memory and found.memory is None)]
-    if new and memory and not bench.measures_memory:
+    limited = memory is not None
+    new = [key for key, found in kept.items() if found is None or (limited and found.memory is None)]
+    if new and limited and not bench.measures_memory:
         raise UsageError(_NO_MEMORY.format(device=bench.device.type.upper()))
-    base = _read_base(identity)
-    if base is None or new:
-        base = _measure_base(bench, identity)
+    base = _base(bench, identity, again=limited)
+    if memory is not None and memory <= base:
+        raise UsageError(
+            f"max_memory={size_text(memory)} is less than what the process takes with the backbone loaded "
+            f"and nothing attached ({size_text(base)} here): no recipe helps. Raise it, or take a smaller "
+            "backbone."
+        )
     if new and notify is not None:
         notify(
             f"Measuring {len(new)} small recipes in {bench.precision} on this machine, to predict time and "
@@ -189,8 +199,15 @@ def _measure(bench: Bench, recipe: Recipe, identity: str, key: str) -> Measured 
     return found
 
 
-def _measure_base(bench: Bench, identity: str) -> int:
+def _base(bench: Bench, identity: str, *, again: bool) -> int:
+    """Bytes of the process with nothing attached: the least of what was seen, as a process may hold data that
+    are the user's. What is kept gives way to what is clearly less, so that predictions do not tremble."""
+    kept = _read_base(identity)
+    if kept is not None and not again:
+        return kept
     found = bench.base()
+    if kept is not None and found >= _ALIKE * kept:
+        return kept
     _write(identity, "base", {"base": found})
     return found
 
@@ -207,6 +224,8 @@ def _identity(bench: Bench, backbone: str) -> str:
         "dtype": str(next(bench.model.parameters()).dtype),
         "shape": [bench.shape.rows, bench.shape.tokens, bench.shape.at_once],
         "head": bench.data.task.num_labels,
+        "kind": bench.data.task.kind,
+        "learn_all": plan.learn_all,
         "shortcuts": plan.shortcuts,
         "steps": bench.steps,
         "threads": torch.get_num_threads(),

@@ -82,11 +82,11 @@ def features_of(
     return dict(found)
 
 
-def training_state(graph: CompositionGraph, head: int, *, interim: bool = True) -> int:
+def training_state(graph: CompositionGraph, head: int, *, interim: bool = True, added: bool = False) -> int:
     """Bytes of what trains, with its gradients and the optimizer's moments, where they are most: at the end,
     or while one of the entries searches or calibrates (see `Interim`), which they do in turn. Without
-    `interim` those at the end."""
-    numbers = _STATE * (graph.parameter_count().trained + head)
+    `interim` those at the end; `added` are those beside what trains itself, which is there before."""
+    numbers = (_STATE - added) * (graph.parameter_count().trained + head)
     more = [_more_meanwhile(entry, graph.spec) for entry in graph.entries.values() if interim]
     return _BYTES * (numbers + max((0, *more)))
 

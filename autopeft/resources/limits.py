@@ -13,6 +13,7 @@ from autopeft.quantity import parse_bytes
 
 __all__ = ["FIGURES", "Figure", "Limits", "Resources", "read_size", "read_span", "size_text", "span_text"]
 
+_MOST_BITS = 63  # eight billion GB
 _SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
@@ -26,20 +27,23 @@ def size_text(size: float) -> str:
 
 def span_text(seconds: float) -> str:
     """`210ms` or `1.4s` of a number of seconds."""
-    return f"{seconds:.3g}s" if seconds >= 1 else f"{1e3 * seconds:.3g}ms"
+    value, unit = (seconds, "s") if seconds >= 0.9995 else (1e3 * seconds, "ms")
+    return f"{value:.3g}{unit}" if value < 999.5 else f"{value:.0f}{unit}"
 
 
 def read_size(name: str, value: str | int) -> int:
     """Bytes of `6GB`, `500MB`, `4GiB`, or a number of bytes.
 
     Raises:
-        UsageError: it is none of these, or zero.
+        UsageError: it is none of these, zero, or more than any machine has.
     """
     try:
-        size = parse_bytes(str(value)) if not isinstance(value, bool) else 0
+        size = value if isinstance(value, int) else parse_bytes(value)
     except UsageError as error:
         raise UsageError(f"{name} is a size such as '6GB', '500MB' or '4GiB', but got {value!r}.") from error
-    if size < 1:
+    if size.bit_length() > _MOST_BITS:
+        raise UsageError(f"{name} is more than any machine has; leave it out for no limit.")
+    if size < 1 or isinstance(value, bool):
         raise UsageError(f"{name} has to be positive, but got {value!r}; leave it out for no limit.")
     return size
 

@@ -25,7 +25,9 @@ __all__ = ["Predictor", "StepCost"]
 _KEPT = 1 << 12
 _NUMBER = 4  # bytes of a parameter
 _AROUND = 100  # bytes of the name, shape and place of a tensor
-_NEAR = 0.03  # share of a limit within which a size is counted exactly
+# Shares of a limit between which a size is counted exactly. What an entry takes beside its parameters may
+# grow otherwise than its places do, so that a rough size may be a quarter too small.
+_BELOW, _ABOVE = 0.75, 1.03
 
 
 class Predictor:
@@ -76,7 +78,7 @@ class Predictor:
         total = sum(self._rough_entry(graph, entry) for entry in graph.entries.values())
         total += sum(_NUMBER * node.count.deployed + _AROUND for node in graph.nodes())
         total += sum(_NUMBER * p.numel() + _AROUND for p in self._head.values())
-        return self._file(graph) if abs(total / limit - 1) < _NEAR else total
+        return self._file(graph) if _BELOW < total / limit < _ABOVE else total
 
     def _rough_entry(self, graph: CompositionGraph, entry: Entry) -> int:
         method = entry.method

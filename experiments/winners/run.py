@@ -36,7 +36,8 @@ RESULTS, RUNS = HERE / "results" / "results.json", HERE / "runs"
 SEEDS = range(5)
 SPACE = HERE.parent / "samplers" / "space.yaml"
 SETTING: dict[str, Any] = {
-    "budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE), "head_start": "random", "pooling": "own",
+    "budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE), "head_start": "random",
+    "pooling": "own",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from autopeft.errors import UsageError
 from autopeft.graph import build_graph, first_layer
 from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
-from autopeft.resources import Limits, Predictor
+from autopeft.resources import Limits, Predictor, calibration
 from autopeft.resources.calibration import Calibration, calibrate, fitted
 from autopeft.resources.features import Shape, features_of, training_state
 from autopeft.resources.measuring import Bench, Measured, typical_rows
@@ -79,6 +80,29 @@ def test_what_is_counted_and_was_not_measured_leaves_the_others_alone() -> None:
     found = fitted(graphs, measured, SHAPE, trunk=True, head=0, base=0)
     assert found.predict_memory(graphs[0]) == pytest.approx(took, rel=0.25)
     assert found.predict_memory(graphs[-1]) == pytest.approx(took + counted, rel=0.25), "another has to rank"
+
+
+def test_what_trains_is_there_once_before_it_is_measured() -> None:
+    """What training adds to it is its gradient and its moments."""
+    spec, _ = spec_of_model(tiny_bert())
+    graphs = [build_graph(probe, spec) for probe in base_probes(spec)]
+    measured = [Measured(1.0, 1.0, 5_000 + training_state(g, 10) * 3 // 4) for g in graphs]
+    found = fitted(graphs, measured, SHAPE, trunk=True, head=10, base=10**6)
+    for graph in graphs:
+        assert found.predict_memory(graph) == pytest.approx(10**6 + 5_000 + training_state(graph, 10))
+
+
+def test_a_recipe_of_which_all_is_counted_leaves_the_others_alone() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    graphs = [build_graph(probe, spec) for probe in base_probes(spec)]
+    took = 10**6
+    measured = [Measured(1.0, 1.0, took)] * len(graphs)
+    known = fitted(graphs, measured, SHAPE, trunk=True, head=10, base=0)
+    whole = build_graph(Recipe.from_dict({"model": ["bitfit"]}), spec)
+    spoilt = [*measured, Measured(1.0, 1.0, training_state(whole, 10) // 2)]
+    found = fitted([*graphs, whole], spoilt, SHAPE, trunk=True, head=10, base=0)
+    for graph in graphs:
+        assert found.predict_memory(graph) == pytest.approx(known.predict_memory(graph))
 
 
 @pytest.mark.slow
@@ -196,7 +220,8 @@ def test_memory_that_is_limited_has_to_be_measured(tmp_path: Path, monkeypatch: 
     told: list[str] = []
 
     def measured(*, memory: bool) -> Calibration:
-        return calibrate(bench, spec, probes, head=10, backbone="x", memory=memory, notify=told.append)
+        limit = 1e12 if memory else None
+        return calibrate(bench, spec, probes, head=10, backbone="x", memory=limit, notify=told.append)
 
     with monkeypatch.context() as patch:
         patch.setattr(metering, "_CLEAR", tmp_path / "missing" / "clear_refs")
@@ -211,6 +236,33 @@ def test_memory_that_is_limited_has_to_be_measured(tmp_path: Path, monkeypatch: 
         before = len(told)
         assert measured(memory=True).memory is not None
         assert len(told) == before
+
+
+def test_what_a_process_holds_of_the_users_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(Bench, "measures_memory", True)
+    model = tiny_bert()
+    spec, _ = spec_of_model(model)
+    bench = Bench(model, encoded_task(24, 8), TrainingPlan(steps=5, batch_size=4, device="cpu"), steps=2)
+    monkeypatch.setattr(Bench, "__call__", lambda self, recipe: Measured(1.0, 1.0, 1000))
+
+    def base(held: int, limit: float | None = 1e12) -> int:
+        monkeypatch.setattr(Bench, "base", lambda self: held)
+        return calibrate(bench, spec, base_probes(spec)[:2], head=10, backbone="x", memory=limit).base
+
+    assert [base(3_000), base(600), base(590), base(3_000), base(5, None)] == [3_000, 600, 600, 600, 600]
+    with pytest.raises(UsageError, match=r"max_memory=500B is less than .* \(600B here\): no recipe helps"):
+        base(600, 500.0)
+
+
+def test_kept_measurements_are_of_the_same_loss() -> None:
+    model, data = tiny_bert(), encoded_task(24, 8)
+    plan = TrainingPlan(steps=5, batch_size=4, device="cpu")
+    told = {calibration._identity(Bench(model, data, p), "x") for p in (plan, replace(plan, learn_all=True))}
+    other = replace(data, task=replace(data.task, kind="multi_label"))
+    assert len({*told, calibration._identity(Bench(model, other, plan), "x")}) == 3
 
 
 def test_it_says_which_precision_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,13 @@ def test_spans(text: str | float, seconds: float) -> None:
     assert read_span("max_step_time", text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "big", "-1MB", "0", 0, True, "6 gigs"])
+@pytest.mark.parametrize("text", ["9" * 400 + "GB", "1" + "0" * 20 + "B", 10**4_000])
+def test_sizes_that_no_machine_has_are_refused(text: str | int) -> None:
+    with pytest.raises(UsageError, match="max_file is more than any machine has"):
+        read_size("max_file", text)
+
+
+@pytest.mark.parametrize("text", ["", "big", "-1MB", "0", 0, True, "6 gigs", -(10**30)])
 def test_sizes_that_are_refused(text: str | int) -> None:
     with pytest.raises(UsageError, match="max_memory"):
         read_size("max_memory", text)
@@ -47,6 +53,7 @@ def test_texts() -> None:
         "6.1GB",
     ]
     assert [span_text(s) for s in (0.0214, 0.2, 1.44)] == ["21.4ms", "200ms", "1.44s"]
+    assert [span_text(s) for s in (0.9994, 0.9999, 1200.0)] == ["999ms", "1s", "1200s"]
 
 
 def test_what_is_over_a_limit_is_said() -> None:

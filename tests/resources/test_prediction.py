@@ -9,8 +9,9 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
+from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.resources import StepCost
+from autopeft.resources import Limits, Predictor, StepCost
 
 SPEC = spec_of(BertConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64))
 
@@ -29,3 +30,19 @@ def test_a_step_costs_what_is_predicted_beside_the_reference() -> None:
     assert cost(upper) == pytest.approx(0.25)
     with pytest.raises(UsageError):
         cost(Recipe.from_dict({"layers": [{"at": [9], "attach": ["lora"]}]}))
+
+
+def test_no_file_that_is_too_large_passes_for_one_inside() -> None:
+    """Laplace-LoRA keeps more beside its parameters in a layer than adapters do, and it was seen in one."""
+    graphs = [
+        build_graph(
+            Recipe.from_dict({"layers": [{"at": at, "attach": [{"laplace_lora": {"rank": 2}}]}]}), SPEC
+        )
+        for at in ([3], [2, 3], "all")
+    ]
+    sizes = [Predictor(Limits(), {}).everything(graph).file or 0.0 for graph in graphs]
+    for limit in range(int(sizes[0]), int(sizes[-1]) + 2000, 500):
+        limits = Limits(file=limit)
+        predict = Predictor(limits, {})
+        inside = [limits.excess(predict(graph)) == 0 for graph in graphs]
+        assert not any(ok and size > limit for ok, size in zip(inside, sizes, strict=True)), limit

@@ -23,6 +23,7 @@ _EFFICIENCY = 0.7
 _HEAD = 0.1
 _START_SECONDS = 12.0
 _PROCESS_BYTES = 450 << 20
+_ACTIVATIONS = 34  # numbers that a layer keeps for each token and unit of width
 _GPU_SPEED = 2e13
 _GPU_WRITING = 2e12
 _MEASURED = 0.1  # seconds of a measurement
@@ -148,15 +149,20 @@ def estimate(
     test_rows: int,
     workers: int,
     baselines: Sequence[Baseline],
+    at_once: int | None = None,
+    weight_bytes: int = 4,
+    memory_saving: bool = False,
     speed: float | None = None,
     gpu: bool = False,
     writing: Writing | None = None,
 ) -> Estimate:
     """Estimate a whole search.
 
-    `planned_steps` are the training steps of the whole search (default: all steps of every trial); `speed`
-    is in floating-point operations per second of one worker, and measured where it is `None`; a
-    GPU's is a guess. So is what `writing` takes: that of answers as long as any.
+    `at_once` rows of a batch go through the model together (default: all of them), whose weights take
+    `weight_bytes` each; with `memory_saving` each layer keeps its input alone. `planned_steps` are the
+    training steps of the whole search (default: all steps of every trial); `speed` is in floating-point
+    operations per second of one worker, and measured where it is `None`; a GPU's is a guess. So is what
+    `writing` takes: that of answers as long as any.
     """
     rate = _EFFICIENCY * (speed or (_GPU_SPEED if gpu else gemm_speed()))
     score = select_rows * work.forward / rate
@@ -177,8 +183,9 @@ def estimate(
     if writing is not None:
         answers = _written(work, writing, *writing.rows(effort, baselines, select_rows, test_rows), rate, gpu)
     seconds = _START_SECONDS + (runs * trial + tests * test + answers) / max(workers, 1)
-    activations = int(34 * batch_size * work.tokens * work.hidden * work.layers * 4)
-    memory = workers * (_PROCESS_BYTES + 4 * work.parameters + activations)
+    layers = 1 + work.layers / _ACTIVATIONS if memory_saving else work.layers
+    numbers = _ACTIVATIONS * (at_once or batch_size) * work.tokens * work.hidden * layers
+    memory = workers * (_PROCESS_BYTES + weight_bytes * work.parameters + int(4 * numbers))
     return Estimate(seconds, trial, memory)
 
 

@@ -74,7 +74,10 @@ def plan(call: PlanCall) -> DryRun:
     for _ in range(20 * call.samples):
         if len(found) >= call.samples:
             break
-        drawn = candidate(bound, bound.sample(rng), ready.budget)
+        try:
+            drawn = candidate(bound, bound.sample(rng), ready.budget)
+        except AutoPEFTError:  # nothing near this point fits; a search goes on to the next one too
+            continue
         found.setdefault(drawn.hash, Sample(drawn.recipe, drawn.counts))
     baselines = ready.baselines()
     return DryRun(
@@ -116,6 +119,9 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
         ready.effort,
         planned_steps=get_strategy(ready.arguments.strategy).planned_steps(ready.effort, ready.rungs),
         batch_size=ready.plan.batch_size,
+        at_once=ready.plan.micro_rows,
+        weight_bytes=2 if ready.arguments.precision == "bf16" else 4,
+        memory_saving=ready.plan.memory_saving,
         select_rows=len(ready.task.splits["select"]),
         test_rows=len(ready.task.splits["test"]),
         workers=ready.workers or 1,

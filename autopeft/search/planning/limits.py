@@ -107,7 +107,7 @@ def calibration_for(
         precision: of the backbone's weights, that in which finalists are trained.
 
     Raises:
-        UsageError: memory is limited, and cannot be measured here.
+        UsageError: memory is limited, and cannot be measured here, or no recipe could keep the limit.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
@@ -124,7 +124,7 @@ def calibration_for(
             [*base_probes(spec), *method_probes(_offers(bound, budget), spec), *dropout_probes(spec)],
             head=head,
             backbone=backbone_fingerprint(model),
-            memory=a.max_memory is not None,
+            memory=limits_of(a).memory,
             notify=notify,
         )
     finally:

@@ -25,6 +25,7 @@ from autopeft.graph import (
     on_sharded_entries,
     unservable_entries,
 )
+from autopeft.quantity import parse_quantity
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
@@ -163,8 +164,11 @@ class _Walk:
                 break
             held = graph.parameter_count().deployed
             most = min(most, held) - math.ceil((size - limit) / _NUMBER)
+            if most < max(1, self.least):
+                break
             try:
-                smaller = dict(repair(self.space, values, Budget.parse(max(1, most))).values)
+                narrower = Budget(parse_quantity(most), self.budget.lower)
+                smaller = dict(repair(self.space, values, narrower).values)
             except Infeasible:
                 break
             values, over = smaller, self.excess(smaller)

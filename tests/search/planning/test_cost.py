@@ -46,6 +46,14 @@ OPTIONS: dict[str, Any] = {
 WORK = Work.of(MINILM, 27)
 
 
+def test_what_saves_memory_is_told() -> None:
+    plain = estimate(WORK, EFFORT, baselines=(), **OPTIONS).memory
+    for saving in ({"at_once": 4}, {"weight_bytes": 2}, {"memory_saving": True}):
+        found = estimate(WORK, EFFORT, baselines=(), **OPTIONS, **saving)  # type: ignore[arg-type]
+        assert found.memory < plain, saving
+    assert estimate(WORK, EFFORT, baselines=(), **OPTIONS, at_once=32).memory == plain
+
+
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A machine on which each look at the clock is so many seconds after the one before."""
     ticks = count()

@@ -71,6 +71,18 @@ def test_every_candidate_is_inside(limits: dict[str, float | str]) -> None:
         assert candidate(BOUND, values, budget).hash == found.hash
 
 
+def test_a_range_keeps_its_lower_end_where_the_file_is_limited() -> None:
+    least, most = 700, 2_000
+    budget = ResourceBudget.of(Budget.parse(f"{least}..{most}"), Limits(file=4 * 1_100), predict)
+    rng = random.Random(0)
+    for _ in range(25):
+        deployed = candidate(BOUND, BOUND.sample(rng), budget).counts.deployed
+        assert least <= deployed <= 1_100
+    none = ResourceBudget.of(Budget.parse(f"{least}..{most}"), Limits(file=4 * (least - 1)), predict)
+    with pytest.raises(Infeasible, match="No member of space 'small' was found within the limits"):
+        check_within(BOUND, none)
+
+
 def test_what_is_inside_already_is_left_as_it_is() -> None:
     budget, rng, same = within(step_time=2.0), random.Random(1), 0
     for _ in range(25):
