@@ -19,7 +19,7 @@ from lib.intervals import interval
 from autopeft.counting import Budget
 from autopeft.search.portfolio.choices import Ranking, rank
 from autopeft.search.portfolio.estimates import Target
-from autopeft.search.portfolio.evidence import Evidence, Key
+from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key
 from autopeft.search.portfolio.sharpening import Finding, slope_of_first_steps, worth_of_likeness
 from autopeft.spec import BackboneSpec
 
@@ -100,7 +100,7 @@ def _cells(
         if o.setting.model == model and math.isclose(o.share, share, rel_tol=1e-3):
             gains = found[o.setting.task, o.cluster, o.setting.rows][o.setting.seed]
             gains[o.key] = o.gain
-            gains[evidence.references[o.share]] = 0.0
+            gains[evidence.references[BackboneShare(model, o.share)]] = 0.0
     return found
 
 

@@ -234,7 +234,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| template | size | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
     best: dict[tuple[Any, ...], float] = {}
     for r in rows:
-        key = (r["template"], r.get("size"), r["task"], r["rows"], r["seed"])
+        key = (r["template"], r.get("size"), r["task"], r["rows"], r["seed"], r["model"])
         best[key] = max(best.get(key, 0.0), r["score"])
     lora = {key[2:]: score for key, score in best.items() if key[:2] == ("lora", 12)}
     for name, size in dict.fromkeys(key[:2] for key in best):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -128,13 +130,18 @@ def rank(
 
 
 def _costs(evidence: Evidence, share: float, first: Key) -> Mapping[Key, float]:
-    """What steps take beside those of `first`, each at the recorded budget that is nearest."""
-    found: dict[Key, float] = {}
-    far = lambda known: abs(math.log(known[0][0] / share))  # noqa: E731
-    for (_, key), cost in sorted(evidence.costs.items(), key=far):
-        found.setdefault(key, cost)
-    own = found.get(first)
-    return {} if own is None else {key: cost / own for key, cost in found.items()}
+    """What steps take beside those of `first`: for each backbone at the recorded budget that is nearest, of
+    several backbones the median."""
+    known: dict[str, dict[Key, float]] = defaultdict(dict)
+    far = lambda item: abs(math.log(item[0][0].share / share))  # noqa: E731
+    for (here, key), cost in sorted(evidence.costs.items(), key=far):
+        known[here.model].setdefault(key, cost)
+    found: dict[Key, list[float]] = defaultdict(list)
+    for costs in known.values():
+        if (own := costs.get(first)) is not None:
+            for key, cost in costs.items():
+                found[key].append(cost / own)
+    return {key: statistics.median(costs) for key, costs in found.items()}
 
 
 def _reason(choices: Sequence[Choice], first: Key, known: Collection[Key], target: Target) -> str | None:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from autopeft.search.portfolio.evidence import Evidence, Key, Observation, Setting
+from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key, Observation, Setting
 
 __all__ = ["FAR", "MOST", "Estimate", "Target", "clipped", "estimates", "nearness"]
 
@@ -150,7 +150,8 @@ def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
     found = evidence.observations
     base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
     for o in found:
-        own = reference is None or evidence.references.get(o.share) == reference
+        here = BackboneShare(o.setting.model, o.share)
+        own = reference is None or evidence.references.get(here) == reference
         over = 0.0 if own else base.get((o.setting, o.share))
         if o.key != reference and over is not None:
             yield replace(o, gain=clipped(o.gain - over))

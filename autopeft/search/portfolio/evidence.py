@@ -23,6 +23,7 @@ __all__ = [
     "FILE",
     "FORMAT",
     "REFERENCES",
+    "BackboneShare",
     "Evidence",
     "Features",
     "Key",
@@ -47,6 +48,13 @@ class Key(NamedTuple):
 
     template: str
     rate: int
+
+
+class BackboneShare(NamedTuple):
+    """A budget on a backbone, as a share of its parameters."""
+
+    model: str
+    share: float
 
 
 class Setting(NamedTuple):
@@ -103,8 +111,8 @@ class Evidence:
     Attributes:
         observations: one for each training and budget that it fits; those of the reference itself, which are
             zero, are left out.
-        references: by budget's share the key of what gains are over.
-        costs: by budget's share and key the time of a training step over that of LoRA on all layers.
+        references: by backbone and budget the key of what gains are over.
+        costs: by backbone and budget, and key, the time of a training step over that of LoRA on all layers.
         steps, batch_size: of every training.
         trainings: how many there are in each setting.
         features: of the tasks, in the settings in which they were measured.
@@ -113,8 +121,8 @@ class Evidence:
     """
 
     observations: tuple[Observation, ...]
-    references: Mapping[float, Key]
-    costs: Mapping[tuple[float, Key], float]
+    references: Mapping[BackboneShare, Key]
+    costs: Mapping[tuple[BackboneShare, Key], float]
     steps: int
     batch_size: int
     trainings: Mapping[Setting, int]
@@ -166,16 +174,16 @@ def read_evidence(text: str) -> Evidence:
     if told.get("format") != FORMAT:
         raise AutoPEFTError(f"The evidence has format {told.get('format')!r}, and {FORMAT} is read here.")
     observations: list[Observation] = []
-    references: dict[float, Key] = {}
-    costs: dict[tuple[float, Key], float] = {}
-    for model in told["models"].values():
+    references: dict[BackboneShare, Key] = {}
+    costs: dict[tuple[BackboneShare, Key], float] = {}
+    for name, model in told["models"].items():
         keys = [Key(template, rate) for template, rate, *_ in model["recipes"]]
         for share, members in model["budgets"]:
             first = reference_of([keys[i] for i in members])
             if first is None:
                 continue
-            references[share] = first
-            costs |= {(share, keys[i]): cost for i in members if (cost := model["recipes"][i][3])}
+            references[here := BackboneShare(name, share)] = first
+            costs |= {(here, keys[i]): cost for i in members if (cost := model["recipes"][i][3])}
     for line in told["settings"]:
         observations += _observed(line, told["models"][line["model"]])
     trainings = {_setting(line): sum(s is not None for s in line["scores"]) for line in told["settings"]}

@@ -10,7 +10,7 @@ from support.evidence import evidence, minilm_spec
 from autopeft.counting import Budget
 from autopeft.graph import build_graph, unservable
 from autopeft.search.portfolio.choices import rank
-from autopeft.search.portfolio.evidence import Key, Setting
+from autopeft.search.portfolio.evidence import BackboneShare, Key, Setting
 
 HALF = Budget.parse("0.5%")
 
@@ -47,7 +47,7 @@ def test_the_reference_costs_what_it_costs_where_no_time_was_recorded() -> None:
 def test_costs_are_over_the_reference_of_the_budget_whatever_budget_they_were_recorded_at() -> None:
     """A budget between two recorded ones, of which the smaller has LoRA on the upper half as plain."""
     known = evidence(dora_is_better)
-    large, small = max(known.references), min(known.references)
+    large, small = max(known.references, key=share_of), min(known.references, key=share_of)
     half, serial = Key("lora, upper half", 1), Key("serial adapter", 1)
     costs = {(large, Key("lora", 1)): 1.0, (small, half): 0.4, (large, serial): 0.9, (small, serial): 0.2}
     for budget in ("0.5%", "0.15%", "0.1%", "0.06%"):
@@ -59,6 +59,23 @@ def test_costs_are_over_the_reference_of_the_budget_whatever_budget_they_were_re
     found = rank(replace(known, costs=costs), minilm_spec(), Budget.parse("0.04%"), 500)
     told = {c.key: c.cost for c in found.choices}
     assert (told[half], told[serial]) == (1.0, pytest.approx(0.5))
+
+
+def share_of(here: BackboneShare) -> float:
+    return here.share
+
+
+def test_of_several_backbones_costs_are_medians_and_none_hides_another() -> None:
+    known = evidence(dora_is_better)
+    other = {
+        (BackboneShare("other", here.share), key): 10 * cost for (here, key), cost in known.costs.items()
+    }
+    lora = Key("lora", 1)
+    other |= {(here, key): cost / 10 for (here, key), cost in other.items() if key == lora}
+    found = rank(replace(known, costs={**known.costs, **other}), minilm_spec(), HALF, 500)
+    told = {c.key: c.cost for c in found.choices}
+    assert told[lora] == 1.0
+    assert told[Key("dora", 0)] == pytest.approx((0.5 + 5.0) / 2)
 
 
 def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:

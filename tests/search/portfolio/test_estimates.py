@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autopeft.search.portfolio.estimates import FAR, MOST, Target, estimates, nearness
-from autopeft.search.portfolio.evidence import Evidence, Key, Observation, Setting
+from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key, Observation, Setting
 
 SHARE = 0.005
 HERE = Target(SHARE, 500)
@@ -26,7 +26,7 @@ def made(gains: dict[str, dict[str, float]], *, rows: tuple[int, ...] = (500,), 
         for n in rows
         for seed in range(seeds)
     ]
-    return Evidence(tuple(found), {SHARE: Key("lora", 0)}, {}, 60, 32, {})
+    return Evidence(tuple(found), {BackboneShare("m", SHARE): Key("lora", 0)}, {}, 60, 32, {})
 
 
 def world(rng: np.random.Generator, spread: float, noise: float) -> tuple[dict[Key, float], Evidence]:
@@ -50,7 +50,7 @@ def world(rng: np.random.Generator, spread: float, noise: float) -> tuple[dict[K
                         )
                         for key, gain in true.items()
                     ]  # fmt: skip
-    return true, Evidence(tuple(found), {SHARE: Key("lora", 0)}, {}, 60, 32, {})
+    return true, Evidence(tuple(found), {BackboneShare("m", SHARE): Key("lora", 0)}, {}, 60, 32, {})
 
 
 # --- nearness ---

@@ -14,6 +14,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.search.portfolio.evidence import (
     FILE,
     REFERENCES,
+    BackboneShare,
     Key,
     Setting,
     read_evidence,
@@ -35,6 +36,10 @@ def bert_points(key: Key, setting: Setting) -> float:
 # --- what the package ships ---
 
 
+def share_of(here: BackboneShare) -> float:
+    return here.share
+
+
 def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() -> None:
     found = shipped_evidence()
     rates = {t.name: len(t.rates.at) for t in templates()}
@@ -48,10 +53,10 @@ def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() 
 
 def test_every_recipe_of_the_shipped_evidence_has_a_cost() -> None:
     found = shipped_evidence()
-    seen = {(o.share, o.key) for o in found.observations}
+    seen = {(BackboneShare(o.setting.model, o.share), o.key) for o in found.observations}
     assert seen <= set(found.costs)
     assert all(0.2 < cost < 5 for cost in found.costs.values())
-    large = max(found.references)
+    large = max(found.references, key=share_of)
     assert found.costs[large, found.references[large]] == 1.0
 
 
@@ -97,16 +102,17 @@ def test_gains_are_over_plain_lora_in_the_same_setting() -> None:
     dora = [o for o in found.observations if o.key.template == "dora"]
     assert {round(o.gain, 6) for o in dora} == {1.5}
     assert {o.setting.task for o in dora} == set(TASKS)
-    assert not [o for o in found.observations if o.key == found.references[o.share]]
+    own = {o: found.references[BackboneShare(o.setting.model, o.share)] for o in found.observations}
+    assert not [o for o, reference in own.items() if o.key == reference]
     # At 0.04 % no LoRA fits on all layers.
-    small = min(found.references)
+    small = min(found.references, key=share_of)
     assert found.references[small] == Key("lora, upper half", 1)
-    assert found.references[max(found.references)] == LORA
+    assert found.references[max(found.references, key=share_of)] == LORA
 
 
 def test_costs_are_over_lora_on_all_layers_at_every_budget() -> None:
     found = evidence(bert_points)
-    large, small = max(found.references), min(found.references)
+    large, small = max(found.references, key=share_of), min(found.references, key=share_of)
     assert found.costs[large, LORA] == pytest.approx(1.0)
     half = Key("lora, upper half", 1)
     assert found.costs[large, Key("dora", 0)] == found.costs[small, half] == pytest.approx(0.5)
@@ -123,7 +129,8 @@ def test_costs_need_no_training_at_the_lower_rate() -> None:
 def test_a_recipe_that_two_budgets_lead_to_counts_under_both() -> None:
     found = evidence(bert_points)
     both = [o for o in found.observations if o.key == Key("krona", 0) and o.setting.task == "trec"]
-    assert {o.share for o in both} == set(found.references) - {min(found.references)}
+    shares = {here.share for here in found.references}
+    assert {o.share for o in both} == shares - {min(shares)}
     total = sum(found.trainings.values())
     assert total == len(list(recorded(bert_points)))
 
@@ -158,7 +165,8 @@ def test_looks_at_tasks_travel_along() -> None:
     assert not found.without(["trec"]).features
     known = [o for o in found.observations if o.first_step is not None]
     assert {o.setting.rows for o in known} == {500}
-    large = [o for o in known if o.share == max(found.references) and o.key.template == "dora"]
+    share = max(map(share_of, found.references))
+    large = [o for o in known if o.share == share and o.key.template == "dora"]
     assert {round(o.first_step or 0.0, 3) for o in large} == {-0.693}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autopeft.search.portfolio.estimates import Target
-from autopeft.search.portfolio.evidence import Evidence, Features, Key, Observation, Setting
+from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Features, Key, Observation, Setting
 from autopeft.search.portfolio.sharpening import (
     Finding,
     likeness,
@@ -38,7 +38,7 @@ def made(slope: float, *, noise: float = 0.2, seed: int = 0) -> Evidence:
     features = {
         Setting("m", task, 500, 0): Features(2 + i, 10.0 + 5 * i, 0.1 * i) for i, task in enumerate(TASKS)
     }
-    return Evidence(tuple(found), {SHARE: LORA}, {}, 60, 32, {}, features)
+    return Evidence(tuple(found), {BackboneShare("m", SHARE): LORA}, {}, 60, 32, {}, features)
 
 
 def test_a_finding_needs_four_clusters_and_more_than_chance() -> None:
