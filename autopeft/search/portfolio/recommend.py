@@ -142,11 +142,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     name = str(keep_model(*asked.model) if isinstance(asked.model, tuple) else asked.model)
     source = resolve_model(name, notify=tell)
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
-    task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
-    rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
-    fewer = task is not None and rows < len(task.splits["train"])
-    if task is not None and fewer:
-        task = task.subset(train=rows, seed=asked.seed)
+    task, rows, fewer = _task_of(asked, spec, tell)
     spec = _with_its_head(spec, task, source)
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
@@ -182,6 +178,19 @@ def recommend(call: RecommendCall) -> Recommendation:
         rows=rows,
         file=file,
     )
+
+
+def _task_of(
+    asked: RecommendArguments, spec: BackboneSpec, tell: Callable[[str], None]
+) -> tuple[Task | None, int, bool]:
+    """The task with as many rows of train as are asked for, how many these are, and whether it has more."""
+    if asked.task is None:
+        return None, asked.rows or ROWS, False
+    task = asked_task(asked, tell, backbone=spec)
+    rows = len(task.splits["train"])
+    if asked.rows is None or asked.rows >= rows:
+        return task, asked.rows or rows, False
+    return task.subset(train=asked.rows, seed=asked.seed), asked.rows, True
 
 
 def own_clusters(asked: Any, task: Task | None) -> tuple[str, ...]:
