@@ -151,6 +151,7 @@ class Result(Measured):
             earlier versions had none.
         constant: what the same answer for every row scores.
         over_constant: the winner against that.
+        remarks: what limits what the scores can say: of the rows, and of what the search left undone.
         selection_bias: select minus test.
         samples: of the answers that the winner wrote.
     """
@@ -171,6 +172,7 @@ class Result(Measured):
     resources: Several[Taken] = ()
     constant: Known[Measured] = None
     over_constant: Known[Compared] = None
+    remarks: Several[str] = ()
     hypervolume: Several[CoursePoint] = ()
     selection_bias: Annotated[Known[float], BeforeValidator(_bias)] = None
     interrupted: Flag = False

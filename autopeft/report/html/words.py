@@ -74,8 +74,8 @@ def _scored(run: Run, what: str) -> str:
             f"{what} scored {run.select_metric} {mean_sd(winner.select)} on select; it has no score on test."
         )
     return (
-        f"{what} scored {run.trial_metric} {score(result.search_score)} on select in the search itself. It "
-        "was not retrained with fresh seeds, and test has not been touched."
+        f"{what} scored {run.trial_metric} {score(result.search_score)} on select in the search itself. No "
+        "winner was confirmed with fresh seeds, so that none has a score on test."
     )
 
 
@@ -184,7 +184,8 @@ def remarks(run: Run) -> list[str]:
     asked = run.about.data.source.stand_in_for
     if asked:
         found.append(f"These figures are not comparable with those of {shown(asked, 80)}.")
-    found += [shown(remark, 400) for remark in run.about.data.summary.remarks]
+    said = [*run.about.data.summary.remarks, *(() if result is None else result.remarks)]
+    found += [shown(remark, 400) for remark in dict.fromkeys(said)]
     if result is None:
         return [*found, *run.problems]
     found += _unbeaten(run)

@@ -86,7 +86,7 @@ def test_an_unfinished_run_claims_nothing_of_test(make_run: Make) -> None:
 def test_a_winner_that_was_not_retrained_says_so(make_run: Make) -> None:
     run = read_run(make_run(trials=1, result={"test": [], "select": [], "interrupted": True}))
     assert headline(run) == [headline(run)[0]]
-    assert "It was not retrained" in headline(run)[0]
+    assert "No winner was confirmed with fresh seeds" in headline(run)[0]
     assert any("interrupted" in r for r in remarks(run))
 
 
@@ -109,6 +109,12 @@ def test_what_a_reader_must_know(make_run: Make) -> None:
     assert "not comparable with those of SST-2" in text
     assert "Select minus test of the winner: +0.0100" in text
     assert "no further recipe" in text
+
+
+def test_what_the_search_left_undone_is_said_once(make_run: Make) -> None:
+    lost = "LoRA of rank 4, learning rate 0.009, lost a seed."
+    run = read_run(make_run(trials=1, result={"remarks": [lost, lost]}))
+    assert remarks(run).count(lost) == 1
 
 
 def test_facts_count_the_states(make_run: Make) -> None:
