@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from support.searching import EFFORT, Stage, honest, lora, rank_of
 
 from autopeft.hybrid.store import WEIGHTS
+from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 
@@ -429,3 +430,30 @@ def test_known_baselines_are_no_work_to_come(make_stage: Make) -> None:
     assert 28 <= kinds["trial"] < 32, "40 would leave 0 of 800 s for 9 finalists' runs and the test"
     assert timed.stage.controller.confirmation.left_out == []
     assert 700 < timed.clock.now <= 800.0
+
+
+def test_a_resumed_search_with_a_time_budget_ends_as_if_it_had_not_stopped(make_stage: Make) -> None:
+    """Trained for half of the time, it does not search again for half of what is left."""
+    now, effort = [0.0], replace(EFFORT, trials=40, top=3, seeds=3)
+
+    def ran(spent: float, past: Sequence[TrialRecord] = (), *, ends: int = 1000) -> Stage:
+        stage = make_stage(effort, baselines=[], seconds=600.0, spent=spent, clock=lambda: now[0], past=past)
+        stage.controller.scale(1)
+        while isinstance(job := stage.controller.next(), Job):
+            if sum(j.kind == "confirm" for j in stage.jobs) >= ends:
+                break
+            stage.jobs.append(job)
+            took = 20.0 if job.steps else 2.0
+            now[0] += took
+            stage.controller.complete(replace(honest(job), seconds=took))
+        return stage
+
+    first = ran(0.0, ends=4)
+    searched, spent = Counter(job.kind for job in first.jobs)["trial"], now[0]
+    assert 5 < searched < 40
+    second = ran(spent, [record for record in first.records if record.kind != "trial"])
+    assert not [job for job in second.jobs if job.kind == "trial"]
+    assert [f.number for f in second.controller.confirmation.finalists] == [
+        f.number for f in first.controller.confirmation.finalists
+    ]
+    assert second.controller.effort.seeds == 3
