@@ -14,7 +14,7 @@ from cells import ALPHA, CONTENDERS, FIRST_SEEDS, SEEDS, TOLD
 from autopeft import Recipe
 from autopeft.recipe.pooling import trained_entries
 
-__all__ = ["CLAIMS", "VIEWS", "Claim", "tables"]
+__all__ = ["CLAIMS", "VIEWS", "Claim", "returned", "tables"]
 
 Row = Mapping[str, Any]
 
@@ -92,8 +92,23 @@ def tables(rows: Sequence[Row]) -> str:
         else:
             verdicts = " | ".join("yes" if claim.holds(e) else "no" for e in (each, all_of_them))
             lines.append(f"| {claim.sentence} | {_told(each)} | {verdicts} |")
-    lines += ["", *_against(rows, TOLD[1:], "winner less …"), "", recommended(rows)]
+    lines += ["", *_against(rows, TOLD[1:], "winner less …"), "", returned(rows), "", recommended(rows)]
     return "\n".join([*lines, "", *_against(first, CONTENDERS[1:], "first round, stopped: winner less …")])
+
+
+def returned(rows: Sequence[Row]) -> str:
+    """In how many searches the winner is the tuned LoRA, and how far it is from it: in a sentence."""
+    name, minilm = "tuned LoRA", [row for row in rows if row["model"] == "minilm" and row["test"]]
+    both: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in minilm:
+        key = (row["task"], row["rows"], row["budget"], row["seed"])
+        both.setdefault(key, {})[row["contender"]] = row["hash"]
+    hashes = [(found["winner"], found[name]) for found in both.values() if {"winner", name} <= found.keys()]
+    if not hashes:
+        return "No search is recorded yet."
+    same, found = sum(one == other for one, other in hashes), differences(minilm, "winner", name).values()
+    ends = f"{min(found):+.1f} to {max(found):+.1f} points"
+    return f"On MiniLM the winner is the tuned LoRA in {same} of {len(hashes)} searches: {ends} to it."
 
 
 def recommended(rows: Sequence[Row]) -> str:

@@ -31,7 +31,7 @@ def payoff(load: Callable[[str], Any]) -> SimpleNamespace:
 def row(task: str, seed: int, contender: str, score: float, **other: Any) -> dict[str, Any]:
     found = {"model": "minilm", "task": task, "rows": 100, "budget": "0.5%", "seed": seed}
     scores = {"1": score - 0.01, "2": score + 0.01}
-    return {**found, "contender": contender, "test": scores, "recipe": LORA, **other}
+    return {**found, "contender": contender, "test": scores, "recipe": LORA, "hash": contender, **other}
 
 
 def test_differences_are_those_of_means_over_fresh_seeds_in_points(payoff: SimpleNamespace) -> None:
@@ -55,6 +55,18 @@ def test_what_is_recommended_is_told_beside_the_search(payoff: SimpleNamespace) 
     assert "not yet known" in payoff.recommended(rows[:2])
     assert payoff.recommended([]) == "No recommendation is recorded yet."
     assert told in payoff.tables(rows)
+
+
+def test_it_is_told_how_often_the_winner_is_the_tuned_lora(payoff: SimpleNamespace) -> None:
+    rows = [row("trec", 400, name, 0.9, hash="a") for name in ("winner", "tuned LoRA")]
+    rows += [
+        row("sms-spam", 400, "winner", 0.9, hash="a"),
+        row("sms-spam", 400, "tuned LoRA", 0.89, hash="b"),
+    ]
+    told = "On MiniLM the winner is the tuned LoRA in 1 of 2 searches: +0.0 to +1.0 points to it."
+    assert payoff.returned(rows) == told
+    assert told in payoff.tables(rows)
+    assert payoff.returned([]) == "No search is recorded yet."
 
 
 def test_a_contender_that_the_budget_has_none_of_is_no_difference(payoff: SimpleNamespace) -> None:
