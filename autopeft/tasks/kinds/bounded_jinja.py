@@ -19,6 +19,7 @@ All templates of public models stay far below these bounds.
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
@@ -206,21 +207,35 @@ def render(text: str, most: int, **given: Any) -> str:
         TooMuch: it takes more time or memory than any template needs, or writes more.
         Exception: whatever the template raises.
     """
-    template, meters = _compiled(text)
-    meter = _Meter()
-    meters.append(meter)
-    written: list[str] = []
-    letters = 0
+    with _no_collection():
+        template, meters = _compiled(text)
+        meter = _Meter()
+        meters.append(meter)
+        written: list[str] = []
+        letters = 0
+        try:
+            with _lines_counted(meter, template.environment.autopeft_file):  # type: ignore[attr-defined]
+                for piece in template.generate(**given):
+                    letters += len(piece)
+                    if letters > most:
+                        raise TooMuch(f"it writes more than {most:,} letters")
+                    written.append(piece)
+        finally:
+            meters.pop()
+        return "".join(written)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: templates may nest, and call themselves, as deep as Python lets them, where
+    finalizers of others' objects would fail."""
+    before = gc.isenabled()
+    gc.disable()
     try:
-        with _lines_counted(meter, template.environment.autopeft_file):  # type: ignore[attr-defined]
-            for piece in template.generate(**given):
-                letters += len(piece)
-                if letters > most:
-                    raise TooMuch(f"it writes more than {most:,} letters")
-                written.append(piece)
+        yield
     finally:
-        meters.pop()
-    return "".join(written)
+        if before:
+            gc.enable()
 
 
 @contextmanager

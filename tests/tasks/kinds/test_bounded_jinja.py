@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import suppress
 from typing import Any
@@ -144,6 +145,43 @@ def test_what_would_take_too_much_is_stopped(bomb: str) -> None:
     with pytest.raises((TooMuch, RecursionError, TemplateAssertionError)):
         render(BOMBS[bomb], 200_000, messages=LONG)
     assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_finalizers_of_others_do_not_run_where_python_allows_no_more_calls(
+    collecting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    made: list[int] = []
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle = self
+            made.append(1)
+
+        def __del__(self) -> None:
+            self.calls(60)
+
+        def calls(self, left: int) -> None:
+            if left:
+                self.calls(left - 1)
+
+    threshold, enabled = gc.get_threshold(), gc.isenabled()
+    gc.set_threshold(1)
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(RecursionError):
+            render(
+                "{% macro f() %}{{ make() }}{{ f() }}{% endmacro %}{{ f() }}", 9, make=lambda: bool(Garbage())
+            )
+        assert gc.isenabled() == collecting
+    finally:
+        gc.set_threshold(*threshold)
+        (gc.enable if enabled else gc.disable)()
+    gc.collect()
+    assert len(made) > 9
+    assert not failed
 
 
 def test_what_the_sandbox_forbids_stays_forbidden() -> None:
