@@ -85,7 +85,7 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
         recipe = next(fitted(t, spec, limit)[-1].recipe for t in templates() if t.name == name)
         found[build_graph(recipe, spec).trial_hash()] = (name, recipe)
     for name in LORAS:
-        recipe = next(fitted(t, spec, limit)[0].recipe for t in templates() if t.name == name)
+        recipe = next(fitted(t, spec, limit)[-2].recipe for t in templates() if t.name == name)
         found[build_graph(recipe, spec).trial_hash()] = (f"{name}, slower", recipe)
     while len(found) < len(PORTFOLIO) + len(LORAS) + DRAWN:
         recipe = repair(space, space.sample(rng, spec), limit, spec).recipe

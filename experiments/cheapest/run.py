@@ -6,7 +6,7 @@
 
 Each is a quick search with `--goal cheapest` at 0.5 %, with a seed of its own, which also splits the data.
 Its winner is compared with the LoRA baseline that the search tuned, and with LoRA as users take it: the
-largest rank that fits on q and v of all layers, at the higher of its usual rates. All are trained with the
+largest rank that fits on q and v of all layers, at the highest of its usual rates. All are trained with the
 same three fresh seeds. Step times of winner and LoRA are measured by turns, in fp32.
 """
 

@@ -27,7 +27,11 @@ def mean_of(values: Sequence[float]) -> str:
 
 
 def stratified(
-    groups: Sequence[Sequence[float]], weights: Sequence[float] | None = None, level: float = 0.95
+    groups: Sequence[Sequence[float]],
+    weights: Sequence[float] | None = None,
+    level: float = 0.95,
+    *,
+    pooled: bool = False,
 ) -> tuple[float, float]:
     """Weighted mean of the means of groups, and half of its interval, for these very groups: what varies is
     what is inside them.
@@ -37,12 +41,20 @@ def stratified(
     Args:
         groups: values of each group, at least one.
         weights: of the groups, all alike by default; they need not sum to 1.
+        pooled: whether all groups have one variance, with all their degrees of freedom. Infinite where no
+            group has a second value.
     """
     given = [1.0] * len(groups) if weights is None else list(weights)
     shares = [weight / math.fsum(given) for weight in given]
     mean = math.fsum(share * statistics.fmean(own) for share, own in zip(shares, groups, strict=True))
-    if any(len(own) < 2 for own in groups):
+    degrees = [len(own) - 1 for own in groups]
+    if sum(degrees) == 0 if pooled else min(degrees) == 0:
         return mean, math.inf
+    if pooled:
+        squares = math.fsum(d * statistics.variance(own) for d, own in zip(degrees, groups, strict=True) if d)
+        weight = math.fsum(share**2 / len(own) for share, own in zip(shares, groups, strict=True))
+        error = math.sqrt(squares / sum(degrees) * weight)
+        return mean, float(t.ppf((1 + level) / 2, sum(degrees))) * error
     parts = [
         (share**2 * statistics.variance(own) / len(own), len(own) - 1)
         for share, own in zip(shares, groups, strict=True)
@@ -50,5 +62,5 @@ def stratified(
     variance = math.fsum(part for part, _ in parts)
     if variance == 0:
         return mean, 0.0
-    freedom = 1 / math.fsum((part / variance) ** 2 / degrees for part, degrees in parts)
+    freedom = 1 / math.fsum((part / variance) ** 2 / own for part, own in parts)
     return mean, float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)

@@ -1,39 +1,47 @@
-"""Packaged tasks without the rows that an earlier round has tested on."""
+"""Packaged tasks without the rows that earlier rounds have tested on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from autopeft import load_task
 from autopeft.tasks import load
 from autopeft.tasks.packaged import Packaged, read_splits
 
-__all__ = ["tested_rows", "without_rows"]
+__all__ = ["without_rows"]
+
+_gone: dict[str, frozenset[str]] = {}
+_rounds: dict[str, tuple[tuple[int, ...], ...]] = {}
 
 
-@lru_cache
-def tested_rows(name: str, seeds: Sequence[int]) -> frozenset[str]:
-    """Texts of the *test* splits that a packaged task has with these seeds."""
-    return frozenset(text for seed in seeds for text in load_task(name, seed=seed).splits["test"].texts)
-
-
-def without_rows(name: str, seeds: Sequence[int]) -> None:
-    """From now on, a packaged task lacks the rows that were in *test* with these seeds, in this process.
+def without_rows(name: str, *rounds: Sequence[int]) -> frozenset[str]:
+    """From now on, a packaged task lacks the rows that were in *test* in earlier rounds, in this process;
+    returns their texts.
 
     A split is drawn from all rows of the pool, so a confirmation with another seed would test on a tenth of
     the same ones.
+
+    Args:
+        rounds: the seeds of each, in their order: a round drew from what those before it had left.
     """
-    gone = tested_rows(name, tuple(seeds))
+    load.read_splits = _kept  # type: ignore[assignment]
+    asked = tuple(map(tuple, rounds))
+    if _rounds.get(name) != asked:
+        _gone[name] = frozenset()
+        for seeds in asked:
+            tested = [load_task(name, seed=seed).splits["test"].texts for seed in seeds]
+            _gone[name] = _gone[name].union(*tested)
+        _rounds[name] = asked
+    return _gone[name]
 
-    def kept(task: Packaged, notify: load.Notify) -> dict[str, tuple[Sequence[object], list[object]]]:
-        found = read_splits(task, notify)
-        if task.name != name:
-            return found
-        parts = {}
-        for part, (texts, labels) in found.items():
-            stay = [i for i, text in enumerate(texts) if text not in gone]
-            parts[part] = ([texts[i] for i in stay], [labels[i] for i in stay])
-        return parts
 
-    load.read_splits = kept  # type: ignore[assignment]
+def _kept(task: Packaged, notify: load.Notify) -> dict[str, tuple[Sequence[object], list[object]]]:
+    """The parts of a packaged task, as the package reads them, without those rows."""
+    found, gone = read_splits(task, notify), _gone.get(task.name)
+    if not gone:
+        return found
+    parts = {}
+    for part, (texts, labels) in found.items():
+        stay = [i for i, text in enumerate(texts) if text not in gone]
+        parts[part] = ([texts[i] for i in stay], [labels[i] for i in stay])
+    return parts

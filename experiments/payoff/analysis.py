@@ -6,8 +6,9 @@ cluster k and seed s. The estimate weighs clusters by their number of cells,
 
     mean = Σ_k w_k · mean_s D(k, s),    variance = Σ_k w_k² · var_s D(k, s) / n_k,
 
-with Satterthwaite's degrees of freedom. It speaks of these cells, not of tasks at large: for those the spread
-of the clusters' means is printed beside it.
+with Satterthwaite's degrees of freedom. With two searches a cell a cluster's own variance has one of these;
+the second confirmation then has one variance for all clusters. The interval speaks of these cells, not of
+tasks at large: for those the spread of the clusters' means is printed beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lib.intervals import stratified
 __all__ = ["Estimate", "differences", "estimate"]
 
 Row = Mapping[str, Any]
+_OWN = 3  # searches a cell from which a cluster has a variance of its own
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ def differences(
     return {key: told[one] - told[other] for key, told in found.items() if one in told and other in told}
 
 
-def estimate(found: Mapping[tuple[str, int], float], level: float = 0.95) -> Estimate | None:
+def estimate(
+    found: Mapping[tuple[str, int], float], level: float = 0.95, *, pooled: bool = False
+) -> Estimate | None:
     """The mean over cells; `None` where a cluster has fewer than two searches.
 
     Args:
         found: see `differences`.
         level: of the two-sided interval; `lower` is its lower end.
+        pooled: whether clusters with two searches a cell have one variance.
     """
     units: dict[str, dict[int, list[float]]] = {}
     cells: dict[str, set[str]] = {}
@@ -68,6 +73,7 @@ def estimate(found: Mapping[tuple[str, int], float], level: float = 0.95) -> Est
     if not units or any(len(seeds) < 2 for seeds in units.values()):
         return None
     values = {k: [statistics.fmean(own) for own in seeds.values()] for k, seeds in units.items()}
-    mean, half = stratified(list(values.values()), [len(cells[k]) for k in values], level)
+    together = pooled and min(map(len, values.values())) < _OWN
+    mean, half = stratified(list(values.values()), [len(cells[k]) for k in values], level, pooled=together)
     total, means = sum(map(len, cells.values())), {k: statistics.fmean(own) for k, own in values.items()}
     return Estimate(mean, half, mean - half, total, len(found), means)

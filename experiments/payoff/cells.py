@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product, takewhile
 from typing import Any
 
 from autopeft.tasks import cluster_of
@@ -12,11 +13,13 @@ __all__ = [
     "ALPHA",
     "CLUSTERS",
     "CONTENDERS",
-    "FIRST_SEEDS",
+    "FEW_SEEDS",
+    "ROUNDS",
     "SEEDS",
     "TOLD",
     "Cell",
     "cells",
+    "earlier",
     "setting",
     "wanted",
 ]
@@ -26,15 +29,15 @@ CLUSTERS = {task: str(cluster_of(task)) for task in TASKS}
 """Tasks that share texts are one cluster."""
 
 ROWS, BUDGETS = (100, 500, 2_000), ("0.5%", "0.04%")
-FIRST_SEEDS = (200,)
-"""Of the first round, which was stopped before its second searches: what is recorded of it has this seed."""
+ROUNDS = ((200,), (400, 401), (500, 501, 502, 503))
+"""Seeds of the searches of each round: the first, which was stopped before its second searches, and the two
+confirmations. Each draws splits, rows and everything else anew; none was used while the product was made."""
 
-SEEDS = (400, 401)
-"""Of the confirmation's searches. Each draws splits, rows and everything else anew; none was used while the
-product was made."""
+SEEDS, FEW_SEEDS = (500, 501), ROUNDS[-1]
+"""Of the second confirmation: those of all its cells, and those with 100 rows, where searches differ most."""
 
 ALPHA = 0.025
-"""Half of the first round's, as it is the second look."""
+"""Half of the first round's, for each confirmation."""
 
 CONTENDERS = (
     "winner",
@@ -47,7 +50,7 @@ CONTENDERS = (
     "head alone",
     "full fine-tuning",
 )
-"""All that is compared in either round."""
+"""All that is compared in any round."""
 
 TOLD = (
     "winner",
@@ -57,7 +60,7 @@ TOLD = (
     "portfolio's first",
     "head alone",
 )
-"""What the confirmation compares: what claims are about, and what costs little beside it."""
+"""What the confirmations compare: what claims are about, and what costs little beside it."""
 
 _LARGER = tuple((task, rows) for task in ("trec", "movie-sentences") for rows in (100, 2_000))
 
@@ -76,15 +79,19 @@ class Cell:
 
 
 def cells() -> Iterator[tuple[Cell, int]]:
-    """Every search of the confirmation: its cell and its seed, all cells of a seed before the next."""
-    for seed in SEEDS:
-        for budget in BUDGETS:
-            for rows in ROWS:
+    """Every search of the second confirmation: its cell and its seed, all cells of a seed before the next."""
+    for seed in FEW_SEEDS:
+        for budget, rows in product(BUDGETS, ROWS):
+            if rows == 100 or (budget == "0.04%" and seed in SEEDS):
                 for task in CLUSTERS:
                     yield Cell("minilm", task, rows, budget), seed
-        if seed == SEEDS[0]:
-            for task, rows in _LARGER:
-                yield Cell("mpnet-base", task, rows, "0.5%"), seed
+    for task, rows in _LARGER:
+        yield Cell("mpnet-base", task, rows, "0.5%"), SEEDS[0]
+
+
+def earlier(seed: int) -> tuple[tuple[int, ...], ...]:
+    """The rounds before that of a seed, whose *test* rows are not its own; none of a seed of no round."""
+    return tuple(takewhile(lambda seeds: seed not in seeds, ROUNDS)) if seed in chain(*ROUNDS) else ()
 
 
 def wanted() -> list[str]:

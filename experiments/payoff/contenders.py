@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cells import CLUSTERS, FIRST_SEEDS, Cell, setting
+from cells import CLUSTERS, Cell, earlier, setting
 from lib.packaged_without import without_rows
 from lib.told import fresh_runs
 from lib.worker import load_backbone_and_data, run_here
@@ -81,8 +81,8 @@ class Runs:
 
     def __init__(self, cell: Cell, seed: int, folder: Path) -> None:
         self.cell, self.seed, self._folder = cell, seed, folder
-        if seed not in FIRST_SEEDS:
-            without_rows(cell.task, FIRST_SEEDS)
+        if earlier(seed):
+            without_rows(cell.task, *earlier(seed))
         self.ready: Prepared = prepare(SearchArguments(**setting(cell, seed)))
         self._setup = worker_setup(self.ready)
         self._seeds = fresh_seeds(seed, self.ready.effort.seeds)

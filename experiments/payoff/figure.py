@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from analysis import Estimate, differences, estimate
-from cells import SEEDS, TOLD
-from tables import VIEWS
+from cells import TOLD
+from tables import FIRST, SECOND, Confirmation
 
 __all__ = ["figure"]
 
@@ -19,12 +19,13 @@ _STYLE = "text{font:13px sans-serif;fill:#222}.axis{stroke:#999}.zero{stroke:#22
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG: for each contender a line for each of the first views, at the mean of winner less contender in
-    points. Contenders with one search a cell have no interval and are left out."""
-    rows = [row for row in rows if row["seed"] in SEEDS]
-    shown = list(VIEWS.items())[: len(_COLOURS)]
+    """An SVG of the latest confirmation: for each contender a line for each of the first views, at the mean
+    of winner less contender in points. Contenders with one search a cell have no interval: they are left
+    out."""
+    which = SECOND if SECOND.of(rows) else FIRST
+    rows, shown = which.of(rows), list(which.views.items())[: len(_COLOURS)]
     found = {
-        other: [(i, told) for i, (_, view) in enumerate(shown) if (told := _estimate(rows, other, view))]
+        other: [(i, e) for i, (_, view) in enumerate(shown) if (e := _estimate(rows, other, view, which))]
         for other in TOLD[1:]
     }
     found = {other: lines for other, lines in found.items() if lines}
@@ -48,8 +49,10 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _estimate(rows: Sequence[Mapping[str, Any]], other: str, view: Any) -> Estimate | None:
-    return estimate(differences(rows, "winner", other, view))
+def _estimate(
+    rows: Sequence[Mapping[str, Any]], other: str, view: Any, which: Confirmation
+) -> Estimate | None:
+    return estimate(differences(rows, "winner", other, view), pooled=which.pooled)
 
 
 def _legend(names: Sequence[str]) -> list[str]:

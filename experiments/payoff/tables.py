@@ -1,20 +1,20 @@
-"""What the searches came to, as Markdown: the claims, then every contender against the winner, of the
-confirmation and of the first round."""
+"""What the searches came to, as Markdown: the claims, then every contender against the winner, of both
+confirmations and of the first round."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis import Estimate, differences, estimate
-from cells import ALPHA, CONTENDERS, FIRST_SEEDS, SEEDS, TOLD
+from cells import ALPHA, CONTENDERS, ROUNDS, SEEDS, TOLD
 
 from autopeft import Recipe
 from autopeft.recipe.pooling import trained_entries
 
-__all__ = ["CLAIMS", "VIEWS", "Claim", "returned", "tables"]
+__all__ = ["CLAIMS", "FIRST", "SECOND", "VIEWS", "Claim", "Confirmation", "recommended", "returned", "tables"]
 
 Row = Mapping[str, Any]
 
@@ -47,6 +47,11 @@ def _large(row: Row) -> bool:
     return row["model"] == "minilm" and row["budget"] == "0.5%"
 
 
+def _small_twice(row: Row) -> bool:
+    """Searches that all cells of a budget have, not those with 100 rows alone."""
+    return _small(row) and row["seed"] in SEEDS
+
+
 def _few(row: Row) -> bool:
     return row["model"] == "minilm" and row["rows"] == 100
 
@@ -77,23 +82,67 @@ VIEWS: Mapping[str, Callable[[Row], bool]] = {
 """Cells that are averaged, by what they are called."""
 
 
+@dataclass(frozen=True)
+class Confirmation:
+    """What is told of a confirmation.
+
+    Attributes:
+        seeds: of its searches.
+        asked: its claims.
+        pooled: see `estimate`.
+    """
+
+    seeds: Sequence[int]
+    asked: Sequence[Claim]
+    views: Mapping[str, Callable[[Row], bool]]
+    pooled: bool
+
+    def of(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of its searches."""
+        return [row for row in rows if row["seed"] in self.seeds]
+
+
+SECOND = Confirmation(
+    ROUNDS[2],
+    (replace(CLAIMS[1], where=_small_twice), *CLAIMS[2:]),
+    {
+        "0.04 %": _small_twice,
+        "100 rows": _few,
+        "100 rows, 0.5 %": lambda row: _few(row) and _large(row),
+        "100 rows, 0.04 %": lambda row: _few(row) and _small(row),
+    },
+    pooled=True,
+)
+FIRST = Confirmation(ROUNDS[1], CLAIMS, VIEWS, pooled=False)
+
+
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown of what there is."""
-    first, rows = ([row for row in rows if row["seed"] in seeds] for seeds in (FIRST_SEEDS, SEEDS))
+    """Markdown of what there is, the latest round first."""
+    stopped = [row for row in rows if row["seed"] in ROUNDS[0]]
+    lines = ["Second confirmation", "", *_confirmed(SECOND, rows), "", "First confirmation", ""]
+    lines += [*_confirmed(FIRST, rows), ""]
+    return "\n".join(
+        [*lines, *_against(stopped, CONTENDERS[1:], "first round, stopped: winner less …", FIRST)]
+    )
+
+
+def _confirmed(which: Confirmation, rows: Sequence[Row]) -> list[str]:
+    rows = which.of(rows)
     lines = [
         "| claim | mean over cells, points (clusters) | cells, searches | it holds | for all at once |",
         "|---|---|---|---|---|",
     ]
-    for claim in CLAIMS:
-        found = differences(rows, "winner", claim.other, claim.where)
-        each, all_of_them = estimate(found, 1 - ALPHA), estimate(found, 1 - ALPHA / len(CLAIMS))
+    for claim in which.asked:
+        told = differences(rows, "winner", claim.other, claim.where)
+        levels = (1 - ALPHA, 1 - ALPHA / len(which.asked))
+        each, all_of_them = (estimate(told, level, pooled=which.pooled) for level in levels)
         if each is None or all_of_them is None:
             lines.append(f"| {claim.sentence} | not yet known | | | |")
         else:
             verdicts = " | ".join("yes" if claim.holds(e) else "no" for e in (each, all_of_them))
             lines.append(f"| {claim.sentence} | {_told(each)} | {verdicts} |")
-    lines += ["", *_against(rows, TOLD[1:], "winner less …"), "", returned(rows), "", recommended(rows)]
-    return "\n".join([*lines, "", *_against(first, CONTENDERS[1:], "first round, stopped: winner less …")])
+    lines += ["", *_against(rows, TOLD[1:], "winner less …", which), "", returned(rows), ""]
+    return [*lines, recommended(rows, pooled=which.pooled)]
 
 
 def returned(rows: Sequence[Row]) -> str:
@@ -111,14 +160,14 @@ def returned(rows: Sequence[Row]) -> str:
     return f"On MiniLM the winner is the tuned LoRA in {same} of {len(hashes)} searches: {ends} to it."
 
 
-def recommended(rows: Sequence[Row]) -> str:
+def recommended(rows: Sequence[Row], *, pooled: bool = False) -> str:
     """What `autopeft recommend` says without a look at the task, beside a search: in a sentence."""
     name, minilm = "portfolio's first", [row for row in rows if row["model"] == "minilm" and row["test"]]
     found = [row for row in minilm if row["contender"] == name]
     if not found:
         return "No recommendation is recorded yet."
     plain = sum(_is_lora(row["recipe"]) for row in found)
-    told = estimate(differences(minilm, name, "winner"))
+    told = estimate(differences(minilm, name, "winner"), pooled=pooled)
     less = "not yet known" if told is None else f"{told} points (lower end {told.lower:+.2f})"
     return f"The portfolio's first less the winner: {less}. It is LoRA in {plain} of {len(found)} searches."
 
@@ -128,10 +177,11 @@ def _is_lora(recipe: Mapping[str, Any]) -> bool:
     return {entry.method for entry in entries} == {"lora"}
 
 
-def _against(rows: Sequence[Row], others: Sequence[str], title: str) -> list[str]:
-    lines = [f"| {title} | {' | '.join(VIEWS)} | mpnet-base |", "|---|---|---|---|---|---|---|"]
+def _against(rows: Sequence[Row], others: Sequence[str], title: str, which: Confirmation) -> list[str]:
+    lines = [f"| {title} | {' | '.join(which.views)} | mpnet-base |", "|---" * (len(which.views) + 2) + "|"]
     for other in others:
-        cells = [_cell(differences(rows, "winner", other, view)) for view in VIEWS.values()]
+        found = [differences(rows, "winner", other, view) for view in which.views.values()]
+        cells = [_cell(told, pooled=which.pooled) for told in found]
         larger = differences(rows, "winner", other, lambda row: row["model"] == "mpnet-base")
         cells.append(", ".join(f"{value:+.1f}" for value in larger.values()) or "–")
         lines.append(f"| {other} | {' | '.join(cells)} |")
@@ -143,8 +193,8 @@ def _told(found: Estimate) -> str:
     return f"{found} ({spread}) | {found.cells}, {found.searches}"
 
 
-def _cell(found: Mapping[tuple[str, int], float]) -> str:
-    told = estimate(found)
+def _cell(found: Mapping[tuple[str, int], float], *, pooled: bool) -> str:
+    told = estimate(found, pooled=pooled)
     if told is None and found:  # one search a cell
         return f"{statistics.fmean(found.values()):+.1f}"
     return "–" if told is None else str(told)

@@ -1,7 +1,7 @@
 """What recommendations are worth on tasks whose cluster was left out of their evidence.
 
 A recommendation for a cell (task, rows, budget) is made from the other clusters alone, so that the scores it
-is judged on had no part in it. What it is compared with, the best recorded recipe and LoRA at its better
+is judged on had no part in it. What it is compared with, the best recorded recipe and LoRA at its best
 rate, is chosen in the cell itself: by one seed, and judged by the other. Where there is one seed, both are
 the same number, and the comparison favours what was chosen; such cells are counted.
 """
@@ -27,7 +27,7 @@ __all__ = ["Judged", "evaluation", "judged"]
 
 BUDGETS = ("0.5%", "0.15%", "0.04%")
 _COLUMNS = (
-    "cells", "LoRA recommended", "without evidence", "gain over LoRA", "over LoRA at its better rate",
+    "cells", "LoRA recommended", "without evidence", "gain over LoRA", "over LoRA at its best rate",
     "regret", "promised", "held",
 )  # fmt: skip
 Gains = Mapping[int, Mapping[Key, float]]  # seed, recipe: points above default LoRA in the same cell and seed
@@ -38,10 +38,10 @@ class Judged:
     """A recommendation for a cell, judged by the cell's own trainings; differences in points.
 
     Attributes:
-        gain: over LoRA at the higher of its rates.
-        over_tuned: over LoRA at the better of its rates.
+        gain: over LoRA at the middle one of its rates.
+        over_tuned: over LoRA at the best of its rates.
         regret: of the best recorded recipe over it.
-        expected: gain that was promised.
+        expected: gain that was promised, over LoRA at the rate that the other clusters find best.
         lora: whether LoRA was recommended.
         abstained: whether it was for want of evidence.
         seeds: of the cell; with one, `over_tuned` and `regret` favour what is compared with.
@@ -75,16 +75,18 @@ def judged(evidence: Evidence, specs: Mapping[str, BackboneSpec], *, least: int 
 
 def _judge(ranking: Ranking, gains: Gains, cell: tuple[str, str, int, str]) -> Judged:
     first = next(c for c in ranking.choices if all(c.key in g for g in gains.values()))
-    lora, estimate = ranking.reference.key.template, first.estimate
+    here, estimate = ranking.reference.key, first.estimate
     gain = statistics.fmean(g[first.key] for g in gains.values())
+    # Expected is what the recipe gains over LoRA at the rate that the evidence finds best.
+    over = gain - statistics.fmean(g.get(here, math.nan) for g in gains.values())
     return Judged(
         *cell,
         pick=first.key,
         gain=gain,
-        over_tuned=gain - _chosen(gains, lambda key: key.template == lora),
+        over_tuned=gain - _chosen(gains, lambda key: key.template == here.template),
         regret=_chosen(gains, lambda key: True) - gain,
         expected=0.0 if estimate is None else estimate.gain,
-        covered=None if estimate is None else estimate.low <= gain <= estimate.high,
+        covered=None if estimate is None or math.isnan(over) else estimate.low <= over <= estimate.high,
         lora=ranking.reason is not None,
         abstained=not ranking.known,
         seeds=len(gains),

@@ -49,7 +49,7 @@ def test_what_is_recommended_is_told_beside_the_search(payoff: SimpleNamespace) 
         for seed in payoff.SEEDS
         for contender, score in (("winner", 0.9), ("portfolio's first", 0.88))
     ]
-    told = payoff.recommended(rows)
+    told = payoff.recommended(rows, pooled=True)
     assert told.startswith("The portfolio's first less the winner: -2.00 ± ")
     assert told.endswith("It is LoRA in 2 of 4 searches.")
     assert "not yet known" in payoff.recommended(rows[:2])
@@ -91,7 +91,8 @@ def test_one_search_a_cell_has_no_interval(payoff: SimpleNamespace) -> None:
     assert payoff.estimate({}) is None
 
 
-def test_the_interval_holds_the_true_mean_as_often_as_it_says(payoff: SimpleNamespace) -> None:
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_interval_holds_the_true_mean_as_often_as_it_says(payoff: SimpleNamespace, pooled: bool) -> None:
     """Cells of a cluster and a seed share what their texts do."""
     rng, covered, rounds = random.Random(0), 0, 2_000
     for _ in range(rounds):
@@ -104,55 +105,83 @@ def test_the_interval_holds_the_true_mean_as_often_as_it_says(payoff: SimpleName
             for rows in (100, 500)
             for seed in payoff.SEEDS
         }
-        told = payoff.estimate(found)
+        told = payoff.estimate(found, pooled=pooled)
         assert told is not None
         covered += abs(told.mean - 1.0) <= told.half
     assert 0.93 <= covered / rounds <= 0.985
 
 
-def test_both_rounds_are_told_apart(payoff: SimpleNamespace) -> None:
+def test_the_rounds_are_told_apart(payoff: SimpleNamespace) -> None:
     first = [row(task, 200, "winner", 0.9) for task in TASKS] + [
         row(task, 200, "tuned LoRA", 0.8) for task in TASKS
     ]
-    told = payoff.tables(first)
-    assert told.count("not yet known") == len(payoff.CLAIMS)
-    assert "| tuned LoRA | – | – | – | – | – | – |" in told
-    assert "| tuned LoRA | +10.0 | – | +10.0 | – | – | – |" in told.partition("first round")[2]
-    assert not set(payoff.FIRST_SEEDS) & set(payoff.SEEDS)
+    second, _, rest = payoff.tables(first).partition("First confirmation")
+    confirmed, _, stopped = rest.partition("first round")
+    for told, which in ((second, payoff.SECOND), (confirmed, payoff.FIRST)):
+        assert told.count("not yet known") == len(which.asked)
+        assert f"| tuned LoRA |{' – |' * (len(which.views) + 1)}" in told
+    assert "| tuned LoRA | +10.0 | – | +10.0 | – | – | – |" in stopped
+    seeds = [seed for round_ in payoff.ROUNDS for seed in round_]
+    assert len(seeds) == len(set(seeds))
+    assert payoff.ROUNDS[1] == payoff.FIRST.seeds
+    assert payoff.SECOND.seeds == payoff.FEW_SEEDS
 
 
-def test_the_confirmation_tests_on_rows_of_its_own() -> None:
+def test_a_round_tests_on_no_row_of_those_before_it(payoff: SimpleNamespace) -> None:
+    assert [payoff.earlier(seed) for seed in (200, 401)] == [(), ((200,),)]
+    assert payoff.earlier(502) == ((200,), (400, 401))
+    assert payoff.earlier(7) == ()
     code = (
         "import sys; sys.path.insert(0, 'experiments')\n"
-        "from lib.packaged_without import tested_rows, without_rows\n"
+        "from lib.packaged_without import without_rows\n"
         "from autopeft import load_task\n"
-        "before = load_task('trec', seed=400)\n"
-        "gone = tested_rows('trec', (200,))\n"
-        "without_rows('trec', (200,))\n"
-        "after = load_task('trec', seed=400)\n"
-        "assert gone & set(before.splits['test'].texts)\n"
-        "assert not any(gone & set(split.texts) for split in after.splits.values())\n"
-        "rows = [sum(map(len, task.splits.values())) for task in (before, after)]\n"
-        "assert rows[0] - rows[1] >= len(gone)\n"
+        "def tested(*seeds):\n"
+        "    return {t for s in seeds for t in load_task('trec', seed=s).splits['test'].texts}\n"
+        "def texts(seed):\n"
+        "    return [t for split in load_task('trec', seed=seed).splits.values() for t in split.texts]\n"
+        "whole, first = texts(500), tested(200)\n"
+        "assert first & tested(400)\n"
+        "assert without_rows('trec', (200,)) == first\n"
+        "second = tested(400, 401)\n"
+        "assert not first & second\n"
+        "for _ in range(2):\n"
+        "    assert without_rows('trec', (200,), (400, 401)) == first | second\n"
+        "left = texts(500)\n"
+        "assert not (first | second) & set(left)\n"
+        "assert len(left) == sum(t not in first | second for t in whole) > 3000\n"
         "assert len(load_task('movie-sentences', seed=0).splits['train']) == 8056\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_every_cell_has_two_searches_of_seeds_of_its_own(payoff: SimpleNamespace) -> None:
+def test_the_searches_of_the_second_confirmation(payoff: SimpleNamespace) -> None:
     found = list(payoff.cells())
-    small = [cell for cell, _ in found if cell.model == "minilm"]
-    assert len(small) == 5 * 3 * 2 * len(payoff.SEEDS)
+    small = [(cell, seed) for cell, seed in found if cell.model == "minilm"]
+    assert {cell.rows for cell, _ in small if cell.budget == "0.5%"} == {100}
+    assert sum(cell.rows == 100 for cell, _ in small) == 5 * 2 * 4
+    assert sum(cell.budget == "0.04%" and seed in payoff.SEEDS for cell, seed in small) == 5 * 3 * 2
+    assert len(small) == 60
     assert len(found) - len(small) == 4
     assert len(set(found)) == len(found)
     cell, seed = found[0]
     assert payoff.setting(cell, seed)["seed"] == seed
 
 
+def test_with_two_searches_a_cell_the_second_confirmation_has_one_variance(payoff: SimpleNamespace) -> None:
+    rng = random.Random(3)
+    found = {(f"minilm/{task}/100/0.5%", seed): rng.gauss(0, 1) for task in TASKS for seed in (1, 2)}
+    own, together = (payoff.estimate(found, pooled=pooled) for pooled in (False, True))
+    assert own.mean == together.mean
+    assert together.half != own.half
+    found |= {(f"minilm/{task}/100/0.5%", 3): rng.gauss(0, 1) for task in TASKS}
+    own, together = (payoff.estimate(found, pooled=pooled) for pooled in (False, True))
+    assert own.half == together.half
+
+
 @pytest.mark.parametrize(("gain", "holds"), [(2.0, "yes"), (0.2, "no")])
 def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: float, holds: str) -> None:
     rows = []
-    for seed in payoff.SEEDS:
+    for seed in payoff.FIRST.seeds:
         for task in TASKS:
             noise = 0.001 * ((seed + len(task)) % 3)
             rows.append(row(task, seed, "winner", 0.8 + gain / 100 + noise))
@@ -164,7 +193,8 @@ def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: 
 
 
 def test_without_a_search_nothing_is_claimed(payoff: SimpleNamespace) -> None:
-    assert payoff.tables([]).count("not yet known") == len(payoff.CLAIMS)
+    told = payoff.tables([])
+    assert told.count("not yet known") == len(payoff.FIRST.asked) + len(payoff.SECOND.asked) == 7
 
 
 def test_the_figure_shows_each_mean_with_its_interval(
@@ -185,7 +215,7 @@ def test_the_figure_shows_each_mean_with_its_interval(
     assert "head alone" in texts
     assert "portfolio's first" not in texts  # of one search
     marks = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(marks) == 4  # two contenders, at 0.5 % and with 100 rows
+    assert len(marks) == 4  # two contenders, with 100 rows and with 100 rows at 0.5 %
     assert len({round(float(c.get("cx", 0))) for c in marks}) == 2
     assert ElementTree.fromstring(load("figure").figure([])) is not None
 

@@ -42,6 +42,14 @@ def test_each_training_is_needed_once_and_what_is_recorded_is_not(run: Any, monk
     assert len(set(keys)) == len(keys)
     assert {cell.rows for cell, _ in found} == {100, 500, 2_000}
     assert len(list(run.needed("minilm", set(keys[:100])))) == len(keys) - 100
+    first = next(i for i, (cell, _) in enumerate(found) if cell.seed != run.SEEDS[0])
+    soon = {(m.template, cell.rows, m.rate) for cell, m in found[:first]}
+    assert {template for template, _, _ in soon} == {"lora", *run.LIKELIEST}, (
+        "the others follow on both seeds"
+    )
+    rates = {rows: {r for t, n, r in soon if t == "lora" and n == rows} for rows in (100, 500, 2_000)}
+    assert rates == {100: {0, 1}, 500: {1, 2}, 2_000: {1, 2}}, "LoRA's, few rows the lower ones"
+    assert {rate for template, _, rate in soon if template.startswith("krona")} == {0, 1}
     run.recipes.cache_clear()
 
 
@@ -108,7 +116,9 @@ def test_what_is_better_everywhere_is_found_without_the_cells_own_cluster(judgin
 
 def test_a_clusters_own_scores_have_no_part_in_its_recommendation(judging: Any) -> None:
     def spam(key: Key, setting: Setting) -> float:
-        return 9.0 if key.template == "krona" and setting.task == "sms-spam" else 0.0
+        if key.template != "krona":
+            return 0.0
+        return 9.0 if setting.task == "sms-spam" else -1.0
 
     found = judging.judged(evidence(spam, noise=0.3), {"minilm": minilm_spec()})
     own = [j for j in found if j.task == "sms-spam" and j.budget == "0.5%"]

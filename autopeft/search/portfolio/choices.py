@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph, unservable
@@ -95,8 +96,9 @@ def rank(
 ) -> Ranking:
     """Fit the portfolio to a budget and rank it, without the clusters `leave_out`.
 
-    Plain LoRA is first, at the better of its rates, where the evidence does not allow more. Where there is no
-    evidence it is at the rate that gains are over, the higher one of its template.
+    Plain LoRA is first where the evidence does not allow more. It is at that of its rates which is expected
+    to be best, by however little: one has to be chosen anyway. Other recipes have to be better than it with
+    some probability. Where there is no evidence it is at the middle rate.
 
     Args:
         likeness: see `estimates`.
@@ -115,8 +117,14 @@ def rank(
     if first is None:
         return Ranking((), None, _nothing(found, budget, most))
     target = Target(most / spec.parameters, rows)
-    known = estimates(evidence, target, reference=first, leave_out=leave_out, likeness=likeness)
-    known = {key: found.shifted((shifts or {}).get(key, 0.0)) for key, found in known.items()}
+    over = partial(estimates, evidence, target, leave_out=leave_out, likeness=likeness)
+    known = over(reference=first)
+    better = {key: e.gain for key, e in known.items() if key.template == first.template and e.gain > 0}
+    if better:
+        first = max(better, key=lambda key: better[key])
+        known = over(reference=first)
+    added = shifts or {}
+    known = {key: e.shifted(added.get(key, 0.0) - added.get(first, 0.0)) for key, e in known.items()}
     costs = _costs(evidence, target.share, first)
     choices = [
         Choice(m, known.get(key), costs.get(key))

@@ -145,16 +145,18 @@ def estimates(
 
 
 def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
-    """The observations with gains over `reference`, which itself is not among them; of `MOST` points at most.
-    A budget that is too small for it has gains over a weaker LoRA, which look larger: these are left out."""
-    found = evidence.observations
-    base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
+    """The observations with gains over `reference`, which itself is not among them, while what the evidence
+    has gains over is; of `MOST` points at most. A budget that is too small for it has gains over a weaker
+    LoRA, which look larger: these are left out."""
+    found, plain = evidence.observations, evidence.references
+    base = {(o.setting, o.share): o for o in found if o.key == reference}
     for o in found:
-        here = BackboneShare(o.setting.model, o.share)
-        own = reference is None or evidence.references.get(here) == reference
-        over = 0.0 if own else base.get((o.setting, o.share))
-        if o.key != reference and over is not None:
-            yield replace(o, gain=clipped(o.gain - over))
+        at = base.get((o.setting, o.share))
+        own = reference is None or plain.get(BackboneShare(o.setting.model, o.share)) == reference
+        if o.key != reference and (own or at is not None):
+            yield replace(o, gain=clipped(o.gain - (0.0 if at is None else at.gain)))
+    for o in base.values():
+        yield replace(o, key=plain[BackboneShare(o.setting.model, o.share)], gain=clipped(-o.gain))
 
 
 def clipped(gain: float) -> float:

@@ -38,7 +38,7 @@ FILE = "evidence.json"
 FORMAT = 1
 
 REFERENCES = ("lora", "lora, upper half", "lora, upper third")
-"""Templates of plain LoRA, the most spread one first: the first that fits a budget, at the highest of its
+"""Templates of plain LoRA, the most spread one first: the first that fits a budget, at the middle one of its
 rates, is what gains are gains over, and what is recommended without evidence."""
 
 
@@ -198,9 +198,9 @@ def read_evidence(text: str) -> Evidence:
 
 
 def reference_of(keys: Collection[Key]) -> Key | None:
-    """Plain LoRA at its highest rate among the recipes that a budget leads to."""
-    found = {name: max((k for k in keys if k.template == name), default=None) for name in REFERENCES}
-    return next((key for key in found.values() if key is not None), None)
+    """Plain LoRA at its middle rate among the recipes that a budget leads to, of two at the higher one."""
+    found = (sorted(k for k in keys if k.template == name) for name in REFERENCES)
+    return next((rates[len(rates) // 2] for rates in found if rates), None)
 
 
 def _setting(line: Mapping[str, Any]) -> Setting:

@@ -43,7 +43,10 @@ KIND = "classification"
 
 _LABELS = ("0", "1")
 
-_RECORDED = "The recorded trainings, and so the gains, are of heads that read what the model gives them."
+_RECORDED = (
+    "Most recorded gains are of heads that read the mean of all tokens: with what the model gives its head "
+    "they may differ."
+)
 
 _log = logging.getLogger("autopeft")
 
@@ -124,7 +127,7 @@ def recommend(call: RecommendCall) -> Recommendation:
 
     The portfolio's recipes are fitted to backbone and budget and ranked by recorded trainings (see
     `autopeft.search.portfolio.estimates`). Gains are points of the score above plain LoRA: all layers, the
-    largest rank, the higher of its two rates. Where the evidence allows no more, LoRA itself is recommended.
+    largest rank, the rate that is expected to be best. Where nothing is better, LoRA itself is recommended.
     Tasks that share texts with `task` are no evidence for it.
 
     Args:
@@ -147,8 +150,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
     left_out = tuple(dict.fromkeys((*call.leave_out, *own)))
-    kind = _kind(task, spec)
-    other = None if kind == KIND else kind
+    other = None if (kind := _kind(task, spec)) == KIND else kind
     known = evidence if other is None else evidence.without(evidence.clusters)
     ranked = partial(
         rank, known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=_has_head(task, spec)
@@ -159,7 +161,9 @@ def recommend(call: RecommendCall) -> Recommendation:
         ranking = ranked(likeness=sharper.likeness, shifts=sharper.shifts)
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
-    pooling, read = _pooling(asked, task, source, spec, name, known.without(left_out), ranking, tell)
+    kept = known.without(left_out)
+    pooling, read = _pooling(asked, task, source, spec, name, kept, tell)
+    read = [*read, *(_recorded_otherwise(kept, pooling) if ranking.known else [])]
     ranking = ranking.pooled(pooling)
     assert ranking.reference is not None
     first = ranking.choices[0]
@@ -239,7 +243,6 @@ def _pooling(
     spec: BackboneSpec,
     model: str,
     evidence: Evidence,
-    ranking: Ranking,
     tell: Callable[[str], None],
 ) -> tuple[Pooling, list[str]]:
     """What heads read, and why: of a task as a search finds it, else as the recorded tasks have it."""
@@ -253,8 +256,7 @@ def _pooling(
             return "own", [f"The head reads what the model gives it: {probe_failed(error)}."]
         if found is None:
             return "own", []
-        recorded = found.pooling == "mean" and ranking.known
-        return found.pooling, [found.sentence(), *([_RECORDED] if recorded else [])]
+        return found.pooling, [found.sentence()]
     pooling = evidence.pooling(model)
     if pooling == "own":
         return "own", []
@@ -262,8 +264,13 @@ def _pooling(
     return pooling, [
         f"The head reads the mean of all tokens: that told a linear probe more in {sum(known)} of "
         f"{len(known)} recorded settings.",
-        _RECORDED,
     ]
+
+
+def _recorded_otherwise(evidence: Evidence, pooling: Pooling) -> list[str]:
+    """That heads of the recorded trainings read otherwise, where they do."""
+    means = [evidence.pooling(model) == "mean" for model in evidence.models]
+    return [_RECORDED] if pooling == "own" and any(means) else []
 
 
 def _written(out: str | Path | None, recipe: Recipe) -> Path | None:

@@ -22,6 +22,18 @@ def test_strata_vary_inside_alone() -> None:
     assert stratified([[1.0], [3.0, 4.0]])[1] == math.inf
 
 
+def test_one_variance_of_all_groups_has_all_their_degrees_of_freedom() -> None:
+    groups = [[1.0, 3.0], [10.0, 10.0], [5.0]]
+    mean, half = stratified(groups, [2, 1, 1], pooled=True)
+    assert mean == pytest.approx((2 * 2 + 10 + 5) / 4)
+    variance = (2.0 + 0.0) / 2
+    error = math.sqrt(variance * (0.25 / 2 + 0.0625 / 2 + 0.0625))
+    assert half == pytest.approx(4.302652729696142 * error)  # Student's t, two degrees
+    assert stratified([[1.0], [2.0]], pooled=True)[1] == math.inf
+    alike = [[1.0, 2.0, 3.0]]
+    assert stratified(alike, pooled=True) == pytest.approx(stratified(alike))
+
+
 def test_strata_of_a_higher_level_are_wider() -> None:
     groups = [[1.0, 2.0, 3.0], [4.0, 4.5, 6.0]]
     assert stratified(groups, level=0.99)[1] > stratified(groups)[1]

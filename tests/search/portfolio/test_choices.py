@@ -19,6 +19,10 @@ def dora_is_better(key: Key, setting: Setting) -> float:
     return {"dora": 2.0, "krona": -1.0}.get(key.template, 0.0) + (1.0 if key == Key("lora", 0) else 0.0)
 
 
+def dora_alone(key: Key, setting: Setting) -> float:
+    return 2.0 if key.template == "dora" else 0.0
+
+
 def nothing_is_better(key: Key, setting: Setting) -> float:
     return 0.5 if key == Key("lora", 0) else 0.0 if key == Key("lora", 1) else -1.0
 
@@ -31,22 +35,26 @@ def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
     assert found.choices[0].cost == pytest.approx(0.5)
     assert [c.merit for c in found.choices] == sorted((c.merit for c in found.choices), reverse=True)
     assert found.reference is not None
-    assert found.reference.key == Key("lora", 1)
+    assert found.reference.key == Key("lora", 0), "the better one of its rates"
     assert found.reference in found.choices
     assert found.reference.cost == 1.0
     assert found.reference.estimate is None
-    better = [c.key for c in found.choices if c.merit > 0.5]
-    assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 0)}
+    assert [c.key.template for c in found.choices if c.merit > 0.5] == ["dora"] * 3
+    (usual,) = [c.estimate for c in found.choices if c.key == Key("lora", 1)]
+    assert usual is not None
+    assert usual.observed == pytest.approx(-1.0, abs=0.2), "what the evidence has gains over"
+    assert found.choices[0].estimate is not None
+    assert found.choices[0].estimate.observed == pytest.approx(1.0, abs=0.2)
 
 
 def test_the_reference_costs_what_it_costs_where_no_time_was_recorded() -> None:
     found = rank(replace(evidence(dora_is_better), costs={}), minilm_spec(), HALF, 500)
-    assert {c.key: c.cost for c in found.choices if c.cost is not None} == {Key("lora", 1): 1.0}
+    assert {c.key: c.cost for c in found.choices if c.cost is not None} == {Key("lora", 0): 1.0}
 
 
 def test_costs_are_over_the_reference_of_the_budget_whatever_budget_they_were_recorded_at() -> None:
     """A budget between two recorded ones, of which the smaller has LoRA on the upper half as plain."""
-    known = evidence(dora_is_better)
+    known = evidence(dora_alone)
     large, small = max(known.references, key=share_of), min(known.references, key=share_of)
     half, serial = Key("lora, upper half", 1), Key("serial adapter", 1)
     costs = {(large, Key("lora", 1)): 1.0, (small, half): 0.4, (large, serial): 0.9, (small, serial): 0.2}
@@ -66,7 +74,7 @@ def share_of(here: BackboneShare) -> float:
 
 
 def test_of_several_backbones_costs_are_medians_and_none_hides_another() -> None:
-    known = evidence(dora_is_better)
+    known = evidence(dora_alone)
     other = {
         (BackboneShare("other", here.share), key): 10 * cost for (here, key), cost in known.costs.items()
     }
@@ -145,7 +153,7 @@ def test_where_lora_fits_the_upper_half_alone_that_is_plain() -> None:
     def half(key: Key, setting: Setting) -> float:
         return 4.0 if key.template == "lora, upper half" else 5.0 if key.template == "vera" else 0.0
 
-    found = rank(evidence(half, noise=0.2), minilm_spec(), Budget.parse("0.04%"), 500)
+    found = rank(evidence(half), minilm_spec(), Budget.parse("0.04%"), 500)
     assert found.reference is not None
     assert found.reference.key == Key("lora, upper half", 1)
     assert found.reference.estimate is None
@@ -158,3 +166,9 @@ def test_shifts_change_the_order() -> None:
     known = evidence(dora_is_better, noise=0.3)
     found = rank(known, minilm_spec(), HALF, 500, shifts={Key("krona", 0): 9.0})
     assert found.choices[0].key == Key("krona", 0)
+    plain = rank(known, minilm_spec(), HALF, 500)
+    lower = rank(known, minilm_spec(), HALF, 500, shifts={Key("lora", 0): 0.5})
+    assert plain.reference is not None
+    assert plain.reference.key == Key("lora", 0)
+    gains = [{c.key: c.estimate.gain for c in r.choices if c.estimate} for r in (plain, lower)]
+    assert gains[1] == pytest.approx({key: gain - 0.5 for key, gain in gains[0].items()}), "of LoRA itself"

@@ -138,9 +138,10 @@ def test_gains_are_drawn_towards_zero_and_uncertain_ones_more() -> None:
 def test_where_the_reference_was_not_trained_gains_say_nothing() -> None:
     found = made({"x": {"a": 3.0, "b": 2.0, "c": 2.5}, "y": {"a": 1.0, "b": 1.0}})
     known = estimates(found, HERE, reference=Key("y", 0))
-    assert set(known) == {Key("x", 0)}
+    assert set(known) == {Key("x", 0), Key("lora", 0)}
     assert known[Key("x", 0)].observed == pytest.approx((2.0 + 1.0) / 2, abs=0.1), "in c it was not"
     assert known[Key("x", 0)].clusters == 2
+    assert known[Key("lora", 0)].observed == pytest.approx(-1.0, abs=0.1), "what other gains are over"
     own = replace(found, references=dict.fromkeys(found.references, Key("y", 0)))
     assert estimates(own, HERE, reference=Key("y", 0))[Key("x", 0)].clusters == 3, "gains are over it"
 

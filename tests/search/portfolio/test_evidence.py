@@ -47,7 +47,7 @@ def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() 
     for o in found.observations:
         assert o.key.rate < rates[o.key.template]
         assert PACKAGED[o.setting.task].cluster == o.cluster == cluster_of(o.setting.task)
-    assert set(found.references.values()) <= {Key(name, rates[name] - 1) for name in REFERENCES}
+    assert set(found.references.values()) <= {Key(name, rates[name] // 2) for name in REFERENCES}
     assert all(abs(o.gain) <= 100 for o in found.observations)
 
 
@@ -153,6 +153,13 @@ def test_without_plain_lora_a_setting_says_nothing() -> None:
     rows = [row for row in recorded(bert_points, seeds=1) if row["template"] not in REFERENCES]
     assert read_evidence(text_of(rows)).observations == ()
     assert reference_of([Key("vera", 1), Key("krona", 0)]) is None
+
+
+def test_plain_lora_is_at_the_middle_rate_of_the_most_spread_template() -> None:
+    rates = [Key(name, rate) for name in reversed(REFERENCES) for rate in (2, 0, 1)]
+    assert reference_of(rates) == Key(REFERENCES[0], 1)
+    assert reference_of([key for key in rates if key.rate < 2]) == Key(REFERENCES[0], 1)
+    assert reference_of([key for key in rates if key.template != REFERENCES[0]]) == Key(REFERENCES[1], 1)
 
 
 def test_looks_at_tasks_travel_along() -> None:

@@ -165,7 +165,7 @@ def test_far_from_all_evidence_lora_is_recommended_and_named(place: dict[str, An
     assert found.abstained
     assert "no evidence from two clusters" in str(found.reason)
     assert found.recipe.methods == ("lora",)
-    assert found.recipe.training.learning_rate == 4.5e-3
+    assert found.recipe.training.learning_rate == 1.5e-3
 
 
 @pytest.mark.usefixtures("near")
@@ -223,6 +223,26 @@ def test_heads_read_what_the_recorded_tasks_found_better(
         assert pooling_of(recipe).methods == ("mean_pooling",)
     assert any("in 3 of 3 recorded settings" in line for line in found.why)
     assert pooling_of(autopeft.recommend(**place, serve="peft").recipe).entries() == []
+
+
+@pytest.mark.usefixtures("near")
+def test_it_says_where_heads_of_the_recorded_trainings_read_otherwise(
+    place: dict[str, Any], known: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(model: str, **more: Any) -> bool:
+        """Whether it says so, with readings of a model in the evidence that were better with the mean."""
+        readings = {s._replace(model=model): (0.6, 0.5) for s in known.trainings}
+        found = replace(known, readings=readings)
+        monkeypatch.setattr(module, "shipped_evidence", lambda: found)
+        return module._RECORDED in autopeft.recommend(**{**place, **more}).why
+
+    (recorded,) = known.models
+    assert told(recorded), "another model: its heads read what it gives them"
+    assert told(recorded, serve="peft")
+    assert not told(place["model"]), "these trainings' heads read what the model gives them"
+    assert not told(recorded, budget="60%"), "there are no gains"
+    monkeypatch.setattr(Evidence, "pooling", lambda *_: "mean")
+    assert not told(recorded)
 
 
 def test_of_a_task_a_probe_says_what_heads_read(

@@ -83,7 +83,10 @@ def test_what_the_space_cannot_express_is_left_out(
 @pytest.mark.parametrize("budget", ["0.5%", "0.04%"])
 def test_the_default_space_says_what_the_portfolio_has(bound: BoundSpace, budget: str) -> None:
     """All but recipes with one rate for parts that the space scales apart."""
-    apart = ("lora + parallel adapter", "lora + parallel adapter, upper half", "krona + ia3, upper third")
+    apart = (
+        "lora + parallel adapter", "lora + parallel adapter, upper half", "krona + ia3, upper third",
+        "krona on attention and feed-forward + ia3",
+    )  # fmt: skip
     for member in members(bound.spec, Budget.parse(budget)):
         match = values_of(member.recipe, bound)
         assert match.overlap > (0.95 if member.template in apart else 0.9999), member.template

@@ -95,7 +95,6 @@ def test_mam_in_the_default_space() -> None:
     assert not match.exact
     assert sorted(match.missing) == [
         "learning rate of head 0.0001 became 0.001",
-        "learning rate of parallel_adapter 0.0001 became 0.0003",
         "parallel_adapter dropout 0.1 became 0",
         "prefix_tuning length 16 at attention in layers 0-11 is left out",
         "training dropout True became False",
