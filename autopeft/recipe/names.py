@@ -14,7 +14,13 @@ from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock,
 from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.training import HEAD_PARTS, address
 
-__all__ = ["check_group_names", "check_groups", "check_names", "named_entries", "parts_by_name"]
+__all__ = [
+    "check_group_names",
+    "check_groups",
+    "check_names",
+    "named_entries",
+    "parts_named",
+]
 
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
@@ -74,7 +80,7 @@ Parts = Mapping[str, tuple[str, ...] | None]
 """The parts of what has a name; `None` where they are known only once its module is built."""
 
 
-def parts_by_name(named: Iterable[tuple[str, EntryItem]]) -> Parts:
+def _parts_by_name(named: Iterable[tuple[str, EntryItem]]) -> Parts:
     """The parts of entries by their names, and by their methods' names those of all their entries."""
     found: dict[str, tuple[str, ...] | None] = {}
     for name, item in named:
@@ -84,6 +90,13 @@ def parts_by_name(named: Iterable[tuple[str, EntryItem]]) -> Parts:
             unknown = own is None or before is None
             found[key] = None if unknown else tuple(dict.fromkeys((*(before or ()), *(own or ()))))
     return found
+
+
+def parts_named(groups: Iterable[str], named: Iterable[tuple[str, EntryItem]]) -> Parts:
+    """The parts of all that these groups may be named after: of the head, and of the entries where a group is
+    of a part of one. Methods are made to ask them, which takes long where it is not needed."""
+    of_entry = any("." in group and address(group)[0] != "head" for group in groups)
+    return {**(_parts_by_name(named) if of_entry else {}), "head": HEAD_PARTS}
 
 
 def check_groups(fields: dict[str, Any], problems: Problems) -> None:
@@ -100,8 +113,7 @@ def check_group_names(
     """Report `groups` that name nothing among these entries, their methods and `head`, or no part of them."""
     named = list(named)
     owners = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
-    by_part = any("." in group for group in groups)
-    parts: Parts = {"head": HEAD_PARTS, **parts_by_name(named)} if by_part else {}
+    parts = parts_named(groups, named)
     for group in groups:
         name, part = address(group)
         path: Path = ("training", "groups", group)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from autopeft.errors import RecipeError
-from autopeft.recipe import Recipe
+from autopeft.recipe import Recipe, names
 from autopeft.recipe.training import address
 
 BARE = {"prefix_tuning": {"length": 2, "reparameterization": None}}
@@ -95,3 +95,12 @@ def test_the_config_says_which_parts_there_are_and_one_entry_with_a_part_is_enou
     assert recipe(by_method, [WITH_MLP, other]).training.groups.keys() == by_method.keys()
     with pytest.raises(RecipeError, match=r"'bare' has no part 'mlp'"):
         recipe({"bare.mlp": {"learning_rate": 0.1}}, [WITH_MLP, other])
+
+
+def test_parts_of_the_head_make_no_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces are read with hundreds of entries, whose methods take long to make."""
+    found = recipe({}, ["lora", "ia3"])
+    entries = names.named_entries(found.layers, found.model)
+    assert names.parts_named(["lora.up"], entries).keys() == {"lora", "ia3", "head"}
+    monkeypatch.setattr(names, "get_method", lambda name: pytest.fail(f"{name} is made"))
+    assert names.parts_named(["lora", "head", "head.hidden"], entries) == {"head": ("hidden",)}

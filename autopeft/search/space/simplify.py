@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Item, LayerBlock
-from autopeft.recipe.names import named_entries, parts_by_name
+from autopeft.recipe.names import named_entries, parts_named
 from autopeft.recipe.problems import MarkedDict, copy_lines
 from autopeft.recipe.training import HEAD_PARTS, address
 from autopeft.search.space.expressions import ABSENT
@@ -125,7 +125,7 @@ def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item
     names = {"head", *(name for name, _ in entries), *(item.method for _, item in entries)}
     aliases = {str(item.alias) for _, item in entries if item.alias is not None}
     groups: dict[str, Any] = {}
-    parts = parts_by_name(entries) if any("." in group for group in training["groups"]) else {}
+    parts = parts_named(training["groups"], entries)
     for group, section in training["groups"].items():
         owner, part = address(group)
         numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(owner)}_\d+", a)]
