@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -61,6 +61,7 @@ class Template:
     rates: Rates
     tree: Mapping[str, Any]
 
+    @cached_property
     def space(self) -> Space:
         """The template as a search space, whose only parameter is the size."""
         groups = {name: {"learning_rate": rate} for name, rate in {**_HEAD, **self.tree["groups"]}.items()}
@@ -129,7 +130,7 @@ def fitted(template: Template, spec: BackboneSpec, budget: Budget) -> list[Fitte
 
 def _by_size(template: Template, spec: BackboneSpec) -> Iterator[tuple[int | None, Recipe]]:
     """The template's recipes from the largest to the smallest."""
-    bound = template.space().bind(spec)
+    bound = template.space.bind(spec)
     for size in reversed(template.sizes) if template.sizes else (None,):
         try:
             yield size, bound.materialize({} if size is None else {"size": size})

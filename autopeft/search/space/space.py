@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,7 @@ class Space:
             raise RecipeError(
                 f"There is no search space {name!r}.{near(name, names)} Built in: {', '.join(names)}."
             )
-        return cls.from_yaml(
-            files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
-        )
+        return cls(*_built_in(name))
 
     @classmethod
     def load(cls, ref: str | Path) -> Space:
@@ -159,3 +158,11 @@ class Space:
     def sample(self, rng: random.Random, spec: BackboneSpec) -> dict[str, Any]:
         """See `BoundSpace.sample`."""
         return self.bind(spec).sample(rng)
+
+
+@cache  # a program may ask for one again and again, and its file is the package's own
+def _built_in(name: str) -> tuple[Templates, str]:
+    """The templates of a built-in space, and its text."""
+    text = files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    found = Space.from_yaml(text, f"{name}.yaml")
+    return found._templates, text

@@ -36,7 +36,7 @@ def test_a_recipe_is_the_largest_inside_the_budget(template, budget: str) -> Non
         assert member.hash == build_graph(member.recipe, spec).trial_hash()
     if found and template.sizes and found[0].size != template.sizes[-1]:
         size = template.sizes[template.sizes.index(found[0].size) + 1]
-        larger = template.space().bind(spec).materialize({"size": size})
+        larger = template.space.bind(spec).materialize({"size": size})
         assert build_graph(larger, spec).parameter_count().deployed > most
     assert len({m.hash for m in found}) == len(found)
 

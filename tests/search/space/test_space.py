@@ -67,6 +67,16 @@ def test_the_default_space_offers_each_method_or_says_why_not() -> None:
     assert [name for name in method_names() if not re.search(rf"\b{name}\b", said)] == []
 
 
+def test_a_built_in_space_is_read_once_and_each_asker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Space.named("autopeft")
+    here = first.bind(BERT)
+    monkeypatch.setattr(Space, "from_yaml", lambda *_: pytest.fail("it was read before"))
+    again = Space.named("autopeft")
+    assert again.text == first.text
+    assert again.bind(MINILM).spec is MINILM
+    assert first.bind(BERT) is here, "what one is bound to is not the other's"
+
+
 def test_autopeft_space_has_the_size_of_the_paper() -> None:
     built_in = Space.named("autopeft")
     assert built_in.cardinality(BERT) == 5_451_776
