@@ -13,15 +13,13 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
-from autopeft.recipe.pooling import MEAN_POOLING, Pooling
+from autopeft.recipe.pooling import MEAN_POOLING, Pooling, told_by
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.head_start import fitted_head
 from autopeft.training.plan import TrainingPlan
 
 __all__ = ["PoolingFinding", "better_pooling"]
-
-_SAVED = 0.03
 
 _log = logging.getLogger("autopeft")
 
@@ -75,5 +73,4 @@ def better_pooling(
     own, mean = (fit if fit is not None and fit.of_rows else None for fit in found)
     if own is None or mean is None:
         return None
-    better = mean.loss < (1 - _SAVED) * own.loss
-    return PoolingFinding("mean" if better else "own", own.loss, mean.loss)
+    return PoolingFinding(told_by(own.loss, mean.loss), own.loss, mean.loss)

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from autopeft.errors import AutoPEFTError
-from autopeft.recipe.pooling import Pooling
+from autopeft.recipe.pooling import Pooling, told_by
 from autopeft.tasks import cluster_of
 
 __all__ = [
@@ -130,9 +130,13 @@ class Evidence:
     readings: Mapping[Setting, tuple[float, float]] = field(default_factory=dict)
 
     def pooling(self, model: str) -> Pooling:
-        """What a head on a backbone should read: the mean where it told a probe more in most settings."""
-        better = [mean < own for s, (own, mean) in self.readings.items() if s.model == model]
-        return "mean" if 2 * sum(better) > len(better) else "own"
+        """What a head on a backbone should read: the mean where a probe found it better in most settings."""
+        found = self.pooling_found(model)
+        return "mean" if 2 * found.count("mean") > len(found) else "own"
+
+    def pooling_found(self, model: str) -> list[Pooling]:
+        """What the probe of each setting found that a head on a backbone should read."""
+        return [told_by(*losses) for s, losses in self.readings.items() if s.model == model]
 
     @property
     def models(self) -> tuple[str, ...]:

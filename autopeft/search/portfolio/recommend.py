@@ -260,9 +260,9 @@ def _pooling(
     pooling = evidence.pooling(model)
     if pooling == "own":
         return "own", []
-    known = [mean < own for s, (own, mean) in evidence.readings.items() if s.model == model]
+    known = evidence.pooling_found(model)
     return pooling, [
-        f"The head reads the mean of all tokens: that told a linear probe more in {sum(known)} of "
+        f"The head reads the mean of all tokens: a linear probe found it better in {known.count('mean')} of "
         f"{len(known)} recorded settings.",
     ]
 

@@ -187,6 +187,10 @@ def test_readings_travel_along_and_decide_by_backbone() -> None:
     assert known.pooling("minilm") == "mean"
     assert known.pooling("mpnet-base") == "own"
     assert known.without(["trec"]).pooling("minilm") == "own"  # one of two
+    hardly = [reading("trec", 1.0, 0.98), reading("sms-spam", 1.0, 0.5), reading("subjectivity", 1.0, 0.99)]
+    known = read_evidence(text_of(recorded(bert_points, seeds=1), readings=hardly))
+    assert sorted(known.pooling_found("minilm")) == ["mean", "own", "own"], "what a search takes for better"
+    assert known.pooling("minilm") == "own"
 
 
 def test_other_formats_and_unknown_tasks_are_refused() -> None:
