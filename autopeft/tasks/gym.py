@@ -85,7 +85,8 @@ def parse_gym(name: str) -> GymTask:
     if fixed := {"seed", "size"} & parameters.keys():
         raise TaskError(
             f"{name!r} sets {' and '.join(sorted(fixed))}: the seed is the task's own (--seed), and how "
-            "many rows are made follows from --effort, or train_rows=…, select_rows=…, test_rows=… in Python."
+            "many rows are made follows from --effort or, in a search, --train-rows, --select-rows and "
+            "--test-rows."
         )
     return GymTask(generator, parameters)
 
@@ -175,7 +176,7 @@ def _made(task: GymTask, asked: dict[str, Any]) -> dict[str, list[list[Any]]]:
     except subprocess.TimeoutExpired as error:
         raise DataError(
             f"{task.name} took more than {_SECONDS:.0f} s to make its rows, and was stopped; choose smaller "
-            "parameters, or ask for fewer rows (in Python train_rows=…, select_rows=…, test_rows=…)."
+            "parameters or, in a search, fewer rows (--train-rows, --select-rows, --test-rows)."
         ) from error
     try:
         answer = json.loads(done.stdout) if done.returncode == 0 else {}

@@ -383,7 +383,7 @@ MicroBatch = Annotated[
 
 def rows(split: str) -> Option:
     """The option that limits the rows of a split."""
-    return Option(help=f"At most so many rows of {split}; default: the effort's.", cli=False, least=1)
+    return Option(help=f"At most so many rows of {split}; default: the effort's.", panel=DATA, least=1)
 
 
 Precision = Annotated[

@@ -86,7 +86,9 @@ def test_the_command_that_repeats_a_run_is_one_of_ours(runs: Path) -> None:
 
     options = SearchArguments.declared()
     assert {name for name, option in options.items() if not option.cli} == {
-        *("train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds", "runs")
+        "confirm",
+        "confirm_seeds",
+        "runs",
     }
     kinds = {
         "stand_in": False,

@@ -312,15 +312,15 @@ def _served(way: str | None) -> list[str]:
 
 
 def _command(asked: RecommendArguments, file: Path | None, rows: int | None, leave_out: Sequence[str]) -> str:
-    """What searches on: the command, or the call in Python where a command cannot say it: rows or model in
-    memory, or fewer `rows` than the task has. Where clusters were left out, it tries no portfolio."""
+    """What searches on: the command, or the call in Python where rows or model are in memory. `rows` are
+    fewer than the task has. Where clusters were left out, it tries no portfolio."""
     given: dict[str, Any] = {
         k: v for k, v in asked.unlike_defaults(asked.record()).items() if k in SearchArguments.model_fields
     }
     given |= {} if file is None else {"warm_start": (as_typed(file),)}
     given |= {"portfolio": False} if leave_out else {}
     given |= {} if rows is None else {"train_rows": rows}
-    if rows is not None or any(isinstance(value, Mapping) for value in given.values()):
+    if any(isinstance(value, Mapping) for value in given.values()):
         memory = {"task": "rows", "model": "(model, tokenizer)"}
         words = [
             f"{k}={memory[k] if isinstance(v, Mapping) else repr(list(v) if isinstance(v, tuple) else v)}"

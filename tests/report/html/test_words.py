@@ -144,11 +144,11 @@ def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run
     folder = make_run(trials=1)
     edit(
         folder.path / "manifest.json",
-        lambda m: m | {"arguments": NOW | {"task": "trec", "train_rows": 20, "stand_in": False, "evil": "x"}},
+        lambda m: m | {"arguments": NOW | {"task": "trec", "confirm": 3, "stand_in": False, "evil": "x"}},
     )
     blocks = dict(reproduction(read_run(folder)))
     assert "Search again" not in blocks
-    assert "train_rows=20" in blocks["The same in Python"]
+    assert "confirm=3" in blocks["The same in Python"]
     assert "evil" not in blocks["The same in Python"]
     said = NOW | {"task": "trec", "stand_in": False}
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": said})
