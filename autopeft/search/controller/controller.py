@@ -170,8 +170,7 @@ class Controller:
             self._announced = True
             self._reporter.on_phase("search", self.effort.trials)
             work = self._final_work()
-            *_, least = work.forms(self.effort)
-            self.time_budget.expect(work.left(Finals(self.effort)), work.left(least))
+            self.time_budget.expect(work.left(Finals(self.effort)), work.least(self.effort))
             first = self.confirmation.score_untuned()
             if first is not None:
                 return first

@@ -197,6 +197,8 @@ def _finding(
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
         returned=_returned(won.final, controller.confirmation.baselines()),
+        by_trial=won.final.number is not None,
+        highest=None if beside is None else beside.name,
         unfinished=not all(f.whole for f in controller.confirmation.finalists),
         margin=ready.arguments.margin / 100,
     )

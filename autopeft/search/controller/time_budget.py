@@ -162,22 +162,24 @@ class TimeBudget:
         return math.fsum((self._training(kind) or 0.0) * count for kind, count in self._work_of(job).items())
 
     def shorten(self, forms: Iterable[Finals], left: Callable[[Finals], Left]) -> Finals:
-        """The first of the finals that the time left allows, else the last: without a time budget the first.
+        """The first of the finals that the time left allows, else the first of those of which least is left:
+        what was trained before, as in an earlier process, costs nothing. Without a time budget the first.
 
         Args:
             forms: shorter and shorter ones.
             left: what is left of some, trainings by kind of work.
         """
-        chosen = None
-        for chosen in forms:
-            self._left = dict(left(chosen))
-            work = self._seconds(self._left)
-            if self._budget is None or work is None:
+        least: tuple[float, Finals] | None = None
+        for form in forms:
+            work = self._seconds(left(form))
+            if least is None or (work is not None and work < least[0]):
+                least = work or 0.0, form
+            if self._budget is None or work is None or self._elapsed + work / self.workers <= self._budget:
+                least = work or 0.0, form
                 break
-            if self._elapsed + work / self.workers <= self._budget:
-                break
-        assert chosen is not None  # there is one that is not shortened
-        return chosen
+        assert least is not None  # there is one that is not shortened
+        self._left = dict(left(least[1]))
+        return least[1]
 
     def remaining(self, steps_left: float | None, running: Sequence[Job]) -> float | None:
         """Seconds left, or `None` before the first trial has finished.

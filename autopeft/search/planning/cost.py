@@ -79,7 +79,8 @@ class Writing:
     Attributes:
         tokens: of an answer, at most.
         samples: rows that the winner and LoRA write to where the metric compares no answers; `None` where it
-            does, so that finalists, baselines and the test write to every row.
+            does, so that the winner and baselines write to every row of *test*. *Select* is scored by what
+            needs no answers.
         sample_tokens: of an answer that is written for its sample alone, at most.
         at_once: rows at once.
     """
@@ -89,17 +90,14 @@ class Writing:
     sample_tokens: int = 0
     at_once: int = 64
 
-    def rows(
-        self, effort: Effort, baselines: Sequence[Baseline], select_rows: int, test_rows: int
-    ) -> tuple[int, int]:
+    def rows(self, effort: Effort, baselines: Sequence[Baseline], test_rows: int) -> tuple[int, int]:
         """How many answers are written in all, and how many tokens one has at most."""
         fresh = {b.kind: b.fresh_runs(effort.seeds) for b in baselines}
         if self.samples is not None:
             rows = self.samples * (1 + fresh.get("lora", 0))
             return rows, min(self.tokens, self.sample_tokens)
-        runs = effort.top * effort.seeds * select_rows + effort.seeds * test_rows
-        every = sum(b.fresh_runs(effort.seeds) for b in baselines)
-        return runs + every * (select_rows + test_rows), self.tokens
+        runs = effort.seeds + sum(b.fresh_runs(effort.seeds) for b in baselines)
+        return runs * test_rows, self.tokens
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def estimate(
         tests += fresh
     answers = 0.0
     if writing is not None:
-        answers = _written(work, writing, *writing.rows(effort, baselines, select_rows, test_rows), rate, gpu)
+        answers = _written(work, writing, *writing.rows(effort, baselines, test_rows), rate, gpu)
     seconds = _START_SECONDS + (runs * trial + tests * test + answers) / max(workers, 1)
     layers = 1 + work.layers / _ACTIVATIONS if memory_saving else work.layers
     numbers = _ACTIVATIONS * (at_once or batch_size) * work.tokens * work.hidden * layers

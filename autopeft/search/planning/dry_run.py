@@ -138,8 +138,7 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
 def _shortest(ready: Prepared, baselines: Sequence[Baseline], trial: float) -> float:
     """Seconds that a search takes whatever its time budget: two trials and the shortest finals."""
     work = FinalWork(baselines, ready.arguments.seed, lambda _: None, {})
-    *_, shortest = work.forms(ready.effort)
-    return trial * (2 + math.fsum(work.left(shortest).values())) / (ready.workers or 1)
+    return trial * (2 + math.fsum(work.least(ready.effort).values())) / (ready.workers or 1)
 
 
 def _writing(ready: Prepared) -> Writing | None:

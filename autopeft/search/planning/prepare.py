@@ -140,8 +140,8 @@ class Prepared:
 
     @property
     def trial_metric(self) -> str | None:
-        """What scores trials and sweeps of baselines where models would have to write texts for the task's
-        metric; `None` where that one does. Finalists, baselines and the test are scored by the task's."""
+        """What scores *select* where models would have to write texts for the task's metric; `None` where
+        that one does. *Test* is scored by the task's."""
         found = self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
         return None if found == self.task.metric else found
 

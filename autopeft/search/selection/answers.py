@@ -144,6 +144,8 @@ def finding(
     comparison: Comparison | None,
     *,
     returned: str | None = None,
+    by_trial: bool = False,
+    highest: str | None = None,
     unfinished: bool = False,
     margin: float = MARGIN,
 ) -> str | None:
@@ -154,13 +156,21 @@ def finding(
         answer: what reaches the goal on *select*; `None` where nothing did.
         comparison: of the winner with the best baseline on *test*; `None` where there is no baseline, or it
             is the winner.
-        returned: name of the baseline that is the winner.
+        returned: name of the baseline that is the winner; `by_trial` where a trial is the winner, of the very
+            same recipe.
+        highest: name of the baseline that ranks highest on *select*. Where the goal is the best, LoRA alone
+            of the baselines may be returned.
         unfinished: whether a run of a finalist failed, so that it cannot win.
     """
     near = within(margin)
     nothing = "Nothing that ended all of its runs" if unfinished else "Nothing found"
+    if goal == "best" and (returned is None or by_trial):
+        return None if returned is None else f"The best that was found is {returned}."
     if goal == "best":
-        return None if returned is None else f"{nothing} beats {returned}: it is returned."
+        above = (
+            f" The baseline {highest} ranks higher on select, but no baseline other than LoRA is returned."
+        )
+        return f"{nothing} beats {returned}: it is returned.{'' if highest in (None, returned) else above}"
     takes = _TAKES[goal]
     if comparison is None and returned is not None:
         return f"{nothing} is as good as {returned} ({near}) with {_LESS[goal]}: it is returned."

@@ -228,7 +228,7 @@ def baselines(
     for kind in wanted:
         if kind == "lora":
             places, deep = _PLACES.get(effort, 3), _hidden_apart(bound)
-            found.append(_lora_within(budget, spec, rates, places, deep=deep))
+            found.append(_lora_within(budget, spec, rates, places, deep=deep, pooling=bound.pooling))
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -258,12 +258,13 @@ def _hidden_apart(bound: BoundSpace) -> bool:
 
 
 def _lora_within(
-    budget: Budget, spec: BackboneSpec, rates: int, places: int, *, deep: bool
+    budget: Budget, spec: BackboneSpec, rates: int, places: int, *, deep: bool, pooling: Pooling
 ) -> Baseline | None:
-    """The LoRA baseline of a budget, inside the limits that it has beside the parameters."""
+    """The LoRA baseline of a budget, inside the limits that it has beside the parameters with a head that
+    reads so: the mean of all tokens takes more than a state that the last layer gives alone."""
 
     def admits(recipe: Mapping[str, Any]) -> bool:
-        return keeps_within(Recipe.from_dict(dict(recipe)), budget, spec)
+        return keeps_within(pooled(Recipe.from_dict(dict(recipe)), pooling), budget, spec)
 
     return lora_baseline(
         spec,

@@ -98,6 +98,11 @@ class FinalWork:
         if shortest != efforts[-1]:
             yield Finals(shortest, frozenset(others), second=False)
 
+    def least(self, effort: Effort) -> dict[str, float]:
+        """What is left of the finals of which least is: seldom more than the shortest, where longer ones were
+        trained before."""
+        return min(map(self.left, self.forms(effort)), key=lambda left: math.fsum(left.values()))
+
     def left(self, finals: Finals) -> dict[str, float]:
         """What is left of some finals: trainings by kind of work (see `work_of`)."""
         effort = finals.effort

@@ -76,12 +76,13 @@ def taken(
     spec: BackboneSpec,
     predict: Callable[[CompositionGraph], Resources],
 ) -> tuple[Taken, ...]:
-    """What recipes take, by name, recipe and measurements; one that has no graph is measured alone."""
+    """What recipes take, by name, recipe and measurements. A baseline that is no single recipe has an empty
+    one, and is measured alone; so is one that has no graph."""
     found = []
     for name, recipe, measured in recipes:
         try:
-            predicted = predict(build_graph(Recipe.from_dict(dict(recipe)), spec))
-        except AutoPEFTError:  # a baseline that is no single recipe
+            predicted = predict(build_graph(Recipe.from_dict(dict(recipe)), spec)) if recipe else Resources()
+        except AutoPEFTError:
             predicted = Resources()
         found.append(Taken(name, predicted, Resources.from_dict(measured)))
     return tuple(found)

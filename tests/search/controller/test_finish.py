@@ -82,7 +82,20 @@ def test_a_trial_that_is_the_recipe_of_a_baseline_is_told_by_the_baselines_name(
     stage.play(honest)
     found = finished(stage, tmp_path)
     assert found.number is not None
-    assert found.finding == "Nothing found beats the best single method: it is returned."
+    assert found.finding == "The best that was found is the best single method."
+
+
+def test_a_baseline_above_the_lora_that_is_returned_is_named(make_stage: Make, tmp_path: Path) -> None:
+    races = [
+        Baseline(name, (lora(rank).to_dict(),), {"deployed": 10 * rank}, kind=kind)  # type: ignore[arg-type]
+        for name, rank, kind in (("LoRA", 50, "lora"), ("single", 80, "single"), ("head", 1, "head"))
+    ]
+    stage = make_stage(ranks=(2, 9), baselines=races)
+    stage.play(honest)
+    found = finished(stage, tmp_path)
+    assert found.origin == "LoRA"
+    assert found.finding is not None
+    assert "The baseline single ranks higher on select" in found.finding
 
 
 def test_where_all_fresh_seeds_fail_that_is_said(make_stage: Make, tmp_path: Path) -> None:

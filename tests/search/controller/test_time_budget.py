@@ -128,6 +128,23 @@ def test_finals_are_shortened_to_what_the_time_allows() -> None:
     assert TimeBudget(effort, 1).shorten(forms, left) == forms[0]
 
 
+def test_what_was_trained_before_is_not_left_out_when_the_time_is_over() -> None:
+    """A search that goes on late in its finals: of the longest nothing is left, of the shortest something, as
+    a sweep without second seeds chooses another LoRA."""
+    effort = replace(EFFORT, top=2, seeds=3)
+    full, middle, short = forms = [
+        Finals(effort),
+        Finals(replace(effort, top=1)),
+        Finals(replace(effort, top=1, seeds=2), second=False),
+    ]
+    time_budget = TimeBudget(effort, 1, seconds=100.0, spent=120.0, clock=lambda: 0.0)
+    time_budget.finished(job(), 10.0)
+    for works, chosen in (([0.0, 0.0, 2.0], full), ([3.0, 1.0, 2.0], middle), ([3.0, 2.0, 1.0], short)):
+        known = {id(form): {"confirm": 0.0, "baseline": w} for form, w in zip(forms, works, strict=True)}
+        assert time_budget.shorten(forms, lambda form, known=known: known[id(form)]) is chosen  # type: ignore[misc]
+        assert time_budget.remaining(None, []) == pytest.approx(10 * min(works)), "what is left is told"
+
+
 def test_half_of_the_time_is_the_searchs_even_where_finals_in_full_do_not_fit() -> None:
     now = [0.0]
     time_budget = budget_of(seconds=120.0, clock=lambda: now[0])

@@ -167,6 +167,16 @@ def test_a_fallback_is_said_to_be_one() -> None:
 
 def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
     assert finding("best", None, None, returned="LoRA") == "Nothing found beats LoRA: it is returned."
+    assert finding("best", None, None, returned="LoRA", highest="LoRA") == finding(
+        "best", None, None, returned="LoRA"
+    )
+    assert finding("best", None, None, returned="LoRA", highest="the best single method") == (
+        "Nothing found beats LoRA: it is returned. The baseline the best single method ranks higher on "
+        "select, but no baseline other than LoRA is returned."
+    )
+    assert finding("best", None, None, returned="the best single method", by_trial=True) == (
+        "The best that was found is the best single method."
+    )
     assert finding("cheapest", ANSWER, None, returned="LoRA") == (
         "Nothing found is as good as LoRA (within 1 point) with a training cost that is 5 % lower or more: "
         "it is returned."

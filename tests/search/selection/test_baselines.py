@@ -306,6 +306,20 @@ def test_where_all_layers_take_too_much_lora_sits_on_fewer() -> None:
     assert all(title.endswith("of the last 2 layers") for title in baseline.titles)
 
 
+def test_lora_keeps_the_limits_with_what_its_head_reads() -> None:
+    """The mean of all tokens costs a layer more here."""
+
+    def step_of(graph: CompositionGraph) -> Resources:
+        pools = any(e.traits.pools for e in graph.entries.values())
+        return Resources(step_time=float(6 - first_layer(graph) + pools))
+
+    within = ResourceBudget.of(Budget.parse("0.5%"), Limits(step_time=3.0), step_of)
+    bound = SPACES["lora"].with_pooling("mean").bind(MINILM)
+    (baseline,) = baselines(bound, MINILM, within, rates=1, seed=0, kinds=["lora"])
+    assert baseline.title(0) == "LoRA rank 36 on q, v of the last 2 layers"
+    assert all(keeps_within(Recipe.from_dict(dict(c)), within, MINILM) for c in baseline.candidates)
+
+
 def test_where_no_lora_keeps_the_limits_it_is_as_large_as_the_budget_allows() -> None:
     (baseline,) = limited("100000..0.5%", file_of, file=300_000)
     (free,) = found(MINILM, "100000..0.5%", "lora", rates=1, kinds=["lora"])

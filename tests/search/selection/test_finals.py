@@ -94,6 +94,26 @@ def test_two_seeds_are_the_last_resort(seeds: int, tried: list[int]) -> None:
     assert not last.second
 
 
+def test_least_is_left_of_the_shortest_unless_longer_ones_were_trained_before() -> None:
+    *_, shortest = work().forms(NORMAL)
+    assert work().least(NORMAL) == work().left(shortest)
+
+    def known(job: Job) -> JobResult | None:
+        """All of LoRA by two seeds, of which the first alone would have chosen another rank."""
+        if job.id in ("baseline-0-sweep0", "baseline-0-sweep1", "baseline-0-sweep2"):
+            return JobResult(job.id, {"select": {"0": 0.5, "1": 0.6, "2": 0.7}[job.id[-1]]})
+        if job.id.startswith("baseline-0-sweep"):
+            return JobResult(job.id, {"select": 0.1 if job.recipe == BASELINES[0].candidates[2] else 0.9})
+        if job.id.startswith("baseline-0-1"):
+            return JobResult(job.id, dict.fromkeys(job.splits, 0.5))
+        return None if job.id.startswith("baseline-0") else JobResult(job.id, dict.fromkeys(job.splits, 0.5))
+
+    found = work(known, confirm=6, test=3)
+    *_, shortest = found.forms(NORMAL)
+    assert found.left(shortest)["baseline"] == 2.0
+    assert not any(found.least(NORMAL).values())
+
+
 def test_a_baseline_that_is_known_is_not_left_out() -> None:
     forms = work(lambda job: JobResult(job.id, dict.fromkeys(job.splits, 0.5))).forms(NORMAL)
     assert all(not finals.left_out for finals in forms)

@@ -40,10 +40,10 @@ def test_predictions_come_from_the_graph_and_no_single_recipe_has_none() -> None
     spec = spec_of(tiny_model("bert").config)
     recipe = {"autopeft": 2, "layers": [{"attach": ["ia3"]}]}
     found = taken(
-        [("winner", recipe, {"memory": 5.0}), ("random hybrids", {"layers": "?"}, {})],
+        [("winner", recipe, {"memory": 5.0}), ("broken", {"layers": "?"}, {}), ("random hybrids", {}, {})],
         spec,
         lambda graph: Resources(file=float(graph.parameter_count().deployed)),
     )
     assert found[0].predicted.file
     assert found[0].measured.memory == 5.0
-    assert found[1].predicted == Resources()
+    assert found[1].predicted == found[2].predicted == Resources()
