@@ -17,6 +17,7 @@ from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, saved_of, task_of, trained
 from autopeft.foreign import local_path
+from autopeft.hybrid import answering
 from autopeft.runs.files import empty_folder, plain
 from autopeft.tasks import Split, SplitName, Task, get_metric
 from autopeft.tasks.kinds import Breakdown
@@ -126,7 +127,8 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     encoded = kind.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
     how = kind.generation(known.use) if metric.generated else None
-    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
+    with answering(hybrid):
+        outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
     labels = kind.label_array(rows.labels)
     value = kind.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
@@ -181,13 +183,11 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         encoded = known.kind.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
-        outputs = predict_outputs(
-            hybrid.model,
-            encoded,
-            batch_size=given.batch_size,
-            generation=how if known.kind.writes else None,
-            told=given.told,
-        )
+        writes = how if known.kind.writes else None
+        with answering(hybrid):
+            outputs = predict_outputs(
+                hybrid.model, encoded, batch_size=given.batch_size, generation=writes, told=given.told
+            )
     found = answers(known, question, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)

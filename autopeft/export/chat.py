@@ -9,6 +9,7 @@ from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import WRITES, ChatArguments
 from autopeft.export.trained import Trained, trained
+from autopeft.hybrid import answering
 from autopeft.tasks.kinds.generation import longest_prompt
 from autopeft.tasks.kinds.written import UNKNOWN
 from autopeft.training import predict
@@ -98,7 +99,8 @@ class Chat:
     def _answer(self, told: Callable[[str], None]) -> str:
         rows = self._kind.asked_row(self.messages)
         encoded = self._kind.encode(rows, self._tokenizer, self._max_length, labelled=False, cached=False)
-        (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
+        with answering(self._hybrid):
+            (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
         return str(self._kind.present(output, ())["answer"])
 
     def _shorten(self) -> None:

@@ -18,7 +18,7 @@ from autopeft.backbones import Place
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import ONE_MODEL, Leaf, Tree
-from autopeft.hybrid.merging import Rest, WeightChanges
+from autopeft.hybrid.merging import Rest
 from autopeft.hybrid.modules import deployed_form
 from autopeft.hybrid.prediction import several_models
 
@@ -110,7 +110,9 @@ def map_changes(hybrid: Hybrid) -> MapChanges:
                 f"This hybrid changes {name}, which belongs to no linear map of a layer, and a LoRA holds "
                 "changes of these alone; export it merged (--as merged), or search without what does this."
             )
-    exact = {path: found for path in deltas if (found := _own_factors(hybrid, changes, path)) is not None}
+    patched = {maps[name] for name in injection.patches() if name in maps}
+    alone = [path for path in deltas if path not in changes.rest and path not in patched]
+    exact = {path: found for path in alone if (found := _own_factors(hybrid, path)) is not None}
     return MapChanges(places, deltas, exact, noise, biases, changes.rest)
 
 
@@ -121,12 +123,13 @@ def _rounding(weight: Tensor) -> float:
     return error * (math.sqrt(weight.shape[0]) + math.sqrt(weight.shape[1]))
 
 
-def _own_factors(hybrid: Hybrid, changes: WeightChanges, path: str) -> Factors | None:
-    """The factors of the LoRAs that act on a map, side by side; `None` where something else does."""
+def _own_factors(hybrid: Hybrid, path: str) -> Factors | None:
+    """The factors of the LoRAs that act at a map's sites, side by side; `None` where something else does.
+    What alters the tensor of the map itself, such as a mask, is at no site."""
     sites = [place.site for place in hybrid.injection.places.values() if place.exit == path]
     acting = [site for site in sites if hybrid.graph.trees_at(site)]
     whole = all(hybrid.injection.places[site.key].out_slice is None for site in acting)
-    if path in changes.rest or len(acting) != 1 or not whole:
+    if len(acting) != 1 or not whole:
         return None
     pairs: list[tuple[Tensor, Tensor]] = []
     for tree in hybrid.graph.trees_at(acting[0]):

@@ -49,7 +49,7 @@ class TrainedHybrid:
         labels: class names in the order that its head learnt; `LABEL_0` and so on where they have no names.
         metric: of its own task, where that is known.
         load: the hybrid and its tokenizer; takes where the backbone is now, and how it is quantised (see
-            `autopeft.export.package.load_saved`), which a live hybrid's stays as it is.
+            `autopeft.export.package.load_saved`).
         manifest: of its folder, where it has one.
         result: the figures of its run, where they are known.
         pairs: whether it was trained on pairs of texts; `None` where that is not known.
@@ -147,13 +147,20 @@ def trained(
 
 def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
     task = outcome.task
+
+    def load(model: str | None, notify: Notify, quantize: str | None) -> Live:
+        """The live one, unless it was taken off, or is to be on another backbone."""
+        if outcome.hybrid.attached and model is None and quantize is None:
+            return outcome.hybrid, outcome.tokenizer
+        return load_saved(find_saved(outcome.folder), model=model, notify=notify, quantize=quantize)
+
     return TrainedHybrid(
         where=outcome.folder,
         kind=task.task_kind,
         labels=task.labels,
         metric=task.metric,
         max_length=outcome.max_length,
-        load=lambda model, notify, quantize: (outcome.hybrid, outcome.tokenizer),
+        load=load,
         manifest=read_table_in(outcome.folder, MANIFEST),
         result=outcome.to_dict(),
         pairs=task.splits["train"].pairs is not None,
@@ -171,13 +178,19 @@ def _of_hybrid(
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
     words = kind.load_processor(path) if tokenizer is None else kind.processor(tokenizer, config)
+
+    def load(model: str | None, notify: Notify, quantize: str | None) -> Live:
+        if model is not None or quantize is not None:
+            raise UsageError("model and quantize are for saved hybrids: a live one is on its own model.")
+        return hybrid, words
+
     return TrainedHybrid(
         where=Path(hybrid.recipe.name),
         kind=kind,
         labels=labels,
         metric=None,
         max_length=max_length or min(longest_of(kind), words.model_max_length),
-        load=lambda model, notify, quantize: (hybrid, words),
+        load=load,
     )
 
 

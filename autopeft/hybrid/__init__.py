@@ -9,7 +9,7 @@ from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.inputs import open_inputs, pinned
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
-from autopeft.hybrid.multi import MultiHybrid, attach_many
+from autopeft.hybrid.multi import MultiHybrid, answering, attach_many
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_state, deployed_tensors
 from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
@@ -23,6 +23,7 @@ __all__ = [
     "HybridCallback",
     "MultiHybrid",
     "activated_neurons",
+    "answering",
     "attach",
     "attach_many",
     "build_modules",

@@ -129,8 +129,7 @@ class Hybrid:
     ) -> None:
         self.model, self.recipe, self.graph = model, recipe, graph
         self._root = root
-        self._attached = False
-        self.prepared = False
+        self._attached = self._merged = self.prepared = False
         self._untouched = untouched
         self._persistence = Persistence(model, self)
 
@@ -441,14 +440,17 @@ class Hybrid:
 
         Raises:
             CompositionError: some module cannot be merged; nothing has changed then.
-            UsageError: the backbone is quantised.
+            UsageError: the backbone is quantised, or it was merged before.
         """
         self._refuse_packed()
+        if self._merged:
+            raise UsageError("This hybrid is in the backbone's weights already; merge() returned the model.")
         with self._changing("merge it"):
             finished = fold(self.graph, self.modules, self.injection)
             labels = Labels.of(self.model.config)
             self.detach()
             write(self.model, self.injection.base, finished)
+            self._merged = True
             if self.head():
                 labels.put(self.model.config)  # those of the head, which stays
         return self.model

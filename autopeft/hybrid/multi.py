@@ -32,7 +32,7 @@ from autopeft.method import reserved_rows
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["LaneHybrid", "MultiHybrid", "attach_many"]
+__all__ = ["LaneHybrid", "MultiHybrid", "answering", "attach_many"]
 
 
 def attach_many(
@@ -356,3 +356,22 @@ class LaneHybrid(Hybrid):
 
     def weight_changes(self) -> NoReturn:
         self.merge()
+
+
+@contextmanager
+def answering(hybrid: Hybrid) -> Iterator[Hybrid]:
+    """Within, forwards of its model, in this thread, are a hybrid's alone: one of several has all rows.
+
+    Raises:
+        UsageError: it is detached.
+    """
+    if not hybrid.attached:
+        raise UsageError(
+            f"The hybrid {hybrid.recipe.name!r:.80} is detached from its model, which would answer without it; "
+            "attach its recipe again, or name the folder that it was saved in."
+        )
+    if not isinstance(hybrid, LaneHybrid):
+        yield hybrid
+        return
+    with hybrid.multi.alone(hybrid.multi.hybrids.index(hybrid)):
+        yield hybrid

@@ -34,6 +34,7 @@ EXACT: dict[str, tuple[str, list[Any], list[Any]]] = {
     "bert-side-by-side": ("bert", [LORA, {"lora": {"rank": 3, "sites": ["q", "up"]}}], []),
     "bert-dora-ia3-krona": ("bert", [LORA, IA3, DORA, KRONA], []),
     "bert-chain": ("bert", [{"chain": [LORA, {"ia3": {"sites": ["q", "down"]}}]}], []),
+    "bert-mask": ("bert", [LORA], [{"pafi": {"keep": "20%"}}]),
     "bert-bitfit": ("bert", [LORA], ["bitfit"]),
     "gpt2-fused": ("gpt2", [{"lora": {"rank": 2, "sites": ["qkv", "down"]}}, {"ia3": {"sites": ["up"]}}], []),
     "gpt2-parts-of-fused": ("gpt2", [{"lora": {"rank": 2, "sites": ["q", "v"]}}], []),

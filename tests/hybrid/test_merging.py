@@ -11,7 +11,7 @@ import torch
 from support.tiny import logits, randomise, snapshot, tiny_inputs, tiny_model
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from autopeft.errors import CompositionError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 
@@ -34,6 +34,15 @@ def test_everything_that_merges_merges_together(name: str) -> None:
     expected = logits(model, inputs)
     assert not torch.allclose(expected, logits(tiny_model(name), inputs), atol=1e-2)
     torch.testing.assert_close(logits(hybrid.merge(), inputs), expected, atol=5e-5, rtol=1e-4)
+
+
+def test_what_is_merged_is_not_merged_again() -> None:
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    hybrid = _attached(model, LORA)
+    expected = logits(hybrid.merge(), inputs)
+    with pytest.raises(UsageError, match="in the backbone's weights already"):
+        hybrid.merge()
+    assert torch.equal(logits(model, inputs), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
