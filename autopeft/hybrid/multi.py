@@ -367,8 +367,8 @@ def answering(hybrid: Hybrid) -> Iterator[Hybrid]:
     """
     if not hybrid.attached:
         raise UsageError(
-            f"The hybrid {hybrid.recipe.name!r:.80} is detached from its model, which would answer without it; "
-            "attach its recipe again, or name the folder that it was saved in."
+            f"The hybrid {hybrid.recipe.name!r:.80} is detached from its model, which would answer without "
+            "it; attach its recipe again, or name the folder that it was saved in."
         )
     if not isinstance(hybrid, LaneHybrid):
         yield hybrid

@@ -25,6 +25,7 @@ from autopeft.search.controller.precision import ChosenPrecision
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
+from autopeft.search.optimization.storage import journal_begun
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
@@ -257,7 +258,7 @@ def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrec
 def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
     """The run's strategy, new or where an earlier process left it."""
     past = folder.trials().records
-    begun = bool(past) or folder.journal.exists()
+    begun = bool(past) or journal_begun(folder.journal)
     context = StrategyContext(
         space=ready.space.bind(ready.spec),
         budget=ready.budget,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopeft.runs.files import cut_torn_line
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
@@ -25,12 +26,13 @@ class CompletedRuns:
     def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
         self._checkpoints = checkpoints
         self._done: dict[str, TrialRecord] = {}
+        cut_torn_line(folder.path / "finals.jsonl")
         found = folder.finals()
         for record in found.records:
             if record.state == "complete" and record.job and record.scores:
                 self._done[record.job] = record
         if found.records or found.damaged:
-            # Without a torn last line, and without what will be run again.
+            # Without what will be run again.
             folder.write_lines("finals.jsonl", self.records)
 
     @property

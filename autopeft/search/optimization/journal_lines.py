@@ -20,9 +20,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from autopeft.errors import DataError
 from autopeft.foreign import open_plain, parse_json
 
-__all__ = ["check_journal"]
+__all__ = ["LARGEST", "check_journal"]
 
-_LARGEST, _LONGEST = 1 << 30, 16 << 20  # bytes of a journal, and of a line
+LARGEST, _LONGEST = 1 << 30, 16 << 20  # bytes of a journal, and of a line
 _FINISHED = tuple(state.value for state in TrialState if state.is_finished())
 
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False, gt=-1e300, lt=1e300)]
@@ -241,7 +241,7 @@ def _why(error: Exception) -> str:
 
 
 def _lines(journal: Path) -> Iterator[bytes]:
-    with open_plain(journal, _LARGEST, DataError) as file:
+    with open_plain(journal, LARGEST, DataError) as file:
         while line := file.readline(_LONGEST + 1):
             if len(line) > _LONGEST:
                 raise DataError(f"{str(journal)!r} has a line of more than {_LONGEST >> 20} MiB.")

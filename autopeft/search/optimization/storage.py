@@ -8,12 +8,15 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from autopeft.foreign import open_plain
 from autopeft.runs.files import cut_torn_line
-from autopeft.search.optimization.journal_lines import check_journal
+from autopeft.search.optimization.journal_lines import LARGEST, check_journal
 
-__all__ = ["NAME", "open_journal"]
+__all__ = ["FIRST", "NAME", "journal_begun", "open_journal"]
 
 NAME = "autopeft"
+FIRST = "first"
+"""What a search begins with, an attribute of the study: the last that is written before the first trial."""
 
 
 def open_journal(journal: Path) -> JournalStorage:
@@ -29,6 +32,18 @@ def open_journal(journal: Path) -> JournalStorage:
         check_journal(journal)
     optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.ERROR))
     return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
+
+
+def journal_begun(journal: Path) -> bool:
+    """Whether a journal knows what its search begins with. One whose process ended before that does not.
+
+    Raises:
+        UsageError: it is no plain file.
+    """
+    if not journal.exists():
+        return False
+    with open_plain(journal, LARGEST) as file:
+        return any(f'"{FIRST}"'.encode() in line for line in file)
 
 
 def _mend(journal: Path) -> None:

@@ -40,7 +40,7 @@ from autopeft.search.optimization.entries import (
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler
-from autopeft.search.optimization.storage import NAME, open_journal
+from autopeft.search.optimization.storage import FIRST, NAME, open_journal
 from autopeft.search.optimization.successive_halving import Rungs
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ class SearchStudy:
         self.study = self._study()
         self._study_id = self._storage.get_study_id_from_name(NAME)
         past = self.study.get_trials(deepcopy=False)
-        if not past:
+        if not past and FIRST not in self.study.user_attrs:  # one that ended before its first trial has them
             points = [dict(values) for values in first]
             self.study.set_user_attr("journal", FORMAT)
             self.study.set_user_attr("ordered", self._codec.ordered)
             self.study.set_user_attr("seed", seed)
             self.study.set_user_attr("sampler", sampler)
-            self.study.set_user_attr("first", points)
+            self.study.set_user_attr(FIRST, points)  # the last: from here on the journal is begun
         self._pending = deque(self._adopt(past))
         self._seed = seed + len(past)
         self._sampler = make_sampler(
@@ -166,7 +166,7 @@ class SearchStudy:
                     f"Trial {t.number} of this journal was scored after {max(steps)} steps, and the search "
                     f"scores after {', '.join(map(str, self.rungs.steps))}: they do not belong together."
                 )
-            used.add(a.get("first", -1))
+            used.add(a.get(FIRST, -1))
             lost.pop(a.get("again", -1), None)
             self._seen.append(self._as_seen(t))
             if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
@@ -178,11 +178,11 @@ class SearchStudy:
                 lost[t.number] = values
         for number in [n for n in self._duplicates if n in self._records]:
             self._tell_duplicates_of(self._records[number])
-        points = self.study.user_attrs.get("first", [])
+        points = self.study.user_attrs.get(FIRST, [])
         for values in points:
             check_values(self._codec, values, "A point to begin with")
         again = [(values, {"again": number}) for number, values in lost.items()]
-        return again + [(values, {"first": i}) for i, values in enumerate(points) if i not in used]
+        return again + [(values, {FIRST: i}) for i, values in enumerate(points) if i not in used]
 
     def _place(self, t: FrozenTrial) -> None:
         record, original = self.as_record(t), t.user_attrs.get("duplicate_of")

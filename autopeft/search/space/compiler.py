@@ -288,7 +288,7 @@ class _Compiler:
                 self.problems.add(
                     path, f"{text!r} is drawn for each layer; use it under 'switch:' or 'each_layer:'."
                 )
-            self.used.add(slot.name)
+            self.used.add(text[1:])  # a slot may have another name, where that one was taken
             return Ref(slot)
         hidden = _HIDDEN.fullmatch(text)
         if hidden:

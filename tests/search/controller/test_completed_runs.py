@@ -48,6 +48,15 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
     assert kept == ["good", "confirm-1-s1000", "confirm-2-s1000"]
 
 
+def test_the_first_record_may_be_torn(tmp_path: Path) -> None:
+    """What is written next does not go on in its line."""
+    folder = RunFolder.create("t", "k", root=tmp_path, out=None)
+    finals = folder.path / "finals.jsonl"
+    finals.write_text('{"job": "torn", "state": "comp')
+    CompletedRuns(folder, FolderCheckpoints(folder.path / "checkpoints"))
+    assert finals.read_text() == ""
+
+
 def test_a_run_of_another_recipe_or_seed_or_length_is_not_the_jobs(tmp_path: Path) -> None:
     """A baseline's candidates may be others where another version goes on."""
     folder = RunFolder(tmp_path)

@@ -19,6 +19,7 @@ from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import view_of
+from autopeft.search.optimization.storage import journal_begun
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate
@@ -338,6 +339,31 @@ def test_first_points_that_were_not_tried_are_tried_after_a_crash(tmp_path: Path
         values.append(again.get(proposal.number).values)
     assert values == first[1:]
     assert again.take_duplicates() == []
+
+
+def test_first_points_outlive_a_process_that_ended_before_its_first_trial(tmp_path: Path) -> None:
+    first = [{"rank": 2, "site": "v"}, {"rank": 4, "site": "v"}]
+    assert not journal_begun(tmp_path / "journal.log")
+    open_study(tmp_path, first=first)
+    assert journal_begun(tmp_path / "journal.log")
+    again = open_study(tmp_path)
+    values = []
+    for _ in range(2):
+        proposal = again.propose()
+        assert proposal is not None
+        values.append(again.get(proposal.number).values)
+    assert values == first
+
+
+def test_a_process_that_ended_while_it_made_the_journal_has_not_begun_it(tmp_path: Path) -> None:
+    open_study(tmp_path, first=[{"rank": 2, "site": "v"}])
+    journal = tmp_path / "journal.log"
+    whole = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(whole[:-1]))
+    assert not journal_begun(journal)
+    proposal = (again := open_study(tmp_path, first=[{"rank": 4, "site": "v"}])).propose()
+    assert proposal is not None
+    assert again.get(proposal.number).values == {"rank": 4, "site": "v"}
 
 
 def test_samplers_see_what_waits_on_a_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

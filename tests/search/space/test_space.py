@@ -77,6 +77,14 @@ def test_a_built_in_space_is_read_once_and_each_asker_has_its_own(monkeypatch: p
     assert first.bind(BERT) is here, "what one is bound to is not the other's"
 
 
+def test_a_name_under_vars_may_be_that_of_a_choice_in_another() -> None:
+    told = "vars: {%s, %s}\nlayers: [{attach: [$a, $method]}]"
+    nested = "a: {choice: [{lora: {rank: 2}}, {choice: [{dora: {rank: 2}}, ssf]}]}"
+    plain = "method: {choice: [ia3, bitfit]}"
+    for parts in ((nested, plain), (plain, nested)):
+        assert len(space(told % parts).parameters) == 3
+
+
 def test_autopeft_space_has_the_size_of_the_paper() -> None:
     built_in = Space.named("autopeft")
     assert built_in.cardinality(BERT) == 5_451_776
