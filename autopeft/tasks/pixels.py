@@ -52,6 +52,10 @@ class EncodedImages(EncodedSplit):
             digest.update(np.ascontiguousarray(row).data)
         return digest.hexdigest()
 
+    def content(self, row: int) -> bytes:
+        """See `EncodedSplit.content`."""
+        return np.ascontiguousarray(self.pixels[row]).tobytes()
+
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:

@@ -91,6 +91,16 @@ class EncodedSplit:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def content(self, row: int) -> bytes:
+        """What a model reads of a row; equal rows have equal bytes."""
+        return np.ascontiguousarray(self.ids[self.offsets[row] : self.offsets[row + 1]]).tobytes()
+
+    def copies(self) -> Indices:
+        """The first of the rows that a model reads alike, for each row, (N,)."""
+        first: dict[bytes, int] = {}
+        digests = (hashlib.sha256(self.content(i)).digest() for i in range(len(self)))
+        return np.array([first.setdefault(d, i) for i, d in enumerate(digests)], dtype=np.int64)
+
     @property
     def label_counts(self) -> Indices:
         """How many labels each row has, (N,): one, or as many as it has tokens that are learnt."""

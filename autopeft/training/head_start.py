@@ -4,8 +4,10 @@ From random weights a head learns for most of a short training, and the seed tha
 the recipe does. A probe fits the head's last linear map to what the frozen backbone says of the training
 rows, minimising the task's own loss L plus λ/2·‖W‖² with W in units of standardised features. λ is chosen by
 cross-validation, as the largest that is within one standard error of the best (Breiman et al. 1984), so that
-few rows give a head near zero and not one that knows them by heart. Where held-out rows do not show that the
-probe knows enough, the head stays as it was drawn.
+few rows give a head near zero and not one that knows them by heart. Copies of a row are held out together: a
+head that knows one knows the others. Where held-out rows do not show that the probe knows enough, the head
+stays as it was drawn, but that of a regression answers with numbers of the labels' size: no short training
+leads from 0 to 200,000.
 
 A probe on features that vary little has long weights, and with long weights a small change of the backbone is
 a large one of the logits: with few rows of many classes that lost up to twelve points to a random head
@@ -15,6 +17,7 @@ length of drawn ones; their directions, and the logits of the mean row, stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +49,8 @@ _SURE, _SAVED = 0.975, 0.1
 _SPREAD = 0.02  # of drawn weights, where the configuration draws zeros
 _LONGEST = 3.0  # times the length of drawn weights, and the probe's unit: measured with classes alone
 _MOST_ROWS = 8_000  # a few hundred coefficients are not told better by more
-_FORMAT = 3
+_FORMAT = 4
+_LEAST = 4  # rows that are no copies of each other
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,15 @@ class HeadFit(NamedTuple):
         probe: the map; `None` where held-out rows do not show that it knows enough.
         loss: least mean held-out loss of all that was tried, the best constant answer among it.
         of_rows: whether each row has one place in the features.
+        constant: (outputs,), the best constant answer, where labels are numbers; else `None`.
+        unit: root of its loss.
     """
 
     probe: Probe | None
     loss: float
     of_rows: bool = True
+    constant: Tensor | None = None
+    unit: float = 1.0
 
 
 def start_head(
@@ -105,7 +113,8 @@ def start_head(
     It is fitted once for a backbone, a head's lower layers, rows, labels and loss, and kept on disk. The
     test and select rows are not looked at, nor are more of the training rows than have 8,000 labels together.
     Without effect on kinds whose head the backbone brings or whose labels are of whole rows of tokens
-    (`TaskKind.probed`), on heads that do not end in a linear map, and where there are fewer than four rows.
+    (`TaskKind.probed`), on heads that do not end in a linear map, and where there are fewer than four
+    different rows.
 
     Args:
         alone: nothing but the head will train, so that the weights keep their length.
@@ -113,12 +122,20 @@ def start_head(
 
     Returns:
         What the layer was set to, or `None` where the head stays as it was drawn: it is of another form, or
-        held-out rows do not show that the fit knows enough (see `fit_head`).
+        held-out rows do not show that the fit knows enough (see `fit_head`). Where labels are numbers, what
+        was drawn is then in their unit, around their mean.
     """
     fit = fitted_head(model, data, plan, pooling)
-    if fit is None or fit.probe is None:
+    if fit is None:
         return None
-    last, found = cast(nn.Linear, model.get_submodule(str(last_linear(model)))), fit.probe
+    last = cast(nn.Linear, model.get_submodule(str(last_linear(model))))
+    if fit.probe is None:
+        if fit.constant is not None and last.bias is not None:
+            with torch.no_grad():
+                last.weight.mul_(fit.unit)
+                last.bias.copy_(fit.constant)
+        return None
+    found = fit.probe
     if not alone:
         std = initial_spread(model) or _SPREAD
         found = found.shortened(_LONGEST * std * float(last.in_features) ** 0.5)
@@ -165,7 +182,9 @@ def _kept_fit(
         settings |= {"pooling": pooling.structure_hash()}
     known = kept.get("head_start", settings)
     if known is None:
-        features = _features(model, name, _few(data), plan, pooling)
+        few = _few(data)
+        copies = torch.from_numpy(few.train.copies())
+        features = _features(model, name, few, plan, pooling) if len(copies.unique()) >= _LEAST else None
         if features is None:
             return None
         last = cast(nn.Linear, model.get_submodule(name))
@@ -175,7 +194,8 @@ def _kept_fit(
             data.task.loss(),
             outputs=last.out_features,
             bias=last.bias is not None,
-            rows=features.rows,
+            copies=copies if features.rows is None else copies[features.rows],
+            of_tokens=features.rows is not None,
         )
         known = _to_keep(fit)
         kept.put("head_start", settings, known)
@@ -184,6 +204,8 @@ def _kept_fit(
 
 def _to_keep(fit: HeadFit) -> dict[str, Tensor]:
     known = {"loss": torch.tensor(fit.loss), "of_rows": torch.tensor(fit.of_rows)}
+    if fit.constant is not None:
+        known |= {"constant": fit.constant, "constant_unit": torch.tensor(fit.unit)}
     if (probe := fit.probe) is not None:
         known |= {"weight": probe.weight, "mean": probe.mean, "unit": torch.tensor(probe.unit)}
         known |= {"strength": torch.tensor(probe.strength)}
@@ -192,11 +214,12 @@ def _to_keep(fit: HeadFit) -> dict[str, Tensor]:
 
 
 def _from_kept(known: Mapping[str, Tensor]) -> HeadFit:
-    loss, of_rows = float(known["loss"]), bool(known["of_rows"])
+    loss, of_rows, constant = float(known["loss"]), bool(known["of_rows"]), known.get("constant")
+    fit = HeadFit(None, loss, of_rows, constant, float(known.get("constant_unit", 1.0)))
     if "weight" not in known:
-        return HeadFit(None, loss, of_rows)
+        return fit
     strength, unit = (float(known[name]) for name in ("strength", "unit"))
-    return HeadFit(Probe(known["weight"], known.get("bias"), strength, known["mean"], unit), loss, of_rows)
+    return fit._replace(probe=Probe(known["weight"], known.get("bias"), strength, known["mean"], unit))
 
 
 def last_linear(model: PreTrainedModel) -> str | None:
@@ -226,7 +249,7 @@ class _Features(NamedTuple):
     Attributes:
         inputs: (labels, features) in fp32.
         labels: as the loss takes them, (labels, …).
-        rows: the row that each is of, where rows have several; else `None`.
+        rows: the row that each is of, (labels,), where rows have several; else `None`.
     """
 
     inputs: Tensor
@@ -289,16 +312,18 @@ def fit_head(
     *,
     outputs: int,
     bias: bool = True,
-    rows: Tensor | None = None,
+    copies: Tensor | None = None,
+    of_tokens: bool = False,
 ) -> HeadFit:
     """Minimise loss + λ/2·‖W‖² over a linear map, with λ by cross-validation.
 
     Args:
-        features: (rows, features) in fp32, at least four rows.
+        features: (rows, features) in fp32, at least four rows that are no copies.
         labels: (rows, …), as `loss` takes them.
         loss: of logits (rows, outputs); its mean over the rows counts.
-        rows: of tokens, the row that each is of, (rows,): those of a row are held out together, and the loss
-            takes each as a row of one token. `None` where each stands for itself.
+        copies: (rows,), a number that is equal for those that are held out together: copies of a row, and
+            tokens of one. `None` where each stands for itself.
+        of_tokens: the loss takes each as a row of one token.
 
     Returns:
         The fit. Its map has to save a tenth of the loss of the best constant answer on held-out rows, and a
@@ -308,13 +333,16 @@ def fit_head(
     if not bias:
         centre = torch.zeros_like(centre)
     inputs = (features - centre) / spread
-    folds = _folds(labels, min(_FOLDS, len(labels) // 2)) if rows is None else _folds_of(rows)
+    copies = torch.arange(len(labels)) if copies is None else copies
+    folds = _folds_of(copies) if of_tokens else _folds(labels, copies)
     everyone = torch.ones(len(labels), dtype=torch.bool)
     # Only the last one, on all rows, is used; the others say what each strength is worth.
     masks = [*(folds != fold for fold in folds.unique()), everyone]
-    fits = _Fits(inputs, labels, loss, masks, outputs, bias=bias, of_tokens=rows is not None)
+    fits = _Fits(inputs, labels, loss, masks, outputs, bias=bias, of_tokens=of_tokens)
     fits.begin_constant()
     constant = fits.held_out()
+    numbers = labels.is_floating_point() and labels.ndim == 1
+    fit = HeadFit(None, 0.0, not of_tokens, fits.solution()[1] if numbers else None, fits.unit)
     weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
     for strength in STRENGTHS:  # each starts where the stronger one ended
         fits.minimise(strength)
@@ -326,15 +354,29 @@ def fit_head(
     saved = constant - held_out[chosen]
     chance = float(stdtrit(len(saved) - 1, _SURE)) * float(saved.std()) / len(saved) ** 0.5
     losses = tuple(float(h.mean()) for h in held_out)
-    least = min(float(constant.mean()), *losses)
+    fit = fit._replace(loss=min(float(constant.mean()), *losses))
     if not float(saved.mean()) > max(chance, _SAVED * float(constant.mean())):
-        return HeadFit(None, least, rows is None)
+        return fit
     weight, offset = weights[chosen]
+    offset = None if offset is None else _floored(offset, labels)
     weight = weight / spread
     mean = torch.zeros(outputs) if offset is None else offset
     offset = None if offset is None else offset - weight @ centre
     probe = Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
-    return HeadFit(probe, least, rows is None)
+    return fit._replace(probe=probe)
+
+
+def _floored(offset: Tensor, labels: Tensor) -> Tensor:
+    """The logits of the mean row, in which no class that these rows lack is less probable than so many rows
+    can tell: half of one of them. Without a limit a fit drives it towards -∞, and other rows may have it."""
+    if labels.ndim == 1 and not labels.is_floating_point():
+        there = torch.bincount(labels, minlength=len(offset)) > 0
+        least = offset[there].logsumexp(0) + math.log(0.5 / (len(labels) + len(offset) / 2))
+        return torch.where(there, offset, offset.clamp_min(least))
+    if labels.ndim == 2:  # several labels of a row: 0 or 1 for each
+        most = math.log((len(labels) + 0.5) / 0.5)
+        return torch.where(labels.min(0).values < labels.max(0).values, offset, offset.clamp(-most, most))
+    return offset
 
 
 def _weakest_needed(held_out: Sequence[Tensor]) -> int:
@@ -345,14 +387,19 @@ def _weakest_needed(held_out: Sequence[Tensor]) -> int:
     return int((means <= means[best] + error).nonzero()[0])
 
 
-def _folds(labels: Tensor, count: int) -> Tensor:
-    """The fold of each row: shuffled, and where labels are classes each class spread over all folds."""
+def _folds(labels: Tensor, copies: Tensor) -> Tensor:
+    """The fold of each row: shuffled, and where labels are classes each class spread over all folds; copies
+    have the fold of the first of them in that order."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SEED))
     if labels.ndim == 1:
         order = order[torch.argsort(labels[order], stable=True)]
-    folds = torch.empty(len(labels), dtype=torch.long)
-    folds[order] = torch.arange(len(labels)) % count
-    return folds
+    _, group = copies.unique(return_inverse=True)
+    count = int(group.max()) + 1
+    places = torch.arange(len(order))
+    first = torch.full((count,), len(order)).scatter_reduce(0, group[order], places, "amin")
+    turn = torch.empty_like(first)
+    turn[first.argsort()] = torch.arange(count)
+    return (turn % min(_FOLDS, max(2, count // 2)))[group]
 
 
 def _folds_of(rows: Tensor) -> Tensor:

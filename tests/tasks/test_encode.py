@@ -99,6 +99,12 @@ def test_taken_rows_are_the_same_rows(lengths: list[int], random: Random) -> Non
     assert all(torch.equal(whole[key], part[key]) for key in whole)
 
 
+def test_copies_are_rows_of_equal_tokens() -> None:
+    split = ragged([3, 5, 3])
+    assert split.copies().tolist() == [0, 1, 2]
+    assert split.take(np.array([1, 0, 1, 2, 0])).copies().tolist() == [0, 1, 0, 3, 1]
+
+
 def test_batches_are_bucketed_and_differ_by_seed() -> None:
     lengths = np.random.default_rng(0).integers(4, 64, size=2_000).tolist()
     split = ragged(lengths)

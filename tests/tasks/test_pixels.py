@@ -82,6 +82,7 @@ def test_rows_are_taken_and_named_by_what_they_hold(processor: ImageProcessor, c
     assert some.offsets.tolist() == [0, 5, 10]
     assert some.fingerprint != split.fingerprint
     assert len(split.take(np.array([0, 1, 2, 3, 0]))) == 5
+    assert split.take(np.array([2, 0, 2])).copies().tolist() == [0, 1, 0]
 
 
 def test_without_a_plain_scale_floats_are_kept(processor: ImageProcessor, cache: Path) -> None:

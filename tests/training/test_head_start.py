@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from support.classifiers import classifier
+from support.tiny import tiny_model
 from support.training import encoded_task
 from torch import Tensor, nn
 
@@ -122,6 +123,54 @@ def test_a_regression_in_any_unit(scale: float) -> None:
     assert float(short.weight.norm()) / scale == pytest.approx(0.1 * float(labels.std()) / scale, rel=0.02)
     mean = features @ short.weight[0] + short.bias
     assert float(mean.mean()) == pytest.approx(float(labels.mean()), rel=0.01)
+
+
+def test_copies_of_a_row_are_held_out_together() -> None:
+    """With labels of chance each row four times looks as if it could be foretold."""
+    random = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(60, 200, generator=random), torch.arange(60) % 2
+    often, copies = (features.repeat(4, 1), labels.repeat(4)), torch.arange(60).repeat(4)
+    assert fit_head(*often, CROSS_ENTROPY, outputs=2).probe is not None, "so that the test says something"
+    assert fit_head(*often, CROSS_ENTROPY, outputs=2, copies=copies).probe is None
+    folds = head_start._folds(often[1], copies).view(4, 60)
+    assert bool((folds == folds[0]).all())
+    assert torch.bincount(folds[0][labels == 0]).tolist() == [6] * 5, "each class over all folds"
+
+
+def test_a_class_that_the_rows_lack_is_as_improbable_as_so_many_rows_can_tell() -> None:
+    features, labels = rows(300, 0.5)
+    probe = fit_head(features, labels, CROSS_ENTROPY, outputs=4).probe
+    assert probe is not None
+    assert probe.mean.log_softmax(0)[3] == pytest.approx(np.log(0.5 / 302), abs=0.01)
+    several = torch.stack([labels == 0, labels == 1, torch.zeros_like(labels)], dim=1).float()
+    loss = get_kind("multi_label").loss(())
+    probe = fit_head(features, several, loss, outputs=3).probe
+    assert probe is not None
+    assert probe.mean[2] == pytest.approx(-np.log(601), abs=0.01)
+
+
+def test_a_head_does_not_start_as_a_memory_of_rows_that_come_several_times() -> None:
+    model, data = classifier("bert"), encoded_task(train=40)
+    chance = replace(data.train, labels=np.arange(40) % 2)
+    for rows_ in (np.tile(np.arange(40), 6), np.repeat(np.arange(3), 10)):
+        train = chance.take(rows_)
+        assert start_head(model, replace(data, splits={**data.splits, "train": train}), PLAN) is None
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e5])
+def test_a_regression_that_a_probe_cannot_foretell_begins_at_the_mean(scale: float) -> None:
+    """From 0, no short training leads to numbers as large as prices."""
+    model, data = tiny_model("bert", num_labels=1), encoded_task(train=60, kind="regression")
+    chance = np.random.default_rng(0).normal(4.0, 0.5, 60).astype(np.float32) * scale
+    data = replace(data, splits={**data.splits, "train": replace(data.train, labels=chance)})
+    last = model.get_submodule(str(last_linear(model)))
+    drawn = last.weight.detach().clone()
+    assert start_head(model, data, PLAN) is None
+    assert last.bias.item() == pytest.approx(float(chance.mean()), rel=1e-3)
+    torch.testing.assert_close(last.weight, drawn * float(chance.std()), rtol=1e-3, atol=0.0)
+    again = tiny_model("bert", num_labels=1)
+    start_head(again, data, PLAN)  # from disk
+    assert torch.equal(again.get_submodule(str(last_linear(again))).bias, last.bias)
 
 
 def test_without_a_bias() -> None:

@@ -316,6 +316,10 @@ class EncodedChoices(EncodedSplit):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def content(self, row: int) -> bytes:
+        """See `EncodedSplit.content`: the sequences of all choices."""
+        return b"|".join(map(super().content, range(self.starts[row], self.starts[row + 1])))
+
     @property
     def lengths(self) -> Indices:
         """Tokens of the longest sequence of each row, (rows,)."""

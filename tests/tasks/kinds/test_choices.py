@@ -234,3 +234,8 @@ def test_parts_and_batches_of_rows() -> None:
     assert [rows.tolist() for rows in found.batch_indices(1)] == [[0], [1], [2]]
     assert np.concatenate(found.batch_indices(4)).tolist() == found.order().tolist()
     assert sorted(np.concatenate(found.batch_indices(2, shuffle=True, seed=1)).tolist()) == [0, 1, 2]
+
+
+def test_copies_are_questions_with_the_same_choices() -> None:
+    found = encoded()
+    assert found.take(np.array([2, 0, 2, 1])).copies().tolist() == [0, 1, 0, 3]
