@@ -369,7 +369,7 @@ def _finished(
     weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)
     task = Task(name, kind.name, classes, splits, chosen, weights, source, own_metric=own)
     wanted = asked.rows
-    return task if wanted is None else task.subset(wanted.train, wanted.select, wanted.test, asked.seed)
+    return task if wanted is None else task.cut(wanted.train, wanted.select, wanted.test, asked.seed)
 
 
 def _metric_of(kind: TaskKind, metric: str | None, classes: Sequence[str]) -> str:

@@ -105,6 +105,18 @@ class Task:
             "source": dict(vars(self.source)),
         }
 
+    def cut(self, train: int | None, select: int | None, test: int | None, seed: int) -> Task:
+        """A subset that is to be trained on.
+
+        Raises:
+            TaskError: see `subset`.
+            DataError: of the rows of train that are left nothing can be learnt.
+        """
+        found = self.subset(train, select, test, seed)
+        if len(found.splits["train"]) < len(self.splits["train"]):
+            self.task_kind.check(self.name, found.splits["train"], self.labels)
+        return found
+
     def subset(
         self,
         train: int | None = None,

@@ -197,7 +197,7 @@ def _task(given: TrainArguments, spec: BackboneSpec, notify: Notify | None) -> t
     effort = choose_effort(given.effort, steps=given.steps)
     rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
     task = asked_task(given, notify, rows, spec)
-    return task.subset(rows.train, rows.select, rows.test, seed=given.seed), effort
+    return task.cut(rows.train, rows.select, rows.test, seed=given.seed), effort
 
 
 def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:

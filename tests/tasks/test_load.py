@@ -268,6 +268,17 @@ def test_subsets_are_stratified_nested_and_ordered() -> None:
         task.subset(test=0)
 
 
+def test_a_train_split_that_is_cut_to_one_class_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "rare" if i % 200 == 0 else "usual"} for i in range(1_000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole = load_task(str(tmp_path / "rows.jsonl"), class_weights="balanced")
+    assert set(whole.splits["train"].labels) == {0, 1}
+    with pytest.raises(DataError, match="one class only"):
+        whole.cut(train=20, select=None, test=None, seed=0)
+    with pytest.raises(DataError, match="one class only"):
+        load_task(str(tmp_path / "rows.jsonl"), rows=Rows(train=20))
+
+
 def test_metric_and_weights_are_checked() -> None:
     assert load_task("sms-spam", metric="f1", class_weights=[1, 2]).class_weights == [1.0, 2.0]
     with pytest.raises(TaskError, match="choose from accuracy"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_a_test_that_cannot_say_much_is_named(
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     task = folder(tmp_path / "data", test)
     assert any(says in remark for remark in summarise(task, tokenizer, 16).remarks)
+
+
+def test_a_class_that_no_model_can_learn_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    task = folder(tmp_path / "data", [(f"new {i}", "abc"[i % 3]) for i in range(40)])
+    train = task.splits["train"]
+    without = train.take([i for i, label in enumerate(train.labels) if label != 2])
+    less = replace(task, splits={**task.splits, "train": without})
+    assert any(
+        "train has no row of 'c': no model can learn" in r for r in summarise(less, tokenizer, 16).remarks
+    )
 
 
 def test_a_sound_task_gets_no_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:

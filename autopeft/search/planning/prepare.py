@@ -433,7 +433,7 @@ def _task(
     task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows), spec)
     rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
-    return task.subset(**wanted, seed=a.seed), rows
+    return task.cut(**wanted, seed=a.seed), rows
 
 
 def _workers(a: SearchArguments, cheap: _Cheap) -> int | None:

@@ -43,6 +43,9 @@ KIND = "classification"
 
 _LABELS = ("0", "1")
 
+_OF_ROWS = ("text", "text_pair", "label", "label_words", "template", "drop_empty")
+"""Options that say how the rows of a task are read."""
+
 _RECORDED = (
     "Most recorded gains are of heads that read the mean of all tokens: with what the model gives its head "
     "they may differ."
@@ -146,15 +149,14 @@ def recommend(call: RecommendCall) -> Recommendation:
     source = resolve_model(name, notify=tell)
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
     task, rows, fewer = _task_of(asked, spec, tell)
-    spec = _with_its_head(spec, task, source)
+    spec = _with_its_head(asked, spec, task, source)
     evidence = shipped_evidence()
     own = own_clusters(asked.task, task)
     left_out = tuple(dict.fromkeys((*call.leave_out, *own)))
-    other = None if (kind := _kind(task, spec)) == KIND else kind
+    other = None if (kind := _kind(asked, task, spec)) == KIND else kind
     known = evidence if other is None else evidence.without(evidence.clusters)
-    ranked = partial(
-        rank, known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=_has_head(task, spec)
-    )
+    head = _has_head(asked, task, spec)
+    ranked = partial(rank, known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=head)
     ranking, sharper = ranked(), Sharpening()
     if task is not None and ranking.known:
         sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
@@ -189,6 +191,10 @@ def _task_of(
 ) -> tuple[Task | None, int, bool]:
     """The task with as many rows of train as are asked for, how many these are, and whether it has more."""
     if asked.task is None:
+        named = [name for name in _OF_ROWS if getattr(asked, name)]
+        if named:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise UsageError(f"{options} (in Python {', '.join(named)}) say how to read a task; name --task.")
         return None, asked.rows or ROWS, False
     task = asked_task(asked, tell, backbone=spec)
     rows = len(task.splits["train"])
@@ -281,28 +287,37 @@ def _written(out: str | Path | None, recipe: Recipe) -> Path | None:
     return file
 
 
-def _has_head(task: Task | None, spec: BackboneSpec) -> bool:
+def _has_head(asked: RecommendArguments, task: Task | None, spec: BackboneSpec) -> bool:
     """Whether the task puts a head on the backbone; of no task a decoder's is taken to have none."""
-    return task.task_kind.new_head if task is not None else not all(stack.causal for stack in spec.stacks)
+    if task is not None:
+        return task.task_kind.new_head
+    if asked.kind is not None:
+        return get_kind(asked.kind).new_head
+    return not all(stack.causal for stack in spec.stacks)
 
 
-def _kind(task: Task | None, spec: BackboneSpec) -> str:
-    """The kind of task that is asked about: of no task what the backbone is usually trained for."""
+def _kind(asked: RecommendArguments, task: Task | None, spec: BackboneSpec) -> str:
+    """The kind of task that is asked about: of no task the one that was named, else what the backbone is
+    usually trained for."""
     if task is not None:
         return task.kind
+    if asked.kind is not None:
+        return get_kind(asked.kind).name
     if spec.modality == "vision":
         return "image_classification"
-    return KIND if _has_head(task, spec) else "causal_lm"
+    return KIND if _has_head(asked, task, spec) else "causal_lm"
 
 
-def _with_its_head(spec: BackboneSpec, task: Task | None, source: ModelSource) -> BackboneSpec:
+def _with_its_head(
+    asked: RecommendArguments, spec: BackboneSpec, task: Task | None, source: ModelSource
+) -> BackboneSpec:
     """The spec with the head that the task, or one that sorts rows, puts on the backbone."""
-    if not _has_head(task, spec):
+    if not _has_head(asked, task, spec):
         return spec
     if task is not None:
         return with_head(spec, task.task_kind, task.labels, source)
     try:
-        return with_head(spec, get_kind(_kind(task, spec)), _LABELS, source)
+        return with_head(spec, get_kind(_kind(asked, task, spec)), _LABELS, source)
     except UsageError:  # of some encoder-decoders transformers has no such class
         return spec
 

@@ -129,12 +129,12 @@ class Classification(TaskKind):
     def remarks(
         self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
     ) -> list[str]:
-        """See `TaskKind`; classes that are missing where scores are measured, and rare ones."""
+        """See `TaskKind`; classes that are missing, and rare ones."""
         found = super().remarks(splits, names, metric, weighted=weighted)
         for name, split in splits.items():
             counts = self.class_counts(split.labels, names)
             missing = [names[i] for i, count in enumerate(counts) if count == 0]
-            if missing and name != "train":
+            if missing:
                 found.append(_missing(name, missing, len(names)))
         return [
             *found,
@@ -254,6 +254,8 @@ def _balanced(asked: str, labels: Sequence[Any], names: Sequence[str]) -> list[f
 
 
 def _missing(split: str, missing: Sequence[str], classes: int) -> str:
+    if split == "train":
+        return f"train has no row of {listed(missing)}: no model can learn that."
     if len(missing) == classes - 1:
         return f"{split} has rows of one class only: a score on it cannot tell one model from another."
     return f"{split} has no row of {listed(missing)}: a score on it says nothing of that."

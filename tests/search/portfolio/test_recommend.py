@@ -289,6 +289,22 @@ def test_fewer_rows_than_the_task_has_are_all_that_is_looked_at(
     assert "--train-rows" not in more.command
 
 
+def test_a_kind_of_task_without_evidence_may_be_named_without_a_task(place: dict[str, Any]) -> None:
+    found = autopeft.recommend(**place, rows=500, kind="regression")
+    assert found.abstained
+    assert found.reason is not None
+    assert "regression" in found.reason
+    assert "--kind regression" in found.command
+    assert "classification" not in str(autopeft.recommend(**place, rows=500, kind="classification").reason)
+    with pytest.raises(UsageError, match="There is no kind"):
+        autopeft.recommend(**place, kind="poetry")
+
+
+def test_how_rows_are_read_is_no_question_without_a_task(place: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"--text, --drop-empty .* name --task"):
+        autopeft.recommend(**place, text="body", drop_empty=True)
+
+
 def test_where_clusters_are_left_out_the_search_begins_without_their_portfolio(place: dict[str, Any]) -> None:
     assert "--no-portfolio" not in autopeft.recommend(**place).command
     assert "--no-portfolio" in shlex.split(autopeft.recommend(**place, leave_out=["trec"]).command)
