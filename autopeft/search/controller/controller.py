@@ -179,8 +179,8 @@ class Controller:
         self._take_updates()
         if isinstance(job, TrainJob) and job.keep_above is not None:
             job = replace(job, keep_above=max(job.keep_above, self.best.rank))
-        if isinstance(job, TrainJob):
-            job = replace(job, within=self.time_budget.within(self.strategy.launched))
+        if isinstance(job, TrainJob) and self.strategy.candidates(1):  # one has to be trained to the end
+            job = replace(job, within=self.time_budget.within(self.strategy.launched, job))
         if job is None and self.strategy.finished:
             self._end_search()
         elif job is None:

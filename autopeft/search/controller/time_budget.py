@@ -138,9 +138,10 @@ class TimeBudget:
             return elapsed + (trials + least) / self.workers <= self._budget
         return elapsed + (trials + after) / self.workers <= self._budget
 
-    def within(self, launched: int) -> float | None:
-        """Seconds after which a trial is given up, so that what is planned after the search fits; no fewer
-        than two trials take. `None` for the first two, of which one has to end, and where nothing is known.
+    def within(self, launched: int, job: Job) -> float | None:
+        """Seconds after which a part of a trial is given up, so that what is planned after the search fits;
+        no fewer than two trials take, or twice what is expected of the part: the last one may be longer than
+        most trials are. `None` for the first two trials, and where nothing is known.
 
         Args:
             launched: trials so far, this one included.
@@ -148,7 +149,8 @@ class TimeBudget:
         trial, after = self._trial, self._seconds(self._left)
         if self._budget is None or launched <= _AT_LEAST or trial is None or after is None:
             return None
-        return max(2 * trial, self._budget - self._elapsed - after / self.workers)
+        usual = 2 * max(trial, self._seconds_of(job))
+        return max(usual, self._budget - self._elapsed - after / self.workers)
 
     def fits(self, jobs: Sequence[Job]) -> bool:
         """Whether jobs that a search can do without would end in time."""

@@ -116,8 +116,10 @@ class Trials:
                 return job
             self._closing = True
             found = self.halving.candidate(closing=True)
-        if found is not None:
+        if found is not None and (room or len(self.candidates(self._effort.top)) < self._effort.top):
             return self._continued(*found)
+        # Without time no more go on than are trained again.
+        self.out_of_time = self.out_of_time or found is not None
         if not self._running:
             self._finish()
         return None

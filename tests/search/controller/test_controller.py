@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Stage, honest, lora, rank_of
+from support.searching import EFFORT, Stage, climbing, honest, lora, rank_of
 
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.records import TrialRecord
-from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
+from autopeft.search.core.jobs import DONE, Job, JobResult, ScoreJob, TrainJob
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
 
 Make = Callable[..., Stage]
@@ -380,6 +381,35 @@ def test_trials_but_the_first_two_have_to_end_in_time(make_stage: Make) -> None:
     assert all(limit is not None and 40.0 <= limit < 1200.0 for limit in limits[2:])
     others = [job for job in timed.stage.jobs if isinstance(job, TrainJob) and job.kind != "trial"]
     assert all(job.within is None for job in others)
+
+
+def test_with_rungs_the_best_are_not_given_up_where_time_is_short(make_stage: Make) -> None:
+    """Parts take as long as they have steps, and are given up as a worker would give them up."""
+    clock, full = Clock(), 60.0
+    effort = replace(EFFORT, trials=30, steps=90, top=2)
+    rungs = Rungs((10, 30, 90), (1 / 9, 1 / 3, 1.0))
+    stage = make_stage(effort, rungs=rungs, baselines=[], seconds=600.0, clock=clock)
+    stage.controller.scale(1)
+    given_up: list[str] = []
+
+    def outcome(job: Job) -> JobResult:
+        assert isinstance(job, (TrainJob, ScoreJob))
+        if not stage.controller.strategy.candidates(1):
+            assert isinstance(job, TrainJob)
+            assert job.within is None, "one has to be trained to the end"
+        steps = (job.until or job.steps) - job.start if isinstance(job, TrainJob) else 0
+        seconds = full * steps / 90 + 1.0
+        clock.now += seconds
+        if isinstance(job, TrainJob) and job.within is not None and seconds > job.within:
+            given_up.append(job.id)
+            return JobResult(job.id, error="It was given up", failure="failed", seconds=seconds)
+        return replace(climbing(job), seconds=seconds)
+
+    stage.play(outcome, workers=1)
+    assert given_up == []
+    assert len(stage.controller.strategy.candidates(9)) >= 2
+    assert stage.controller.strategy.launched > 5
+    assert clock.now < 660
 
 
 def test_with_enough_time_nothing_is_left_out(make_stage: Make) -> None:

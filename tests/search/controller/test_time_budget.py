@@ -60,15 +60,23 @@ def test_what_an_earlier_process_took_is_gone() -> None:
 def test_a_trial_has_the_time_that_the_finals_leave() -> None:
     now = [0.0]
     time_budget = budget_of(2, 200.0, clock=lambda: now[0])
-    assert time_budget.within(3) is None, "nothing is known"
+    assert time_budget.within(3, job()) is None, "nothing is known"
     time_budget.finished(job(), 10.0)
-    assert time_budget.within(2) is None, "one of the first two has to end"
+    assert time_budget.within(2, job()) is None, "one of the first two has to end"
     now[0] = 60.0
     # 4 finalists' runs, 6 baseline runs, 2 tests at 0.2
-    assert time_budget.within(3) == pytest.approx(200 - 60 - (40 + 60 + 4) / 2)
+    assert time_budget.within(3, job()) == pytest.approx(200 - 60 - (40 + 60 + 4) / 2)
     now[0] = 190.0
-    assert time_budget.within(3) == 20.0, "as long as two trials in any case"
-    assert budget_of(2).within(3) is None
+    assert time_budget.within(3, job()) == 20.0, "as long as two trials in any case"
+    assert budget_of(2).within(3, job()) is None
+
+
+def test_the_last_part_of_a_trial_may_take_as_long_as_it_has_steps() -> None:
+    """With three rungs most trials are short, and two of them are less than the last part of one."""
+    time_budget = budget_of(1, 100.0, expected_steps=2.0, clock=lambda: 99.0)
+    time_budget.finished(job(), 10.0)
+    assert time_budget.within(5, replace(job(), until=1)) == pytest.approx(4.0)
+    assert time_budget.within(5, replace(job(), start=3)) == pytest.approx(2 * 7.0)
 
 
 def test_a_run_that_scores_test_too_takes_longer() -> None:

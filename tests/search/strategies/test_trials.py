@@ -58,6 +58,20 @@ def test_what_was_begun_goes_on_without_room(make_trials: Callable[..., Trials])
     assert not strategy.out_of_time
 
 
+def test_without_room_no_more_go_on_than_are_trained_again(make_trials: Callable[..., Trials]) -> None:
+    strategy = make_trials(effort=replace(EFFORT, trials=9, top=1), rungs=RUNGS)
+    for _ in range(9):
+        job = strategy.next(room=True)
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, climbing(job))
+    while (job := strategy.next(room=False)) is not None:
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, climbing(job))
+    assert strategy.finished
+    assert len(strategy.candidates(9)) == 1
+    assert strategy.out_of_time, "others would have gone on"
+
+
 def test_records_carry_the_seed_and_come_by_number(make_trials: Callable[..., Trials]) -> None:
     strategy = make_trials(effort=replace(EFFORT, trials=3))
     jobs = [strategy.next(room=True) for _ in range(3)]
