@@ -50,10 +50,13 @@ def show(
     from autopeft.backbones import spec_of
     from autopeft.cli.backbone import config_of, head_size
     from autopeft.counting import count
+    from autopeft.errors import UsageError
     from autopeft.graph import build_graph, draw_mermaid, draw_svg, draw_text
     from autopeft.recipe import Recipe
     from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, inputs_sheet, layers_sheet
 
+    if drawing is not None and as_json:
+        raise UsageError("--format prints the graph and --json a document; leave out one of them.")
     parsed = Recipe.load(recipe)
     config = config_of(model)
     graph = build_graph(parsed, spec_of(config))

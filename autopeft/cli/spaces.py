@@ -30,9 +30,15 @@ def spaces(
       autopeft spaces default --yaml > mine.yaml
       autopeft search --space mine.yaml --task sst2 --budget 0.5%
     """
+    from autopeft.errors import UsageError
     from autopeft.report.spaces import describe_space, parameters_sheet, spaces_sheet
     from autopeft.search.space.space import Space, space_names
 
+    if source and (name is None or as_json):
+        raise UsageError(
+            "--yaml prints the file of one space and nothing else: name it, as in autopeft spaces default "
+            "--yaml, without --json."
+        )
     if source and name is not None:
         say(Space.load(name).text.rstrip("\n"))
         return

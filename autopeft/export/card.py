@@ -156,9 +156,11 @@ def _use(card: Card) -> str:
     pairs, folder = card.pairs is True, _elsewhere(card)
     command = fenced(predict_command(".", pairs=pairs, model=folder, kind=card.kind), "bash")
     asked = '["…"], text_pair=["…"]' if pairs else '"…"'
-    asked = asked if card.task_kind.modality == "text" else '"path/to/images"'
+    file = card.task_kind.asked_file
+    asked = asked if file is None else f'Path("{file}")'
     asked += f", model={folder!r}" if folder else ""
-    code = f'import autopeft\n\nprint(autopeft.predict(".", {asked}))'
+    first = "import autopeft" if file is None else "from pathlib import Path\n\nimport autopeft"
+    code = f'{first}\n\nprint(autopeft.predict(".", {asked}))'
     labels = plain(card.task_kind.describe_labels(card.labels))
     ends = f"It predicts {labels}. {card.task_kind.describe_reading(card.max_length)}"
     ends += f" `{folder}` stands for the folder that holds the backbone." if folder else ""

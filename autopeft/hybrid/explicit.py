@@ -115,6 +115,7 @@ def _hand_over(data: dict[str, Any], recipe: Recipe, taken: Mapping[str, list[st
             continue
         for gone, instead in taken.items():
             if name in (gone, methods[gone]):
-                for method in instead:
-                    groups.setdefault(method, settings)
+                for method in instead:  # a group of a method addresses all of its entries
+                    if method in staying or groups.setdefault(method, settings) != settings:
+                        lost.append(f"the settings of {group} for {method}, of which there are others")
     return lost

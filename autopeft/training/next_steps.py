@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds import TaskKind, get_kind
 from autopeft.training.arguments import TrainArguments
 
 __all__ = ["next_steps", "other_task", "predict_command", "train_command"]
@@ -18,15 +18,17 @@ _OTHERS = {"text": ("trec", "movie-sentences"), "vision": ("mnist-5-to-9", "path
 
 def other_task(task: object, kind: object = None) -> str:
     """A task with a name that is not `task`, for backbones of a kind of task that reads the same."""
-    return next(name for name in _OTHERS[_modality(kind)] if name != task)
+    known = _kind(kind)
+    modality = "text" if known is None else known.modality
+    return next(name for name in _OTHERS[modality] if name != task)
 
 
-def _modality(kind: object) -> str:
-    """What the backbones of a kind of task read, by its name; texts where it is not known here."""
+def _kind(kind: object) -> TaskKind | None:
+    """A kind of task by its name; `None` where it is not known here."""
     try:
-        return get_kind(str(kind)).modality
+        return get_kind(str(kind))
     except TaskError:
-        return "text"
+        return None
 
 
 def train_command(recipe: str | Path, *, task: object, model: str, kind: object = None) -> str:
@@ -39,12 +41,13 @@ def train_command(recipe: str | Path, *, task: object, model: str, kind: object 
 
 
 def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None, kind: object = None) -> str:
-    """Asks a hybrid of single texts, of pairs or of images; `model` is where its backbone is now, if it
-    moved."""
+    """Asks a hybrid of single texts, of pairs or of what its kind reads from files; `model` is where its
+    backbone is now, if it moved."""
     moved = f" --model {shlex.quote(model)}" if model else ""
     asked = '--text "…" --text-pair "…"' if pairs else '--text "…"'
-    if _modality(kind) == "vision":
-        asked = "--file path/to/images"
+    file = None if (known := _kind(kind)) is None else known.asked_file
+    if file is not None:
+        asked = f"--file {file}"
     return f"autopeft predict {shlex.quote(str(hybrid))} {asked}{moved}"
 
 

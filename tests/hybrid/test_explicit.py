@@ -126,6 +126,15 @@ def test_settings_go_over_to_what_takes_the_place() -> None:
     assert "the settings of sensitivity_tuning.up" in found.left
 
 
+def test_settings_do_not_go_over_to_entries_that_stay() -> None:
+    layers = [{"attach": [{"adalora": {"rank": 4, "sites": ["q", "v"]}}, {"lora": {"sites": ["down"]}}]}]
+    groups = {"adalora": {"learning_rate": 0.02}}
+    with prepared("bert", {"layers": layers, "training": {"groups": groups}}) as hybrid:
+        found = explicit_recipe(hybrid)
+    assert not found.recipe.training.groups
+    assert "the settings of adalora for lora, of which there are others" in found.left
+
+
 def test_layers_that_are_alike_share_a_block() -> None:
     autolora = {"autolora": {"rank": 4, "sites": ["q", "v"]}}
     recipe = Recipe.from_dict({"name": "s", "layers": [{"attach": [autolora]}]})

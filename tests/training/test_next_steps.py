@@ -31,6 +31,14 @@ def test_a_hybrid_of_pairs_is_asked_about_pairs() -> None:
     assert predict_command("x", pairs=False, model="here").endswith(" --model here")
 
 
+def test_a_hybrid_that_answers_questions_is_asked_from_a_file() -> None:
+    assert predict_command("x", pairs=False, kind="multiple_choice").endswith(
+        "--file path/to/questions.jsonl"
+    )
+    assert predict_command("x", pairs=False, kind="image_classification").endswith("--file path/to/images")
+    assert predict_command("x", pairs=False, kind="of a plug-in").endswith('--text "…"')
+
+
 def test_the_folder_to_export_to_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "winner").mkdir()

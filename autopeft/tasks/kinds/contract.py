@@ -112,6 +112,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         probed: whether the head can start as a linear probe of the frozen features of rows, or of tokens that
             have a label.
         row_name: what a row consists of, in a word.
+        asked_file: what `autopeft predict --file` reads rows from where a text alone is none; else `None`.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
@@ -130,6 +131,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     row_distribution: ClassVar[bool] = True
     probed: ClassVar[bool] = True
     row_name: ClassVar[str] = "text"
+    asked_file: ClassVar[str | None] = None
     tells: ClassVar[bool] = False
     peft_task_type: str | None = "SEQ_CLS"
     hub_pipeline: str | None = "text-classification"

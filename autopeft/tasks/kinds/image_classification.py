@@ -54,6 +54,7 @@ class ImageClassification(Classification):
     auto_class = AutoModelForImageClassification
     modality = "vision"
     row_name = "image"
+    asked_file = "path/to/images"
     peft_task_type = None
     hub_pipeline = "image-classification"
 

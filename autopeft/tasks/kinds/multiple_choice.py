@@ -79,6 +79,7 @@ class MultipleChoice(Decoder):
     summary = "the right one of several answers, by their likelihoods under a language model"
     metrics = (ACCURACY, ACCURACY_NORM)
     default_metric = ACCURACY.name
+    asked_file = "path/to/questions.jsonl"
     tempered = True
     causal = True
     tokenwise_trunk = False  # rows that are scored have several sequences
