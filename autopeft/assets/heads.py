@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 
-__all__ = ["head_names", "initial_spread", "reset_head"]
+__all__ = ["head_names", "initial_spread", "label_options", "reset_head"]
+
+_WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a head of other classes
+
+
+def label_options(architecture: str, labels: int | None) -> str:
+    """What a class of transformers is loaded with for so many labels, as arguments that follow another."""
+    others = ", ignore_mismatched_sizes=True" if architecture.endswith(_WITH_HEADS) else ""
+    return f", num_labels={labels}{others}"
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from autopeft.assets.heads import label_options
 from autopeft.errors import AutoPEFTError
 from autopeft.export.lora_factors import NotServable
 from autopeft.export.peft_format import base_prefix
@@ -116,7 +117,7 @@ def loading_code(model: PreTrainedModel, kind: str, base: str, file: str) -> str
         base: where the backbone is.
         file: where the diff is.
     """
-    labels = f", num_labels={model.config.num_labels}" if head_of(model) else ""
+    labels = label_options(type(model).__name__, model.config.num_labels) if head_of(model) else ""
     return (
         "import torch\n"
         "from safetensors.torch import load_file\n"

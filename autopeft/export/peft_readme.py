@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from autopeft.assets import head_names, model_aliases
+from autopeft.assets.heads import label_options
 from autopeft.runs.markdown import plain
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _AUTO = {
     "SEQ_2_SEQ_LM": "Seq2SeqLM",
     "CAUSAL_LM": "CausalLM",
 }
-_WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a head of other classes
 _OF_TOKENS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "QUESTION_ANS")  # heads whose outputs are no labels
 
 
@@ -36,9 +36,7 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
     """
     purpose = _AUTO.get(task_type)
     classified = bool(head_names(model)) and task_type not in _OF_TOKENS
-    options = f", num_labels={model.config.num_labels}" if classified else ""
-    if options and type(model).__name__.endswith(_WITH_HEADS):
-        options += ", ignore_mismatched_sizes=True"
+    options = label_options(type(model).__name__, model.config.num_labels) if classified else ""
     # In the dtype of the checkpoint, bf16 for example, the logits would be others than those of the training.
     options += ", dtype=torch.float32"
     kind = type(model).__name__ if purpose is None else f"AutoModelFor{purpose}"

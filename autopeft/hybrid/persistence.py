@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from autopeft.assets.heads import label_options
 from autopeft.errors import DataError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.modules import ROOT, counts_of, head_of
@@ -284,7 +285,7 @@ def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
     """What the folder is and what to type, beside the files."""
     name, kind = str(backbone["model"] or "the backbone"), str(backbone["architecture"])
     labels = len(backbone["config"].get("id2label") or {})
-    options = f", num_labels={labels}" if labels and kind.endswith("Classification") else ""
+    options = label_options(kind, labels) if labels and kind.endswith("Classification") else ""
     each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
     several = [f"There is one hybrid in each of {', '.join(folders)}.", ""] if len(folders) > 1 else []
     lines = [

@@ -22,6 +22,7 @@ from transformers import (
     BertForSequenceClassification,
     Trainer,
     TrainingArguments,
+    ViTForImageClassification,
 )
 
 from autopeft.errors import DataError, UsageError
@@ -388,6 +389,23 @@ def test_values_of_another_kind_are_refused_and_nothing_changes(tmp_path: Path) 
             model.load_state_dict(wrong)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.load_state_dict({k: v.double() for k, v in state.items()})
+
+
+def test_the_readme_loads_a_backbone_with_a_head_of_other_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints of images often have one."""
+    tiny_model("vit", num_labels=10).save_pretrained(tmp_path / "base")
+    model = ViTForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True
+    )
+    attach(model, Recipe.from_dict({"name": "x", "layers": [{"attach": ["lora"]}]}), seed=0)
+    model.save_pretrained(tmp_path / "saved")
+    code = (tmp_path / "saved" / "README.md").read_text().split("```python\n")[1].split("```\n")[0]
+    found: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path / "saved")
+    exec(code, found)
+    assert found["hybrid"].model.config.num_labels == 3
 
 
 def test_the_readme_names_the_backbone_and_nothing_else(tmp_path: Path) -> None:
