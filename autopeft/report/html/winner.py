@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -32,6 +32,7 @@ class Winner:
         title: `winner`, or what it is instead.
         yaml: the recipe, empty where there is none.
         graph: `None` where it cannot be built here; `reason` says why.
+        note: that training settled the size, where it did.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Winner:
     svg: Markup | None = None
     sheets: tuple[Sheet, ...] = ()
     reason: str = ""
+    note: str = ""
 
 
 def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None) -> Winner:
@@ -58,9 +60,26 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
     except AutoPEFTError as error:
         reason = f"The graph cannot be drawn here: {shown(error)} --model says where the backbone is."
         return Winner(title, yaml, reason=reason)
-    sheets = (entries_sheet(graph), counts_sheet(count(graph, spec, head=_head(run))))
+    counts, note = count(graph, spec, head=_head(run)), ""
+    settled, resized = _deployed(run), [n for n, e in graph.entries.items() if e.traits.data_dependent]
+    if resized and settled is not None and settled != counts.deployed:
+        names = ", ".join(map(shown, resized))
+        note = (
+            f"Training settled the size of {names}: {settled:,} parameters are deployed. Tables of entries "
+            f"and of places have the {counts.deployed:,} that the recipe has at most."
+        )
+        counts = replace(counts, deployed=settled)
+    sheets = (entries_sheet(graph), counts_sheet(counts))
     # Every text of the drawing was escaped where it was drawn.
-    return Winner(title, yaml, graph, Markup(draw_graph(graph)), sheets)
+    return Winner(title, yaml, graph, Markup(draw_graph(graph)), sheets, note=note)
+
+
+def _deployed(run: Run) -> int | None:
+    """Deployed parameters of the weights that the run kept, as far as they are known."""
+    found = run.result.counts.deployed if run.result else None
+    if found is None and run.best is not None:
+        found = (run.best.counts or {}).get("deployed")
+    return None if found is None else int(found)
 
 
 def _head(run: Run) -> int:
