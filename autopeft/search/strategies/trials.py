@@ -89,13 +89,14 @@ class Trials:
         return effort.trials * rungs.expected
 
     def _restore(self) -> None:
-        """Put the trials of an earlier process on the rungs that they had reached."""
+        """Put the trials of an earlier process on the rungs that they had reached. Those that were stopped
+        when its time was over go on no more, but new ones are measured by them."""
         for record in [*self.study.records(), *self.study.paused.values()]:
-            if record.state in ("complete", "paused") and record.number is not None:
+            if record.state in ("complete", "paused", "stopped") and record.number is not None:
                 reached = sorted(map(int, record.rungs))
                 for step, after in zip(reached, [*reached[1:], None], strict=True):
                     self._reach(record, step)
-                    if after is not None:
+                    if after is not None or record.state == "stopped":
                         self.halving.promote(record.number, step)
 
     def _reach(self, record: TrialRecord, step: int) -> None:

@@ -194,6 +194,27 @@ def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
     assert len(set(hashes)) == 12
 
 
+def test_new_trials_are_measured_by_those_that_were_stopped(make_trials: Callable[..., Trials]) -> None:
+    """The time of the first process was over after three trials; the second has more."""
+    effort = replace(EFFORT, trials=8, top=1)
+    first = make_trials(effort=effort, rungs=RUNGS)
+    for i in range(60):
+        job = first.next(room=i < 4)
+        if job is None:
+            break
+        first.complete(job, climbing(job))
+    states = Counter(r.state for r in first.records())
+    assert states == {"complete": 1, "stopped": 2}
+    again = make_trials(effort=effort, rungs=RUNGS)
+    assert len(again.halving._entries[0]) == 3
+    assert not again.halving.waiting, "none of them goes on"
+    begun = [again.next(room=True) for _ in range(2)]
+    for job in begun:
+        assert isinstance(job, TrainJob)
+        again.complete(job, JobResult(job.id, {"select": 0.0}, paused=True, files={"checkpoint": b"1"}))
+    assert again.halving.candidate() is None, "they are the worst of five"
+
+
 def test_a_trial_whose_checkpoint_is_gone_starts_anew(make_stage: Make) -> None:
     stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
     for _ in range(3):
