@@ -29,6 +29,7 @@ from autopeft.quantity import parse_quantity
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.expressions import Mapped
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import (
     Infeasible,
@@ -104,10 +105,17 @@ class _Walk:
         self._fallback: Repaired | None = None
         self._nearest: tuple[float, Resources] | None = None
         self._sought = False
+        # What a training takes depends on nothing else of how it is trained.
+        training = space.templates.training
+        dropout = training.nodes.get("dropout") if isinstance(training, Mapped) else None
+        slots = () if dropout is None else tuple(dropout.slots())
+        self._dropout = dropout if slots else None
+        self._varied = [slot.parameter(None) for slot in slots]
 
     def excess(self, values: Values) -> float:
         """How far a point is over the limits; infinite where it cannot be built."""
-        key = tuple(self.balance.structural(values).items())
+        dropout = self._dropout and self._dropout.fill(self.space.context(values, None))
+        key = (dropout, *self.balance.structural(values).items())
         known = self._known.get(key)
         if known is None:
             known = self._known.keep(key, self._excess(values))
@@ -201,6 +209,10 @@ class _Walk:
             for value, total in self.balance.moves(name, point):
                 if self.least <= total <= self.most:
                     yield {**values, name: value}, total
+        for name in self._varied:
+            for value in self.space.parameter(name).choices:
+                if value != values[name]:
+                    yield {**values, name: value}, point.total
 
     def _repaired(self, values: dict[str, Any]) -> Repaired:
         counts = self.balance.counter.count(values)

@@ -143,6 +143,23 @@ def test_candidates_can_be_trained_by_several_processes() -> None:
     assert other > 1, "some needed it"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_with_dropout_takes_more_and_leaves_where_that_is_too_much(first: bool) -> None:
+    """Whichever was asked about first."""
+    body = (
+        "layers: [{attach: [{lora: {rank: {choice: [1, 2]}}}]}]\ntraining: {dropout: {choice: [true, false]}}"
+    )
+    space = Space.from_yaml(f"autopeft: 2\nname: s\n{body}", "s").bind(spec_of(tiny_model("bert").config))
+    limited = ResourceBudget.of(
+        Budget.parse("50%"),
+        Limits(step_time=1.0),
+        lambda graph: Resources(step_time=2.0 if graph.recipe.training.dropout else 0.5),
+    )
+    for asked in (first, not first):
+        found = candidate(space, {**space.middle(), "dropout": asked}, limited)
+        assert found.recipe.training.dropout is False
+
+
 def test_where_nothing_can_be_served_it_is_said() -> None:
     budget = ResourceBudget.of(
         BUDGET,
