@@ -17,7 +17,6 @@ length of drawn ones; their directions, and the logits of the mean row, stay.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +87,7 @@ class HeadFit(NamedTuple):
         probe: the map; `None` where held-out rows do not show that it knows enough.
         loss: least mean held-out loss of all that was tried, the best constant answer among it.
         of_rows: whether each row has one place in the features.
-        constant: (outputs,), the best constant answer, where labels are numbers; else `None`.
+        constant: (outputs,), the best constant answer, where the loss is in the labels' unit; else `None`.
         unit: root of its loss.
     """
 
@@ -341,8 +340,8 @@ def fit_head(
     fits = _Fits(inputs, labels, loss, masks, outputs, bias=bias, of_tokens=of_tokens)
     fits.begin_constant()
     constant = fits.held_out()
-    numbers = labels.is_floating_point() and labels.ndim == 1
-    fit = HeadFit(None, 0.0, not of_tokens, fits.solution()[1] if numbers else None, fits.unit)
+    drawn = fits.solution()[1] if loss.in_units else None
+    fit = HeadFit(None, 0.0, not of_tokens, drawn, fits.unit)
     weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
     for strength in STRENGTHS:  # each starts where the stronger one ended
         fits.minimise(strength)
@@ -358,25 +357,12 @@ def fit_head(
     if not float(saved.mean()) > max(chance, _SAVED * float(constant.mean())):
         return fit
     weight, offset = weights[chosen]
-    offset = None if offset is None else _floored(offset, labels)
+    offset = None if offset is None else loss.floored(offset, labels)
     weight = weight / spread
     mean = torch.zeros(outputs) if offset is None else offset
     offset = None if offset is None else offset - weight @ centre
     probe = Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
     return fit._replace(probe=probe)
-
-
-def _floored(offset: Tensor, labels: Tensor) -> Tensor:
-    """The logits of the mean row, in which no class that these rows lack is less probable than so many rows
-    can tell: half of one of them. Without a limit a fit drives it towards -∞, and other rows may have it."""
-    if labels.ndim == 1 and not labels.is_floating_point():
-        there = torch.bincount(labels, minlength=len(offset)) > 0
-        least = offset[there].logsumexp(0) + math.log(0.5 / (len(labels) + len(offset) / 2))
-        return torch.where(there, offset, offset.clamp_min(least))
-    if labels.ndim == 2:  # several labels of a row: 0 or 1 for each
-        most = math.log((len(labels) + 0.5) / 0.5)
-        return torch.where(labels.min(0).values < labels.max(0).values, offset, offset.clamp(-most, most))
-    return offset
 
 
 def _weakest_needed(held_out: Sequence[Tensor]) -> int:

@@ -18,7 +18,7 @@ from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
 from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
-from autopeft.tasks.kinds.loss import Loss
+from autopeft.tasks.kinds.loss import Loss, floored_classes
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
@@ -52,6 +52,10 @@ class CrossEntropy(Loss):
         if self.class_weights is None:
             return float(labels.shape[0])
         return float(self.class_weights[labels.cpu()].sum())
+
+    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Loss`; of class indices (rows,)."""
+        return floored_classes(logits, labels)
 
 
 @register_kind("classification")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,12 @@ class LabelwiseLoss(Loss):
 
     def weight(self, labels: Tensor) -> float:
         return float(labels.numel())
+
+    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Loss`; of labels that all rows have as well."""
+        most = math.log((len(labels) + 0.5) / 0.5)
+        varies = labels.min(0).values < labels.max(0).values
+        return torch.where(varies, logits, logits.clamp(-most, most))
 
 
 @register_kind("multi_label")

@@ -32,6 +32,8 @@ _LARGEST = 1e15  # the squares of 10**8 such errors add up in single precision
 class SquaredError(Loss):
     """Squared error, divided by the rows."""
 
+    in_units = True
+
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of predictions (rows, 1) and labels (rows,)."""
         return F.mse_loss(logits.float().squeeze(-1), labels.float(), reduction="sum")

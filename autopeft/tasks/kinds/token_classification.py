@@ -19,7 +19,7 @@ from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns, shares_in_words
 from autopeft.tasks.kinds.classification import weights_of_classes
 from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
-from autopeft.tasks.kinds.loss import Loss
+from autopeft.tasks.kinds.loss import Loss, floored_classes
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.tagged import (
@@ -71,6 +71,10 @@ class TagLoss(Loss):
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of logits (…, tags) and labels (…), such as (B, L)."""
         return self._losses(logits, labels).sum()
+
+    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Loss`; of tags (words,)."""
+        return floored_classes(logits, labels)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each place (…), 0 where there is no word."""
