@@ -13,6 +13,7 @@ same three fresh seeds. Step times of winner and LoRA are measured by turns, in 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,11 +64,14 @@ def setting(task: str, seed: int) -> dict[str, Any]:
 def searched(task: str, seed: int) -> Path:
     """The folder of a search, which is run, or gone on with, where that is needed."""
     folder = RUNS / f"{task}-{seed}"
-    if not (folder / "result.json").exists():
+    ended = folder / "result.json"
+    if not ended.exists() or json.loads(ended.read_text(encoding="utf-8"))["interrupted"]:
         if (folder / "manifest.json").exists():
-            search(resume=folder, workers=0)
+            found = search(resume=folder, workers=0)
         else:
-            search(**setting(task, seed), out=folder, workers=0, fresh_baselines=True)
+            found = search(**setting(task, seed), out=folder, workers=0, fresh_baselines=True)
+        if found.interrupted:
+            sys.exit(f"{folder} was interrupted; run this again to go on with it.")
     return folder
 
 
