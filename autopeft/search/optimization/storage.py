@@ -42,8 +42,9 @@ def journal_begun(journal: Path) -> bool:
     """
     if not journal.exists():
         return False
+    told = f'"user_attr":{{"{FIRST}":'.encode()  # as Optuna writes it; a parameter may have the name too
     with open_plain(journal, LARGEST) as file:
-        return any(f'"{FIRST}"'.encode() in line for line in file)
+        return any(told in line for line in file)
 
 
 def _mend(journal: Path) -> None:

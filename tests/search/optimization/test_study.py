@@ -325,6 +325,13 @@ def test_a_journal_of_another_space_is_refused(tmp_path: Path) -> None:
         open_study(tmp_path, space=SPACE[:1])
 
 
+def next_values(study: SearchStudy, count: int) -> list[Any]:
+    """The values of the next proposals."""
+    proposals = [study.propose() for _ in range(count)]
+    assert None not in proposals
+    return [study.get(proposal.number).values for proposal in proposals if proposal is not None]
+
+
 def test_first_points_that_were_not_tried_are_tried_after_a_crash(tmp_path: Path) -> None:
     first = [{"rank": 1, "site": "q"}, {"rank": 2, "site": "v"}, {"rank": 4, "site": "v"}]
     study = open_study(tmp_path, first=first)
@@ -332,12 +339,7 @@ def test_first_points_that_were_not_tried_are_tried_after_a_crash(tmp_path: Path
     assert tried is not None
     study.record(tried.number, done(tried.number, 0.5))
     again = open_study(tmp_path)
-    values = []
-    for _ in range(2):
-        proposal = again.propose()
-        assert proposal is not None
-        values.append(again.get(proposal.number).values)
-    assert values == first[1:]
+    assert next_values(again, 2) == first[1:]
     assert again.take_duplicates() == []
 
 
@@ -347,12 +349,7 @@ def test_first_points_outlive_a_process_that_ended_before_its_first_trial(tmp_pa
     open_study(tmp_path, first=first)
     assert journal_begun(tmp_path / "journal.log")
     again = open_study(tmp_path)
-    values = []
-    for _ in range(2):
-        proposal = again.propose()
-        assert proposal is not None
-        values.append(again.get(proposal.number).values)
-    assert values == first
+    assert next_values(again, 2) == first
 
 
 def test_a_process_that_ended_while_it_made_the_journal_has_not_begun_it(tmp_path: Path) -> None:
@@ -361,9 +358,13 @@ def test_a_process_that_ended_while_it_made_the_journal_has_not_begun_it(tmp_pat
     whole = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(whole[:-1]))
     assert not journal_begun(journal)
-    proposal = (again := open_study(tmp_path, first=[{"rank": 4, "site": "v"}])).propose()
-    assert proposal is not None
-    assert again.get(proposal.number).values == {"rank": 4, "site": "v"}
+    again = open_study(tmp_path, first=[{"rank": 4, "site": "v"}])
+    assert next_values(again, 1) == [{"rank": 4, "site": "v"}]
+
+
+def test_a_parameter_may_have_the_name_of_what_a_search_begins_with(tmp_path: Path) -> None:
+    (tmp_path / "journal.log").write_text('{"op_code":2,"study_id":0,"user_attr":{"ordered":["first"]}}\n')
+    assert not journal_begun(tmp_path / "journal.log")
 
 
 def test_samplers_see_what_waits_on_a_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

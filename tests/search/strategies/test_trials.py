@@ -29,6 +29,14 @@ def make_trials(make_stage: Make) -> Callable[..., Trials]:
     return make
 
 
+def begin(strategy: Trials, count: int) -> None:
+    """Train so many trials to their first rung."""
+    for _ in range(count):
+        job = strategy.next(room=True)
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, climbing(job))
+
+
 def test_a_candidate_is_begun_only_while_there_is_room(make_trials: Callable[..., Trials]) -> None:
     strategy = make_trials(effort=replace(EFFORT, trials=3))
     first = strategy.next(room=True)
@@ -46,10 +54,7 @@ def test_a_candidate_is_begun_only_while_there_is_room(make_trials: Callable[...
 
 def test_what_was_begun_goes_on_without_room(make_trials: Callable[..., Trials]) -> None:
     strategy = make_trials(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
-    for _ in range(3):
-        job = strategy.next(room=True)
-        assert isinstance(job, TrainJob)
-        strategy.complete(job, climbing(job))
+    begin(strategy, 3)
     assert [r.state for r in strategy.updates()] == ["paused"] * 3
     assert strategy.updates() == []
     job = strategy.next(room=False)
@@ -60,10 +65,7 @@ def test_what_was_begun_goes_on_without_room(make_trials: Callable[..., Trials])
 
 def test_without_room_no_more_go_on_than_are_trained_again(make_trials: Callable[..., Trials]) -> None:
     strategy = make_trials(effort=replace(EFFORT, trials=9, top=1), rungs=RUNGS)
-    for _ in range(9):
-        job = strategy.next(room=True)
-        assert isinstance(job, TrainJob)
-        strategy.complete(job, climbing(job))
+    begin(strategy, 9)
     while (job := strategy.next(room=False)) is not None:
         assert isinstance(job, TrainJob)
         strategy.complete(job, climbing(job))
