@@ -15,7 +15,7 @@ from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportA
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
-from autopeft.export.trained import Trained, saved_of, task_of, trained
+from autopeft.export.trained import Trained, on_backbone, saved_of, task_of, trained
 from autopeft.foreign import local_path
 from autopeft.hybrid import answering
 from autopeft.runs.files import empty_folder, plain
@@ -122,7 +122,7 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     task = task_of(known, given)
     split = given.split or ("test" if len(task.splits["train"]) else "all")
-    hybrid, tokenizer = known.load(given.model, given.notify, given.quantize)
+    hybrid, tokenizer = known.load(**on_backbone(given))
     kind, rows = task.task_kind, _rows_of(task, split)
     encoded = kind.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
@@ -179,7 +179,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
     question = asked(known, texts, given)
     outputs = None
     if question.rows is not None:
-        hybrid, tokenizer = known.load(given.model, given.notify, given.quantize)
+        hybrid, tokenizer = known.load(**on_backbone(given))
         encoded = known.kind.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )

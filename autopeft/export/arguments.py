@@ -159,6 +159,7 @@ class EvaluateArguments(Arguments):
     stand_in: shared.StandIn = True
     model: shared.OtherModel = None
     quantize: shared.OtherQuantize = None
+    precision: shared.OtherPrecision = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
@@ -203,6 +204,7 @@ class PredictArguments(Arguments):
     out: AnswersFile = None
     model: shared.OtherModel = None
     quantize: shared.OtherQuantize = None
+    precision: shared.OtherPrecision = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
@@ -228,6 +230,8 @@ class ChatArguments(Arguments):
         ),
     ] = None
     model: shared.OtherModel = None
+    quantize: shared.OtherQuantize = None
+    precision: shared.OtherPrecision = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     notify: shared.Notify = None
 

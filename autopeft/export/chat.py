@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import WRITES, ChatArguments
-from autopeft.export.trained import Trained, trained
+from autopeft.export.trained import Trained, on_backbone, trained
 from autopeft.hybrid import answering
 from autopeft.tasks.kinds.generation import longest_prompt
 from autopeft.tasks.kinds.written import UNKNOWN
@@ -155,7 +155,7 @@ def chat(run: Trained, given: ChatArguments) -> Chat:
             )
         if given.notify is not None:
             given.notify("Each message is answered by itself: the model reads one text at a time.")
-    hybrid, tokenizer = known.load(given.model, given.notify, None)
+    hybrid, tokenizer = known.load(**on_backbone(given))
     longest = given.max_length or known.longest(tokenizer)
     if longest > tokenizer.model_max_length:
         raise UsageError(

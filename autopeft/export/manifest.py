@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.assets.precision import PRECISIONS
 from autopeft.errors import UsageError, near
 from autopeft.export.from_python import is_saved_hybrid, manifest_of
 from autopeft.foreign import file_in, read_table_in
+from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names
@@ -136,6 +138,12 @@ class Card:
     @property
     def metric(self) -> str:
         return str(self.data["metric"])
+
+    @property
+    def precision(self) -> str:
+        """Of the backbone under the weights, as they were trained: `fp32` where nothing is said of it."""
+        found = read_result(self.result).precision
+        return found if found is not None and found in PRECISIONS else "fp32"
 
     @property
     def num_labels(self) -> int:

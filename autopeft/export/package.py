@@ -76,16 +76,19 @@ def load_saved(
     model: str | None = None,
     notify: Callable[[str], None] | None = None,
     quantize: str | None = None,
+    precision: str | None = None,
 ) -> tuple[Hybrid, PreTrainedTokenizerBase]:
     """The hybrid on its backbone, ready to predict, and the tokenizer, or what its kind of task has in its
     place. `model` is where the backbone is now, `quantize` how it is quantised: `none`, or one of
-    `autopeft.assets.QUANTIZED`; default: as it was trained.
+    `autopeft.assets.QUANTIZED`, and `precision` that of its weights; default: as it was trained.
 
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
     kind = saved.card.task_kind  # says so where nothing can be asked
-    hybrid, source = load_hybrid(saved, model=model, notify=notify, quantize=quantize)
+    hybrid, source = load_hybrid(
+        saved, model=model, notify=notify, quantize=quantize, precision=precision or saved.card.precision
+    )
     return hybrid, kind.load_processor(source)
 
 
@@ -95,9 +98,10 @@ def load_hybrid(
     model: str | None = None,
     notify: Callable[[str], None] | None = None,
     quantize: str | None = None,
+    precision: str = "fp32",
 ) -> tuple[Hybrid, ModelSource]:
     """The hybrid on its backbone, in eval mode, and where that came from; else as `load_saved`."""
-    from autopeft.assets import check_quantize, load_model, resolve_model
+    from autopeft.assets import check_quantize, dtype_of, load_model, resolve_model
     from autopeft.hybrid import load
 
     card = saved.card
@@ -117,9 +121,11 @@ def load_hybrid(
         )
     if card.kind is None:
         outputs = {"num_labels": len(card.labels)}
-        live = load_model(source, model_class(str(card.architecture)), outputs, new_head=False)
+        live = load_model(
+            source, model_class(str(card.architecture)), outputs, new_head=False, dtype=dtype_of(precision)
+        )
     else:
-        live = card.task_kind.load_model(source, card.labels)
+        live = card.task_kind.load_model(source, card.labels, dtype=dtype_of(precision))
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
     return hybrid, source

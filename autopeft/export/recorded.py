@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from autopeft.assets.precision import PRECISIONS
 from autopeft.export.trained import TrainedHybrid
 from autopeft.foreign import table_of
 from autopeft.method import Ensembles, Posterior
@@ -56,7 +57,12 @@ def recorded(
         return None
     if abs(figure - score) <= _SAME:
         return Recorded(figure, ())
-    found = [*_of_rows(known, data, split, rows, seed), *_of_runs(result, split), *_of_model(known, model)]
+    found = [
+        *_of_rows(known, data, split, rows, seed),
+        *_of_runs(result, split),
+        *_of_precision(result, model),
+        *_of_model(known, model),
+    ]
     return Recorded(figure, tuple(found) or (_UNKNOWN,))
 
 
@@ -91,6 +97,13 @@ def _of_runs(result: Result, split: str) -> Iterator[str]:
         )
     elif seeds == 0 and result.kind != "train" and result.search_score is not None:
         yield "The run's figure is that of a trial of the search; no training with fresh seeds came after it."
+
+
+def _of_precision(result: Result, model: Any) -> Iterator[str]:
+    now = next((name for name, dtype in PRECISIONS.items() if dtype == getattr(model, "dtype", None)), None)
+    then = result.precision
+    if then is not None and now is not None and then != now:
+        yield f"The backbone is in {now}, and was in {then} in the run; --precision sets it."
 
 
 def _of_model(known: TrainedHybrid, model: Any) -> Iterator[str]:

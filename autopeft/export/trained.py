@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from autopeft.arguments import command_line
 from autopeft.errors import DataError, TaskError, UsageError
@@ -31,13 +31,26 @@ from autopeft.training.options import MetricFunction
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from autopeft.export.arguments import EvaluateArguments
+    from autopeft.export.arguments import ChatArguments, EvaluateArguments, PredictArguments
 
-__all__ = ["Trained", "TrainedHybrid", "saved_of", "task_of", "trained"]
+__all__ = ["Trained", "TrainedHybrid", "on_backbone", "saved_of", "task_of", "trained"]
 
 Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
 Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
 Notify: TypeAlias = Callable[[str], None] | None
+
+
+class Load(Protocol):
+    """Gives a hybrid and its tokenizer; takes what `autopeft.export.package.load_saved` does."""
+
+    def __call__(
+        self,
+        *,
+        model: str | None = None,
+        notify: Notify = None,
+        quantize: str | None = None,
+        precision: str | None = None,
+    ) -> Live: ...
 
 
 @dataclass(frozen=True)
@@ -48,8 +61,7 @@ class TrainedHybrid:
         where: its folder, or the name of a live hybrid's recipe.
         labels: class names in the order that its head learnt; `LABEL_0` and so on where they have no names.
         metric: of its own task, where that is known.
-        load: the hybrid and its tokenizer; takes where the backbone is now, and how it is quantised (see
-            `autopeft.export.package.load_saved`).
+        load: gives the hybrid and its tokenizer.
         manifest: of its folder, where it has one.
         result: the figures of its run, where they are known.
         pairs: whether it was trained on pairs of texts; `None` where that is not known.
@@ -61,7 +73,7 @@ class TrainedHybrid:
     labels: tuple[str, ...]
     metric: str | None
     max_length: int
-    load: Callable[[str | None, Notify, str | None], Live]
+    load: Load
     manifest: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool | None = None
@@ -138,21 +150,26 @@ def trained(
         labels=card.labels,
         metric=card.metric,
         max_length=card.max_length,
-        load=lambda model, notify, quantize: load_saved(saved, model=model, notify=notify, quantize=quantize),
+        load=partial(load_saved, saved),
         manifest=manifest,
         result=card.result,
         pairs=card.pairs,
     )
 
 
+def on_backbone(given: EvaluateArguments | PredictArguments | ChatArguments) -> dict[str, Any]:
+    """What a hybrid's `load` is told: which backbone, and how it is held."""
+    return {name: getattr(given, name) for name in ("model", "notify", "quantize", "precision")}
+
+
 def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
     task = outcome.task
 
-    def load(model: str | None, notify: Notify, quantize: str | None) -> Live:
+    def load(*, notify: Notify = None, **other: str | None) -> Live:
         """The live one, unless it was taken off, or is to be on another backbone."""
-        if outcome.hybrid.attached and model is None and quantize is None:
+        if outcome.hybrid.attached and not any(other.values()):
             return outcome.hybrid, outcome.tokenizer
-        return load_saved(find_saved(outcome.folder), model=model, notify=notify, quantize=quantize)
+        return load_saved(find_saved(outcome.folder), notify=notify, **other)
 
     return TrainedHybrid(
         where=outcome.folder,
@@ -179,9 +196,9 @@ def _of_hybrid(
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
     words = kind.load_processor(path) if tokenizer is None else kind.processor(tokenizer, config)
 
-    def load(model: str | None, notify: Notify, quantize: str | None) -> Live:
-        if model is not None or quantize is not None:
-            raise UsageError("model and quantize are for saved hybrids: a live one is on its own model.")
+    def load(*, notify: Notify = None, **other: str | None) -> Live:
+        if any(other.values()):
+            raise UsageError(f"{', '.join(other)} are for saved hybrids: a live one is on its own model.")
         return hybrid, words
 
     return TrainedHybrid(

@@ -154,6 +154,7 @@ class Result(Measured):
         remarks: what limits what the scores can say: of the rows, and of what the search left undone.
         selection_bias: select minus test.
         samples: of the answers that the winner wrote.
+        precision: of the backbone under the weights that are kept; runs of earlier versions do not say it.
     """
 
     kind: Known[str] = None
@@ -181,6 +182,7 @@ class Result(Measured):
     notice: Known[str] = None
     seconds: Known[float] = None
     samples: Annotated[tuple[Sample, ...], PlainValidator(read_samples)] = ()
+    precision: Known[str] = None
 
 
 class Limits(_Document):

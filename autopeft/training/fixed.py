@@ -70,6 +70,7 @@ class FixedOutcome:
         history: losses, and scores on *select*, of the course of the training.
         samples: of the answers that the hybrid writes to rows of *test*; none where its kind of task writes
             nothing.
+        precision: of the backbone, `fp32` or `bf16`.
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class FixedOutcome:
     summary: DataSummary = field(default_factory=DataSummary)
     history: History = field(default_factory=History, repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as data, in the words of a search's result."""
@@ -105,6 +107,7 @@ class FixedOutcome:
             "constant": None if self.summary.constant is None else self.summary.constant.to_dict(),
             "remarks": [*self.summary.remarks, *self.hybrid.remarks()],
             "notice": self.task.source.notice,
+            "precision": self.precision,
         }
 
 
@@ -165,7 +168,7 @@ def train(call: TrainCall) -> FixedOutcome:
         counts = hybrid.counts().to_dict()
         outcome = FixedOutcome(
             recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer,
-            plan.max_length, summary, history, samples,
+            plan.max_length, summary, history, samples, given.precision,
         )  # fmt: skip
         _keep(folder, hybrid, outcome)
     return outcome

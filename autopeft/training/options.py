@@ -39,6 +39,7 @@ __all__ = [
     "ModelData",
     "Notify",
     "OtherModel",
+    "OtherPrecision",
     "OtherQuantize",
     "Out",
     "Precision",
@@ -414,6 +415,14 @@ OtherQuantize = Annotated[
         help="Hold the backbone's linear maps in 8 or 4 bits: {choices}; default: as in its training.",
         choices=_other_quantized,
         check=_check_other_quantize,
+    ),
+]
+OtherPrecision = Annotated[
+    str | None,
+    Option(
+        help="Of the backbone's weights: {choices}; default: as in its training.",
+        choices=_precisions,
+        check=_check_precision,
     ),
 ]
 MemorySaving = Annotated[

@@ -1,13 +1,14 @@
 """Five searches for the cheapest recipe on each of two tasks: what its steps cost, and what it loses.
 
-    python experiments/cheapest/run.py               # goes on where it stopped; some 100 minutes of one core
+    python experiments/cheapest/run.py               # goes on where it stopped; some 150 minutes of one core
     python experiments/cheapest/run.py --task trec   # one task; beside it --task movie-sentences
     python experiments/cheapest/run.py --tables      # what there is
 
 Each is a quick search with `--goal cheapest` at 0.5 %, with a seed of its own, which also splits the data.
 Its winner is compared with the LoRA baseline that the search tuned, and with LoRA as users take it: the
 largest rank that fits on q and v of all layers, at the highest of its usual rates. All are trained with the
-same three fresh seeds. Step times of winner and LoRA are measured by turns, in fp32.
+same five fresh seeds, in bf16, and scored on *test* and on rows of the task that the search never saw. Step
+times of winner and LoRA are measured by turns, in fp32.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lib.storage import append_row, read_rows
 from lib.told import fresh_runs
 from lib.worker import load_backbone_and_data, run_here
 
-from autopeft import Recipe
+from autopeft import Recipe, load_task
 from autopeft.runs.folder import load_run
 from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
@@ -40,15 +41,19 @@ from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.selection.contender import fresh_seeds
+from autopeft.tasks import Task
+from autopeft.tasks.splits import stratified_order
 from autopeft.training import run_trial
 
-__all__ = ["lower_bound", "tables"]
+__all__ = ["lower_bound", "tables", "with_unseen_rows"]
 
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results" / "searches.jsonl", HERE / "runs"
-TASKS, SEEDS = ("trec", "movie-sentences"), range(310, 315)
-"""Of the search as it is now. Searches of seeds 300 to 303 are of one that was changed since."""
+TASKS, SEEDS = ("trec", "movie-sentences"), range(320, 325)
+"""Of the search as it is now. Those of earlier rounds are of searches that were changed since."""
 
+EARLIER = (range(310, 315), range(300, 304))
+TEST_ROWS, FRESH = 2_500, 5
 ROUNDS, STEPS = 5, 12
 
 
@@ -80,22 +85,48 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     folder, ready = searched(task, seed), prepare(SearchArguments(**setting(task, seed)))
     run = load_run(folder)
     finals = [r for r in run.finals().records if r.state == "complete" and "test" in r.scores]
-    winner = Recipe.from_file(folder / "recipe.yaml")
-    tuned = {r.seed: r.scores["test"] for r in fresh_runs(finals, run.result(), 0)}
-    own = {r.seed: r.scores["test"] for r in finals if r.kind == "test"}
-    plain = _plain(ready)
-    jobs = [
-        TrainJob(f"s{s}", "baseline", "lora", plain.to_dict(), s, ready.effort.steps, splits=("test",))
-        for s in fresh_seeds(seed, ready.effort.seeds)
-    ]
-    taken = run_here(worker_setup(ready), *jobs)
+    tuned = Recipe.from_dict(dict(fresh_runs(finals, run.result(), 0)[0].recipe))
+    winner, plain = Recipe.from_file(folder / "recipe.yaml"), _plain(ready)
+    told = {name: r.to_dict() for name, r in (("test", winner), ("tuned", tuned), ("plain", plain))}
+    returned = not any(r.kind == "test" for r in finals)
+    if returned:
+        told["test"] = told["tuned"]
+    low = prepare(SearchArguments(**setting(task, seed), precision="bf16", final_precision="bf16"))
+    wide = replace(low, task=with_unseen_rows(low.task, seed))
     return {
         "task": task, "seed": seed, "winner": winner.name, "methods": list(winner.methods),
-        "lora_returned": not own, "deployed": run.result()["counts"]["deployed"],
-        "test": list((own or tuned).values()), "tuned": list(tuned.values()),
-        "plain": [r.scores["test"] for r in taken], "finding": run.result()["finding"],
+        "lora_returned": returned, "deployed": run.result()["counts"]["deployed"],
+        **_scores(wide, told, seed), "rows": len(wide.task.splits["test"]),
+        "finding": run.result()["finding"],
         "cost": _cost(ready, winner, plain), "recipe": winner.to_dict(),
     }  # fmt: skip
+
+
+def with_unseen_rows(task: Task, seed: int, most: int = TEST_ROWS) -> Task:
+    """A task that a search was given, whose *test* has besides all rows that the search did not see, or as
+    many as make `most`."""
+    pool = load_task(task.name, seed=seed).splits["train"]
+    seen = {text for split in task.splits.values() for text in split.texts}
+    order = stratified_order(pool.texts, pool.pairs, task.task_kind.strata(pool.labels), seed)
+    unseen = [i for i in order if pool.texts[i] not in seen]
+    test = task.splits["test"]
+    test = test.joined(pool.take(unseen[: max(most - len(test), 0)]))
+    return replace(task, splits={**task.splits, "test": test})
+
+
+def _scores(ready: Prepared, recipes: dict[str, Any], seed: int) -> dict[str, list[float]]:
+    """Of each recipe with each fresh seed; equal recipes are trained once."""
+    found, known = dict[str, list[float]](), dict[str, list[float]]()
+    for name, recipe in recipes.items():
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in known:
+            jobs = [
+                TrainJob(f"{name}-{s}", "baseline", name, recipe, s, ready.effort.steps, splits=("test",))
+                for s in fresh_seeds(seed, FRESH)
+            ]
+            known[key] = [r.scores["test"] for r in run_here(worker_setup(ready), *jobs)]
+        found[name] = known[key]
+    return found
 
 
 def _plain(ready: Prepared) -> Recipe:
@@ -162,9 +193,8 @@ def main() -> None:
                 append_row(RESULTS, row)
                 note(f"{task} {seed} {row['winner']} {row['cost']} {row['finding']}")
     rows = read_rows(RESULTS)
-    earlier = [row for row in rows if row["seed"] not in SEEDS]
-    print("\n".join(tables([row for row in rows if row["seed"] in SEEDS])))
-    print("\n".join(["\nOf the search as it was:\n", *tables(earlier)]))
+    for title, seeds in (("", SEEDS), *(("\nOf the search as it was:\n", seeds) for seeds in EARLIER)):
+        print("\n".join([title, *tables([row for row in rows if row["seed"] in seeds])]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.training import encoded_task
 from torch import nn
 
@@ -32,11 +33,17 @@ def known(task: Task, **changes: Any) -> TrainedHybrid:
 
 
 def found(
-    task: Task, *, split: str = "test", rows: int = 10, seed: int | None = None, **changes: Any
+    task: Task,
+    *,
+    split: str = "test",
+    rows: int = 10,
+    seed: int | None = None,
+    model: nn.Module | None = None,
+    **changes: Any,
 ) -> Recorded:
     changes.setdefault("result", {"test_mean": 0.9, "test": [0.9], "kind": "train"})
     hybrid = known(task, **changes)
-    answer = recorded(hybrid, task, split, rows, 0.8, seed=seed, model=nn.Linear(1, 1))
+    answer = recorded(hybrid, task, split, rows, 0.8, seed=seed, model=model or nn.Linear(1, 1))
     assert answer is not None
     return answer
 
@@ -53,6 +60,12 @@ def test_each_reason_is_said(task: Task) -> None:
     trial = found(task, split="select", rows=8, result={"search_score": 0.7})
     assert trial.score == 0.7
     assert "trial of the search" in trial.reasons[0]
+    full = nn.Linear(1, 1)
+    full.dtype = torch.float32  # type: ignore[assignment]
+    told = {"test_mean": 0.9, "test": [0.9], "kind": "train", "precision": "bf16"}
+    (precision,) = found(task, result=told, model=full).reasons
+    assert "in fp32, and was in bf16 in the run" in precision
+    assert "another device" in found(task, result={**told, "precision": "fp32"}, model=full).reasons[0]
     (libraries,) = found(task, manifest={"versions": {"torch": "0.1"}}).reasons
     assert "torch 0.1 then" in libraries
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.saved_model import small_search
 
+from autopeft.export.package import find_saved
 from autopeft.report.search import dry_run_sheets
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
@@ -82,7 +83,8 @@ def test_it_is_found_once_and_kept_to(times: Times, arguments: dict[str, Any]) -
     assert (kept["precision"], kept["fp32"]) == ("bf16", 3.0)
     assert said.count(kept["why"]) == 1
     times.fp32 = 1.0  # what another probe would find
-    search(resume=run.path)
+    found = search(resume=run.path)
+    assert found.precision == run.result()["precision"] == find_saved(run.path).card.precision == "bf16"
     jobs = [entry.job for entry in handed_out(run)]
     assert {job.kind for job in jobs} >= {"trial", "confirm", "baseline", "test"}
     assert {job.precision for job in jobs} == {"bf16"}

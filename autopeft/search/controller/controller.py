@@ -153,8 +153,12 @@ class Controller:
     def _measured_by(self, job: Job) -> Job:
         """The job with its precision and with what it is ranked by."""
         metric = self.trial_metric if "select" in job.splits else None
-        job = replace(job, rank_by=self._rank_by, precision=self._precision.final, metric=metric)
-        return replace(job, precision=self._precision.value or job.precision) if _only_chooses(job) else job
+        precision = self.precision(final=not _only_chooses(job))
+        return replace(job, rank_by=self._rank_by, precision=precision, metric=metric)
+
+    def precision(self, *, final: bool) -> str:
+        """What runs with fresh seeds compute in (`final`), or trials: `fp32` or `bf16`."""
+        return self._precision.final if final else self._precision.value or self._precision.final
 
     def _probe(self) -> Job | None:
         """What the precision is chosen by; nothing else runs meanwhile."""

@@ -92,6 +92,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         finding=_finding(ready, controller, won, comparisons, found),
         answers=found,
         samples=won.samples,
+        precision=controller.precision(final=final is not None),
     )
     folder.write_winner(won.files)
     _write(folder, result)

@@ -58,6 +58,7 @@ class SearchResult:
         within: the limits that the search had beside its budget.
         interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
         notice: one line where the data stand in for others.
+        precision: of the backbone under the weights that are kept, `fp32` or `bf16`.
     """
 
     winner: Recipe
@@ -92,6 +93,7 @@ class SearchResult:
     answers: Mapping[Goal, Answer | None] = field(default_factory=dict, repr=False)
     trial_metric: str | None = None
     samples: tuple[Sample, ...] = field(default=(), repr=False)
+    precision: str = "fp32"
 
     @property
     def select_mean(self) -> float | None:

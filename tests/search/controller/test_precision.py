@@ -78,6 +78,7 @@ def test_what_is_scored_on_test_follows_the_trials_where_the_backbone_is_large(
     stage.play(answering(**FASTER))
     assert {job.precision for job in stage.jobs if job.kind == "trial"} == {"bf16"}
     assert {job.precision for job in stage.jobs if "test" in job.splits} == {final}
+    assert [stage.controller.precision(final=last) for last in (False, True)] == ["bf16", final]
     assert ("baselines are trained in fp32" in told[0]) == (final == "fp32")
 
 

@@ -13,7 +13,7 @@ from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline, BaselineKind
 from autopeft.search.selection.contender import RepeatedRuns
 from autopeft.search.selection.finalists import Finalist
-from autopeft.search.selection.verdicts import Judge, best_baseline, chosen, verdicts
+from autopeft.search.selection.verdicts import ENOUGH, Judge, best_baseline, chosen, verdicts
 from autopeft.tasks.scored import ScoredSplit
 
 SEEDS = (1000, 1001, 1002)
@@ -166,6 +166,30 @@ def test_of_costs_that_predictions_cannot_tell_apart_the_better_recipe_wins() ->
     found = chosen("cheapest", verdicts([first, third], [baseline(LEVEL)], JUDGE))
     assert found is not None
     assert found.runs is first
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_takes_longer_than_the_best_baseline_is_not_the_cheapest(measured: bool) -> None:
+    """It was predicted to be as cheap, and promises more. Where the baseline may not be returned, it is."""
+    lora, slow = baseline(LEVEL), confirmed(0, BETTER, 1.0 if measured else 1.04)
+    for side, seconds in ((lora, 2.0), (slow, 2.2)) if measured else ():
+        for run in side.runs.values():
+            run.measured = {"step_time": seconds}
+    inside = chosen("cheapest", verdicts([slow], [lora], JUDGE))
+    assert inside is not None
+    assert inside.runs is lora
+    outside = chosen("cheapest", verdicts([slow], [lora], replace(JUDGE, inside=lambda r: "kind" not in r)))
+    assert outside is not None
+    assert outside.runs is slow
+
+
+def test_rows_that_tell_nothing_let_nothing_pass() -> None:
+    """Before anything is seen, a recipe is within the margin with a probability of 84 %."""
+    few = replace(JUDGE, select=ScoredSplit("accuracy", 20))
+    found = verdicts([confirmed(0, LEVEL, 0.1)], [baseline(LEVEL)], few)
+    (within,) = [v.beside.within for v in found if v.beside is not None]
+    assert 0.7 < within < ENOUGH
+    assert not any(v.sure for v in found if v.beside is not None)
 
 
 def test_without_baselines_the_margin_is_that_of_the_best() -> None:
