@@ -35,6 +35,11 @@ _LEFT_OUT = (
     "`**hybrid.for_trainer()` to it, or `compute_loss_func=callback.loss` with "
     "`callback = hybrid.callback()`."
 )
+_REPLICAS = (
+    "With {0} GPUs in one process the Trainer trains copies of the model (DataParallel), which a "
+    "hybrid does not follow. Start one process for each GPU (`torchrun --nproc-per-node {0} …`), or let the "
+    "Trainer see one GPU (CUDA_VISIBLE_DEVICES=0)."
+)
 
 
 class _Attached(Protocol):
@@ -172,6 +177,8 @@ class HybridCallback(TrainerCallback):
                 "A module of this hybrid is not calibrated yet and would train nothing; call "
                 "`hybrid.prepare(batches, objective)` before the Trainer's train()."
             )
+        if getattr(args, "n_gpu", 1) > 1:
+            raise UsageError(_REPLICAS.format(args.n_gpu))
         self._seen.watch(kwargs.get("model"))
         training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
         scheduler = kwargs.get("lr_scheduler")

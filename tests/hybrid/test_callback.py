@@ -331,3 +331,11 @@ def test_a_group_that_is_clipped_by_itself_is_said(tmp_path: Path, monkeypatch: 
     rates = {group["name"]: group["lr"] for group in given["optimizers"][0].param_groups}
     assert rates["lora"] == pytest.approx(1e-3)
     assert rates["head"] < 0.6e-3
+
+
+def test_copies_on_several_gpus_are_refused_before_the_first_step() -> None:
+    callback = attach(tiny_bert(), LORA).callback()
+    several = SimpleNamespace(n_gpu=2, max_grad_norm=1.0)
+    with pytest.raises(UsageError, match=r"With 2 GPUs .*torchrun --nproc-per-node 2"):
+        callback.on_train_begin(several, TrainerState(), TrainerControl())
+    callback.on_train_begin(SimpleNamespace(n_gpu=1, max_grad_norm=1.0), TrainerState(), TrainerControl())
