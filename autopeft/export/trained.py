@@ -23,7 +23,7 @@ from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
 from autopeft.tasks.kinds.kind_options import plain_name
 from autopeft.tasks.metrics import check_metric
-from autopeft.tasks.table import ColumnNames
+from autopeft.tasks.table import ColumnNames, same_numbers
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.fixed import FixedOutcome
 from autopeft.training.options import MetricFunction
@@ -241,6 +241,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         label=column("label"),
         kind=plain_name(known.kind.name),
         metric=given.metric or known.metric,
+        like=None if own else known.columns,
         drop_empty=given.drop_empty or before.get("drop_empty") is True,
         seed=given.seed if given.seed is not None else _seed(known),
         made=_made(known) if own else None,
@@ -261,7 +262,24 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
     found = task if without or task.labels == known.labels else _relabelled(task, known, given)
     # What its kind was told is for its own labels, which the data may have in part.
     pairs = found.splits["test"].pairs is not None
-    return replace(found, kind=known.kind.settled(found.labels, pairs=pairs, backbone=None).name)
+    kind = known.kind.settled(found.labels, pairs=pairs, backbone=None)
+    _check_pairs(known, pairs)
+    return replace(found, kind=kind.name)
+
+
+def _check_pairs(known: TrainedHybrid, pairs: bool) -> None:
+    """Refuse single texts for a hybrid of pairs, and pairs for one of single texts."""
+    if known.pairs is None or known.pairs == pairs:
+        return
+    if pairs:
+        raise UsageError(
+            "This hybrid was trained on single texts, but the rows of this task are pairs; name the column "
+            "of the texts alone with --text (text=…)."
+        )
+    raise UsageError(
+        "This hybrid was trained on pairs of texts, but the second ones are missing: name their column with "
+        "--text-pair (text_pair=…)."
+    )
 
 
 def _seed(known: TrainedHybrid) -> int:
@@ -345,6 +363,8 @@ def _own_name(known: TrainedHybrid) -> str:
 
 def _relabelled(task: Task, known: TrainedHybrid, given: EvaluateArguments) -> Task:
     labels = known.labels
+    same = same_numbers(task.labels, labels)
+    task = replace(task, labels=tuple(same.get(label, label) for label in task.labels))
     unknown = [label for label in task.labels if label not in labels]
     if unknown:
         raise TaskError(

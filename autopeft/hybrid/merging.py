@@ -244,7 +244,8 @@ def _merged(live: _Live, site: Site, trees: Sequence[Tree], new: Mapping[str, Te
     stored, bias, names = _tensors(live, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
     own = part.of(stored)
-    own = own + place.offset if place.offset else own
+    # One plus a small gain is rounded in 16 bits, and would stay so when the one is taken off again.
+    own = own.float() + place.offset if place.offset else own
     pair: _Pair = (own, None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
         pair = added([_Folding(live, tree, site, side) for tree in trees], *pair)

@@ -110,10 +110,12 @@ def tables_of(loaded: Mapping[str, Any], where: str) -> dict[str, Table]:
 def _columns_of(split: Any) -> dict[str, list[Any]]:
     """The columns of a `datasets.Dataset`, its images as they are stored, which nobody has decoded yet.
 
-    The files that these name are read: whoever made the data set in this process had them.
+    The files that these name are read: whoever made the data set in this process had them. A format that it
+    has been given for training (`with_format("torch")`) says nothing of its rows.
     """
     import datasets
 
+    split = split.with_format(None)
     images = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
     for name in images:
         split = split.cast_column(name, datasets.Image(decode=False))

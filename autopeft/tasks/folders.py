@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -138,15 +138,30 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _of_one_format(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The files of the suffix that most have."""
-    counts = Counter(Path(file).suffix.lower() for files in parts.values() for file in files)
-    if not counts:
-        return {}
-    suffix = max(
-        counts, key=lambda s: (counts[s], -_FAVOURED.index(s) if s in _FAVOURED else -len(_FAVOURED), s)
+    """The files of the suffix that most have; of a split that has none of them, those of the one that most of
+    its own have."""
+    suffix = _favoured(file for files in parts.values() for file in files)
+    kept = {}
+    for split, files in parts.items():
+        own = suffix if any(_suffix(file) == suffix for file in files) else _favoured(files)
+        if files:
+            kept[split] = [file for file in files if _suffix(file) == own]
+    return kept
+
+
+def _suffix(file: str) -> str:
+    return Path(file).suffix.lower()
+
+
+def _favoured(files: Iterable[str]) -> str | None:
+    """The suffix that most files have, of equal ones the one that is read best; `None` of no files."""
+    counts = Counter(map(_suffix, files))
+    last = len(_FAVOURED)
+    return max(
+        counts,
+        key=lambda s: (counts[s], -_FAVOURED.index(s) if s in _FAVOURED else -last, s),
+        default=None,
     )
-    kept = {split: [f for f in files if Path(f).suffix.lower() == suffix] for split, files in parts.items()}
-    return {split: files for split, files in kept.items() if files}
 
 
 def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> Table:
@@ -178,7 +193,8 @@ def _classed(table: Table, card: DataCard, *, written: bool) -> Table:
     classes = {**table.label_names, **card.classes}
     known = {name: classes[name] for name in columns if name in classes}
     found = {n: _as_indices(v, known[n]) if n in known else v for n, v in columns.items()}
-    return Table(table.where, found, known)
+    text = {n: v for n, v in table.columns.items() if columns[n] is not v and n not in known}
+    return Table(table.where, found, known, text)
 
 
 def _as_numbers(values: Sequence[Any]) -> Sequence[Any]:

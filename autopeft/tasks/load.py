@@ -75,9 +75,10 @@ class _Asked:
     seed: int
     rows: Rows | None
     drop_empty: bool
-    scored_by: tuple[str, ...] | None = None
+    scored_by: Sequence[str] | None = None
     made: Rows | None = None
     backbone: BackboneSpec | None = None
+    like: ColumnNames | None = None
 
 
 def load_task(
@@ -95,6 +96,7 @@ def load_task(
     seed: int = 0,
     rows: Rows | None = None,
     scored_by: Sequence[str] | None = None,
+    like: ColumnNames | None = None,
     made: Rows | None = None,
     stand_in: bool = True,
     backbone: BackboneSpec | None = None,
@@ -121,8 +123,8 @@ def load_task(
         rows: at most so many rows of each split.
         scored_by: class names of the head that scores the rows, where nothing is trained on them: one split
             alone is then *test* as a whole, however small, and some classes may be absent.
-        made: how many rows of each split a task makes that makes its rows (`gym:…`; default: 8,000, 1,000 and
-            1,000); other tasks have the rows that they have.
+        like: columns of other data, which are meant where none is named and a user's data have them.
+        made: rows of each split of a task that makes its own (`gym:…`; default: 8,000, 1,000 and 1,000).
         stand_in: whether a packaged task may stand in for one of the hub.
         backbone: that will be trained, where it is known; it decides between kinds that learn the same rows.
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
@@ -132,10 +134,9 @@ def load_task(
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
-    known = None if scored_by is None else tuple(scored_by)
     own, name = (metric, None) if callable(metric) else (None, metric)
     kind = kind_with_words(kind, label_words, template)
-    asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, known, made, backbone)
+    asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, scored_by, made, backbone, like)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -268,11 +269,14 @@ def _from_tables(
     metric: str | None = None,
 ) -> Task:
     tables = {split: with_languages(table) for split, table in tables.items()}
+    named = _named_like(named, asked.like, tables["train"])
     kind, chosen = _kind_of(tables, named, asked, metric)
     dropped: dict[str, int] = {}
     if asked.drop_empty:
         tables, dropped = _without_empty(tables, chosen)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
+    numbers = () if kind.writes or chosen.label is None else (chosen.label,)
+    tables = {split: table.as_written(but=numbers) for split, table in tables.items()}
     raws = _with_same_fields({split: kind.read(table, chosen) for split, table in tables.items()})
     order = asked.scored_by or ()
     if not order and chosen.label is not None:
@@ -292,6 +296,21 @@ def _from_tables(
     return replace(task, reading=Reading(used, ignored, dropped))
 
 
+def _named_like(named: ColumnNames, like: ColumnNames | None, table: Table) -> ColumnNames:
+    """Columns as they are named, and the others as in other data, where a table has such. A second text goes
+    with a first one of these."""
+    said = {} if like is None else vars(like)
+    before = {what: name for what, name in said.items() if name is not None and _has(table, name)}
+    if named.text is not None:
+        before.pop("text_pair", None)
+    return replace(named, **{what: name for what, name in before.items() if getattr(named, what) is None})
+
+
+def _has(table: Table, name: str) -> bool:
+    """Whether a table has a column, or all of several that are named with commas between them."""
+    return name in table.columns or all(part.strip() in table.columns for part in name.split(","))
+
+
 def _with_same_fields(raws: Mapping[str, RawRows]) -> dict[str, RawRows]:
     """The rows of all parts, with `None` in the fields of columns that a part lacks."""
     names = dict.fromkeys(name for raw in raws.values() for name in raw.fields)
@@ -304,8 +323,9 @@ def _with_same_fields(raws: Mapping[str, RawRows]) -> dict[str, RawRows]:
 def _kind_of(
     tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
 ) -> tuple[TaskKind, Columns]:
-    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
-    return kind, kind.columns(tables["train"], named)
+    told = {split: table.as_written() for split, table in tables.items()}
+    kind = choose_kind(told, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
+    return kind, kind.columns(told["train"], named)
 
 
 def _without_empty(tables: dict[str, Table], chosen: Columns) -> tuple[dict[str, Table], dict[str, int]]:

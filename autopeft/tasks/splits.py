@@ -40,18 +40,20 @@ def stratified_order(
     together: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for index, key in enumerate(_keys(alike or texts, pairs)):
         together[key].append(index)
-    groups: dict[bytes, list[int]] = {}
-    for rows in together.values():
+    # Groups whose rows have one text, as `alike` tells them apart, have one digest: their key orders them.
+    groups: dict[tuple[bytes, str], list[int]] = {}
+    for (same, _), rows in together.items():
         told = {(texts[i], None if pairs is None else pairs[i]) for i in rows}
-        groups[min(row_digest(text, pair, seed) for text, pair in told)] = rows
-    members: dict[int, list[bytes]] = defaultdict(list)
-    for digest, rows in groups.items():
-        members[strata[rows[0]]].append(digest)
-    keyed: list[tuple[float, bytes]] = []
-    for digests in members.values():
-        for place, digest in enumerate(sorted(digests)):
-            keyed.append(((place + 0.5) / len(digests), digest))
-    return [row for _, digest in sorted(keyed) for row in groups[digest]]
+        digest = min(row_digest(text, pair, seed) for text, pair in told)
+        groups[digest, "" if alike is None else same] = rows
+    members: dict[int, list[tuple[bytes, str]]] = defaultdict(list)
+    for name, rows in groups.items():
+        members[strata[rows[0]]].append(name)
+    keyed: list[tuple[float, tuple[bytes, str]]] = []
+    for names in members.values():
+        for place, name in enumerate(sorted(names)):
+            keyed.append(((place + 0.5) / len(names), name))
+    return [row for _, name in sorted(keyed) for row in groups[name]]
 
 
 def cut(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
+
+import numpy as np
 
 from autopeft.errors import DataError, near
 
@@ -27,6 +30,7 @@ __all__ = [
     "read_labels",
     "read_rows",
     "refuse_rows",
+    "same_numbers",
     "unanswerable",
 ]
 
@@ -47,19 +51,31 @@ _NOT_TEXT, _NOT_UNICODE = "something that is not text", "text that is not Unicod
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of values as they were read; `label_names` where the format itself names the classes."""
+    """Columns of values as they were read; `label_names` where the format itself names the classes.
+
+    `written` has the text of columns whose numbers stood as text in the file.
+    """
 
     where: str
     columns: Mapping[str, Sequence[Any]]
     label_names: Mapping[str, tuple[str, ...]]
+    written: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def take(self, rows: Sequence[int]) -> Table:
         """The rows at these indices, in that order."""
-        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
-        return Table(self.where, columns, self.label_names)
+        columns, written = (
+            {name: [values[i] for i in rows] for name, values in of.items()}
+            for of in (self.columns, self.written)
+        )
+        return Table(self.where, columns, self.label_names, written)
+
+    def as_written(self, but: Collection[str] = ()) -> Table:
+        """The table with the text of numbers that stood as text, in all columns `but` some."""
+        text = {n: v for n, v in self.written.items() if n in self.columns and n not in but}
+        return replace(self, columns={**self.columns, **text})
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,9 @@ def empty_rows(table: Table, columns: Columns) -> list[int]:
     names = (columns.text, columns.text_pair, columns.label)
     used = [table.columns[name] for name in names if name is not None and name in table.columns]
     words = table.columns.get(columns.text, ())
-    without = {i for i, value in enumerate(words) if isinstance(value, list | tuple) and not value}
+    without = {
+        i for i, value in enumerate(words) if isinstance(value, list | tuple | np.ndarray) and not len(value)
+    }
     return [i for i in range(len(table)) if i in without or any(_missing(values[i]) for values in used)]
 
 
@@ -270,6 +288,21 @@ def number_of(value: Any) -> float | None:
         return math.inf if value > 0 else -math.inf
     except ValueError:
         return None
+
+
+def same_numbers(names: Collection[str], known: Sequence[str]) -> dict[str, str]:
+    """Of names that are numbers what numbers of the same value are called among `known`: `1` and `1.0`. None
+    where not all of these are numbers of different values."""
+    values = {_exact(name): name for name in known}
+    if None in values or len(values) < len(known):
+        return {}
+    found = {name: values.get(_exact(name)) for name in names}
+    return {name: same for name, same in found.items() if same is not None}
+
+
+def _exact(name: str) -> Decimal | None:
+    number = number_of(name)
+    return Decimal(name.strip()) if number is not None and math.isfinite(number) else None
 
 
 def _missing(value: Any) -> bool:

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of
 from autopeft.hybrid import Hybrid
+from autopeft.training.modes import generator_state
 
-__all__ = ["alike", "drawn", "moved"]
+__all__ = ["alike", "drawn", "draws", "is_rough", "moved"]
 
 # Of the largest logit; the same arithmetic on other shapes rounds differently.
 _TOLERANCE = 1e-5
@@ -24,16 +25,29 @@ def alike(logits: Tensor, plain: Tensor, model: PreTrainedModel) -> bool:
     """Whether logits are the plain ones up to rounding; not where there are none."""
     if not plain.numel():
         return False
-    first = next(base_model_of(model).parameters())
-    tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
+    tolerance = _ROUGH_TOLERANCE if is_rough(model) else _TOLERANCE
     limit = tolerance * max(1.0, float(plain.abs().max()))
     return bool((logits - plain).abs().max() <= limit)
+
+
+def is_rough(model: PreTrainedModel) -> bool:
+    """Whether a backbone computes in 16 bits."""
+    return next(base_model_of(model).parameters()).dtype.itemsize < 4
 
 
 def drawn(logits: Callable[[], Tensor]) -> Tensor:
     """Logits in fp32, with draws from one seed."""
     torch.manual_seed(0)
     return logits().float()
+
+
+def draws(logits: Callable[[], Tensor], device: torch.device) -> bool:
+    """Whether something draws while logits are computed."""
+    before = generator_state(device)
+    logits()
+    after = generator_state(device)
+    pairs = zip(before, after, strict=True)
+    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
 
 
 @contextmanager

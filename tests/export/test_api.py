@@ -87,6 +87,59 @@ def test_a_table_is_answered_row_for_row_and_written(outcome: FixedOutcome, tmp_
         autopeft.predict("run", TEXTS, text_pair=TEXTS)
 
 
+def test_other_data_are_read_by_the_columns_of_the_training(home: Path, tmp_path: Path) -> None:
+    """As `predict` reads them. The obvious names, `text` and `label`, hold something else here."""
+    frame = pandas.read_csv("reviews.csv").rename(columns={"body": "title", "verdict": "topic"})
+    frame = frame.assign(text="the same", label=["yes", "no"] * 60)
+    found = autopeft.train(
+        recipe=Recipe.from_dict(RECIPE), task=frame, text="title", label="topic", model="bert", steps=2,
+        max_length=24, out=tmp_path / "run",
+    )  # fmt: skip
+    other = frame[frame.columns[::-1]].iloc[:30]
+    for which in (found, tmp_path / "run"):
+        scored = autopeft.evaluate(which, task=other, split="all")
+        assert scored.task.reading.columns == {"text": "title", "label": "topic"}
+        asked = autopeft.evaluate(which, task=other, split="all", text="text", label="label")
+        assert asked.task.reading.columns == {"text": "text", "label": "label"}
+        plain = other.drop(columns=["title", "topic"])
+        assert autopeft.evaluate(which, task=plain, split="all").task.reading.columns["text"] == "text"
+
+
+def test_classes_that_are_numbers_are_known_by_their_value(home: Path, tmp_path: Path) -> None:
+    """Half stars, of which other data may hold whole ones alone."""
+    frame = pandas.read_csv("reviews.csv").assign(stars=[1.0, 1.5, 2.0] * 40)
+    found = autopeft.train(
+        recipe=Recipe.from_dict(RECIPE), task=frame, text="body", label="stars", model="bert", steps=2,
+        max_length=24, out=tmp_path / "run",
+    )  # fmt: skip
+    assert found.task.labels == ("1.0", "1.5", "2.0")
+    whole = frame[frame.stars != 1.5]
+    for split in (None, "all", "select"):
+        scored = autopeft.evaluate(tmp_path / "run", task=whole, split=split)
+        assert scored.task.labels == ("1.0", "1.5", "2.0")
+        assert {label for part in scored.task.splits.values() for label in part.labels} == {0, 2}
+    with pytest.raises(TaskError, match="labels that the hybrid's head does not know: 3"):
+        autopeft.evaluate(tmp_path / "run", task=whole.assign(stars=whole.stars + 1), split="all")
+
+
+def test_what_was_trained_on_single_texts_is_not_scored_on_pairs(home: Path, tmp_path: Path) -> None:
+    frame = pandas.read_csv("reviews.csv").rename(columns={"body": "sentence1", "verdict": "label"})
+    pairs = frame.assign(sentence2="the story")
+    short: dict[str, Any] = {"model": "bert", "steps": 2, "max_length": 24}
+    short["recipe"] = Recipe.from_dict(RECIPE)
+    single = autopeft.train(task=pairs, text="sentence1", out=tmp_path / "single", **short)
+    double = autopeft.train(task=pairs, out=tmp_path / "double", **short)
+    for which in (single, tmp_path / "single"):
+        assert autopeft.evaluate(which, task=pairs, split="all").task.splits["test"].pairs is None
+        told = {"text": "sentence1", "text_pair": "sentence2"}
+        with pytest.raises(UsageError, match=r"trained on single texts, but the rows .* are pairs"):
+            autopeft.evaluate(which, task=pairs, split="all", **told)
+    for which in (double, tmp_path / "double"):
+        assert autopeft.evaluate(which, task=pairs, split="all").task.splits["test"].pairs is not None
+        with pytest.raises(UsageError, match="trained on pairs of texts, but the second ones are missing"):
+            autopeft.evaluate(which, task=frame.rename(columns={"sentence1": "text"}), split="all")
+
+
 def test_a_hybrid_of_pairs_wants_pairs(home: Path, tmp_path: Path) -> None:
     frame = pandas.read_csv("reviews.csv").assign(more="the story")
     found = autopeft.train(

@@ -101,6 +101,22 @@ def test_readmes_are_followed_as_the_hubs_library_does(what: str, tmp_path: Path
     assert same(read_folder(folder), folder, tmp_path / "cache")
 
 
+@pytest.mark.parametrize(("train", "test"), [("train.jsonl", "test.csv"), ("train.csv", "test.jsonl")])
+def test_a_split_in_another_format_is_read_all_the_same(train: str, test: str, tmp_path: Path) -> None:
+    write(tmp_path / train)
+    write(tmp_path / test, [("four", 1), ("five", 0)])
+    found = read_folder(tmp_path)
+    assert list(found) == ["train", "test"]
+    assert list(found["train"].columns["text"]) == ["one", "two", "three"]
+    assert list(found["test"].columns["label"]) == [1, 0]
+
+
+def test_a_split_that_lies_there_in_two_formats_is_read_once(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "train.csv", "test.csv"):
+        write(tmp_path / name)
+    assert {split: len(table) for split, table in read_folder(tmp_path).items()} == {"train": 3, "test": 3}
+
+
 def test_columns_of_numbers_are_numbers(tmp_path: Path) -> None:
     """As the library reads them, so that data keep their hash."""
     rows = [("a", 1, 0.5, "1_0", ""), ("b", -2, 1e300, "2", ""), ("", 3, -4, "x", "")]

@@ -64,6 +64,29 @@ def test_named_classes_and_numbers_keep_their_meaning() -> None:
     assert load_task(odd).labels == ("no", "yes")
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch", "pandas", "arrow"])
+def test_a_format_for_training_changes_nothing(name: str) -> None:
+    plain = datasets.Dataset.from_dict({"text": COLUMNS["body"], "label": [i % 2 for i in range(100)]})
+    told = load_task(plain.with_format(name))
+    assert (told.splits, told.labels) == (load_task(plain).splits, ("0", "1"))
+    lists = datasets.Dataset.from_dict(
+        {"text": COLUMNS["body"], "labels": [["a", "b"][: 1 + i % 2] for i in range(100)]}
+    )
+    parts = datasets.DatasetDict({"train": lists, "test": lists.select(range(20))})
+    assert load_task(parts.with_format(name)).splits == load_task(parts).splits
+    assert parts.with_format(name)["train"].format["type"] == name, "the data set itself keeps it"
+
+
+@pytest.mark.parametrize("box", [list, np.array])
+def test_a_row_without_words_can_be_left_out(box: Any) -> None:
+    words = [box(["a", f"b{i}"]) for i in range(30)]
+    words[7] = box([])
+    frame = pd.DataFrame({"tokens": words, "ner_tags": [["x", "y"] if len(w) else [] for w in words]})
+    with pytest.raises(DataError, match=r"in row 8\..*--drop-empty"):
+        load_task(frame)
+    assert sum(map(len, load_task(frame, drop_empty=True).splits.values())) == 29
+
+
 def test_missing_values_are_named_by_row() -> None:
     frame = pd.DataFrame({"text": ["a", None, "c"] * 10, "label": ["x", "y", "z"] * 10})
     with pytest.raises(DataError, match=r"DataFrame \(30 rows\): column 'text' has no text in rows 2, 5"):

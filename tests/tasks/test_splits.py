@@ -80,6 +80,16 @@ def test_regression_is_stratified_by_rank() -> None:
     assert Counter(i // 20 for i in test) == dict.fromkeys(range(10), 2)
 
 
+def test_no_row_is_lost_where_rows_of_one_text_are_not_alike() -> None:
+    texts, alike = ["same"] * 40, [f"row {i // 2}" for i in range(40)]
+    order = stratified_order(texts, None, [0] * 40, 3, alike)
+    assert sorted(order) == list(range(40))
+    parts = cut(texts, None, [0] * 40, [8, 8], 3, alike)
+    assert sorted(i for part in parts for i in part) == list(range(40))
+    assert [len(part) for part in parts] == [8, 8, 24]
+    assert all(i ^ 1 in part for part in parts for i in part)
+
+
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(DataError, match="1 different rows are too few"):
         cut(["a"] * 20, None, [0, 1] * 10, [2, 2], 0)

@@ -190,6 +190,15 @@ def test_what_would_differ_is_not_shared(made: Recipe, backbone: str, data: Enco
         assert not shortest(hybrid, data).shares
 
 
+@pytest.mark.parametrize(("dropout", "shares"), [(0.001, False), (0.0, True)])
+def test_in_16_bits_draws_are_not_taken_for_rounding(
+    dropout: float, shares: bool, backbone: str, data: EncodedTask
+) -> None:
+    model = get_kind("causal_lm").load_model(backbone, (), dtype=torch.bfloat16)
+    with attach(model, recipe({"lora": {"rank": 4, "dropout": dropout}}), seed=0) as hybrid:
+        assert shortest(hybrid, data).shares == shares
+
+
 def test_trying_leaves_hybrid_and_draws_as_they_were(backbone: str, data: EncodedTask) -> None:
     with hybrid_on(backbone, recipe(LORA)) as hybrid:
         before = {n: t.clone() for n, t in hybrid.root.state_dict().items()}

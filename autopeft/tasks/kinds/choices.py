@@ -2,8 +2,8 @@
 
 Layouts: `question`, `choices` and `answer`, as a list of texts (MMLU) or with a label to each text (ARC,
 OpenBookQA: `{"text": […], "label": […]}`); `ctx`, `endings` and `label` (HellaSwag); `sent1`, `sent2`,
-`ending0` … and `label` (SWAG); `goal`, `sol1`, `sol2` and `label` (PIQA). A column `context`, `passage` or
-`article` stands before the question.
+`ending0` … and `label` (SWAG); `goal`, `sol1`, `sol2` and `label` (PIQA). A column `context`, `passage`,
+`article` or `premise` (COPA) stands before the question.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from autopeft.errors import DataError
 from autopeft.tasks.kinds.answers import EncodedAnswers
+from autopeft.tasks.kinds.listed_names import PRINTED, is_printed
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -57,11 +58,12 @@ LETTERS = ascii_uppercase
 """What choices are called; a row has as many as there are letters at most."""
 
 _QUESTIONS = ("question", "question_stem", "ctx", "query", "sent1", "goal", "premise", "prompt")
-_CONTEXTS = ("context", "passage", "article")
+_CONTEXTS = ("context", "passage", "article", "premise")
 _LISTS = ("choices", "options", "endings")
 _ANSWERS = ("answer", "answerkey", "label", "labels", "answer_idx", "gold", "target")
 _NUMBERED = re.compile(r"(ending|choice|option|sol|answer)_?(\d{1,2})", re.IGNORECASE)
 _LARGE = 1_000_000
+_LOOKED_AT = 100  # rows
 _SECOND = ("sent1", "sent2")  # SWAG: the choices end the second sentence
 
 _NO_LIST = f"something that is no list of 2 to {len(LETTERS)} texts"
@@ -86,7 +88,8 @@ def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -
     Raises:
         DataError: a named column does not exist, there are second texts, or no column has an obvious name.
     """
-    check_named(table, (("--text", named.text), ("--label", named.label)))
+    asked = "--text" if labelled else "--text-column"
+    check_named(table, ((asked, named.text), ("--label", named.label)))
     if named.text_pair is not None:
         raise DataError(
             f"A question has no second text, but --text-pair names {named.text_pair!r}; a column called "
@@ -99,8 +102,8 @@ def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -
         )
     text = named.text or _first(table, _QUESTIONS)
     label = named.label or (_first(table, _ANSWERS) if labelled else None)
-    for what, name, option in (("question", text, "--text"), ("right choice", label, "--label")):
-        if name is None and (labelled or option == "--text"):
+    for what, name, option in (("question", text, asked), ("right choice", label, "--label")):
+        if name is None and (labelled or option == asked):
             raise DataError(
                 f"{table.where} has no column with an obvious name for the {what}; it has "
                 f"{listed(list(table.columns))}. Name it with {option}."
@@ -111,12 +114,14 @@ def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -
 
 
 def is_choice_table(table: Table, named: ColumnNames) -> bool:
-    """Whether a table has questions, choices and answers, most of whose choices can be read."""
+    """Whether a table has questions, choices and answers, and some of the choices can be read, or are printed
+    as text."""
     try:
         chosen = choice_columns(table, named)
     except DataError:
         return False
-    return bool(len(table)) and any(_texts_of(row) is not None for row in _choices(table, chosen)[:100])
+    rows = _choices(table, chosen)[:_LOOKED_AT]
+    return any(_texts_of(row) is not None or is_printed(row) for row in rows)
 
 
 def _first(table: Table, known: Sequence[str]) -> str | None:
@@ -185,7 +190,7 @@ def _problem(question: Any, value: Any) -> str | None:
     if not isinstance(question, str) or not question.strip():
         return _NO_QUESTION
     if texts is None:
-        return _NO_LIST
+        return PRINTED if is_printed(value) else _NO_LIST
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return _EMPTY
     if not _are_names(_parted(value)[1], len(texts)):

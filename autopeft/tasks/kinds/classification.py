@@ -21,7 +21,7 @@ from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
 from autopeft.tasks.kinds.loss import Loss, floored_classes
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
+from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of, same_numbers
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
@@ -81,10 +81,13 @@ class Classification(TaskKind):
         """
         numbers = numbers_of(parts)
         whole = numbers is not None and all(n == int(n) for part in numbers for n in part)
-        named = [[_class_name(value, whole=whole) for value in part.labels] for part in parts]
+        real = numbers is not None and not whole
+        named = [[_class_name(value, whole=whole, real=real) for value in part.labels] for part in parts]
         present = {name for part in named for name in part}
-        if order and present <= set(order):
+        same = same_numbers(present, order)
+        if order and {same.get(name, name) for name in present} <= set(order):
             classes = list(order)
+            named = [[same.get(name, name) for name in part] for part in named]
         else:
             classes = sorted(present, key=int if whole else None)
             _check_classes(parts, present, sum(map(len, named)))
@@ -235,8 +238,11 @@ def _check_parts(parts: Sequence[RawRows], named: Sequence[Sequence[str]]) -> No
             )
 
 
-def _class_name(value: Any, *, whole: bool) -> str:
-    """A class's name; with whole numbers `1`, `1.0` and `"1"` are one class."""
+def _class_name(value: Any, *, whole: bool, real: bool) -> str:
+    """A class's name; with whole numbers `1`, `1.0` and `"1"` are one class, and with other numbers too
+    (`real`) 1 and 1.0 are; text stays as it is."""
+    if real and isinstance(value, int | np.integer):
+        return str(float(value))
     if not whole:
         return str(value).strip()
     try:

@@ -246,9 +246,9 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
     if not len(table):
         raise DataError(f"{table.where} has no rows.")
     found = problems_of(table, columns, asked=asked)
-    for what in dict.fromkeys(found.values()):
-        column = columns.label if what == _NO_ANSWER and columns.label is not None else columns.text
-        refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
+    told = {i: (_column_of(table, columns, i, problem), problem) for i, problem in found.items()}
+    for column, what in dict.fromkeys(told.values()):
+        refuse_rows(table, column, what, [i for i, problem in told.items() if problem == (column, what)])
     inputs = _inputs(table, columns, asked=asked)
     messages = [_conversation(value, plain=plain) for value in _rows(table, columns, asked=asked)]
     fields: dict[str, list[Any]] = {MESSAGES: messages}
@@ -296,6 +296,14 @@ def problems_of(table: Table, columns: Columns, *, asked: bool = False) -> dict[
             i: _NO_LIST for i, value in enumerate(table.columns[columns.text]) if isinstance(value, str)
         }
     return {i: problem for i, problem in found.items() if problem is not None}
+
+
+def _column_of(table: Table, columns: Columns, row: int, problem: str) -> str:
+    """The column that a problem of a row lies in: that of the answers where the prompt is sound."""
+    if columns.label is None:
+        return columns.text
+    sound = problem in (_NO_TEXT, _NOT_UNICODE) and _problem(table.columns[columns.text][row]) is None
+    return columns.label if sound or problem == _NO_ANSWER else columns.text
 
 
 def _rows(table: Table, columns: Columns, *, asked: bool = False) -> list[Any]:

@@ -80,7 +80,8 @@ def is_label_lists(table: Table, named: ColumnNames) -> bool:
     texts = table.columns[chosen.text][:_LOOKED_AT]
     labels = table.columns[str(chosen.label)][:_LOOKED_AT]
     pairs = zip(texts, labels, strict=True)
-    fits = (isinstance(t, str) and _problem(v, None) in (None, PRINTED) for t, v in pairs)
+    marks = _are_marks(table, str(chosen.label))
+    fits = (isinstance(t, str) and (marks or _problem(v, None) in (None, PRINTED)) for t, v in pairs)
     return 2 * sum(fits) > len(texts)
 
 
@@ -128,10 +129,28 @@ def _number(value: Any) -> float | None:
 
 def _lists(table: Table, column: str) -> list[list[str]]:
     names = table.label_names.get(column)
+    if _are_marks(table, column):
+        raise DataError(
+            f"{table.where}: column {column!r} has lists of 0 and 1, a mark for each label. Give lists of "
+            "the labels' names, or a column of 0 and 1 for each label (--label 'toxic,insult')."
+        )
     found = [_problem(value, names) for value in table.columns[column]]
     for what in dict.fromkeys(problem for problem in found if problem is not None):
         refuse_rows(table, column, what, [i for i, problem in enumerate(found) if problem == what])
     return [[name_of(v, names) for v in value] for value in table.columns[column]]
+
+
+def _are_marks(table: Table, column: str) -> bool:
+    """Whether a column has a mark for each label in the place of labels: lists of one length of 0 and 1, of
+    which some hold one of them twice, as lists of labels do not."""
+    values = table.columns[column]
+    if column in table.label_names or not all(isinstance(v, list | tuple | np.ndarray) for v in values):
+        return False
+    lists = [list(value) for value in values]
+    marks = all(
+        isinstance(m, bool | int | float | np.number | np.bool_) and m in (0, 1) for own in lists for m in own
+    )
+    return marks and len({*map(len, lists)}) == 1 and any(len({*own}) < len(own) for own in lists)
 
 
 def _problem(value: Any, names: Sequence[str] | None) -> str | None:

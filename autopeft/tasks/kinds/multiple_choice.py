@@ -108,9 +108,11 @@ class MultipleChoice(Decoder):
         return [int(label) for label in labels]
 
     def alike(self, rows: Split) -> list[str]:
-        """What stands before the questions, where something does: those on one text stay together."""
+        """What stands before the questions, where something does: those on one text stay together. Else a
+        question with its right choice: many rows may ask the same of other choices."""
         passages = rows.fields.get(PASSAGES, [""] * len(rows))
-        return [passage or text for passage, text in zip(passages, rows.texts, strict=True)]
+        found = zip(passages, rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
+        return [passage or f"{text}\n{own[int(label)]}" for passage, text, own, label in found]
 
     def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
         """Questions with their choices in any order, and the text of the right one."""

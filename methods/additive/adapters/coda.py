@@ -88,6 +88,9 @@ class CoDA:
     encoder-decoder it is listed for the encoder (the decoder stays dense, as in the paper). The authors'
     pretraining of the routed model on the backbone's own objective is not part of the method here. There is
     no code of theirs. W_up and biases start at zero, w from N(0, 1). Not the identity at init; not mergeable.
+    λ teaches the router by the chosen tokens alone. Where the head reads one token, as most encoders' does,
+    and w does not choose that one in the last layer, the last router never learns, and its layer is passed
+    by: leave the last layer out (`at: 0-4` of six), or let the head read the mean (`mean_pooling`).
     2dm + m + d + d parameters for each layer.
     """
 

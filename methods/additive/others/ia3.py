@@ -45,7 +45,7 @@ class IA3Module(PerSite[Scale]):
         return {scale.factors: 1.0 for scale in self.children_by_site()}
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        factors = self[site].factors.to(weight.dtype)
+        factors = self[site].factors
         if _side(site) == "input":
             return weight * factors, bias
         return weight * factors[:, None], None if bias is None else bias * factors

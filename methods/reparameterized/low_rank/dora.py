@@ -36,9 +36,10 @@ class DoRAPair(LowRankPair):
         return norms
 
     def direct(self, weight: Tensor, scale: float, *, detach: bool) -> Tensor:
-        """m·V/‖V‖ with V = weight + scale·B·A."""
+        """m·V/‖V‖ with V = weight + scale·B·A; a row of zeros, which has no direction, stays one."""
         v = weight + scale * self.product()
         norms = self.norms(v)
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
         return (self.magnitude / (norms.detach() if detach else norms))[:, None] * v
 
 

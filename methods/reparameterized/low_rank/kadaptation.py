@@ -21,13 +21,13 @@ Form = Literal["rank_one", "full"]
 
 
 class SlowWeights(nn.Module):
-    """n rules (n × n), each aᵢ·bᵢ with aᵢ (n × 1) and bᵢ (1 × n), or a matrix of its own; all entries are
-    U(−0.01, 0.01)."""
+    """n rules (n × n), each aᵢ·bᵢ with aᵢ (n × 1) and bᵢ (1 × n) of U(−0.01, 0.01), or a matrix of its own
+    that starts as such a product: the scale c is made for rules of that size."""
 
     def __init__(self, n: int, form: Form) -> None:
         super().__init__()
-        shapes = ((n, n, 1), (n, 1, n)) if form == "rank_one" else ((n, n, n),)
-        self.factors = nn.ParameterList(torch.empty(shape).uniform_(-0.01, 0.01) for shape in shapes)
+        a, b = (torch.empty(shape).uniform_(-0.01, 0.01) for shape in ((n, n, 1), (n, 1, n)))
+        self.factors = nn.ParameterList((a, b) if form == "rank_one" else (a @ b,))
 
     @staticmethod
     def size(n: int, form: Form) -> int:
@@ -104,10 +104,10 @@ class KAdaptation(LowRankMethod):
     queries), one for each. Dropout acts on the entries of ΔW. The authors have n = 32, c = 160, dropout 0.5
     and r = 1, the defaults here. n must divide all widths.
 
-    u is Glorot-uniform, v and b are zero, slow weights (or their factors) U(−0.01, 0.01): exactly the
-    identity at init. The authors' code zeroes u too, so that u, v and the slow weights never get a gradient,
-    and reads q's fast weights at v; neither is done here. Behind a gate the gate takes the place of c.
-    Mergeable, b into the bias; a map without a bias gets one.
+    u is Glorot-uniform, v and b are zero, the slow weights' factors U(−0.01, 0.01), of whose products `full`
+    ones start: exactly the identity at init. The authors' code zeroes u too, so that u, v and the slow
+    weights never get a gradient, and reads q's fast weights at v; neither is done here. Behind a gate the
+    gate takes the place of c. Mergeable, b into the bias; a map without a bias gets one.
 
     r·(in + out) parameters for each site, out for each offset and 2n² (n³ if `full`) for each set: 50,176 for
     ViT-B.

@@ -108,6 +108,36 @@ def test_numbers_that_name_choices_are_no_places(names: list[Any]) -> None:
             read(table(question=["a?"] * 3, choices=choices, answerKey=[0, *answers[1:]]))
 
 
+def test_a_premise_stands_before_its_question() -> None:
+    copa = {
+        "premise": ["It rained.", "He ran."],
+        "choice1": ["a", "c"],
+        "choice2": ["b", "d"],
+        "label": [0, 1],
+    }
+    asked = read(table(**copa, question=["cause", "effect"]))
+    assert asked.texts == ["It rained.\ncause", "He ran.\neffect"]
+    assert asked.fields["passages"] == copa["premise"]
+    alone = read(table(**copa))
+    assert alone.texts == copa["premise"]
+    assert "passages" not in alone.fields
+
+
+@pytest.mark.parametrize("same", ["Which is true?", None])
+def test_rows_that_ask_the_same_of_other_choices_are_split(same: str | None) -> None:
+    """What has one question and one right choice stays together all the same."""
+    rows = [
+        {"question": same or f"q{i // 3}", "choices": [f"a{i // 3}", f"b{i}"], "answer": 0, "row": i}
+        for i in range(90)
+    ]
+    task = load_task(pd.DataFrame(rows), kind=KIND.name)
+    choices = [[tuple(own) for own in split.fields["choices"]] for split in task.splits.values()]
+    assert sorted(own for part in choices for own in part) == sorted(tuple(row["choices"]) for row in rows)
+    right = [{own[0] for own in part} for part in choices]
+    assert all(right)
+    assert sum(map(len, right)) == len(set.union(*right)) == 30
+
+
 def test_arrays_and_lists_of_records_are_choices_too() -> None:
     records = [{"text": "x", "label": "A"}, {"text": "y", "label": "B"}]
     found = read(table(question=["a?", "b?"], choices=[np.array(["x", "y"]), records], answer=["B", "A"]))
@@ -144,6 +174,7 @@ def test_questions_on_one_text_stay_together_and_its_column_is_used() -> None:
         ({"answer": ["A", None, "½"]}, r"in rows 2, 3"),
         ({"choices": [["x", "y"], ["x"], "xy"]}, r"no list of 2 to 26 texts in rows 2, 3"),
         ({"choices": [["x", "y"], ["x"] * 27, {"text": "xy"}]}, r"no list of 2 to 26 texts in rows 2, 3"),
+        ({"choices": [["x", "y"], "['x', 'y']", "['x' 'y']"]}, r"printed as text \(save .* in rows 2, 3"),
         ({"choices": [["x", "y"], ["x", " "], ["x", 3]]}, r"an empty choice .* in rows 2, 3"),
         ({"choices": [["x", "y"], ["x", "\ud800"], ["x", "y"]]}, r"not Unicode in row 2"),
         (
@@ -177,12 +208,18 @@ def test_columns_that_are_not_there() -> None:
     named = KIND.columns(table(q=["a"], choices=[["x", "y"]], right=[0]), ColumnNames("q", None, "right"))
     assert (named.text, named.label) == ("q", "right")
     assert KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), NONE).label is None
+    with pytest.raises(DataError, match=r"for the question.* Name it with --text-column\."):
+        KIND.text_columns(table(q=["a"], choices=[["x", "y"]]), NONE)
+    with pytest.raises(DataError, match="has no column 'foo' for --text-column"):
+        KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), ColumnNames("foo"))
 
 
 def test_other_tables_are_not_claimed() -> None:
     assert not is_choice_table(table(question=["a?"], answer=["b"]), NONE)
     assert not is_choice_table(table(text=["a"], option_1=["x"], label=[0]), NONE)
     assert not is_choice_table(table(question=["a"], choices=["x, y"], answer=[0]), NONE)
+    printed = table(question=["a"], choices=["['x', 'y']"], answer=[0])
+    assert is_choice_table(printed, NONE), "it is refused, and not read as something else"
     assert choose_kind({"train": table(prompt=["a"], completion=["b"])}, NONE).name == "causal_lm"
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds import get_kind
 from autopeft.tasks.kinds.classification import CrossEntropy
-from autopeft.tasks.table import RawRows
+from autopeft.tasks.table import RawRows, same_numbers
 
 LOGITS = torch.tensor([[2.0, -1.0], [0.5, 0.25], [-3.0, 1.0], [0.0, 4.0], [1.0, 1.5]])
 LABELS = torch.tensor([0, 1, 1, 0, 1])
@@ -34,6 +34,8 @@ def rows(*labels: Any, where: str = "data.csv") -> RawRows:
         (["0.5", "1.5", "0.5"], ("0.5", "1.5")),
         ([2**60, 2**60 + 1], (str(2**60), str(2**60 + 1))),
         (["1_0", "10"], ("10", "1_0")),
+        ([1, 1.0, 0.5, np.int64(0)], ("0.0", "0.5", "1.0")),
+        (["1", "1.0", "1.50"], ("1", "1.0", "1.50")),
     ],
 )
 def test_classes(labels: list[Any], classes: tuple[str, ...]) -> None:
@@ -43,13 +45,38 @@ def test_classes(labels: list[Any], classes: tuple[str, ...]) -> None:
 
 
 def _as_named(value: Any, classes: Sequence[str]) -> str:
-    return str(value) if str(value) in classes else str(int(float(value)))
+    if str(value) in classes:
+        return str(value)
+    return str(float(value)) if str(float(value)) in classes else str(int(float(value)))
 
 
 def test_classes_that_are_named_keep_their_order() -> None:
     order = ("no", "maybe", "yes")
     assert KIND.encode_labels([rows("maybe", "no")], order) == (order, [[1, 0]])
     assert KIND.encode_labels([rows("b", "a")], order) == (("a", "b"), [[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("order", "labels", "encoded"),
+    [
+        (("1.0", "1.5", "2.0"), (2, 1), [2, 0]),
+        (("1.0", "1.5", "2.0"), ("1", "2.00"), [0, 2]),
+        (("0", "1", "2"), (1.0, "2"), [1, 2]),
+        (("1.10", "1.5"), (1.5, 1.1), [1, 0]),
+    ],
+)
+def test_numbers_are_the_classes_of_their_value(
+    order: tuple[str, ...], labels: tuple[Any, ...], encoded: list[int]
+) -> None:
+    assert KIND.encode_labels([rows(*labels)], order) == (order, [encoded])
+
+
+def test_large_whole_numbers_are_told_apart() -> None:
+    order = (str(2**60), "0")
+    found, _ = KIND.encode_labels([rows(2**60 + 1, 0)], order)
+    assert found == ("0", str(2**60 + 1))
+    assert same_numbers(["1.0", "x", "nan"], ["1", "1.00"]) == {}
+    assert same_numbers(["1.0", "x", "nan"], ["1", "2"]) == {"1.0": "1"}
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,29 @@ def test_whole_numbers_are_answers() -> None:
             read(table(prompt=["x"], completion=[wrong]))
 
 
+def test_what_stands_in_a_folder_is_read_as_in_a_file(tmp_path: Path) -> None:
+    """Numbers of a CSV file are text, and whoever reads text finds it."""
+    lines = [f"{i}.50,{i / 2}" for i in range(30)]
+    for path in (tmp_path / "alone.csv", tmp_path / "folder" / "train.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["prompt,answer", *lines]) + "\n")
+    alone, folder = (load_task(tmp_path / name) for name in ("alone.csv", "folder"))
+    assert folder.splits == alone.splits
+    assert folder.source.sha256 == alone.source.sha256
+    assert "1.50" in [text for split in folder.splits.values() for text in split.texts]
+
+
+def test_the_column_that_is_wrong_is_named() -> None:
+    for prompts, answers, wrong in (
+        (["a", "b"], [0.5, 1.5], "answer"),
+        ([0.5, 1.5], ["a", "b"], "prompt"),
+        (["a", 1.5], [0.5, "b"], "answer"),
+    ):
+        told = Table("t", {"prompt": prompts, "answer": answers}, {})
+        with pytest.raises(DataError, match=f"column '{wrong}' has a message that is not text in row"):
+            read_conversations(told, Columns("prompt", None, "answer"))
+
+
 def test_numbers_of_a_folder_are_answers_as_they_stand_there(tmp_path: Path) -> None:
     for name, answers in (("whole", ["4", "-7"]), ("code", ["007", "12"])):
         (tmp_path / name).mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -31,6 +32,7 @@ MARKED = {"text": ["x", "y"], "a": [0, 1], "b": ["1", "0"]}
         ({"text": ["x"], "labels": [[{"a": 1}]]}, NONE, False),
         ({"text": [["x"]], "labels": [["a"]]}, NONE, False),
         ({"text": ["x"], "labels": [[0.5, 1.0]]}, NONE, False),
+        ({"text": [["x", "y", "z"]], "labels": [[0, 1, 1]]}, NONE, False),
     ],
 )
 def test_which_tables_are_claimed(columns: dict[str, Any], named: ColumnNames, fits: bool) -> None:
@@ -72,6 +74,26 @@ def test_bad_rows_are_named_and_counted(labels: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
         read_label_lists(Table("x", {"text": ["x", "y"], "l": labels}, {}), Columns("text", None, "l"))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", [int, float, bool, np.int64])
+@pytest.mark.parametrize("box", [list, np.array])
+def test_marks_in_the_place_of_labels_are_claimed_and_refused(mark: Any, box: Any) -> None:
+    """They were read as labels called 0 and 1."""
+    marks = [box([mark(m) for m in row]) for row in ([0, 1, 0], [1, 1, 0], [0, 0, 0])]
+    told = Table("t", {"text": ["a", "b", "c"], "labels": marks}, {})
+    assert is_label_lists(told, ColumnNames())
+    with pytest.raises(DataError, match=r"'labels' has lists of 0 and 1, a mark for each label\. Give lists"):
+        read_label_lists(told, label_columns(told, ColumnNames()))
+
+
+@pytest.mark.parametrize(
+    "labels", [[[0, 1], [1, 0], [1]], [[0, 1], [1, 0]], [[0, 2, 2], [1, 1, 0]], [[], []]]
+)
+def test_lists_that_may_be_labels_are_read_as_such(labels: list[list[int]]) -> None:
+    told = Table("t", {"text": ["a", "b", "c"][: len(labels)], "labels": labels}, {})
+    raw = read_label_lists(told, label_columns(told, ColumnNames()))
+    assert raw.labels == [[str(label) for label in row] for row in labels]
 
 
 def test_names_that_the_format_notes() -> None:

@@ -34,3 +34,15 @@ def test_scales_what_the_side_says_and_merges_exactly(name: str) -> None:
     weight, bias = module.merged(site, layer.weight, layer.bias)
     torch.testing.assert_close(torch.nn.functional.linear(x, weight, bias), out, atol=1e-5, rtol=1e-5)
     assert module.merged(site, layer.weight, None)[1] is None
+
+
+@pytest.mark.parametrize("name", ["k", "down"])
+def test_small_factors_are_not_lost_in_16_bits(name: str) -> None:
+    """Factors that are rounded themselves would be off for a whole row or column."""
+    module, sites = build("ia3", toy_spec(hidden=64, kv=64))
+    site = next(s for s in sites if s.name == name)
+    weight = torch.randn(site.out_features, site.in_features).bfloat16()
+    with torch.no_grad():
+        module[site].factors.fill_(1.003)
+    merged, _ = module.merged(site, weight, None)
+    assert float((merged.double() / weight.double()).mean()) == pytest.approx(1.003, abs=1e-4)

@@ -9,7 +9,16 @@ from support.laws import normal, starts
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, build, counted, toy_spec, toy_specs
 from torch import Tensor, nn
-from transformers import BertConfig, LlamaConfig, PersimmonConfig, PreTrainedConfig, T5Config, ViTConfig
+from transformers import (
+    BertConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    PersimmonConfig,
+    PreTrainedConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError
@@ -199,3 +208,22 @@ def test_outside_of_the_layers_it_starts_as_inside() -> None:
     torch.manual_seed(0)
     own: Any = entry.method.build(entry.sites, spec).outer["embeddings-LayerNorm"]
     assert starts(own, {"scale": normal(0.02, mean=1.0), "shift": normal(0.02)}) == []
+
+
+def test_a_scale_of_one_leaves_a_gain_with_an_offset_as_it_is_in_16_bits() -> None:
+    """Gemma's gains are stored less one, at which 16 bits tell steps of 0.008."""
+    config = GemmaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    model = GemmaForCausalLM(config).bfloat16()
+    randomise(model, std=0.02)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hybrid = attach(model, _recipe("ssf"), seed=0)
+    with torch.no_grad():
+        for name, parameter in hybrid.root.named_parameters():
+            parameter.fill_(float(name.endswith("scale")))
+    hybrid.merge()
+    gains = [name for name in before if name.endswith("norm.weight")]
+    assert len(gains) == 5
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,18 @@ def test_identity_at_init_is_exact_also_for_a_transposed_weight() -> None:
     weight = torch.randn(16, 16).t()
     module.initialise(target, weight)
     assert torch.equal(module.weight(target, weight, weight), weight)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_row_of_zeros_stays_one(detach: bool) -> None:
+    """Pruned and expanded models have such rows, which have no direction."""
+    module, target, weight = _initialised(detach_norm=detach)
+    weight[3] = 0
+    module.initialise(target, weight)
+    found = module.weight(target, weight, weight)
+    torch.testing.assert_close(found, weight)
+    found.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module[target.site].parameters())
 
 
 def test_row_norms_are_the_magnitudes() -> None:

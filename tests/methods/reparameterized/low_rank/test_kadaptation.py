@@ -43,6 +43,16 @@ def test_counts_of_the_catalogue(rules: str, slow: int) -> None:
 
 
 @pytest.mark.parametrize("rules", ["rank_one", "full"])
+def test_rules_of_either_form_start_as_products_of_small_factors(rules: str) -> None:
+    """The variance of a product of two U(−0.01, 0.01): (0.01² / 3)²."""
+    module, _ = build("kadaptation", toy_spec(hidden=64, kv=64), rules=rules, phm_dim=32)
+    slow = module.slow["q"]()
+    assert float(slow.std()) == pytest.approx(0.01**2 / 3, rel=0.1)
+    assert float(slow.abs().max()) <= 0.01**2
+    assert torch.linalg.matrix_rank(slow[0], rtol=1e-4) == 1
+
+
+@pytest.mark.parametrize("rules", ["rank_one", "full"])
 def test_change_is_the_explicit_kronecker_sum(rules: str) -> None:
     module, sites = build("kadaptation", toy_spec(hidden=6, kv=4), rank=2, rules=rules, **SMALL)
     randomise(module, std=0.5)
