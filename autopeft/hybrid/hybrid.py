@@ -22,7 +22,6 @@ from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.groups import groups_of, groups_of_head
 from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
-from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -150,6 +149,7 @@ class Hybrid:
         if inputs:  # else values follow, as where a saved hybrid is loaded
             start_entries(self.recipe, self.modules, inputs, self.spec)
         self.injection.install()
+        self._untouched.settle()
 
     def initialise(self, base: PreTrainedModel) -> None:
         """Hand the modules what their init reads off the backbone."""
@@ -172,7 +172,7 @@ class Hybrid:
 
     def detach(self) -> None:
         """Take everything off: every parameter, buffer, hook, flag and config value is as it was before
-        `attach`.
+        `attach`, but for the head, which keeps what it learnt or what was loaded.
 
         The modules live on in `self.modules` and can be read; detaching twice does nothing.
 
@@ -206,6 +206,14 @@ class Hybrid:
     @property
     def attached(self) -> bool:
         return self._attached
+
+    def require_attached(self) -> None:
+        """Raises `UsageError` where it is detached."""
+        if not self._attached:
+            raise UsageError(
+                f"The hybrid {self.recipe.name!r:.80} is detached from its model, which would be at work "
+                "without it; attach its recipe again, or name the folder that it was saved in."
+            )
 
     # What it holds
     # --------------------------------------------------------------------------------------------
@@ -373,6 +381,7 @@ class Hybrid:
 
     def refresh(self) -> None:
         """Install anew what acts, after the tensors or the sites of it changed."""
+        self.require_attached()
         self.injection.refresh()
 
     def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
@@ -395,6 +404,7 @@ class Hybrid:
             >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP
         """
         refuse_in_trainer(self.model)
+        self.require_attached()
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule.over(optimizer, self.recipe.training)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
@@ -447,12 +457,11 @@ class Hybrid:
             raise UsageError("This hybrid is in the backbone's weights already; merge() returned the model.")
         with self._changing("merge it"):
             finished = fold(self.graph, self.modules, self.injection)
-            labels = Labels.of(self.model.config)
+            later = self._untouched.changed()  # labels of the head, which stays, the padding token, …
             self.detach()
             write(self.model, self.injection.base, finished)
+            self._untouched.put(later)
             self._merged = True
-            if self.head():
-                labels.put(self.model.config)  # those of the head, which stays
         return self.model
 
     def weight_changes(self) -> WeightChanges:

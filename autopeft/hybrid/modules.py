@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -185,12 +185,38 @@ def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if id(p) not in inside}
 
 
+_PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+_OURS = "_attn_implementation"  # what the injection sets
+
+
 class Untouched:
     """What attaching alters on a model beside its modules and hooks: which parameters train, and configs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
         self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+        self.settle()
+
+    def settle(self) -> None:
+        """Note the configs as attaching has left them."""
+        self._settled = [copy.deepcopy(config.__dict__) for config, _ in self._configs]
+
+    def changed(self) -> list[dict[str, Any]]:
+        """The plain values of each config that somebody has set since then: labels, the padding token, …."""
+        return [
+            {
+                name: copy.deepcopy(value)
+                for name, value in config.__dict__.items()
+                if isinstance(value, _PLAIN) and not name.startswith(_OURS)
+                if name not in settled or settled[name] != value
+            }
+            for (config, _), settled in zip(self._configs, self._settled, strict=True)
+        ]
+
+    def put(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """Set what `changed` told."""
+        for (config, _), own in zip(self._configs, values, strict=True):
+            config.__dict__.update(own)
 
     def restore(self) -> None:
         """Put flags and config values back as they were; parameters frozen then keep no gradient."""

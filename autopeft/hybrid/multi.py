@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
@@ -31,6 +31,9 @@ from autopeft.injection.frames import frames
 from autopeft.method import reserved_rows
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
+
+if TYPE_CHECKING:
+    from autopeft.hybrid.callback import HybridCallback
 
 __all__ = ["LaneHybrid", "MultiHybrid", "answering", "attach_many"]
 
@@ -285,6 +288,10 @@ class MultiHybrid:
             if before is not None:
                 frames.alone[self._token] = before
 
+    def is_alone(self, hybrid: LaneHybrid) -> bool:
+        """Whether a hybrid has all rows of this thread's forwards."""
+        return frames.alone.get(self._token) == self.hybrids.index(hybrid)
+
     @contextmanager
     def bare(self, index: int) -> Iterator[None]:
         """Within, nothing of them acts, and the model has the head of hybrid `index` for its own."""
@@ -342,6 +349,16 @@ class LaneHybrid(Hybrid):
         with self.multi.bare(self.multi.hybrids.index(self)):
             yield
 
+    def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
+        """See `Hybrid.callback`; the Trainer's rows are this hybrid's alone only within
+        `MultiHybrid.alone`."""
+        if not self.multi.is_alone(self):
+            raise UsageError(
+                "Several hybrids are on this model, and the Trainer's rows would be divided among them; "
+                "build and run it within `with hybrids.alone(i):`."
+            )
+        return super().callback(total)
+
     def detach(self) -> NoReturn:
         raise UsageError(
             "This hybrid is one of several on its model and goes with them; call detach() on what "
@@ -365,11 +382,7 @@ def answering(hybrid: Hybrid) -> Iterator[Hybrid]:
     Raises:
         UsageError: it is detached.
     """
-    if not hybrid.attached:
-        raise UsageError(
-            f"The hybrid {hybrid.recipe.name!r:.80} is detached from its model, which would answer without "
-            "it; attach its recipe again, or name the folder that it was saved in."
-        )
+    hybrid.require_attached()
     if not isinstance(hybrid, LaneHybrid):
         yield hybrid
         return

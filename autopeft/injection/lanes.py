@@ -15,6 +15,7 @@ length are filled up on the left with columns that the mask hides, features on s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -278,7 +279,8 @@ class BiasHooks:
     @staticmethod
     def fits(module: nn.Module) -> bool:
         """Whether a module is an attention that makes its bias in the way that this class knows."""
-        return hasattr(module, "compute_bias") and hasattr(module, "relative_attention_bias")
+        made = hasattr(module, "compute_bias") and hasattr(module, "relative_attention_bias")
+        return made and "position_bias" in inspect.signature(module.forward).parameters
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

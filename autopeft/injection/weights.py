@@ -99,7 +99,7 @@ class WeightHooks:
     def __init__(self, token: int = 0) -> None:
         self.token = token
         self.patches: dict[str, Patch] = {}
-        self._kept: list[dict[str, nn.Parameter | None]] = []
+        self._kept: dict[str, nn.Parameter | None] | None = None
         self._turn, self._owner = threading.RLock(), 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,6 +118,8 @@ class WeightHooks:
                 f"changes, for {_PATIENCE:g} s; give each thread a model of its own (copy.deepcopy)."
             )
         try:
+            if self._put_back(module):  # a forward of this thread was cut off by Ctrl-C, and has its turn yet
+                self._turn.release()
             originals = {name: module._parameters[name] for name in self.patches}
             # All new tensors are made before the first is swapped in: a failing patch leaves the module
             # untouched.
@@ -125,23 +127,26 @@ class WeightHooks:
         except BaseException:
             self._turn.release()
             raise
-        self._owner = threading.get_ident()
-        self._kept.append(originals)
+        self._kept, self._owner = originals, threading.get_ident()
         module._parameters.update(new)  # type: ignore[arg-type]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called also where `before` was refused, while another thread has its turn.
-        if self.token not in frames.bare and self._kept and self._owner == threading.get_ident():
-            module._parameters.update(self._kept.pop())
-            if not self._kept:
-                self._owner = 0
+        if self.token not in frames.bare and self._owner == threading.get_ident():
+            self._put_back(module)
             self._turn.release()
 
     def settle(self, module: nn.Module) -> None:
         """Put back what a forward left swapped that was cut off by Ctrl-C: no hook runs then."""
-        if self._kept:
-            module._parameters.update(self._kept[0])
-            self._kept, self._owner, self._turn = [], 0, threading.RLock()
+        self._put_back(module)
+        self._turn = threading.RLock()
+
+    def _put_back(self, module: nn.Module) -> bool:
+        if self._kept is None:
+            return False
+        module._parameters.update(self._kept)
+        self._kept, self._owner = None, 0
+        return True
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from autopeft.training.checkpoint import Checkpoint
     from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError, ran_out_of_memory
     from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter
-    from autopeft.training.loop import TrainResult, train
+    from autopeft.training.loop import train
     from autopeft.training.phases import Phase
     from autopeft.training.plan import TrainingPlan
+    from autopeft.training.result import TrainResult
     from autopeft.training.scoring import evaluate, predict, scores
     from autopeft.training.trial import TrialOutcome, full_fine_tuning, head_only, run_trial
 
@@ -31,7 +32,7 @@ _HOMES = {
     "SilentTrainReporter": "events",
     "TrainInfo": "events",
     "TrainReporter": "events",
-    "TrainResult": "loop",
+    "TrainResult": "result",
     "TrainingPlan": "plan",
     "TrialOutcome": "trial",
     "conclude": "calibration",

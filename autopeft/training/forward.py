@@ -156,13 +156,21 @@ class Forward:
         if states and self.trunk is not None:
             trunk = self.trunk.laid(states)
         rows: AbstractContextManager[Any] = nullcontext()
-        if self.rows is not None:
+        if self.rows is not None and not (self.rows.reader == "last" and _ends_in_padding(self.model, batch)):
             rows = self.rows.of(mask_of(batch), found)
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
             read = self.kind.reading(self.model, batch)
         with trunk, rows, read:
             return logits_of(self.model, batch, self.kind)
+
+
+def _ends_in_padding(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether some text holds the padding token itself, as where the end token pads. Heads of transformers
+    read the last token that is another one, wherever the mask ends."""
+    padding = cast(PreTrainedModel, model).config.get_text_config().pad_token_id
+    ids = batch.get("input_ids")
+    return padding is not None and ids is not None and bool(((ids == padding) & mask_of(batch).bool()).any())
 
 
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

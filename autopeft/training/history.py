@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autopeft.training.loop import TrainResult
+from autopeft.training.result import TrainResult
 
 __all__ = ["History"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autopeft.errors import DataError, UsageError
-from autopeft.hybrid import Hybrid
+from autopeft.hybrid import Hybrid, answering
 from autopeft.hybrid.events import all_settled, finish, fire
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
@@ -37,6 +37,7 @@ from autopeft.training.modes import (
 from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.phases import Phase, Stage, StartingValues, stages_of, values_of
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
 from autopeft.training.session import PhaseSession, Steps
@@ -49,60 +50,6 @@ OnStep = Callable[[int, float], None]
 OnScore = Callable[[int, float], None]
 OnPhase = Callable[[str, int], None]
 ShouldStop = Callable[[], bool]
-
-
-@dataclass
-class TrainResult:
-    """What came of a training.
-
-    Attributes:
-        losses: loss of every step, the modules' own terms included.
-        scores: (step, score on *select*) of every score taken while training.
-        seconds: wall time.
-        stopped: `done` after all steps, `asked` when `should_stop` said so, `patience` when scores had
-            stopped rising, `paused` at `until`.
-        micro_rows: rows that went through the model at once in the end.
-        outputs: what each phase left, by name.
-        step_seconds: of every step, loading of the batch left out (see `autopeft.training.metering`).
-        memory: bytes at the peak, from calibration to conclusion; `None` where it cannot be measured.
-        checkpoint: of a paused training, to go on from; `None` where it can only be started anew (modules
-            with phases of their own).
-    """
-
-    losses: list[float] = field(default_factory=list)
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: Literal["done", "asked", "patience", "paused"] = "done"
-    micro_rows: int = 0
-    outputs: dict[str, Any] = field(default_factory=dict)
-    step_seconds: list[float] = field(default_factory=list, repr=False)
-    memory: int | None = None
-    checkpoint: Checkpoint | None = field(default=None, repr=False)
-
-    @property
-    def steps(self) -> int:
-        """Steps taken."""
-        return len(self.losses)
-
-    @property
-    def step_time(self) -> float | None:
-        """Median seconds of a step, the first left out where there are others; `None` without steps."""
-        counted = self.step_seconds[1:] or self.step_seconds
-        return float(np.median(counted)) if counted else None
-
-    @property
-    def first_loss(self) -> float:
-        """Mean loss of the first tenth of the steps, at least one."""
-        return float(np.mean(self.losses[: self._tenth])) if self.losses else float("nan")
-
-    @property
-    def final_loss(self) -> float:
-        """Mean loss of the last tenth of the steps, at least one."""
-        return float(np.mean(self.losses[-self._tenth :])) if self.losses else float("nan")
-
-    @property
-    def _tenth(self) -> int:
-        return max(1, len(self.losses) // 10)
 
 
 @dataclass(frozen=True)
@@ -148,9 +95,9 @@ def train(
     (with 0 steps also the calibration and the conclusion), `should_stop()` after each step.
 
     Raises:
-        UsageError: `until` lies outside the training, the plan stops early by itself, a policy of the recipe
-            finds nothing to act on, the backbone has no gradient checkpointing and memory is to be saved, or
-            a row is longer than prompts leave positions for.
+        UsageError: the hybrid is detached, `until` lies outside the training, the plan stops early by itself,
+            a policy of the recipe finds nothing to act on, the backbone has no gradient checkpointing and
+            memory is to be saved, or a row is longer than prompts leave positions for.
         CompositionError: a method needs logits of each row, and the task's models have them of each token.
         DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
@@ -158,27 +105,43 @@ def train(
         PhaseError: the phases of the modules cannot be run.
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
-    check(hybrid, data, plan, until, resume)
-    device = plan.torch_device()
-    hybrid.model.to(device)
-    peak = PeakMemory(device)
-    dropout = plan.trains_with_dropout(hybrid.recipe.training)
+    with answering(hybrid) if isinstance(hybrid, Hybrid) else nullcontext():
+        check(hybrid, data, plan, until, resume)
+        device = plan.torch_device()
+        hybrid.model.to(device)
+        peak = PeakMemory(device)
+        dropout = plan.trains_with_dropout(hybrid.recipe.training)
+        _begin(hybrid, data, plan, told, resume=resume, calibrate=calibrate)
+        with checkpointing(hybrid.model, plan.memory_saving):
+            forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+            run = _Run(hybrid, data, plan, forward, device, told)
+            run.until, run.resume = until, resume
+            with (
+                seeded(plan.seed, device),
+                training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
+            ):
+                run.all_phases()
+        run.conclude()
+        run.result.memory = peak.bytes()
+        run.result.seconds = time.perf_counter() - started
+        return run.result
+
+
+def _begin(
+    hybrid: Trainable,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    told: _Told,
+    *,
+    resume: Checkpoint | None,
+    calibrate: bool,
+) -> None:
     if isinstance(hybrid, Hybrid) and resume is not None:
         resume.fill(hybrid)
     elif calibrate:
         if hybrid.needs_prepare:
             told.begins("calibration")
         prepare(hybrid, data, plan)
-    with checkpointing(hybrid.model, plan.memory_saving):
-        forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-        run = _Run(hybrid, data, plan, forward, device, told)
-        run.until, run.resume = until, resume
-        with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
-            run.all_phases()
-    run.conclude()
-    run.result.memory = peak.bytes()
-    run.result.seconds = time.perf_counter() - started
-    return run.result
 
 
 class _Run:

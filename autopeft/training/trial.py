@@ -22,9 +22,10 @@ from autopeft.training.contracts import Trainable
 from autopeft.training.forward import Forward, sharing_forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.head_start import start_head
-from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
+from autopeft.training.loop import OnScore, OnStep, ShouldStop, train
 from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 from autopeft.training.samples import asked_in
 from autopeft.training.scoring import Scored, score_by_rows
 

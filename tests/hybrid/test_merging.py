@@ -116,3 +116,17 @@ def test_a_norm_whose_readers_are_not_known_is_refused_and_nothing_changes() -> 
         hybrid.merge()
     assert hybrid.attached
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_was_set_while_it_was_attached_stays_when_it_is_merged() -> None:
+    """The Trainer writes its tokenizer's padding token into the config."""
+    for end, padding in (("merge", 5), ("detach", None)):
+        model = tiny_model("llama")
+        model.config.pad_token_id = None
+        hybrid = _attached(model, LORA)
+        model.config.pad_token_id = 5
+        model.config.id2label = {0: "no", 1: "yes"}
+        getattr(hybrid, end)()
+        assert model.config.pad_token_id == padding
+        assert (model.config.id2label == {0: "no", 1: "yes"}) == (end == "merge")
+        assert model.config._attn_implementation == tiny_model("llama").config._attn_implementation

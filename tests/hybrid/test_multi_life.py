@@ -32,6 +32,7 @@ from torch import Tensor
 from autopeft.backbones import base_model_of
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import attach, attach_many, load
+from autopeft.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -238,3 +239,14 @@ def test_calibration_sees_the_hybrids_own_head_and_nothing_of_the_others() -> No
         assert model.classifier.weight is own
         torch.nn.init.zeros_(hybrid.modules["fish_mask"].entries.values)  # the identity
         torch.testing.assert_close(model(**inputs).logits, out[0])
+
+
+def test_a_table_of_positions_that_no_row_can_have_of_its_own_is_told() -> None:
+    """UMT5's attention looks its bias up itself and takes none, as T5's does."""
+    table = Recipe.from_dict({"name": "f", "model": [{"fish_mask": {"keep": 20, "samples": 2}}]})
+    lora = Recipe.from_dict({"name": "l", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
+    with (
+        attach_many(tiny_model("umt5"), [lora, table]) as together,
+        pytest.raises(CompositionError, match=r"cannot be told apart; attach them one at a time"),
+    ):
+        together.model(**tiny_inputs("umt5"))

@@ -216,3 +216,26 @@ def test_a_forward_that_was_cut_off_leaves_no_weights_swapped(monkeypatch: pytes
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_forward_after_one_that_was_cut_off_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight that was swapped in must not be taken for the backbone's own."""
+    model, hybrid = attached("weights")
+    randomise(hybrid.root)
+    inputs = tiny_inputs("bert")
+    expected = logits(model, inputs)
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    linear = next(m for m in model.modules() if isinstance(m, nn.Linear) and m._forward_pre_hooks)
+    monkeypatch.setattr(linear, "forward", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs)
+    monkeypatch.undo()
+    assert torch.equal(logits(model, inputs), expected)
+    asked = threading.Thread(target=model, kwargs=inputs)
+    asked.start()
+    asked.join(20)
+    assert not asked.is_alive(), "it has its turn"

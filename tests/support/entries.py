@@ -13,7 +13,8 @@ from autopeft.hybrid import Hybrid, attach
 from autopeft.nn import SearchedEntries, SparseDelta
 from autopeft.recipe import Recipe
 from autopeft.training import TrainingPlan
-from autopeft.training.loop import TrainResult, train
+from autopeft.training.loop import train
+from autopeft.training.result import TrainResult
 from support.training import encoded_task, snapshot, tiny_bert
 
 __all__ = ["PLAN", "Seen", "choose_by_lot", "differing", "flat", "recipe_of", "trained"]

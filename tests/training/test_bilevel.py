@@ -15,10 +15,11 @@ from autopeft.method import OuterStep
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.errors import NonFiniteLoss
-from autopeft.training.loop import TrainResult, train
+from autopeft.training.loop import train
 from autopeft.training.modes import learning
 from autopeft.training.phases import Phase
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 
 PLAN = TrainingPlan(steps=4, batch_size=8, device="cpu")
 Act = Callable[["Choosing", OuterStep], None]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from autopeft.hybrid import attach
 from autopeft.method import Session
 from autopeft.recipe import Recipe
-from autopeft.training.loop import TrainResult, train
+from autopeft.training.loop import train
 from autopeft.training.phases import Phase
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 
 PLAN = TrainingPlan(steps=6, batch_size=16, device="cpu")
 Act = Callable[[Session], None]

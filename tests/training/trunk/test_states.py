@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.depth import trunk_depths
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
-from autopeft.training import TrainingPlan, run_trial
+from autopeft.training import TrainingPlan, predict, run_trial
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.loop import train
 from autopeft.training.trunk import Trunk, store
@@ -408,3 +409,24 @@ def test_a_prompt_that_gets_shorter_moves_what_the_head_reads() -> None:
         plan = TrainingPlan(steps=8, batch_size=8, max_length=16, shortcuts=shortcuts)
         losses.append(train(hybrid, encoded_rows_task("bert"), plan).losses)
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_text_that_ends_in_the_padding_token_is_read_where_the_model_reads_it() -> None:
+    """The end token pads where a tokenizer has no padding; heads of decoders read the last other token."""
+    model, data = classifier("gpt2"), encoded_rows_task("gpt2")
+    train = data.train
+    inner = [i for i, n in enumerate(train.lengths) if train.lengths.min() < n < train.lengths.max()][:4]
+    ids = train.ids.copy()
+    for row in inner:
+        ids[train.offsets[row + 1] - 1] = model.config.pad_token_id
+    data = replace(data, splits={**data.splits, "train": replace(train, ids=ids)})
+    lora = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
+    with attach(model, lora, seed=0) as hybrid:
+        randomise(hybrid.root)
+        forward = shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
+        assert forward.rows is not None
+        assert forward.rows.reader == "last"
+        assert inner
+        np.testing.assert_allclose(
+            predict(model, data.train, forward=forward), predict(model, data.train), atol=1e-4
+        )

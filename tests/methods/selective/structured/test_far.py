@@ -20,8 +20,9 @@ from autopeft.backbones import spec_of
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
-from autopeft.training.loop import TrainResult, train
+from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 
 PLAN = TrainingPlan(steps=10, batch_size=16, device="cpu")
 WIDTH, INNER = 16, 24  # of the tiny BERT

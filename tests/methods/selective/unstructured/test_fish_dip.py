@@ -25,8 +25,9 @@ from autopeft.method import Session
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.calibration import prepare
-from autopeft.training.loop import TrainResult, train
+from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 
 PLAN = TrainingPlan(steps=10, batch_size=16, seed=5, device="cpu", shortcuts=False)
 KEEP = 40

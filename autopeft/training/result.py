@@ -1,0 +1,66 @@
+"""What came of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from autopeft.training.checkpoint import Checkpoint
+
+__all__ = ["TrainResult"]
+
+
+@dataclass
+class TrainResult:
+    """What came of a training.
+
+    Attributes:
+        losses: loss of every step, the modules' own terms included.
+        scores: (step, score on *select*) of every score taken while training.
+        seconds: wall time.
+        stopped: `done` after all steps, `asked` when `should_stop` said so, `patience` when scores had
+            stopped rising, `paused` at `until`.
+        micro_rows: rows that went through the model at once in the end.
+        outputs: what each phase left, by name.
+        step_seconds: of every step, loading of the batch left out (see `autopeft.training.metering`).
+        memory: bytes at the peak, from calibration to conclusion; `None` where it cannot be measured.
+        checkpoint: of a paused training, to go on from; `None` where it can only be started anew (modules
+            with phases of their own).
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: Literal["done", "asked", "patience", "paused"] = "done"
+    micro_rows: int = 0
+    outputs: dict[str, Any] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list, repr=False)
+    memory: int | None = None
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    @property
+    def step_time(self) -> float | None:
+        """Median seconds of a step, the first left out where there are others; `None` without steps."""
+        counted = self.step_seconds[1:] or self.step_seconds
+        return float(np.median(counted)) if counted else None
+
+    @property
+    def first_loss(self) -> float:
+        """Mean loss of the first tenth of the steps, at least one."""
+        return float(np.mean(self.losses[: self._tenth])) if self.losses else float("nan")
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss of the last tenth of the steps, at least one."""
+        return float(np.mean(self.losses[-self._tenth :])) if self.losses else float("nan")
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.losses) // 10)
