@@ -201,7 +201,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def test_commands_and_options_in_messages_exist() -> None:
     every, checked = set().union(*OPTIONS.values()), 0
-    # Of Ray, of optuna-dashboard, of llama.cpp and of vLLM.
+    # Of Ray, of optuna-dashboard, of llama.cpp, of vLLM and of torchrun.
     of_others = {
         "--object-store-memory",
         "--storage-class",
@@ -211,6 +211,7 @@ def test_commands_and_options_in_messages_exist() -> None:
         "--reverse-prompt",
         "--lora-modules",
         "--max-lora-rank",
+        "--nproc-per-node",
     }
     for where, text in texts():
         for name, rest in re.findall(r"(?:`|^\s*)autopeft ([a-z]+)\b([^`\n]*)", text, re.M):

@@ -23,6 +23,7 @@ from support.laws import (
     glorot,
     linear,
     normal,
+    products,
     starts,
     truncated,
     uniform,
@@ -87,7 +88,10 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "ia3": ({}, {"at.*.factors": ONES}),
     "intrinsic_said": ({}, {"z": ZEROS, "scales": ONES}),
     "kadaptation": ({"phm_dim": 20}, SLOW_AND_FAST),
-    "kadaptation-full": ({"phm_dim": 20, "rules": "full"}, SLOW_AND_FAST),
+    "kadaptation-full": (
+        {"phm_dim": 20, "rules": "full"},
+        {**SLOW_AND_FAST, "slow.*": products(0.01)},
+    ),
     "krona": ({}, KRONECKER),
     "krona-parallel": (
         {"variant": "parallel_residual", "scale": "learned", "a1": 8},

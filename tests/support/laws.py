@@ -21,6 +21,7 @@ __all__ = [
     "glorot",
     "linear",
     "normal",
+    "products",
     "starts",
     "truncated",
     "uniform",
@@ -40,6 +41,7 @@ class Law:
         unit: what each tensor's values, less the mean, are divided by: a deviation or a bound.
         std: the deviation that is left then.
         reach: the least and the largest size that the outermost value of each sign may have then.
+        loose: by how much deviations may be larger than those of as many independent values.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Law:
     unit: Callable[[Tensor], float]
     std: float
     reach: tuple[float, float]
+    loose: float = 1.0
 
 
 def constant(value: float) -> Law:
@@ -70,6 +73,11 @@ def uniform(bound: float | Callable[[Tensor], float], name: str = "") -> Law:
     """U(−bound, bound), where the bound may depend on the tensor's shape."""
     given = bound if callable(bound) else lambda t: bound
     return Law(name or f"U(−{bound}, {bound})", 0.0, given, 1 / math.sqrt(3), (0.98, 1.0))
+
+
+def products(bound: float) -> Law:
+    """Columns times rows of U(−bound, bound): of n factors of each n² values are made."""
+    return Law(f"U(−{bound}, {bound})²", 0.0, lambda t: bound**2, 1 / 3, (0.9, 1.0), 3.0)
 
 
 def glorot(gain: float = 1.0) -> Law:
@@ -111,9 +119,9 @@ def violations(law: Law, tensors: Iterable[Tensor]) -> list[str]:
 
 def _against(law: Law, values: Tensor) -> Iterable[str]:
     n, (least, largest) = len(values), law.reach
-    if abs(float(values.mean())) > 5 * law.std / math.sqrt(n):
+    if abs(float(values.mean())) > 5 * law.loose * law.std / math.sqrt(n):
         yield f"{law.name}: the mean of {n} values is off by {float(values.mean()):.4g} units"
-    if abs(float(values.std()) / law.std - 1) > 5 / math.sqrt(2 * n):
+    if abs(float(values.std()) / law.std - 1) > 5 * law.loose / math.sqrt(2 * n):
         yield f"{law.name}: the deviation is {float(values.std()) / law.std:.4g} times what it should be"
     for end in (float(values.max()), -float(values.min())):
         if not least <= end <= largest * (1 + 1e-6):
