@@ -180,9 +180,15 @@ def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     language-model head."""
     if model.get_output_embeddings() is not None:
         return {}
-    base = base_model_of(model)
-    inside = {id(p) for owner in (base, model._modules.get(ROOT)) if owner for p in owner.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+    base, found = base_model_of(model), dict[str, nn.Parameter]()
+    seen = {id(p) for p in base.parameters()}
+    beside = [(n, child) for n, child in model.named_children() if child is not base and n != ROOT]
+    whole = ((f"{n}.{own}", p) for n, child in beside for own, p in child.named_parameters())
+    for name, parameter in (*model.named_parameters(recurse=False), *whole):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            found[name] = parameter
+    return found
 
 
 _PLAIN = (str, int, float, bool, list, tuple, dict, type(None))

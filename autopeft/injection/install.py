@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -176,7 +176,8 @@ class Injection:
     def patches(self) -> dict[str, ParameterPatch]:
         """What alters which parameter of the base model, by name."""
         found: dict[str, ParameterPatch] = {}
-        for name, whole in bind_tensors(self.graph, self.modules, self.canonical_name).items():
+        canonical = self._canonical()
+        for name, whole in bind_tensors(self.graph, self.modules, canonical).items():
             patch = found.setdefault(name, ParameterPatch())
             patch.whole += [(WeightTarget(tensor=name), child) for child in whole]
         for site in self.graph.sites():
@@ -184,14 +185,17 @@ class Injection:
             if children:
                 place = self.places[site.key]
                 part = Part(place.transposed, place.out_slice)
-                patch = found.setdefault(self.canonical_name(f"{place.exit}.weight"), ParameterPatch())
+                patch = found.setdefault(canonical(f"{place.exit}.weight"), ParameterPatch())
                 patch.parts.append((WeightTarget(site=site), part, children))
         return found
 
     def canonical_name(self, name: str) -> str:
         """The first name of the parameter's storage: tied tensors have one patch."""
-        parameter = self.base.get_parameter(name)
-        return next(n for n, p in self.base.named_parameters() if p is parameter)
+        return self._canonical()(name)
+
+    def _canonical(self) -> Callable[[str], str]:
+        first = {id(parameter): name for name, parameter in self.base.named_parameters()}
+        return lambda name: first[id(self.base.get_parameter(name))]
 
     # Activations
     # ----------------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ def test_each_method_alone_on_language_models(matrix: Any, name: str) -> None:
 
 
 def test_a_sample_of_all_pairs(matrix: Any) -> None:
-    pairs = matrix.sampled(matrix.everything(), 0.01)
-    assert pairs == matrix.sampled(matrix.everything(), 0.01)
+    pairs = matrix.sampled(matrix.everything(), 0.004)
+    assert pairs == matrix.sampled(matrix.everything(), 0.004)
     _check(matrix, pairs)
 
 
