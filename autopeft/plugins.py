@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,8 @@ from autopeft.errors import AutoPEFTError, PluginError, near
 __all__ = ["Registry", "import_modules", "is_lower_identifier"]
 
 T = TypeVar("T")
+# One for all registries, as what one imports may look into another.
+_LOADING = threading.RLock()
 
 
 def is_lower_identifier(name: str) -> bool:
@@ -73,7 +76,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._again = again or _same
         self._things: dict[str, T] = {}
         self._owners: dict[str, Any] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
 
     # Entering
     # --------------------------------------------------------------------------------------------------
@@ -98,21 +101,24 @@ class Registry(Mapping[str, T], Generic[T]):
     # --------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Import the built-in things and those of installed packages, once.
+        """Import the built-in things and those of installed packages, once; another thread waits for it.
 
         Raises:
             PluginError: a package's module cannot be imported; it is tried again at the next call.
         """
         if self._loaded:
             return
-        self._loaded = True  # what is imported here may look into the registry itself
-        try:
-            self._built_in()
-            for point in entry_points(group=self.group) if self.group else ():
-                _load_point(point)
-        except BaseException:
-            self._loaded = False
-            raise
+        with _LOADING:
+            if self._loaded or self._loading:  # what is imported here may look into the registry itself
+                return
+            self._loading = True
+            try:
+                self._built_in()
+                for point in entry_points(group=self.group) if self.group else ():
+                    _load_point(point)
+                self._loaded = True
+            finally:
+                self._loading = False
 
     def find(self, name: str) -> T:
         """The thing of that name.

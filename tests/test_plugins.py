@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,25 @@ def entered(*names: str, **more: Any) -> Registry[Any]:
     for name in names:
         registry.enter(name, type(name, (), {}))
     return registry
+
+
+def test_threads_wait_for_the_one_that_imports() -> None:
+    """A server's first two requests may come together."""
+    begun, seen = threading.Event(), list[str]()
+
+    def import_slowly() -> None:
+        begun.set()
+        seen.append(f"itself sees {len(registry)}")
+        time.sleep(0.2)
+        registry.enter("fez", object())
+
+    registry = hats(built_in=import_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(registry.find, "fez")
+        begun.wait()
+        others = [pool.submit(registry.find, "fez") for _ in range(3)]
+        assert {future.result() for future in others} == {first.result()}
+    assert seen == ["itself sees 0"]
 
 
 def test_a_name_is_checked_by_the_registrys_own_rule() -> None:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from autopeft.errors import UsageError
 
-__all__ = ["head_names", "initial_spread", "label_options", "reset_head"]
+__all__ = [
+    "draw_missing",
+    "drawn",
+    "head_names",
+    "initial_spread",
+    "label_options",
+    "plain_options",
+    "renamed",
+    "reset_head",
+]
+
+_DRAWN = "_drawn_by_autopeft"
 
 _WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a head of other classes
 
@@ -20,6 +33,30 @@ def label_options(architecture: str, labels: int | None) -> str:
     """What a class of transformers is loaded with for so many labels, as arguments that follow another."""
     others = ", ignore_mismatched_sizes=True" if architecture.endswith(_WITH_HEADS) else ""
     return f", num_labels={labels}{others}"
+
+
+def plain_options(model: PreTrainedModel, *, labels: bool) -> str:
+    """What plain transformers is told beside a checkpoint's place to load it as `model` was.
+
+    Arguments that follow another: with `labels` their number and the padding token without which a decoder
+    classifies no batch, and how the class calls its backbone where the checkpoint's calls it otherwise.
+    """
+    found, words = "", model.config.get_text_config()
+    if labels:
+        found = label_options(type(model).__name__, model.config.num_labels)
+        pad = getattr(words, "pad_token_id", None)
+        if pad is not None and pad != type(words)().pad_token_id:
+            found += f", pad_token_id={int(pad)}"
+    mapping = renamed(type(model.config), model.base_model_prefix)
+    return found + (f", key_mapping={mapping!r}" if mapping else "")
+
+
+def renamed(config: type[PretrainedConfig], prefix: str) -> dict[str, str]:
+    """How weights of a backbone are called in a class that calls it `prefix`, as patterns: Llama's for
+    question answering has `transformer.` for `model.`, which would leave them at random."""
+    mapping = AutoModel._model_mapping
+    plain = getattr(mapping[config], "base_model_prefix", "") if config in mapping else ""
+    return {} if plain in ("", prefix) or not prefix else {f"^{re.escape(plain)}\\.": f"{prefix}."}
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -47,13 +84,40 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
     std = initial_spread(model)
     for name in head_names(model):
         for module in model.get_submodule(name).modules():
-            own = list(module.named_parameters(recurse=False))
-            if any(parameter.ndim >= 2 for _, parameter in own):
-                for kind, parameter in own:
-                    _draw(parameter, 0.0 if kind == "bias" else std, generator)
-            else:
-                for kind, parameter in own:
-                    nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
+            _start_anew(module, std, generator)
+
+
+@torch.no_grad()
+def draw_missing(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Draw parameters of the backbone that its checkpoint lacks, as `reset_head` does, from the seed 0
+    whatever a run's is: they are frozen, so that no file of a hybrid holds them, and whoever loads the
+    backbone again needs the same. `drawn` tells them."""
+    generator = torch.Generator().manual_seed(0)
+    std = initial_spread(model)
+    for path, module in model.named_modules():
+        own = [kind for kind, _ in module.named_parameters(recurse=False) if f"{path}.{kind}" in names]
+        _start_anew(module, std, generator, only=own)
+    setattr(model, _DRAWN, tuple(sorted(names)))
+
+
+def drawn(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """By name what `draw_missing` drew: plain transformers would draw others, so that files for it need
+    them."""
+    return {name: model.get_parameter(name) for name in getattr(model, _DRAWN, ())}
+
+
+def _start_anew(
+    module: nn.Module, std: float, generator: torch.Generator, only: Collection[str] | None = None
+) -> None:
+    own = list(module.named_parameters(recurse=False))
+    weights = any(parameter.ndim >= 2 for _, parameter in own)
+    for kind, parameter in own:
+        if only is not None and kind not in only:
+            continue
+        if weights:
+            _draw(parameter, 0.0 if kind == "bias" else std, generator)
+        else:
+            nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
 
 
 def initial_spread(model: PreTrainedModel) -> float:

@@ -83,6 +83,9 @@ def _refuse_unsaved(model: PreTrainedModel) -> None:
 
 def _digest(model: PreTrainedModel, tokens: Path) -> str:
     digest = hashlib.sha256(f"{type(model).__name__}\n{model.config.to_json_string()}".encode())
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:  # it says where answers end
+        digest.update(generation.to_json_string().encode())
     for path in sorted(p for p in tokens.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(tokens)} {sha256_of(path)}\n".encode())
     for name, tensor in model.state_dict().items():

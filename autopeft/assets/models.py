@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -26,7 +25,7 @@ from transformers import (
 
 from autopeft.assets.bounds import bounded_model, check_layers
 from autopeft.assets.cache import sha256_of
-from autopeft.assets.heads import head_names, reset_head
+from autopeft.assets.heads import draw_missing, head_names, renamed, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.model_folder import check_config, check_folder, with_adapter
 from autopeft.assets.precision import attention_for, keep_head_exact
@@ -190,7 +189,8 @@ def load_model(
     """The backbone with a head drawn from `seed` alone; in eval mode, on the CPU.
 
     Decoders get a padding token, as a classification head on them reads the last token that is not padding.
-    Weights that the checkpoint lacks are drawn from `seed` too; torch's global generator is left as it was.
+    A pooler that the checkpoint lacks is drawn too, the same for every `seed` (see
+    `autopeft.assets.heads.draw_missing`). torch's global generator is left as it was.
 
     Args:
         auto_class: the `Auto…` class of `transformers` that knows the head.
@@ -273,14 +273,10 @@ def _complete(
 
 
 def _renamed(auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
-    """How weights of a backbone are called in a class that calls it otherwise, such as Llama's for question
-    answering (`transformer.` for `model.`), which would leave them at random."""
-    kind = type(config)
-    known = [getattr(c, "_model_mapping", None) for c in (AutoModel, auto_class)]
-    if not all(mapping is not None and kind in mapping for mapping in known):
-        return {}
-    plain, own = (getattr(mapping[kind], "base_model_prefix", "") for mapping in known if mapping is not None)
-    return {} if plain == own or not plain else {"key_mapping": {f"^{re.escape(plain)}\\.": f"{own}."}}
+    own: Any = getattr(auto_class, "_model_mapping", {})
+    prefix = getattr(own[type(config)], "base_model_prefix", "") if type(config) in own else ""
+    mapping = renamed(type(config), prefix)
+    return {"key_mapping": mapping} if mapping else {}
 
 
 def _purpose(auto_class: type[Any]) -> str:
@@ -349,14 +345,18 @@ def _hub_cache(name: str) -> Path | None:
 
 
 def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelSource) -> None:
-    """Raise where the checkpoint lacks backbone weights; a head or a pooler may be new. What predicts tokens
-    is no head of a task: it belongs to the backbone."""
+    """Raise where the checkpoint lacks backbone weights; a head may be new, or a pooler, which is drawn. What
+    predicts tokens is no head of a task: it belongs to the backbone."""
     allowed = tuple(f"{name}." for name in head_names(model) if model.get_output_embeddings() is None)
     lacking = {
         key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
     }
-    lacking = {key for key in lacking if not key.startswith(allowed) and "pooler" not in key}
+    lacking = {key for key in lacking if not key.startswith(allowed)}
+    poolers = {key for key in lacking if "pooler" in key}
+    lacking -= poolers
     if not lacking:
+        if poolers:
+            draw_missing(model, poolers)
         return
     shown, heads = ", ".join(sorted(lacking)[:3]), tuple(f"{name}." for name in head_names(model))
     if all(key.startswith(heads) for key in lacking):

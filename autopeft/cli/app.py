@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -36,7 +37,7 @@ from autopeft.interruption import exit_code, sentence
 
 __all__ = ["app", "main"]
 
-DONE, FAILED, BAD_USAGE = 0, 1, 2
+DONE, FAILED, BAD_USAGE, UNREAD = 0, 1, 2, 141
 # Options that people ask for under a name of their own.
 _WRITTEN_AS = {"--mergeable": "--serve merged", "--merged": "--serve merged"}
 _CTRL_C = 130  # what typer makes of an interruption, of either kind
@@ -100,8 +101,8 @@ def _root(
       autopeft methods                              what hybrids are made of
       autopeft show mam                             a fixed recipe, drawn and counted
 
-    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 ended by SIGTERM. AUTOPEFT_DEBUG=1 shows
-    tracebacks.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted, 141 nobody reads what it says (as after
+    `| head`), 143 ended by SIGTERM. AUTOPEFT_DEBUG=1 shows tracebacks.
     """
 
 
@@ -111,11 +112,14 @@ for _name, _function, _panel in _COMMANDS:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 ended by
-    SIGTERM.
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted, 141 nobody
+    reads what it says, 143 ended by SIGTERM.
 
     Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no error
+            stream.reconfigure(errors="replace")
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     command = typer.main.get_command(app)
@@ -138,9 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error, BAD_USAGE if isinstance(error, UsageError) else FAILED)
     except (KeyboardInterrupt, typer.Abort) as error:
         return _interrupted(error)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # Typer ends the process where a pipe is closed.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         _silence_stdout()
-        return FAILED
+        return UNREAD
     except Exception as error:
         hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
         return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from autopeft.errors import printable
 from autopeft.runs.files import escaped
@@ -16,7 +17,7 @@ from autopeft.runs.files import escaped
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["Told", "echo", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
+__all__ = ["Told", "echo", "lasting", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
 
 
 class Told(int):
@@ -39,6 +40,40 @@ def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     if encoding is not None:
         shown = shown.encode(encoding, "replace").decode(encoding)
     print(shown, file=stream, end=end, flush=True)
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """A stream for the progress of long work, which goes on where nobody reads it any more.
+
+    Once `stream` cannot be written (its reader is gone, as that of `| head`, or its terminal), stderr says
+    so and nothing more is written.
+    """
+    return cast(TextIO, _Lasting(stream))
+
+
+class _Lasting:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lost = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[[], Any]) -> None:
+        if self._lost:
+            return
+        try:
+            do()
+        except OSError as error:
+            self._lost = True
+            with suppress(OSError):  # stderr may be what is lost
+                notify(f"No more progress is shown, as nobody reads it ({error.strerror}); the work goes on.")
 
 
 def say(text: str = "") -> None:
@@ -72,7 +107,8 @@ def say_sheet(sheet: Sheet) -> None:
 
 def say_json(value: Any) -> None:
     """One JSON document on stdout; figures that are not finite become null, so that any parser reads it."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=not unicode, allow_nan=False)
     say(escaped(text))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from autopeft.cli.console import echo
+from autopeft.cli.console import echo, lasting
 from autopeft.composition import is_composition
 from autopeft.display import short
 from autopeft.errors import printable
@@ -231,6 +231,7 @@ class LiveReporter:
 @contextmanager
 def watch(*, live: bool, stream: TextIO | None = None) -> Iterator[PlainReporter | LiveReporter]:
     """A reporter that writes to `stream` (default: stdout): the live table, or plain lines."""
+    stream = lasting(stream or sys.stdout)
     if not live:
         yield PlainReporter(stream)
         return

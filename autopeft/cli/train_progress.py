@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from autopeft.cli.console import echo, lasting
+from autopeft.errors import printable
 from autopeft.report import text
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class LineReporter:
         self._steps = 0
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        echo(line, self._stream)
 
     def on_start(self, info: TrainInfo) -> None:
         """Print what will be done."""
@@ -102,7 +104,7 @@ class BarReporter:
         self._update(select=f"select {text.score(score)}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(printable(line), markup=False, highlight=False)
 
     def _update(self, **values: object) -> None:
         if self._progress is not None and self._bar is not None:
@@ -138,6 +140,7 @@ def _bar(console: Console) -> Progress:
 @contextmanager
 def watch_training(*, live: bool, stream: TextIO) -> Iterator[LineReporter | BarReporter]:
     """A reporter that writes to `stream`: the bar, or plain lines."""
+    stream = lasting(stream)
     if not live:
         yield LineReporter(stream)
         return

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autopeft.assets.heads import label_options
+from autopeft.assets.heads import drawn, plain_options
 from autopeft.errors import AutoPEFTError
 from autopeft.export.lora_factors import NotServable
 from autopeft.export.peft_format import base_prefix
@@ -85,7 +85,8 @@ def diff_of(hybrid: Hybrid) -> Diff:
         if len(index):
             stored = index.to(torch.int32 if len(delta) < _SHORT else torch.int64)
             entries[f"{prefix}{name}"] = (stored, delta[index])
-    diff = Diff(entries, {name: p.detach().cpu().contiguous() for name, p in head_of(hybrid.model).items()})
+    kept = {**head_of(hybrid.model), **drawn(hybrid.model)}
+    diff = Diff(entries, {name: p.detach().cpu().contiguous() for name, p in kept.items()})
     whole = sum(p.numel() for p in base.parameters())
     if diff.size >= 4 * whole:
         raise NotServable(
@@ -117,13 +118,13 @@ def loading_code(model: PreTrainedModel, kind: str, base: str, file: str) -> str
         base: where the backbone is.
         file: where the diff is.
     """
-    labels = label_options(type(model).__name__, model.config.num_labels) if head_of(model) else ""
+    options = plain_options(model, labels=bool(head_of(model)))
     return (
         "import torch\n"
         "from safetensors.torch import load_file\n"
         f"from transformers import {kind}\n\n"
         # In the dtype of the checkpoint, bf16 for example, small changes would be rounded away.
-        f"model = {kind}.from_pretrained({base!r}{labels}, dtype=torch.float32)\n"
+        f"model = {kind}.from_pretrained({base!r}{options}, dtype=torch.float32)\n"
         f"diff, parameters = load_file({file!r}), dict(model.named_parameters())\n"
         "with torch.no_grad():\n"
         "    for key, value in diff.items():\n"

@@ -8,6 +8,7 @@ installed. What peft cannot say is refused with one sentence.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from autopeft.assets import head_names, model_aliases, model_name
+from autopeft.assets.heads import drawn
 from autopeft.backbones import Place, base_model_of, spec_of_model
 from autopeft.errors import AutoPEFTError
 from autopeft.export.peft_readme import how_to_load
@@ -108,7 +110,7 @@ def write_adapter(
     name = base_model or (str(Path(loaded_from).resolve()) if known in model_aliases() else known) or None
     write_json(target / "adapter_config.json", {**adapter.config, "base_model_name_or_path": name})
     write_atomic(target / "adapter_model.safetensors", save(dict(adapter.tensors), metadata={"format": "pt"}))
-    how = how_to_load(hybrid.model, str(adapter.config["task_type"]), name, known)
+    how = how_to_load(hybrid.model, adapter.config["task_type"], name, known)
     write_atomic(target / "README.md", how)
     return target
 
@@ -136,12 +138,15 @@ def with_head(
     tensors: Mapping[str, Tensor],
     task_type: str | None = None,
 ) -> PeftAdapter:
-    """An adapter with the trained head of the model, and what all configs say."""
-    heads = _head_tensors(model)
+    """An adapter with the trained head of the model, a pooler that its checkpoint lacks, and what all configs
+    say."""
+    heads, poolers = _head_tensors(model), drawn(model)
+    kept = [*(head_names(model) if heads else ()), *dict.fromkeys(n.rpartition(".")[0] for n in poolers)]
+    heads |= {f"{PEFT_PREFIX}{name}": parameter for name, parameter in poolers.items()}
     common = {
         "task_type": task_type or task_type_of(model),
         "inference_mode": True,
-        "modules_to_save": list(head_names(model)) if heads else None,
+        "modules_to_save": kept or None,
     }
     found = {key: t.detach().cpu().contiguous().clone() for key, t in {**tensors, **heads}.items()}
     return PeftAdapter({**config, **common}, found)
@@ -152,9 +157,12 @@ def base_prefix(model: PreTrainedModel) -> str:
     return "" if base_model_of(model) is model else f"{model.base_model_prefix}."
 
 
-def task_type_of(model: PreTrainedModel) -> str:
-    """peft's word for the kind of task that a model of this class is for."""
-    name = type(model).__name__
+def task_type_of(model: PreTrainedModel) -> str | None:
+    """peft's word for the kind of task that a model of this class is for; `None`, which peft takes as well,
+    where what it does for that kind hands the model arguments that it does not know."""
+    name, known = type(model).__name__, inspect.signature(type(model).forward).parameters
+    if model.main_input_name != "input_ids" or "inputs_embeds" not in known:
+        return None
     return next((kind for end, kind in _TASKS if name.endswith(end)), "FEATURE_EXTRACTION")
 
 

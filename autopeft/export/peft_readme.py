@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from autopeft.assets import head_names, model_aliases
-from autopeft.assets.heads import label_options
+from autopeft.assets.heads import plain_options, renamed
 from autopeft.runs.markdown import plain
 
 if TYPE_CHECKING:
@@ -25,24 +25,25 @@ _AUTO = {
 _OF_TOKENS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "QUESTION_ANS")  # heads whose outputs are no labels
 
 
-def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named: str) -> str:
+def how_to_load(model: PreTrainedModel, task_type: str | None, base: str | None, named: str) -> str:
     """Text in Markdown, whose blocks of code run in the adapter's folder.
 
     Args:
         model: what the adapter was on.
-        task_type: peft's word.
+        task_type: peft's word, if it has one.
         base: what `adapter_config.json` names; `None` where it names nothing.
         named: the name by which AutoPEFT knows the base.
     """
-    purpose = _AUTO.get(task_type)
+    purpose = None if task_type is None else _AUTO.get(task_type)
     classified = bool(head_names(model)) and task_type not in _OF_TOKENS
-    options = label_options(type(model).__name__, model.config.num_labels) if classified else ""
+    options = plain_options(model, labels=classified)
     # In the dtype of the checkpoint, bf16 for example, the logits would be others than those of the training.
     options += ", dtype=torch.float32"
     kind = type(model).__name__ if purpose is None else f"AutoModelFor{purpose}"
     there = f"base = {kind}.from_pretrained({json.dumps(base or named or 'path/of/the/base')}{options})"
     lines = ["# An adapter in the format of Hugging Face peft", ""]
-    if base is not None and purpose is not None:
+    # peft has another meaning for `key_mapping`, so that its one call cannot load such a base.
+    if base is not None and purpose is not None and not renamed(type(model.config), model.base_model_prefix):
         lines += [
             f"`adapter_config.json` names the base, {plain(base)}, so one call loads both:",
             "",

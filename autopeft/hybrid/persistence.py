@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from autopeft.assets.heads import label_options
+from autopeft.assets.heads import plain_options
 from autopeft.errors import DataError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.modules import ROOT, counts_of, head_of
@@ -178,7 +178,7 @@ class Persistence:
         copied = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
         write_atomic(folder / TRAINING_WEIGHTS, to_bytes(copied, metadata=_MARK))
         if not (folder / "README.md").exists():
-            write_atomic(folder / "README.md", _readme(backbone, [p.folder for p in _pieces(root, values)]))
+            write_atomic(folder / "README.md", _readme(self.model, [p.folder for p in _pieces(root, values)]))
 
     def _head(self) -> dict[str, nn.Parameter]:
         """The model's own task head, where it is what trains: several hybrids have copies of it."""
@@ -281,11 +281,10 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
-def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
+def _readme(model: PreTrainedModel, folders: list[str]) -> str:
     """What the folder is and what to type, beside the files."""
-    name, kind = str(backbone["model"] or "the backbone"), str(backbone["architecture"])
-    labels = len(backbone["config"].get("id2label") or {})
-    options = label_options(kind, labels) if labels and kind.endswith("Classification") else ""
+    name, kind = str(backbone_of(model)["model"] or "the backbone"), type(model).__name__
+    options = plain_options(model, labels=kind.endswith("Classification"))
     each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
     several = [f"There is one hybrid in each of {', '.join(folders)}.", ""] if len(folders) > 1 else []
     lines = [

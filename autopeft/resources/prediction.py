@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 
 from autopeft.graph import (
@@ -42,7 +45,7 @@ class Predictor:
     def __init__(self, limits: Limits, head: Head, calibration: Calibration | None = None) -> None:
         self.limits, self._head, self.calibration = limits, head, calibration
         self._files: Memo[str, int] = Memo(_KEPT)
-        self._beside: Memo[tuple[str, str], float] = Memo(_KEPT)
+        self._beside: Memo[tuple[Hashable, ...], float] = Memo(_KEPT)
 
     def __call__(self, graph: CompositionGraph) -> Resources:
         """What the limits need. Where a file is clearly inside its limit or over it, its size is a bound."""
@@ -82,7 +85,14 @@ class Predictor:
 
     def _rough_entry(self, graph: CompositionGraph, entry: Entry) -> int:
         method = entry.method
-        key = (method.name, method.config.model_dump_json(exclude={"sites"}))
+        # What a method keeps beside its parameters may be as wide as its sites.
+        shapes = Counter((site.in_features, site.out_features) for site in entry.sites)
+        times = math.gcd(*shapes.values())
+        key = (
+            method.name,
+            method.config.model_dump_json(exclude={"sites"}),
+            tuple(sorted((shape, n // times) for shape, n in shapes.items())),
+        )
         places = len(entry.sites) + 1
         beside = self._beside.get(key)
         if beside is None:

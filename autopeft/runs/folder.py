@@ -425,7 +425,7 @@ def list_runs(root: Path | str = "runs") -> list[RunFolder]:
         found = [RunFolder(Path(os.path.abspath(path))) for path in base.iterdir() if _is_run(path)]
     except OSError as error:
         raise UsageError(f"{str(base)!r} cannot be read: {error.strerror}.") from error
-    return sorted(found, key=lambda run: (_begun(run.path), run.name), reverse=True)
+    return sorted(found, key=lambda run: (*_begun(run), run.name), reverse=True)
 
 
 def _is_run(folder: Path) -> bool:
@@ -438,14 +438,18 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
-def _begun(folder: Path) -> int:
-    """When a run was begun, as far as that can be told."""
-    for path in (folder / "manifest.json", folder):
-        try:
-            return path.stat().st_mtime_ns
-        except OSError:
-            continue
-    return 0
+def _begun(run: RunFolder) -> tuple[float, float]:
+    """When a run was begun, as far as that can be told: as its manifest says, which a copy keeps, and never
+    after the file was written; then when that was."""
+    written = 0.0
+    for path in (run.path / "manifest.json", run.path):
+        with suppress(OSError):
+            written = path.stat().st_mtime
+            break
+    with suppress(UsageError, ValueError):  # damaged, or no date: when it was written has to do
+        created = datetime.fromisoformat(read_manifest(run.manifest()).created or "")
+        return min(created.timestamp(), written), written
+    return written, written
 
 
 def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:

@@ -11,11 +11,11 @@ from typing import Any
 
 from autopeft.arguments import takes
 from autopeft.counting import Budget
-from autopeft.errors import AutoPEFTError, StoppedError
+from autopeft.errors import AutoPEFTError, StoppedError, UsageError
 from autopeft.foreign import check_inside
 from autopeft.recipe import Recipe
 from autopeft.runs.files import make_folder
-from autopeft.runs.folder import RunFolder, load_run
+from autopeft.runs.folder import RunFolder, as_typed, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
@@ -155,8 +155,9 @@ def _run(
     past = CompletedRuns(folder, checkpoints)
     kept = _known_runs(ready, past, notify)
     strategy = _open_strategy(ready, folder, checkpoints, notify)
-    finished = [record for record in strategy.records() if record.state != "paused"]
-    folder.write_lines("trials.jsonl", finished)
+    known = strategy.records()
+    _check_nothing_lost(folder, known)
+    folder.write_lines("trials.jsonl", [record for record in known if record.state != "paused"])
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
@@ -202,6 +203,22 @@ def _run(
         with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
             jobs.close()
     return controller
+
+
+def _check_nothing_lost(folder: RunFolder, known: list[TrialRecord]) -> None:
+    """Refuse to go on without trials that had ended, before their records are written over.
+
+    Raises:
+        UsageError: the strategy does not know some of them, as its journal is gone or cut.
+    """
+    ended = {r.number for r in folder.trials().records if r.state in ("complete", "stopped", "duplicate")}
+    lost = ended - {record.number for record in known}
+    if lost:
+        raise UsageError(
+            f"{str(folder.path)!r} cannot go on: {folder.journal.name} lacks {len(lost)} of the {len(ended)} "
+            f"trials that had ended. Put the whole file back, or begin another search with what they found: "
+            f"--from {as_typed(folder.path)}."
+        )
 
 
 def _judge(ready: Prepared) -> Judge:

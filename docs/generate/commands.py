@@ -77,8 +77,9 @@ def overview() -> str:
                 "# Commands",
                 "Every command explains itself with `--help`. These pages show the same text.",
                 table(["command", "what it does"], rows),
-                "Exit codes are 0 (done), 1 (failed), 2 (bad usage), 130 (interrupted) and 143 (ended by "
-                "SIGTERM). `AUTOPEFT_DEBUG=1` shows tracebacks.",
+                "Exit codes are 0 (done), 1 (failed), 2 (bad usage), 130 (interrupted), 141 (nobody reads "
+                "what it says, as after `| head`) and 143 (ended by SIGTERM). `AUTOPEFT_DEBUG=1` shows "
+                "tracebacks.",
             ]
         )
         + "\n"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.saved_model import save_backbone
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from support.tiny import tiny_model
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 import autopeft
 from autopeft.assets import keep_model, load_config, load_tokenizer, resolve_model
@@ -63,6 +64,18 @@ def test_other_weights_and_other_tokens_are_another_folder(pair: tuple[Any, Any]
     second = keep_model(model, tokenizer)
     tokenizer.add_tokens(["splendid"])
     assert len({first, second, keep_model(model, tokenizer)}) == 3
+
+
+def test_other_ends_of_answers_are_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = tiny_model("llama"), AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"))
+    kept = []
+    for ends in (2, [7, 9]):
+        model.generation_config.eos_token_id = ends
+        kept.append(keep_model(model, tokenizer))
+        assert GenerationConfig.from_pretrained(kept[-1]).eos_token_id == ends
+    assert kept[0] != kept[1]
+    assert keep_model(model, tokenizer) == kept[1]
 
 
 def test_a_damaged_folder_is_written_again(pair: tuple[Any, Any]) -> None:

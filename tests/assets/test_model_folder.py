@@ -14,8 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.saved_model import save_backbone
+from transformers import AutoModelForSequenceClassification
 
 from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets.heads import drawn
 from autopeft.errors import UsageError
 
 
@@ -227,6 +229,36 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, shard: Any) ->
     index.write_text("null")
     with pytest.raises(UsageError, match="does not hold a JSON object"):
         resolve_model(str(folder))
+
+
+def without_pooler(folder: Path) -> Path:
+    """What is left of a checkpoint that was trained on masked tokens."""
+    file = save_backbone(folder) / "model.safetensors"
+    kept = {k: v for k, v in load_file(file).items() if "pooler" not in k}
+    save_file(kept, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_pooler_that_is_not_there_is_the_same_whenever_it_is_loaded(tmp_path: Path) -> None:
+    """No file of a hybrid holds it, so that the head of one seed would read the pooler of another."""
+    source = resolve_model(str(without_pooler(tmp_path / "bert")))
+    first, second, half = (
+        load_model(source, seed=seed, dtype=dtype)
+        for seed, dtype in ((0, torch.float32), (5, torch.float32), (5, torch.bfloat16))
+    )
+    names = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    assert list(drawn(first)) == names
+    for name in names:
+        assert torch.equal(first.get_parameter(name), second.get_parameter(name))
+        assert torch.equal(first.get_parameter(name).bfloat16(), half.get_parameter(name))
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    weight = first.get_parameter(names[1])
+    assert 0.9 < float(weight.detach().std()) / first.config.initializer_range < 1.1
+    with torch.random.fork_rng():  # as transformers draws it: runs of the seed 0 go on
+        torch.manual_seed(0)
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert")
+    assert torch.equal(plain.get_parameter(names[1]), weight)
+    assert drawn(load_model(resolve_model(str(save_backbone(tmp_path / "whole"))))) == {}
 
 
 def test_the_configuration_is_read_as_before(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.saved_model import save_backbone
+from support.saved_model import save_backbone, write_reviews
 
 from autopeft.cli import main
-from autopeft.cli.console import echo, notify, one_line, say, say_json
+from autopeft.cli.console import echo, lasting, notify, one_line, say, say_json
 from autopeft.report.sheet import Sheet
 
 TRICKS = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\x08", "\u202e", "\ud800")
@@ -42,6 +46,90 @@ def test_json_holds_foreign_text_as_it_is_and_is_printable(capsys: pytest.Captur
     assert json.loads(out) == {**value, "plain": "ä"}
     assert all(c.isprintable() or c == "\n" for c in out)
     assert '"plain": "ä"' in out
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal of another encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+
+    def isatty(self) -> bool:
+        return True
+
+    def text(self) -> str:
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)  # type: ignore[attr-defined]
+
+
+def test_json_says_the_same_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal("latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    say_json({"text": "日本", "label": "zły", "other": "ä"})
+    assert json.loads(terminal.text()) == {"text": "日本", "label": "zły", "other": "ä"}
+
+
+def test_a_terminal_that_lacks_characters_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal("ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["methods"]) == 0
+    assert "lora" in terminal.text()
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader takes so many lines."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.left = lines
+
+    def write(self, text: str) -> int:
+        if self.left == 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        self.left -= text.count("\n")
+        return super().write(text)
+
+
+def test_progress_that_nobody_reads_is_said_once_and_stops_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipe = Closed(2)
+    stream = lasting(pipe)
+    for i in range(5):
+        echo(f"line {i}", stream)
+    assert pipe.getvalue() == "line 0\nline 1\n"
+    said = capsys.readouterr().err
+    assert said == "No more progress is shown, as nobody reads it (Broken pipe); the work goes on.\n"
+
+
+def test_results_that_nobody_reads_have_an_exit_code_of_their_own() -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    try:
+        words = [sys.executable, "-m", "autopeft", "methods"]
+        done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_search_goes_on_where_nobody_reads_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    save_backbone(tmp_path / "bert")
+    write_reviews(tmp_path / "reviews.csv")
+    data = ["--task", str(tmp_path / "reviews.csv"), "--text", "body", "--label", "verdict"]
+    small = ["--space", "lora", "--budget", "20%", "--max-length", "24", "--trials", "2", "--steps", "2"]
+    run = ["--model", str(tmp_path / "bert"), "--workers", "0", "--baselines", "head", "-o"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Closed(1))
+        patched.setattr("autopeft.cli.app._silence_stdout", lambda: None)
+        assert main(["search", *data, *small, *run, str(tmp_path / "run")]) == 141
+    assert capsys.readouterr().err.count("No more progress is shown") == 1
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["interrupted"], result["test"] is None) == (False, False)
+    assert len((tmp_path / "run" / "trials.jsonl").read_text().splitlines()) == 2
 
 
 def test_tables_hold_nothing_that_a_terminal_acts_on() -> None:

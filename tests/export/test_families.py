@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def test_a_lora_is_equal_in_peft_also_on_parts_of_fused_maps(name: str, tmp_path
     loaded = PeftModel.from_pretrained(tiny_model(name), tmp_path).eval()
     torch.testing.assert_close(logits(loaded, inputs, length=7), expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(logits(tiny_model(name), inputs, length=7), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["whisper", "clip_vision_model", "clip_text_model", "vit", "bert"])
+def test_models_that_read_no_words_or_no_vectors_are_called_in_peft_too(name: str, tmp_path: Path) -> None:
+    """peft's classes for tasks hand a model words or their vectors, which these do not all take."""
+    model = tiny_model(name)
+    model = model.base_model if name == "bert" else model
+    hybrid = attach(model, recipe({"lora": {"rank": 2, "sites": ["q", "v"]}}), seed=0)
+    randomise(hybrid.root)
+    inputs = tiny_inputs(name)
+    with torch.no_grad():
+        expected = model.eval()(**inputs)[0]
+    to_peft(hybrid, tmp_path, base_model="x")
+    plain = tiny_model(name)
+    loaded = PeftModel.from_pretrained(plain.base_model if name == "bert" else plain, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs)[0], expected, atol=2e-5, rtol=1e-4)
+    said = json.loads((tmp_path / "adapter_config.json").read_text())["task_type"]
+    assert said == ("FEATURE_EXTRACTION" if name == "bert" else None)
 
 
 @pytest.mark.parametrize("name", NEW)

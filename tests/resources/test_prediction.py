@@ -15,6 +15,10 @@ from autopeft.resources import Limits, Predictor, StepCost
 
 SPEC = spec_of(BertConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64))
 
+WIDE = spec_of(
+    BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
+)
+
 
 def test_a_step_costs_what_is_predicted_beside_the_reference() -> None:
     """Here a step takes a millisecond for each layer that has something."""
@@ -30,6 +34,25 @@ def test_a_step_costs_what_is_predicted_beside_the_reference() -> None:
     assert cost(upper) == pytest.approx(0.25)
     with pytest.raises(UsageError):
         cost(Recipe.from_dict({"layers": [{"at": [9], "attach": ["lora"]}]}))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_file_is_predicted_alike_whatever_was_asked_about_before(order: int) -> None:
+    """What Laplace-LoRA keeps beside its parameters is as wide as its sites."""
+    graphs = [
+        build_graph(
+            Recipe.from_dict(
+                {"layers": [{"at": at, "attach": [{"laplace_lora": {"rank": 2, "sites": sites}}]}]}
+            ),
+            WIDE,
+        )
+        for sites, at in ((["q"], [0]), (["up", "down"], "all"), (["q", "up"], [1, 2]))
+    ]
+    sizes = [Predictor(Limits(), {}).everything(graph).file for graph in graphs]
+    predict = Predictor(Limits(file=10**9), {})  # far from it nothing is counted exactly
+    found = {i: predict(graphs[i]).file for i in (0, 1, 2)[::order]}
+    for i, size in enumerate(sizes):
+        assert found[i] == pytest.approx(size, rel=0.03)
 
 
 def test_no_file_that_is_too_large_passes_for_one_inside() -> None:

@@ -333,6 +333,18 @@ def test_a_damaged_run_is_listed_as_such_and_hides_no_other(tmp_path: Path, name
     assert load_run(sound.name, root=tmp_path).summary() == rows["sound"]
 
 
+def test_a_copy_keeps_the_order_in_which_runs_were_begun(tmp_path: Path) -> None:
+    """A copy's files are as old as the copy; and no manifest says that it is newer than its file."""
+    written = {"03": 300, "02": 200, "01": 400, "never": 100, "99999": 500}
+    for day, at in written.items():
+        run = make(tmp_path, day, created=f"1970-01-{day}T00:00:00+00:00")
+        os.utime(run.path / "manifest.json", (at * 86_400, at * 86_400))
+    boaster = make(tmp_path, "boaster", created="9000-01-01T00:00:00+00:00")
+    os.utime(boaster.path / "manifest.json", (86_400, 86_400))
+    names = [run.name for run in list_runs(tmp_path)]
+    assert names == ["99999", "never", "03", "02", "boaster", "01"]
+
+
 def test_latest_is_the_newest_run_that_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     older, newer = make(tmp_path, "older"), make(tmp_path, "newer")
     os.utime(older.path / "manifest.json", (1, 1))

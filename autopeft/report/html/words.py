@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from autopeft.arguments import Arguments, command_line
+from autopeft.errors import UsageError
+from autopeft.foreign import file_in
+from autopeft.recipe.yaml_text import read_text
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of, state_of
 from autopeft.report.html.values import mapping, shown
@@ -16,11 +20,15 @@ from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.runs.documents import Compared
 from autopeft.runs.records import TrialRecord
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.resume import SPACE
 from autopeft.search.selection.contender import mean_sd as moments
+from autopeft.search.space.space import Space, space_names
 from autopeft.search.strategies.registry import DEFAULT
 from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.next_steps import predict_command
+
+_BUILT_IN = SearchArguments.model_fields["space"].default
 
 __all__ = [
     "answers",
@@ -290,13 +298,19 @@ def _again(what: str, run: Run, arguments: type[Arguments]) -> Iterator[tuple[st
     options, name = arguments.declared(), arguments.called
     if all(options[k].cli and not isinstance(v, Mapping) for k, v in given.items()):
         yield what, shlex.join(["autopeft", name, *command_line(arguments, given)])
+    metric = given.get("metric")
+    if _is_own_metric(metric):  # Python takes the function itself
+        given["metric"] = {"memory": metric}
     lines = "".join(f"    {k}={_literal(v)}\n" for k, v in given.items())
     yield "The same in Python", f"import autopeft\n\nautopeft.{name}(\n{lines})"
 
 
 def _literal(value: Any) -> str:
     # What lay in memory is in no file: its description stands where it has to be handed over.
-    return f"...,  # {shown(value.get('memory'), 80)}" if isinstance(value, Mapping) else f"{value!r},"
+    if not isinstance(value, Mapping):
+        return f"{value!r},"
+    told = " ".join(shown(value.get("memory"), 80).split())  # of one line: what follows it would be run
+    return f"...,  # {told}"
 
 
 def _path(run: Run) -> str:
@@ -306,9 +320,13 @@ def _path(run: Run) -> str:
 
 
 def _resumed(run: Run) -> str:
-    if _in_memory(mapping(run.manifest.get("arguments")).get("task")):
-        return f"import autopeft\n\nautopeft.search(resume={_path(run)!r}, task=...)  # the same rows"
-    return shlex.join(["autopeft", "search", "--resume", _path(run)])
+    given = mapping(run.manifest.get("arguments"))
+    metric = str(given.get("metric"))
+    own = _is_own_metric(metric)
+    if _in_memory(given.get("task")):
+        more = ", metric=..." if own else ""
+        return f"import autopeft\n\nautopeft.search(resume={_path(run)!r}, task=...{more})  # the same rows"
+    return shlex.join(["autopeft", "search", "--resume", _path(run), *(["--metric", metric] if own else [])])
 
 
 def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:
@@ -324,11 +342,26 @@ def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:
         if options[name].repeated and (isinstance(value, plain) or _in_memory(value))
     }
     # These lie in the run's own folder.
-    if found.get("space") == "custom":
-        found["space"] = f"{run.folder.path}/space.yaml"
+    if _has_own_space(run, recorded.get("space", _BUILT_IN)):
+        found["space"] = f"{run.folder.path}/{SPACE}"
     if _in_memory(found.get("recipe")):
         found["recipe"] = f"{run.folder.path}/recipe.yaml"
     return found
+
+
+def _has_own_space(run: Run, name: Any) -> bool:
+    """Whether a run's folder has a space of its own: any but the one that is built in under its name, which
+    may be one of before, or a file or an object of the user's that is called so."""
+    with suppress(UsageError):  # one that cannot be read cannot be searched again
+        file = None if run.fixed else file_in(run.folder.path, SPACE)
+        if file is not None:
+            return name not in space_names() or read_text(file) != Space.named(name).text
+    return False
+
+
+def _is_own_metric(value: Any) -> bool:
+    """Whether a metric that a run has recorded is a function of the user's own."""
+    return isinstance(value, str) and ":" in value
 
 
 def _in_memory(value: Any) -> bool:

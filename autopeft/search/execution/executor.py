@@ -45,8 +45,9 @@ class Executor(Protocol):
 
 
 def raise_error_of_source(error: Exception) -> NoReturn:
-    """Raise what a source raised; an `OSError` of its files becomes an `AutoPEFTError` that says so."""
-    if isinstance(error, OSError):
+    """Raise what a source raised; an `OSError` of its files becomes an `AutoPEFTError` that says so. A closed
+    pipe is none of its files."""
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         raise AutoPEFTError(
             f"The run folder cannot be used any more: {error}. What was written before is intact."
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from autopeft.interruption import heeded, remind
@@ -48,7 +49,8 @@ class LocalExecutor:
         about = ProcessInfo.own()
         watch = _Watch(source)
         try:
-            with heeded(watch.interrupt, lambda: source.stopped):
+            # Closed before signals mean what they meant: a reminder that comes later would end the process.
+            with heeded(watch.interrupt, lambda: source.stopped), closing(watch):
                 _told(source.scale, 1)
                 while not source.stopped:
                     job = _told(source.next)
@@ -104,6 +106,7 @@ class _Watch:
     def __init__(self, source: JobSource) -> None:
         self._source = source
         self._working = self._overdue = False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def interrupt(self) -> None:
@@ -125,13 +128,19 @@ class _Watch:
         finally:
             self._working = False
 
+    def close(self) -> None:
+        """Wait until nothing more is seen to; what was interrupted in time is not reminded."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def _wait(self) -> None:
         while not self._source.stopped:
-            time.sleep(_LOOK_SECONDS)
+            if self._closed.wait(_LOOK_SECONDS):
+                return
         end = time.monotonic() + STOP_SECONDS
-        while self._working:
-            time.sleep(_LOOK_SECONDS)
-            if time.monotonic() >= end:
+        while self._working and not self._closed.wait(_LOOK_SECONDS):
+            if self._working and time.monotonic() >= end:
                 self._overdue = True
                 remind()
                 return

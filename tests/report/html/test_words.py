@@ -11,6 +11,7 @@ from autopeft.report.html.load import read_run
 from autopeft.report.html.page import render_report
 from autopeft.report.html.words import comparisons, facts, headline, remarks, reproduction
 from autopeft.runs.folder import RunFolder
+from autopeft.search.space.space import Space
 
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
@@ -164,14 +165,55 @@ def test_a_run_that_was_cut_off_can_go_on(make_run: Make) -> None:
 def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
     arguments = {"task": "t", "warm_start": ["a b", "c"], "fresh_baselines": True, "space": "custom"}
+    folder.write_text("space.yaml", "name: custom")
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | arguments})
     parts = shlex.split(dict(reproduction(read_run(folder)))["Search again"])
     assert parts[2:] == [
         *("--task", "t", "--from", "a b", "--from", "c", "--fresh-baselines"),
         *("--space", f"{folder.path}/space.yaml"),
     ]
+    (folder.path / "space.yaml").unlink()
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | {"task": "t", "warm_start": []}})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task t"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "own"),
+    [
+        (None, Space.named("default").text, False),
+        (None, Space.named("default").text + "# mine\n", True),
+        ("lora", Space.named("lora").text, False),
+        ("lora", Space.named("default").text, True),
+        ("mine", Space.named("lora").text, True),
+        ("mine.yaml", Space.named("lora").text, True),
+    ],
+)
+def test_a_space_of_the_users_own_is_that_of_the_folder(
+    name: str | None, text: str, own: bool, make_run: Make, edit: Edit
+) -> None:
+    """Also where it has kept the name of the one that it was made from."""
+    folder = make_run(trials=1)
+    folder.write_text("space.yaml", text)
+    given = NOW | {"task": "t"} | ({} if name is None else {"space": name})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": given})
+    blocks = dict(reproduction(read_run(folder)))
+    parts = shlex.split(blocks["Search again"])
+    named = [] if name is None else ["--space", name]
+    assert parts[4:] == (["--space", f"{folder.path}/space.yaml"] if own else named)
+
+
+def test_a_metric_of_the_users_own_comes_again(make_run: Make, edit: Edit) -> None:
+    folder = make_run(trials=3, finished=False)
+    given = NOW | {"task": "t", "metric": "mine:first\nimport os"}
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": given})
+    blocks = dict(reproduction(read_run(folder)))
+    for what in ("Go on with it", "Search again"):
+        assert shlex.split(blocks[what])[-2:] == ["--metric", "mine:first\nimport os"]
+    assert [line for line in blocks["The same in Python"].splitlines() if "mine:first" in line] == [
+        "    metric=...,  # mine:first import os"
+    ]
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": given | {"task": {"memory": "a"}}})
+    assert "task=..., metric=...)" in dict(reproduction(read_run(folder)))["Go on with it"]
 
 
 def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from support.saved_model import save_backbone, write_reviews
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
-from autopeft.search.execution import worker
+from autopeft.search.execution import local_executor, worker
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.worker import WorkerSetup, execute, release
 from autopeft.tasks import load_task
@@ -111,6 +112,26 @@ def test_a_signal_interrupts_the_source_once(number: signal.Signals) -> None:
     assert [(r.job, r.failure) for r in source.results.values()] == [("a", "stopped")]
     assert [j.id for j in source.left] == ["b"]
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_a_job_that_ends_in_time_after_an_interruption_is_not_reminded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else SIGTERM comes when nobody hears it any more, and ends the process."""
+    reminded = list[bool]()
+    monkeypatch.setattr(local_executor, "STOP_SECONDS", 0.3)
+    monkeypatch.setattr(local_executor, "remind", lambda: reminded.append(True))
+
+    def ends_between_two_looks(setup: Any, job: Job, *args: Any) -> JobResult:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.35)
+        return JobResult(job.id, {"select": 0.5})
+
+    source, threads = Source([job("a")]), threading.active_count()
+    LocalExecutor().run_jobs(source, ends_between_two_looks, None)
+    assert threading.active_count() == threads
+    time.sleep(0.5)
+    assert (source.stopped, set(source.results), reminded) == (True, {"a"}, [])
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:

@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
+from autopeft.search.api import search
 from autopeft.search.planning import pooling as pooling_module
 from autopeft.search.planning import resume
 from autopeft.search.planning.arguments import SearchArguments
@@ -400,6 +402,19 @@ def test_gpus_of_a_trial_had_one_process_before_manifests_told(gpus: Any) -> Non
     assert resume._here(said, said, {})["gpus_per_trial"] == gpus
     alone = resume._here(said, said, {"workers": 0})["gpus_per_trial"]
     assert alone == (2 if gpus == 2 else None)
+
+
+def test_a_run_whose_journal_is_gone_keeps_its_trials(begun: RunFolder) -> None:
+    """As in a copy without `*.log`: the search would begin anew, over what was found."""
+    recipe = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
+    for number, state in enumerate(("complete", "failed", "stopped")):
+        record = TrialRecord("trial", f"trial {number}", state, recipe, number=number, score=0.5)  # type: ignore[arg-type]
+        begun.append_line("trials.jsonl", record)
+    before = (begun.path / "trials.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"journal.log lacks 2 of the 2 trials .*--from \S*run"):
+            search(resume=begun.path, workers=0)
+        assert (begun.path / "trials.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
