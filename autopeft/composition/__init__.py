@@ -13,6 +13,7 @@ from autopeft.composition.contract import (
     NoOptions,
     Value,
     Way,
+    input_width,
     nested,
     refuse_alone,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "composition_names",
     "default_options",
     "get_composition",
+    "input_width",
     "is_composition",
     "is_of_the_source",
     "nested",

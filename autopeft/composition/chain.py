@@ -24,7 +24,9 @@ class Chain(nn.Module):
 
     kind: ClassVar[str]
     summary: ClassVar[str] = "children in list order, each reads the y that the one before left"
-    traits: ClassVar[CompositionTraits] = CompositionTraits(ordered=True, mergeable=True, rowwise=True)
+    traits: ClassVar[CompositionTraits] = CompositionTraits(
+        ordered=True, mergeable=True, rowwise=True, several=True
+    )
     Options = NoOptions
 
     @classmethod

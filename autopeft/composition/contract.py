@@ -29,6 +29,7 @@ __all__ = [
     "Value",
     "Way",
     "alters_weights",
+    "input_width",
     "nested",
     "refuse_alone",
 ]
@@ -58,6 +59,7 @@ class CompositionTraits:
         rowwise: what it adds at a position depends on that position alone, where that is so of its children.
         copies: its only child may be written once, with `copies: n` beside it.
         single: it holds one child.
+        several: it holds two children or more. Of a space's, one that is left alone stands for it.
         batch_terms: the option that, where it is not zero, gives a term of the loss that is of the rows of a
             batch together, and no mean over rows.
     """
@@ -68,6 +70,7 @@ class CompositionTraits:
     rowwise: bool = False
     copies: bool = False
     single: bool = False
+    several: bool = False
     batch_terms: str = ""
 
 
@@ -100,6 +103,11 @@ class MergingChild(Protocol):
         ...
 
 
+def input_width(site: Site) -> int:
+    """What a child reads at a site, unless it says otherwise."""
+    return site.in_features
+
+
 @dataclass(frozen=True)
 class ChildSpec:
     """What a composition knows of a child before anything is built.
@@ -113,6 +121,7 @@ class ChildSpec:
         phased: how many entries in it train in phases of their own.
         resizes: an entry in it settles how large it is while it trains.
         directed: an entry in it replaces the direction of a weight (DoRA).
+        fed: the width of what it reads at a site, its input's unless the method says otherwise (`fed_width`).
     """
 
     name: str
@@ -123,6 +132,7 @@ class ChildSpec:
     phased: int = 0
     resizes: bool = False
     directed: bool = False
+    fed: Callable[[Site], int] = input_width
 
 
 def nested(outer: Value | None, inner: Value) -> Value:

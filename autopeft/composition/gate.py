@@ -38,9 +38,9 @@ class Gate(nn.Module):
     """δ = Σ gᵢ·δᵢ with gᵢ = mean over real positions of σ(wᵢ·u + bᵢ), one scalar for each example, child and
     site.
 
-    u is what the child reads: the site's input, or for a serial adapter what it transforms. A gate takes the
-    place of a child's own constant scale (LoRA's α/r), and multiplies a prefix's keys and values (a zero gate
-    leaves zeroed keys, which still take attention). w is N(0, 0.02), b is zero. Mao et al. 2022,
+    u is what the child reads: the site's input, or for an adapter behind it what that transforms. A gate
+    takes the place of a child's own constant scale (LoRA's α/r), and multiplies a prefix's keys and values (a
+    zero gate leaves zeroed keys, which still take attention). w is N(0, 0.02), b is zero. Mao et al. 2022,
     arXiv:2110.07577, §3.2. Their mean runs over padding too, so that results depend on the padding's length;
     here it is masked, and `masked: false` gives theirs. On causal stacks the mean runs over later positions
     too: right for a head that reads the last one, a leak in language-model training. width + 1 parameters for
@@ -56,7 +56,7 @@ class Gate(nn.Module):
         super().__init__()
         self.masked = masked
         self.gates = nn.ModuleDict(
-            {c.name: PerSite({s.key: self._linear(s) for s in c.sites}) for c in children}
+            {c.name: PerSite({s.key: self._linear(c.fed(s)) for s in c.sites}) for c in children}
         )
 
     @property
@@ -67,8 +67,8 @@ class Gate(nn.Module):
         return True
 
     @staticmethod
-    def _linear(site: Site) -> nn.Linear:
-        linear = nn.Linear(site.in_features, 1)
+    def _linear(width: int) -> nn.Linear:
+        linear = nn.Linear(width, 1)
         nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
         return linear
@@ -86,7 +86,7 @@ class Gate(nn.Module):
 
     @classmethod
     def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
-        n = sum(s.in_features + 1 for c in children for s in c.sites)
+        n = sum(c.fed(s) + 1 for c in children for s in c.sites)
         return ParameterCount(n, n)
 
     @classmethod

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from autopeft.composition import ChildSpec, Way, get_composition, refuse_alone
+from autopeft.composition import ChildSpec, Way, get_composition, input_width, refuse_alone
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
 from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
@@ -76,6 +76,7 @@ class Shape(ABC):
         pretrained: whether one of them reads pretrained tensors alone.
         phased: how many of them train in phases of their own.
         resizes: whether one of them settles how large it is while it trains.
+        fed: see `ChildSpec`.
     """
 
     label: str
@@ -85,9 +86,10 @@ class Shape(ABC):
     pretrained: bool
     phased: int
     resizes: bool
+    fed: Callable[[Site], int]
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        self._parts, self.fed = parts, input_width
         parts.enter(self)
         self._counts: dict[int, tuple[int, int, int]] = {}
         self._texts: dict[int, str] = {}
@@ -144,6 +146,7 @@ class LeafShape(Shape):
         self.ways = ways_of(self._example)
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
+        self.fed = getattr(self._example, "fed_width", input_width)
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
@@ -239,6 +242,7 @@ class NodeShape(Shape):
                 c.phased,
                 resizes=c.resizes,
                 directed=c.directed,
+                fed=c.fed,
             )
             for c in self._children
         ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autopeft.composition import ChildSpec, Way
+from autopeft.composition import ChildSpec, Way, input_width
 from autopeft.graph.parts import ways_of
 from autopeft.method import ParameterCount, Traits
 from autopeft.spec import Site
@@ -70,6 +70,7 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
             int(traits.phased),
             resizes=traits.data_dependent,
             directed=traits.direction,
+            fed=getattr(entry.method, "fed_width", input_width),
         )
     inner = [child_spec(entries, c) for c in tree.children]
     sites = {s.key: s for c in inner for s in c.sites}

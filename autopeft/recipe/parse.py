@@ -99,10 +99,10 @@ def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
     problems.tree = tree
     check_keys(tree, (), _TOP_KEYS, "a recipe", problems)
     fields: dict[str, Any] = {"autopeft": SCHEMA_VERSION}
-    name = _text(tree, "name", problems)
+    name = read_line(tree, "name", problems)
     if name is not None:
         fields["name"] = name
-    fields["reference"] = _text(tree, "reference", problems)
+    fields["reference"] = read_line(tree, "reference", problems)
     fields["inputs"] = read_inputs(tree.get("inputs"), problems)
     blocks = [_block(b, ("layers", i), problems) for i, b in enumerate(_list(tree, "layers", (), problems))]
     fields["layers"] = tuple(b for b in blocks if b is not None)
@@ -145,7 +145,8 @@ def kind_of(value: Any) -> str:
     )
 
 
-def _text(tree: Mapping[str, Any], key: str, problems: Problems) -> str | None:
+def read_line(tree: Mapping[str, Any], key: str, problems: Problems) -> str | None:
+    """A name or a reference of a recipe or a space, `None` where it is not there or wrong."""
     value = tree.get(key)
     if value is None:
         return None

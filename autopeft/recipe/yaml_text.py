@@ -179,7 +179,8 @@ def read_yaml(text: str, source: str) -> Any:
         line = None if mark is None else int(mark.line) + 1
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
         problems.note(Problem((), f"not valid YAML: {what}.", line))
-    except YAMLError as error:
+    # A version of YAML or a character that there is not is an error of the parser's own.
+    except (YAMLError, ValueError, OverflowError, AssertionError) as error:
         problems.note(Problem((), f"not valid YAML: {' '.join(str(error).split())}"))
     problems.check()
     return tree

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import tiny_inputs, tiny_model
 from torch import Tensor
 
 from autopeft.composition import Chain, ChildSpec, Gate, Sum
 from autopeft.errors import CompositionError
+from autopeft.hybrid import attach
 from autopeft.method import Call, Context, ParameterCount, WeightTarget
+from autopeft.recipe import Recipe
 from autopeft.spec import Site
 
 SITE = Site("encoder", 0, "ffn", "region", 4, 4)
@@ -107,3 +110,16 @@ def test_what_reads_pretrained_tensors_comes_first_in_a_chain() -> None:
     Chain.check([_weight("hiwi", pretrained=True), _weight("dora")], {})
     with pytest.raises(CompositionError, match="put hiwi first"):
         Chain.check([_weight("dora"), _weight("hiwi", pretrained=True)], {})
+
+
+@pytest.mark.parametrize("variant", ["series", "input", "parallel"])
+@pytest.mark.parametrize("site", ["up", "down", "q"])
+def test_a_gate_is_as_wide_as_what_its_child_reads(site: str, variant: str) -> None:
+    """Behind a map that is its output, where the two widths differ."""
+    options = {"bottleneck": 4, "sites": [site], "variant": variant}
+    model = tiny_model("bert")
+    hybrid = attach(
+        model, Recipe.from_dict({"layers": [{"attach": [{"gate": [{"linear_adapter": options}]}]}]})
+    )
+    assert torch.isfinite(model(**tiny_inputs("bert")).logits).all()
+    assert sum(p.numel() for p in hybrid.root.parameters()) == hybrid.counts().deployed

@@ -104,3 +104,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_shared_objects_are_written_out() -> None:
     shared = {"rank": [1]}
     assert read_yaml(dump_yaml({"a": shared, "b": shared}), "x") == {"a": shared, "b": shared}
+
+
+@pytest.mark.parametrize("text", ["%YAML 1.3\n---\nname: x", 'name: "\\U00110000"', 'name: "\\UFFFFFFFF"'])
+def test_what_the_parser_itself_stumbles_over_is_no_yaml(text: str) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        read_yaml(text, "recipe")

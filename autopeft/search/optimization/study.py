@@ -15,6 +15,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,15 +43,15 @@ from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, a
 from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.optimization.storage import FIRST, NAME, open_journal
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.space.parameters import Parameter, every_point
 
 if TYPE_CHECKING:
     from autopeft.search.space.candidate import Candidate
-    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["Proposal", "SearchStudy"]
 
 _NOT_ITS_FAULT = ("lost", "stopped")
-_MODELLED = 10
+_MODELLED, _SMALL = 10, 4096
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class SearchStudy:
         in_use: InUse = all_in_use,
     ) -> None:
         self._codec, self._repair, self._in_use = Codec(parameters), repair, in_use
-        self._patience, self._trials = patience, trials
+        self._patience, self._trials, self._parameters = patience, trials, parameters
         self.rungs, self.objectives, self.cost = rungs, objectives, cost
         self._seen: list[Observation] = []
         self._records: dict[int, TrialRecord] = {}
@@ -216,7 +217,8 @@ class SearchStudy:
     # ----------------------------------------------------------------------------------------------------
 
     def propose(self) -> Proposal | None:
-        """The next recipe to train, or `None` when the space holds nothing new (within `patience` tries).
+        """The next recipe to train, or `None` when the space holds nothing new: within `patience` tries, and
+        at no point of a small space without ranges.
 
         Raises:
             AutoPEFTError: no recipe at all was found, as none could be repaired into the budget.
@@ -231,25 +233,25 @@ class SearchStudy:
                 marks["outcome"] = {"error": str(error), "failure": "infeasible"}
                 self._create(values, marks, TrialState.FAIL)
                 continue
-            counts, recipe = repaired.counts.to_dict(), repaired.recipe.to_dict()
-            marks |= {
-                "recipe": recipe,
-                "hash": repaired.hash,
-                "counts": counts,
-                "point": dict(repaired.point),
-            }
-            if repaired.step_cost is not None:
-                marks["step_cost"] = repaired.step_cost
             original = self._known.get(repaired.hash)
-            if original is not None:
-                self._copy(values, {**marks, "duplicate_of": original}, original)
-                continue
-            number = self._create(values, marks, TrialState.RUNNING)
-            self._known[repaired.hash] = number
-            return Proposal(number, recipe, repaired.hash, counts)
+            if original is None:
+                return self._proposed(values, marks, repaired)
+            self._copy(values, {**marks, **_marks_of(repaired), "duplicate_of": original}, original)
+        for values in every_point(self._parameters, _SMALL):
+            with suppress(AutoPEFTError):
+                repaired = self._repair(values)
+                if repaired.hash not in self._known:
+                    return self._proposed(values, {}, repaired)
         if refused is not None and not (self._records or self._open):
             raise refused
         return None
+
+    def _proposed(self, values: Mapping[str, Any], marks: Mapping[str, Any], found: Candidate) -> Proposal:
+        """A trial that begins."""
+        own = _marks_of(found)
+        number = self._create(values, {**marks, **own}, TrialState.RUNNING)
+        self._known[found.hash] = number
+        return Proposal(number, own["recipe"], found.hash, own["counts"])
 
     def _suggest(self, *, at_random: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values of the space to try next, and user attributes that tell where they come from."""
@@ -483,3 +485,14 @@ _STATES: dict[TrialState, RecordState] = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "paused",
 }
+
+
+def _marks_of(found: Candidate) -> dict[str, Any]:
+    """What a trial's attributes say of its recipe."""
+    marks = {
+        "recipe": found.recipe.to_dict(),
+        "hash": found.hash,
+        "counts": found.counts.to_dict(),
+        "point": dict(found.point),
+    }
+    return marks if found.step_cost is None else {**marks, "step_cost": found.step_cost}

@@ -21,7 +21,14 @@ from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Template
 from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot, size_of
 from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.simplify import drop_groups, drop_head_parts, number_alias, prune
+from autopeft.search.space.simplify import (
+    blocks_of,
+    drop_groups,
+    drop_head_parts,
+    holds_several,
+    number_alias,
+    prune,
+)
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BoundSpace", "Unit"]
@@ -95,6 +102,8 @@ class BoundSpace:
         self._items: Memo[Any, Item | None] = Memo(_ITEMS)
         self.left_out: dict[str, str] = {}
         self.kept: dict[type[Any], Any] = {}
+
+        self._check_names()
 
     @property
     def name(self) -> str:
@@ -188,8 +197,7 @@ class BoundSpace:
     def _attach(
         self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]
     ) -> Iterator[LayerBlock]:
-        for at, stack in self._places[block].where(values, layer):
-            yield LayerBlock.model_validate({"at": at, "stack": stack, "attach": items})
+        yield from blocks_of(items, self._places[block].where(values, layer))
 
     def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
         """What a unit attaches, or `None` where it is absent or the backbone cannot take it."""
@@ -218,6 +226,8 @@ class BoundSpace:
             children = tuple(
                 c for child in item.children if (c := self._offered(child, block, stacks)) is not None
             )
+            if len(children) == 1 and holds_several(item.kind):
+                return children[0]
             return item.model_copy(update={"children": children}) if children else None
         if stacks == ():
             return None
@@ -259,6 +269,16 @@ class BoundSpace:
                     f"Space {self.name!r} has {what.format(f'{number:,}')} on a backbone of {self._layers:,} "
                     f"layers, and at most {MOST_VALUES:,} are taken; offer less under each_layer."
                 )
+
+    def _check_names(self) -> None:
+        """Refuse two parameters of one name: what is drawn for each layer is called after it."""
+        if len(self._by_name) < len(self.parameters):
+            names = [p.name for p in self.parameters]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise RecipeError(
+                f"Two parameters of space {self.name!r} are called {twice!r}, as what is drawn for each "
+                "layer is. Give an entry or a variable that is called layer_… another name."
+            )
 
     def _parameters(self) -> Iterator[Parameter]:
         context = self.context({}, None)

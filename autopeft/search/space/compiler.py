@@ -11,7 +11,7 @@ from typing import Any
 from autopeft.composition import is_composition
 from autopeft.errors import RecipeError, near
 from autopeft.recipe.layers import normalise_at
-from autopeft.recipe.parse import STACKS, check_keys, kind_of, migrate, no_stack
+from autopeft.recipe.parse import STACKS, check_keys, kind_of, migrate, no_stack, read_line
 from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.size import check_size
 from autopeft.search.space.expressions import (
@@ -105,12 +105,8 @@ class _Compiler:
 
     def space(self, tree: dict[str, Any]) -> Templates:
         check_keys(tree, (), _TOP_KEYS, "a search space", self.problems)
-        for key in ("name", "reference"):
-            value = tree.get(key)
-            if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable()):
-                self.problems.add((key,), f"{key!r} is one line of text, but got {value!r:.80}.")
-            elif value is not None:
-                setattr(self.out, key, value)
+        self.out.name = read_line(tree, "name", self.problems) or self.out.name
+        self.out.reference = read_line(tree, "reference", self.problems)
         self.declare(tree.get("vars"))
         for i, block in enumerate(self.listed(tree.get("layers"), ("layers",))):
             self.block(block, ("layers", i))
@@ -351,13 +347,15 @@ class _Compiler:
             self.problems.add(path, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {got}.")
             return None
         slot = self.add(Slot(self.unique(name or "choice"), "categorical", per_layer))
+        plain = set[Any]()
         for i, option in enumerate(tree):
-            label = _label(option)
-            if label in slot.options:
-                if not isinstance(option, (dict, list)):
+            label, structured = _label(option), isinstance(option, dict)
+            if not isinstance(option, (dict, list)):
+                if label in plain:
                     self.problems.add((*path, i), f"{option!r} is offered twice; keep one of them.")
+                plain.add(label)
+            if label in slot.options:
                 label = f"{label}#{i + 1}"
-            structured = isinstance(option, dict)
             below = _item_name(option) if item and structured else slot.name
             node = self.node(option, (*path, i), below, item=item)
             slot.options[label] = Const(ABSENT) if item and option is None else node

@@ -15,13 +15,17 @@ from autopeft.counting import Counts, Measure, count
 from autopeft.errors import UsageError
 from autopeft.graph import WHOLE, Memo, Part, Shape, build_graph, clash, hash_of, parts_of, total_of
 from autopeft.method import method_names
-from autopeft.recipe import CompositionItem, Item, LayerBlock, Recipe
+from autopeft.recipe import CompositionItem, Item, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.expressions import Const, Listed, Mapped, Node, Optional, Ref, Scaled
 from autopeft.search.space.layers import key_of
+from autopeft.search.space.simplify import blocks_of
 
-__all__ = ["PointCounter", "counter_of"]
+__all__ = ["IMPOSSIBLE", "PointCounter", "counter_of"]
 
+IMPOSSIBLE = 1 << 60
+"""What a unit costs that cannot act at some values, such as a gate around what no gate can hold: more than
+any budget, so that repair goes elsewhere."""
 _PLACES = 1 << 14
 _SHAPES = 1 << 11
 
@@ -154,11 +158,8 @@ class PointCounter:
         return self.measure(values).hash
 
     def costs(self, units: Iterable[Unit], values: Mapping[str, Any]) -> list[int | None]:
-        """Deployed parameters of each of these units at values that are allowed, `None` where it is absent.
-
-        Raises:
-            UsageError: a unit alone does not fit the backbone.
-        """
+        """Deployed parameters of each of these units at values that are allowed, `None` where it is absent
+        and `IMPOSSIBLE` where it cannot act."""
         found: list[int | None] = []
         group: _Group | None = None
         masks: Masks = ()
@@ -176,18 +177,22 @@ class PointCounter:
             if len(masks) == 1 and not shape.may_clash:
                 return shape.count(masks[0])[0]
             parts = [(shape, mask) for mask in masks]
-            cost, works = total_of(parts)[0], not clash(parts)
+            if not clash(parts):
+                return total_of(parts)[0]
         except UsageError:
-            works = False
-        return cost if works else count(self._alone(unit, values), self.bound.spec).deployed
+            pass  # one of its items is told by what counts it alone
+        try:
+            return count(self._alone(unit, values), self.bound.spec).deployed
+        except UsageError:
+            return IMPOSSIBLE
 
     def _alone(self, unit: Unit, values: Mapping[str, Any]) -> Recipe:
         """The recipe of a unit that is there."""
         item, where = self.bound.item(unit, values), self.bound.where(unit, values)
+        assert item is not None, "what is absent costs nothing"
         if where is None:
             return Recipe.model_validate({"model": (item,)})
-        blocks = [LayerBlock.model_validate({"at": at, "stack": s, "attach": (item,)}) for at, s in where]
-        return Recipe(layers=tuple(blocks))
+        return Recipe(layers=tuple(blocks_of((item,), where)))
 
 
 def _aliases(item: Item) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -128,7 +129,10 @@ class Scaled:
 
     def factor(self, size: float) -> float:
         """What a size multiplies with; a size of 0 is that of something absent."""
-        return float(max(1.0, (self.at / size) ** self.power)) if size > 0 else 1.0
+        try:
+            return float(max(1.0, (self.at / size) ** self.power)) if size > 0 else 1.0
+        except OverflowError:
+            return sys.float_info.max
 
     def slots(self) -> Iterator[Slot]:
         yield from self.number.slots()

@@ -59,7 +59,8 @@ class BlockPlaces:
         self._of = normalise_at(block.of.value) if isinstance(block.of, Const) else None
         stacks = [option.fill(bare) for option in options_of(block.stack)]
         sets = [normalise_at(option.fill(bare)) for option in options_of(block.of)]
-        self.reach = tuple(sorted({i for s in stacks for at in sets for i in self._indices(at, s)}))
+        covered = {name for s in stacks for name in self._stacks[s]}
+        self.reach = tuple(sorted({i for name in covered for at in sets for i in self._indices(at, name)}))
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -81,38 +82,46 @@ class BlockPlaces:
 
     def where(self, values: Mapping[str, Any], layer: int | None = None) -> Where:
         """The recipe's blocks that this one becomes, whole or cut down to a layer; none where no layer is
-        left."""
+        left. Stacks of unequal depth have a block each where each has layers of its own."""
         stack: str = self._fill(self._block.stack, values)
-        at = self._at(values, stack) if self._stacks[stack] else None
-        if at is None:
+        names, block = self._stacks[stack], self._block
+        if not names:
             return ()
-        if layer is not None:
-            if layer not in (at if isinstance(at, tuple) else self._indices(at, stack)):
-                return ()
-            at = (layer,)
-        if isinstance(at, str) or self._even[stack]:
-            return ((at, stack),)
-        inside = [(tuple(i for i in at if i < self._depths[name]), name) for name in self._stacks[stack]]
-        return tuple((chosen, name) for chosen, name in inside if chosen)
-
-    def _at(self, values: Mapping[str, Any], stack: str) -> At | None:
-        """The layers in canonical form; `None` where none is left."""
-        block = self._block
         of = self._of or normalise_at(self._fill(block.of, values))
-        if block.start is None and block.switch is None:
-            return of
-        start: Any = 0 if block.start is None else self._fill(block.start, values)
-        first = self._last if start == "last" else min(int(start), self._last)
-        chosen = tuple(i for i in self._indices(of, stack) if i >= first)
-        if block.switch is not None:
-            on = self._switched_on
-            if on is None:
-                chosen = tuple(i for i in chosen if block.switch.fill(self._context(values, i)))
-            else:
-                chosen = tuple([i for i in chosen if on[i][1][values[on[i][0]]]])
-        if len(chosen) == max([self._depths[s] for s in self._stacks[stack]]):
-            return "all"
-        return chosen or None
+        if block.start is None and block.switch is None and layer is None:
+            return ((of, stack),)
+        first = self._first(values)
+        on = self._on(values)
+        if self._even[stack]:
+            at = self._chosen(of, names[0], first, on, layer)
+            return () if at is None else ((at, stack),)
+        inside = [(self._chosen(of, name, first, on, layer), name) for name in names]
+        if all(at == "all" for at, _ in inside):
+            return (("all", stack),)
+        return tuple((at, name) for at, name in inside if at is not None)
+
+    def _chosen(
+        self, of: At, name: str, first: int, on: Callable[[int], bool], layer: int | None
+    ) -> At | None:
+        """A stack's layers in canonical form; `None` where none is left."""
+        inside = [i for i in self._indices(of, name) if i >= first and (layer is None or i == layer)]
+        chosen = tuple([i for i in inside if on(i)])
+        whole = layer is None and len(chosen) == self._depths[name]
+        return "all" if whole else chosen or None
+
+    def _first(self, values: Mapping[str, Any]) -> int:
+        start: Any = 0 if self._block.start is None else self._fill(self._block.start, values)
+        return self._last if start == "last" else min(int(start), self._last)
+
+    def _on(self, values: Mapping[str, Any]) -> Callable[[int], bool]:
+        """Whether a layer is switched on."""
+        switch = self._block.switch
+        if switch is None:
+            return lambda i: True
+        on = self._switched_on
+        if on is None:
+            return lambda i: bool(switch.fill(self._context(values, i)))
+        return lambda i: on[i][1][values[on[i][0]]]
 
     @cached_property
     def _switched_on(self) -> dict[int, tuple[str, dict[Any, bool]]] | None:
@@ -128,10 +137,9 @@ class BlockPlaces:
     def _fill(self, node: Node, values: Mapping[str, Any]) -> Any:
         return node.value if isinstance(node, Const) else node.fill(self._context(values, None))
 
-    def _indices(self, at: At, stack: str) -> tuple[int, ...]:
-        """Layers of any covered stack that `at` means."""
-        found = self._sets.get((at, stack))
+    def _indices(self, at: At, name: str) -> tuple[int, ...]:
+        """Layers of a stack that `at` means."""
+        found = self._sets.get((at, name))
         if found is None:
-            layers = {i for s in self._stacks[stack] for i in resolve_layers(at, self._depths[s])}
-            found = self._sets.keep((at, stack), tuple(sorted(layers)))
+            found = self._sets.keep((at, name), resolve_layers(at, self._depths[name]))
         return found

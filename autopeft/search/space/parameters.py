@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autopeft.errors import RecipeError
 from autopeft.search.space.expressions import ParameterKind
 
-__all__ = ["Parameter"]
+__all__ = ["Parameter", "every_point"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,19 @@ class _Between:
         if kind not in self._types or not self._low <= value <= self._high:
             raise KeyError(value)
         return kind
+
+
+def _values(p: Parameter) -> Sequence[Any]:
+    if p.kind == "categorical":
+        return p.choices
+    return range(int(p.low), int(p.high) + 1) if p.kind == "int" else (p.low,)
+
+
+def every_point(parameters: Sequence[Parameter], most: int) -> Iterator[dict[str, Any]]:
+    """All points of a space without continuous ranges that has at most so many; none of another."""
+    if any(p.kind == "float" and p.low < p.high for p in parameters):
+        return
+    if math.prod(p.cardinality for p in parameters) > most:
+        return
+    for point in itertools.product(*map(_values, parameters)):
+        yield {p.name: value for p, value in zip(parameters, point, strict=True)}

@@ -20,7 +20,7 @@ from autopeft.counting import Budget, Counts
 from autopeft.errors import BudgetError, RecipeError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.counting import counter_of
+from autopeft.search.space.counting import IMPOSSIBLE, counter_of
 from autopeft.search.space.expressions import size_of
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
@@ -405,6 +405,8 @@ class Balance:
             raise EmptyRecipe(
                 f"Space {self.bound.name!r} offers nothing that this backbone can take.{reasons}"
             )
+        if smallest.total >= IMPOSSIBLE:
+            self.counter.count(smallest.values)  # raises what is wrong with it
         return smallest.values, smallest.total
 
     def _least_with(self, unit: Unit, usual: Mapping[str, Any]) -> _Point | None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autopeft.composition import is_composition
+from autopeft.composition import composition_names, get_composition, is_composition
 from autopeft.method import get_method, method_names
-from autopeft.recipe import Item, LayerBlock
+from autopeft.recipe import CompositionItem, Item, LayerBlock
+from autopeft.recipe.layers import At
 from autopeft.recipe.names import named_entries, parts_named
 from autopeft.recipe.problems import MarkedDict, copy_lines
 from autopeft.recipe.training import HEAD_PARTS, address
 from autopeft.search.space.expressions import ABSENT
 from autopeft.spec import SITE_NAMES, BackboneSpec
 
-__all__ = ["drop_groups", "drop_head_parts", "is_zero", "number_alias", "prune", "size_field"]
+__all__ = [
+    "blocks_of",
+    "drop_groups",
+    "drop_head_parts",
+    "holds_several",
+    "is_zero",
+    "number_alias",
+    "prune",
+    "size_field",
+]
 
+_PLACED = r"(?=.)(_\d+)?(_encoder|_decoder)?"
+"""What may stand behind an alias: the layer and the stack that it was drawn for."""
 _SIZES = ("rank", "bottleneck", "length", "keep")
 
 
@@ -60,13 +72,20 @@ def _prune_composition(
     name: str, body: Any, tree: dict[str, Any], spec: BackboneSpec | None, stacks: Sequence[str] | None
 ) -> Any:
     children = body.get("children") if isinstance(body, dict) else body
-    if not isinstance(children, list) or not children:
+    if not isinstance(children, list):
         return tree
     left = [child for c in children if (child := prune(c, spec, stacks)) is not ABSENT]
     if not left:
         return ABSENT
+    if len(left) == 1 and holds_several(name):
+        return left[0]
     inner = copy_lines(body, MarkedDict({**body, "children": left})) if isinstance(body, dict) else left
     return copy_lines(tree, MarkedDict({**tree, name: inner}))
+
+
+def holds_several(kind: str) -> bool:
+    """Whether a composition needs two children, so that one that is left alone stands for it."""
+    return kind in composition_names() and bool(get_composition(kind).traits.several)
 
 
 def _prune_entry(
@@ -107,6 +126,21 @@ def number_alias(tree: Any, layer: int) -> Any:
     return copy_lines(tree, numbered)
 
 
+def blocks_of(items: tuple[Item, ...], where: Sequence[tuple[At, str]]) -> Iterator[LayerBlock]:
+    """The blocks of a recipe that hold these items. Where there are several, one for each stack, its name
+    stands behind each alias, so that names stay unique."""
+    for at, stack in where:
+        own = items if len(where) == 1 else tuple(_with_stack(item, stack) for item in items)
+        yield LayerBlock.model_validate({"at": at, "stack": stack, "attach": own})
+
+
+def _with_stack(item: Item, stack: str) -> Item:
+    changes: dict[str, Any] = {} if item.alias is None else {"alias": f"{item.alias}_{stack}"}
+    if isinstance(item, CompositionItem):
+        changes["children"] = tuple(_with_stack(child, stack) for child in item.children)
+    return item.model_copy(update=changes)
+
+
 def drop_head_parts(training: Any) -> Any:
     """The training section without groups for parts of the task head."""
     if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
@@ -117,8 +151,8 @@ def drop_head_parts(training: Any) -> Any:
 
 
 def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:
-    """The training section without groups of absent entries and parts; an alias drawn per layer names all of
-    them."""
+    """The training section without groups of absent entries and parts; an alias that is drawn for each layer,
+    or stands in each stack, names all of them."""
     if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
         return training
     entries = named_entries(layers, model)
@@ -128,7 +162,7 @@ def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item
     parts = parts_named(training["groups"], entries)
     for group, section in training["groups"].items():
         owner, part = address(group)
-        numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(owner)}_\d+", a)]
+        numbered = [a for a in sorted(aliases) if re.fullmatch(re.escape(owner) + _PLACED, a)]
         for name in [owner] if owner in names else numbered:
             there = parts.get(name)
             if not part:

@@ -88,6 +88,10 @@ class _Reader:
         if isinstance(body, Mapped):
             inside, own = (name, "children"), {k: v for k, v in body.nodes.items() if k != "children"}
             body = body.nodes.get("children", Const(None))
+        if _is_empty(body):
+            item = node.fill(_context({}))
+            read_item(item, (), level, self._problems.inside(item, path))
+            return
         if not isinstance(body, Listed):
             for values in self.choices(node, path):
                 self._one(node, values, path, level)
@@ -128,6 +132,13 @@ class _Reader:
                 )
                 self._problems.check()
             yield values
+
+
+def _is_empty(children: Node) -> bool:
+    """Whether a composition is written without children; one that may be left without any is another."""
+    return (isinstance(children, Listed) and not children.nodes) or (
+        isinstance(children, Const) and children.value == []
+    )
 
 
 def _composition_of(node: Mapped) -> str | None:

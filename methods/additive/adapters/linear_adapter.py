@@ -87,6 +87,10 @@ class LinearAdapter:
         fed = site.out_features if variant == "series" else site.in_features
         return fed, site.in_features if variant == "input" else site.out_features
 
+    def fed_width(self, site: Site) -> int:
+        """The width of what it is fed, which a gate in front of it reads too."""
+        return self._widths(site)[0]
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
         widths = [self._widths(s) for s in sites]

@@ -88,6 +88,19 @@ def test_each_sampler_exhausts_a_small_space(tmp_path: Path, sampler: str) -> No
     assert len(set(run_all(open_study(tmp_path, sampler=sampler)))) == 6
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_small_space_is_exhausted_to_its_last_point(tmp_path: Path, sampler: str) -> None:
+    """Random draws alone leave some of forty out before they repeat what is known a hundred times."""
+    many = (Parameter("a", "categorical", tuple("abcde")), Parameter("b", "int", low=1, high=8))
+
+    def as_it_is(values: dict[str, Any]) -> Candidate:
+        return repair({"rank": 8 * "abcde".index(values["a"]) + values["b"]}, cap=40)
+
+    study = open_study(tmp_path, space=many, repair=as_it_is, sampler=sampler, patience=12)
+    assert len(set(run_all(study))) == 40
+    assert study.propose() is None
+
+
 def test_duplicates_are_told_the_known_score_with_raw_parameters(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     run_all(study)

@@ -11,7 +11,7 @@ from transformers import BertConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, count
-from autopeft.errors import BudgetError, RecipeError
+from autopeft.errors import BudgetError, CompositionError, RecipeError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.yaml_text import dump_yaml
 from autopeft.search.space import repair as repair_module
@@ -318,3 +318,48 @@ def test_the_smallest_member_is_the_smallest(offers: list[Any], at: Any) -> None
             continue
     assume(counts)
     assert smallest(bound).counts.deployed == min(counts)
+
+
+@pytest.mark.parametrize(
+    ("items", "budget", "share"),
+    [
+        # One child of a chain is left alone and stands for it; without any it is absent.
+        (
+            "chain: [{serial_adapter: {bottleneck: {choice: [0, 2, 4, 8]}}}, "
+            "{parallel_adapter: {sites: [ffn], bottleneck: 2}}]",
+            "600",
+            (0.2, 0.6),
+        ),
+        ("chain: [{choice: [lora, null]}, {choice: [{lora: {rank: 2}}, null]}]", "100%", (0.5, 1.0)),
+        # A gate or a route whose children are all absent is absent.
+        (
+            "gate: [{optional: {lora: {rank: 4}}}, {optional: {serial_adapter: {bottleneck: 8}}}]",
+            "100%",
+            (0.5, 1.0),
+        ),
+        # More experts for a position than there are, and a gate around what alters weights, cannot act.
+        (
+            "route: {children: [{lora: {rank: 2}}], copies: {choice: [2, 4]}, top_k: {choice: [1, 2, 4]}, "
+            "renormalize: {choice: [true, false]}}",
+            "100%",
+            (0.4, 0.8),
+        ),
+        ("gate: [{choice: [{lora: {rank: 2}}, hiwi]}]", "100%", (0.3, 0.7)),
+    ],
+)
+def test_combinations_that_cannot_act_are_passed_over(
+    items: str, budget: str, share: tuple[float, float]
+) -> None:
+    bound, limit = space(f"layers: [{{attach: [{{{items}}}]}}]"), Budget.parse(budget)
+    check_feasible(bound, limit)
+    assert share[0] <= feasible_share(bound, limit, n=200) <= share[1]
+    rng = random.Random(0)
+    for _ in range(30):
+        done = repair(bound, bound.sample(rng), limit)
+        assert 0 < count(done.recipe, TINY).deployed == done.counts.deployed <= limit.limits(TINY)[1]
+
+
+def test_where_nothing_can_act_the_reason_is_told() -> None:
+    bound = space("layers: [{attach: [{gate: [{choice: [hiwi, bitfit]}]}]}]")
+    with pytest.raises(CompositionError, match="alters weights"):
+        check_feasible(bound, Budget.parse("100%"))
