@@ -273,9 +273,9 @@ def _complete(
 
 
 def _renamed(auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
-    own: Any = getattr(auto_class, "_model_mapping", {})
-    prefix = getattr(own[type(config)], "base_model_prefix", "") if type(config) in own else ""
-    mapping = renamed(type(config), prefix)
+    known: Any = getattr(auto_class, "_model_mapping", {})
+    own = known.get(type(config), auto_class)
+    mapping = renamed(type(config), getattr(own, "base_model_prefix", ""))
     return {"key_mapping": mapping} if mapping else {}
 
 

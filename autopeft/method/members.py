@@ -296,6 +296,13 @@ MEMBERS: tuple[Member, ...] = (
         "Sites",
     ),
     Member(
+        "fed_width",
+        "method",
+        "by a gate in front, of a method whose module `reads`: how wide that is (default: the site's input)",
+        ("site",),
+        "int",
+    ),
+    Member(
         "part_names",
         "method",
         "the parts that its modules have (`parts`), for recipes to be checked before anything is built; a "

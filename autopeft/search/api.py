@@ -155,9 +155,7 @@ def _run(
     past = CompletedRuns(folder, checkpoints)
     kept = _known_runs(ready, past, notify)
     strategy = _open_strategy(ready, folder, checkpoints, notify)
-    known = strategy.records()
-    _check_nothing_lost(folder, known)
-    folder.write_lines("trials.jsonl", [record for record in known if record.state != "paused"])
+    folder.write_lines("trials.jsonl", _finished(folder, strategy.records()))
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
@@ -205,8 +203,8 @@ def _run(
     return controller
 
 
-def _check_nothing_lost(folder: RunFolder, known: list[TrialRecord]) -> None:
-    """Refuse to go on without trials that had ended, before their records are written over.
+def _finished(folder: RunFolder, known: list[TrialRecord]) -> list[TrialRecord]:
+    """The strategy's records that stand in a file, none of which are to be lost there.
 
     Raises:
         UsageError: the strategy does not know some of them, as its journal is gone or cut.
@@ -219,6 +217,7 @@ def _check_nothing_lost(folder: RunFolder, known: list[TrialRecord]) -> None:
             f"trials that had ended. Put the whole file back, or begin another search with what they found: "
             f"--from {as_typed(folder.path)}."
         )
+    return [record for record in known if record.state != "paused"]
 
 
 def _judge(ready: Prepared) -> Judge:

@@ -14,7 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.saved_model import save_backbone
-from transformers import AutoModelForSequenceClassification
+from support.tiny import tiny_model
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    LlamaForQuestionAnswering,
+)
 
 from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
 from autopeft.assets.heads import drawn
@@ -229,6 +234,17 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, shard: Any) ->
     index.write_text("null")
     with pytest.raises(UsageError, match="does not hold a JSON object"):
         resolve_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", [AutoModelForQuestionAnswering, LlamaForQuestionAnswering])
+def test_a_class_that_calls_its_backbone_otherwise_has_the_checkpoints_weights(
+    kind: Any, tmp_path: Path
+) -> None:
+    plain = tiny_model("llama")
+    plain.save_pretrained(tmp_path / "llama")
+    found = load_model(resolve_model(str(tmp_path / "llama")), kind, {"pad_token_id": 0})
+    state = found.base_model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.base_model.state_dict().items())
 
 
 def without_pooler(folder: Path) -> Path:

@@ -16,7 +16,6 @@ from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.method.registry import method_names
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
-from autopeft.search.space.counting import counter_of
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
@@ -496,84 +495,3 @@ def test_choices_in_choices_have_names_of_their_own() -> None:
     first = [p.choices[0] for p in bound.parameters]
     recipe = bound.materialize(dict(zip((p.name for p in bound.parameters), first, strict=True)))
     assert [entry.item.config["rank"] for entry in recipe.entries()] == [1, 3]
-
-
-@pytest.mark.parametrize("text", ["gate: []", "chain: []", "route: {children: []}"])
-def test_a_composition_that_is_written_without_children_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match="holds at least one child"):
-        Space.from_yaml(f"layers: [{{attach: [{{{text}}}, lora]}}]")
-
-
-UNEVEN = spec_of(T5Config(d_model=32, d_kv=8, num_layers=4, num_decoder_layers=2, num_heads=4, d_ff=64))
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        "at: {of: last 2, switch: {choice: [true, false]}}\n    attach",
-        "at: last 2\n    each_layer",
-        "at: {of: last 2, from: 0}\n    attach",
-    ],
-)
-def test_stacks_of_unequal_depth_have_layers_of_their_own(block: str) -> None:
-    """What `at` leaves out of one stack is not attached to because the other one has it."""
-    bound = Space.from_yaml(f"layers:\n  - {block}: [{{lora: {{rank: 2, sites: [q]}}}}]").bind(UNEVEN)
-    recipe = bound.materialize({p.name: True for p in bound.parameters})
-    plain = Recipe.from_yaml("layers: [{at: last 2, attach: [{lora: {rank: 2, sites: [q]}}]}]")
-    found, wanted = (sorted(s.key for s in build_graph(r, UNEVEN).sites()) for r in (recipe, plain))
-    assert found == wanted
-
-
-def test_an_alias_in_blocks_of_two_stacks_names_both() -> None:
-    bound = Space.from_yaml("""
-layers:
-  - at: {switch: {choice: [true, false]}}
-    attach: [{lora: {rank: 2, sites: [q]}, as: mine}]
-training: {groups: {mine: {learning_rate: 1.0e-2}}}
-""").bind(UNEVEN)
-    values = {p.name: p.name != "layer_0.on" for p in bound.parameters}
-    recipe = bound.materialize(values)
-    assert [(b.at, b.stack, b.attach[0].alias) for b in recipe.layers] == [
-        ((1, 2, 3), "encoder", "mine_encoder"),
-        ((1,), "decoder", "mine_decoder"),
-    ]
-    assert recipe.training is not None
-    assert set(recipe.training.groups) == {"mine_encoder", "mine_decoder"}
-    assert counter_of(bound).count(values) == count(recipe, UNEVEN)
-    whole = bound.materialize(dict.fromkeys(values, True))
-    assert [(b.at, b.stack, b.attach[0].alias) for b in whole.layers] == [("all", "all", "mine")]
-
-
-def test_names_that_collide_with_those_of_layers_are_refused() -> None:
-    text = """
-layers:
-  - at: {switch: {choice: [true, false]}}
-    attach: [serial_adapter]
-  - at: [1]
-    attach: [{optional: {lora: {rank: 4}, as: layer_1}}]
-"""
-    with pytest.raises(RecipeError, match=r"Two parameters .* 'layer_1.on'.*another name"):
-        Space.from_yaml(text).bind(UNEVEN)
-
-
-@pytest.mark.parametrize("options", ["ia3, {ia3: {sites: [k]}}", "{ia3: {sites: [k]}}, ia3"])
-def test_a_method_with_and_without_options_are_two_choices_in_any_order(options: str) -> None:
-    bound = Space.from_yaml(f"layers: [{{attach: [{{choice: [{options}]}}]}}]").bind(UNEVEN)
-    assert len(bound.parameters[0].choices) == 2
-    with pytest.raises(RecipeError, match="offered twice"):
-        Space.from_yaml(f"layers: [{{attach: [{{choice: [{options}, ia3]}}]}}]")
-
-
-def test_a_text_that_no_recipe_could_hold_is_refused_with_its_line() -> None:
-    for key in ("name", "reference"):
-        with pytest.raises(RecipeError, match=rf"space:1: {key}.*at most 200 characters"):
-            Space.from_yaml(f"{key}: {'a' * 201}\nlayers: [{{attach: [lora]}}]")
-
-
-def test_a_scale_beyond_all_numbers_is_no_rate() -> None:
-    with pytest.raises(RecipeError, match="should be less than or equal to 10"):
-        Space.from_yaml("""
-vars: {rank: {choice: [1, 2]}}
-layers: [{attach: [{lora: {rank: $rank}}]}]
-training: {learning_rate: {scaled: 1.0e-3, with: $rank, at: 12, power: 400}}
-""")
