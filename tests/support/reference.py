@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from autopeft.composition import ChildSpec, get_composition
+from autopeft.composition import ChildSpec, get_composition, input_width
 from autopeft.counting import Measure
 from autopeft.method import ParameterCount, get_method
 from autopeft.recipe import EntryItem, Item, Recipe
@@ -39,7 +39,10 @@ def _read(
     if isinstance(item, EntryItem):
         return _entry(item, candidates, spec)
     children = [_read(child, candidates, spec) for child in item.children]
-    specs = [ChildSpec("", "", frozenset(), tuple(sites)) for _, _, sites in children]
+    specs = [
+        ChildSpec("", "", frozenset(), tuple(sites), fed=_fed(child))
+        for child, (_, _, sites) in zip(item.children, children, strict=True)
+    ]
     own = get_composition(item.kind).parameter_count(specs)
     trees = [tree for _, tree, _ in children]
     if item.kind != "chain":
@@ -47,6 +50,12 @@ def _read(
     tree = {"composition": item.kind, "options": item.options, "children": trees}
     sites = list(dict.fromkeys(s for _, _, inner in children for s in inner))
     return sum((count for count, _, _ in children), own), tree, sites
+
+
+def _fed(item: Item) -> Callable[[Site], int]:
+    """The width of what a child reads at a site."""
+    method = get_method(item.method)(item.method_config()) if isinstance(item, EntryItem) else None
+    return getattr(method, "fed_width", input_width)
 
 
 def _entry(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autopeft.composition import get_composition
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
 from autopeft.graph import Memo
@@ -25,7 +26,6 @@ from autopeft.search.space.simplify import (
     blocks_of,
     drop_groups,
     drop_head_parts,
-    holds_several,
     number_alias,
     prune,
 )
@@ -226,7 +226,7 @@ class BoundSpace:
             children = tuple(
                 c for child in item.children if (c := self._offered(child, block, stacks)) is not None
             )
-            if len(children) == 1 and holds_several(item.kind):
+            if len(children) == 1 and get_composition(item.kind).traits.several:
                 return children[0]
             return item.model_copy(update={"children": children}) if children else None
         if stacks == ():

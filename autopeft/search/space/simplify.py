@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from autopeft.composition import composition_names, get_composition, is_composition
+from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import CompositionItem, Item, LayerBlock
 from autopeft.recipe.layers import At
@@ -20,7 +20,6 @@ __all__ = [
     "blocks_of",
     "drop_groups",
     "drop_head_parts",
-    "holds_several",
     "is_zero",
     "number_alias",
     "prune",
@@ -77,15 +76,8 @@ def _prune_composition(
     left = [child for c in children if (child := prune(c, spec, stacks)) is not ABSENT]
     if not left:
         return ABSENT
-    if len(left) == 1 and holds_several(name):
-        return left[0]
     inner = copy_lines(body, MarkedDict({**body, "children": left})) if isinstance(body, dict) else left
     return copy_lines(tree, MarkedDict({**tree, name: inner}))
-
-
-def holds_several(kind: str) -> bool:
-    """Whether a composition needs two children, so that one that is left alone stands for it."""
-    return kind in composition_names() and bool(get_composition(kind).traits.several)
 
 
 def _prune_entry(

@@ -199,6 +199,25 @@ def test_points_of_any_space(tree: dict[str, Any], spec: BackboneSpec, seed: int
     assert_equal(bound, [bound.sample(rng) for _ in range(8)])
 
 
+def test_gates_of_maps_of_unequal_widths() -> None:
+    """In front of what reads a map's output a gate is as wide as that."""
+    text = """
+layers:
+  - attach:
+      - gate:
+          - linear_adapter:
+              variant: {choice: [series, input, parallel]}
+              sites: {choice: [[up], [down], [q]]}
+              bottleneck: 4
+"""
+    bound = Space.from_yaml(text).bind(TINY)
+    points = [
+        dict(zip((p.name for p in bound.parameters), values, strict=True))
+        for values in product(*(p.choices for p in bound.parameters))
+    ]
+    assert assert_equal(bound, points) == 0
+
+
 def test_training_that_does_not_fit_the_backbone_is_refused() -> None:
     text = "layers: [{attach: [lora]}]\ntraining: {learning_rate: {choice: [hidden/400, 1.0e-3]}}"
     bound = Space.from_yaml(text).bind(spec_of(BertConfig(hidden_size=4608, num_attention_heads=4)))
