@@ -18,7 +18,9 @@ Model = Annotated[
         "--model", "-m", help="Backbone: a packaged alias, a local folder or a hub name.", show_default=True
     ),
 ]
-Labels = Annotated[int, typer.Option("--labels", min=1, help="Outputs of the task head, for its count.")]
+Labels = Annotated[
+    int, typer.Option("--labels", min=1, max=1_000_000, help="Outputs of the task head, for its count.")
+]
 OtherModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Where the backbone is now, if it moved.", show_default=False),

@@ -61,6 +61,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no such recipe": ((*SHOW, "goood.yaml"), ("goood.yaml", "Did you mean 'good.yaml'")),
     "no such fixed recipe": ((*SHOW, "mamm"), ("'mamm'", "Did you mean 'mam'")),
     "model without a site map": (("count", "good.yaml", "--model", "resnet"), ("resnet", "site")),
+    "more labels than any head": (("count", "good.yaml", "--labels", "99999999"), ("--labels", "1000000")),
     "no such model": (("count", "good.yaml", "--model", "no/such/model/here"), ("no/such/model/here",)),
     "unreadable budget": ((*SEARCH, "--budget", "lots"), ("'lots'", "0.5%")),
     "budget that nothing fits": ((*SEARCH, "--budget", "3"), ("3",)),
