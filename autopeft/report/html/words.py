@@ -20,7 +20,7 @@ from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.runs.documents import Compared
 from autopeft.runs.records import TrialRecord
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.resume import SPACE
+from autopeft.search.planning.resume import SPACE, is_own_metric
 from autopeft.search.selection.contender import mean_sd as moments
 from autopeft.search.space.space import Space, space_names
 from autopeft.search.strategies.registry import DEFAULT
@@ -299,7 +299,7 @@ def _again(what: str, run: Run, arguments: type[Arguments]) -> Iterator[tuple[st
     if all(options[k].cli and not isinstance(v, Mapping) for k, v in given.items()):
         yield what, shlex.join(["autopeft", name, *command_line(arguments, given)])
     metric = given.get("metric")
-    if _is_own_metric(metric):  # Python takes the function itself
+    if is_own_metric(metric):  # Python takes the function itself
         given["metric"] = {"memory": metric}
     lines = "".join(f"    {k}={_literal(v)}\n" for k, v in given.items())
     yield "The same in Python", f"import autopeft\n\nautopeft.{name}(\n{lines})"
@@ -322,7 +322,7 @@ def _path(run: Run) -> str:
 def _resumed(run: Run) -> str:
     given = mapping(run.manifest.get("arguments"))
     metric = str(given.get("metric"))
-    own = _is_own_metric(metric)
+    own = is_own_metric(metric)
     if _in_memory(given.get("task")):
         more = ", metric=..." if own else ""
         return f"import autopeft\n\nautopeft.search(resume={_path(run)!r}, task=...{more})  # the same rows"
@@ -357,11 +357,6 @@ def _has_own_space(run: Run, name: Any) -> bool:
         if file is not None:
             return name not in space_names() or read_text(file) != Space.named(name).text
     return False
-
-
-def _is_own_metric(value: Any) -> bool:
-    """Whether a metric that a run has recorded is a function of the user's own."""
-    return isinstance(value, str) and ":" in value
 
 
 def _in_memory(value: Any) -> bool:

@@ -22,7 +22,7 @@ from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
 from autopeft.training.options import is_live, is_rows, metric_text
 
-__all__ = ["SPACE", "changeable", "prepare_again", "prepare_here", "resume_command"]
+__all__ = ["SPACE", "changeable", "is_own_metric", "prepare_again", "prepare_here", "resume_command"]
 
 SPACE = "space.yaml"
 _log = logging.getLogger("autopeft")
@@ -233,11 +233,15 @@ def _need_rows(
         raise UsageError(f"A resumed search keeps its task; {folder.name} was begun with {begun!r}.")
 
 
+def is_own_metric(recorded: Any) -> bool:
+    """Whether the metric that a run has recorded is a function of the user's own."""
+    return isinstance(recorded, str) and ":" in recorded
+
+
 def _need_metric(folder: RunFolder, said: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """A function of the user's is not imported because a folder names it: it has to come again."""
     begun = said.get("metric")
-    own = isinstance(begun, str) and ":" in begun
-    if own and "metric" not in given:
+    if is_own_metric(begun) and "metric" not in given:
         raise UsageError(
             f"{folder.name} was begun with a function of the user's own as its metric, "
             f"{str(begun)[:_SHOWN]!r}. A run folder does not decide what is imported: give it again, with "

@@ -180,7 +180,7 @@ class PointCounter:
             if not clash(parts):
                 return total_of(parts)[0]
         except UsageError:
-            pass  # one of its items is told by what counts it alone
+            pass  # what is out of the ordinary is counted by its recipe below
         try:
             return count(self._alone(unit, values), self.bound.spec).deployed
         except UsageError:
