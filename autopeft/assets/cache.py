@@ -107,9 +107,20 @@ def _forget_spare(folder: Path, owner: int) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write down the SHA-256 of every file of a folder, for `intact`."""
-    sums = {path.name: sha256_of(path) for path in folder.iterdir() if path.name != _SUMS}
+    """Write down the SHA-256 of every file of a folder and of the folders in it, for `intact`.
+
+    Raises:
+        OSError: a file cannot be read, or is none (a link to a folder).
+    """
+    sums = {name: sha256_of(path) for name, path in _sealed(folder).items()}
     (folder / _SUMS).write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _sealed(folder: Path) -> dict[str, Path]:
+    """All files of a folder, however deep, by their paths from it with slashes; links to folders are not
+    followed, so that they count as files that are none."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {name: path for path in found if (name := path.relative_to(folder).as_posix()) != _SUMS}
 
 
 def is_sealed(folder: Path) -> bool:
@@ -124,7 +135,7 @@ def intact(folder: Path) -> bool:
     """
     try:
         sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-        found = {path.name: path.stat() for path in folder.iterdir() if path.name != _SUMS}
+        found = {name: path.stat() for name, path in _sealed(folder).items()}
         if not isinstance(sums, dict) or found.keys() != sums.keys():
             return False
         state = {name: (at.st_size, at.st_mtime_ns, at.st_ino, sums[name]) for name, at in found.items()}
@@ -205,7 +216,7 @@ def _remove(path: Path) -> None:
 def _usage(path: Path) -> tuple[float, int, Path] | None:
     """When a path was last used, the bytes that it takes on disk, and it; `None` if it is gone."""
     try:
-        files = list(path.iterdir()) if path.is_dir() else [path]
+        files = list(path.rglob("*")) if path.is_dir() else [path]
         return path.stat().st_mtime, sum(f.stat().st_blocks * 512 for f in files), path
     except OSError:
         return None

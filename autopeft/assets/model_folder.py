@@ -15,6 +15,7 @@ __all__ = ["check_config", "check_folder", "with_adapter"]
 _LARGEST_JSON = 16 << 20
 _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
+_TEMPLATES = "additional_chat_templates"  # the one folder in it that transformers reads
 _READ = (".jinja", ".json", ".model", ".safetensors", ".txt")  # what transformers may read
 
 
@@ -25,9 +26,9 @@ def check_folder(folder: Path, weights: Sequence[Path]) -> None:
         UsageError: something is damaged, is a link that leads out of the folder (see `foreign.file_in`) or no
             plain file, or an adapter of Hugging Face peft lies in the folder.
     """
-    for path in sorted(folder.iterdir()):
+    for path in sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]):
         if path.suffix in _READ and (path.is_symlink() or not path.is_dir()):
-            file_in(folder, path.name)
+            file_in(folder, path.relative_to(folder).as_posix())
     if (folder / _ADAPTER).exists():
         raise with_adapter(str(folder))
     check_config(folder)

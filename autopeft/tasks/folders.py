@@ -15,6 +15,7 @@ from typing import Any
 
 from autopeft.errors import DataError
 from autopeft.foreign import file_in, in_folder
+from autopeft.tasks.class_numbers import numbered_alike
 from autopeft.tasks.files import SUFFIXES, read_part, splits_of
 from autopeft.tasks.image_folders import by_folder, by_metadata, is_metadata
 from autopeft.tasks.listing import is_image_file, listed_files, split_said
@@ -28,7 +29,7 @@ _SPLITS = ("train", "validation", "test")
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _FAVOURED = (".parquet", ".jsonl", ".json", ".csv")
 _CODE = re.compile(r"[-+]?0\d+")
-_WHOLE = re.compile(r"[-+]?\d{1,18}")
+_WHOLE = re.compile(r"[-+]?\d+")
 
 
 def read_folder(path: Path) -> dict[str, Table]:
@@ -83,7 +84,7 @@ def _of_images(folder: Path, images: Sequence[str], files: Sequence[str], card: 
     for name in metadata:
         file_in(folder, name, DataError)
         tables[name] = read_part(folder / name)
-    found = by_metadata(folder, images, tables, parts)
+    found = by_metadata(folder, images, tables, parts, card.classes)
     written = Path(metadata[0]).suffix.lower() == ".csv"
     return {split: _classed(table, card, written=written) for split, table in found.items()}
 
@@ -174,6 +175,7 @@ def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> T
     other = next((table for table in tables if set(table.columns) != set(names)), None)
     if other is not None:
         raise DataError(f"{other.where} has other columns than {tables[0].where}.")
+    tables = numbered_alike(tables, card.classes)
     columns = {name: [value for table in tables for value in table.columns[name]] for name in names}
     classes = {k: v for table in tables for k, v in table.label_names.items()}
     written = Path(files[0]).suffix.lower() in (".csv", ".tsv")
@@ -199,17 +201,21 @@ def _classed(table: Table, card: DataCard, *, written: bool) -> Table:
 
 def _as_numbers(values: Sequence[Any]) -> Sequence[Any]:
     """A column of text as numbers where all of it is, and no code such as `007`; empty places are missing
-    values then."""
+    values then. Whole numbers keep all of their digits, so that ids stay apart."""
     filled = [value for value in values if value]
-    if not filled or any(_CODE.fullmatch(value) for value in filled):
+    if not filled or any(_CODE.fullmatch(value) or "_" in value for value in filled):
         return values
-    if all(_WHOLE.fullmatch(value) for value in filled):
-        return [int(value) if value else None for value in values]
+    number = int if all(_WHOLE.fullmatch(value) for value in filled) else _real
     try:
-        numbers = [float(value) if value and "_" not in value else None for value in values]
-    except ValueError:
+        return [number(value) if value else None for value in values]
+    except ValueError:  # words, and whole numbers of more digits than Python reads
         return values
-    return values if any("_" in value for value in filled) else numbers
+
+
+def _real(text: str) -> float | int:
+    """A number as a real one; a whole one that no real one equals stays what it is."""
+    number = float(text)
+    return int(text) if _WHOLE.fullmatch(text) and int(text) != number else number
 
 
 def _as_indices(values: Sequence[Any], names: Sequence[str]) -> list[Any]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["BLOCK", "MOST_LETTERS", "ROUND", "Row", "draw", "starts"]
@@ -147,13 +148,17 @@ def _words(error: Exception) -> str:
 
 
 def _bound_memory() -> None:
+    """Bound what this process takes, as far as the system does that."""
     try:
         import resource
     except ImportError:  # Windows; the time is bounded there too
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = _MOST_MEMORY if hard == resource.RLIM_INFINITY else min(_MOST_MEMORY, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    # macOS refuses any limit below what a process has mapped, which is far more than it takes. Its time is
+    # bounded all the same, and a task that cannot be made at all helps nobody.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from autopeft.errors import DataError
 from autopeft.foreign import file_in, in_folder
+from autopeft.tasks.class_numbers import numbered_alike
 from autopeft.tasks.images import IMAGE_SUFFIXES, ImageFile
 from autopeft.tasks.listing import is_image_file, listed_files, split_said
 from autopeft.tasks.table import Table, refuse_rows
@@ -104,7 +105,11 @@ def _unlabelled(folder: Path, file: str) -> DataError:
 
 
 def by_metadata(
-    folder: Path, files: Sequence[str], metadata: Mapping[str, Table], parts: Parts | None = None
+    folder: Path,
+    files: Sequence[str],
+    metadata: Mapping[str, Table],
+    parts: Parts | None = None,
+    classes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, Table]:
     """The tables of images that metadata name, in the splits of the folders that they lie in; images that
     none names are left out.
@@ -112,13 +117,15 @@ def by_metadata(
     Args:
         files, parts: see `by_folder`.
         metadata: tables by their paths from the folder.
+        classes: the names of the classes by column, where a README says them.
 
     Raises:
-        DataError: metadata name what is no image of the folder, or have no or other columns.
+        DataError: metadata name what is no image of the folder, have no or other columns, or number classes
+            that only others name.
     """
     first, known = next(iter(metadata.values())), set(files)
     splits = {file: split for split, own in (parts or {}).items() for file in own}
-    rows: dict[str, list[tuple[str, Table, int]]] = {}
+    rows: dict[str, list[tuple[str, str, int]]] = {}
     for path, table in metadata.items():
         _check_columns(table, first)
         for i, name in enumerate(_names(folder, path, table)):
@@ -127,14 +134,18 @@ def by_metadata(
                     f"{table.where}: row {i + 1} names {name!r:.200}, which is no image of {folder}."
                 )
             said = next(filter(None, map(split_said, PurePosixPath(name).parts[:-1])), "train")
-            rows.setdefault(splits.get(name, said), []).append((name, table, i))
+            rows.setdefault(splits.get(name, said), []).append((name, path, i))
     found = {}
     for split, own in rows.items():
+        paths = list(dict.fromkeys(path for _, path, _ in own))
+        tables = numbered_alike([metadata[path] for path in paths], classes or {})
+        at = dict(zip(paths, tables, strict=True))
         columns: dict[str, Any] = {IMAGE: _read(folder, [name for name, _, _ in own])}
         for column in first.columns:
             if column != _FILE_NAME:
-                columns[column] = [table.columns[column][i] for _, table, i in own]
-        found[split] = Table(f"{folder} ({split})", columns, first.label_names)
+                columns[column] = [at[path].columns[column][i] for _, path, i in own]
+        names = {column: known for table in tables for column, known in table.label_names.items()}
+        found[split] = Table(f"{folder} ({split})", columns, names)
     return found
 
 

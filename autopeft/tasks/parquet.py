@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from autopeft.errors import DataError
 from autopeft.foreign import open_plain
+from autopeft.tasks.parquet_pages import values_in_pages
 
 __all__ = ["read_parquet"]
 
@@ -54,7 +56,8 @@ def _told(path: Path, what: str = "") -> Iterator[None]:
 
 
 def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
-    """Count what a file unpacks to, texts by their dictionary, before they are unpacked."""
+    """Count what a file unpacks to before it is unpacked: numbers by what headers say, texts by their
+    dictionary."""
     from pyarrow import parquet
 
     names = found.schema_arrow.names
@@ -64,21 +67,38 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     size = file.seek(0, 2)
     limit = max(_FLOOR, _SHARE * size)
     meta = found.metadata
-    # Figures of single columns are left alone: pyarrow ends the process where a damaged file has wrong ones.
+    # pyarrow's figures of single columns are left alone: it ends the process where a damaged file has wrong
+    # ones.
     packed = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
     if meta.num_rows > max(_ROWS, size) or packed > limit:
         raise DataError(f"{path}: {meta.num_rows:,} rows in {size:,} bytes; this is no file of data.")
-    texts = [c.path for c in map(found.schema.column, range(len(found.schema))) if _is_text(c)]
-    if not texts:
+    leaves = list(map(found.schema.column, range(len(found.schema))))
+    nested = {i: _width_of_leaf(leaf) for i, leaf in enumerate(leaves) if leaf.max_repetition_level}
+    values = meta.num_rows * sum(_width(field.type) for field in found.schema_arrow)
+    if values <= limit and nested:
+        values += values_in_pages(file, nested, limit - values)
+    if values > limit:
+        raise DataError(_too_much(path, "numbers and lists", limit, size))
+    texts = [leaf.path for leaf in leaves if _is_text(leaf)]
+    read = list(dict.fromkeys([*texts, *(leaves[i].path for i in nested)]))
+    if not read:
         return
     file.seek(0)
+    again = parquet.ParquetFile(file, read_dictionary=texts)
+    # A batch of two groups of rows would have two dictionaries, which pyarrow does not put together in lists.
+    groups = (again.iter_batches(_BATCH, [g], columns=read) for g in range(meta.num_row_groups))
     unpacked = 0
-    for batch in parquet.ParquetFile(file, read_dictionary=texts).iter_batches(_BATCH, columns=texts):
+    for batch in chain.from_iterable(groups):
         unpacked += sum(map(_unpacked, batch.columns))
         if unpacked > limit:
-            raise DataError(
-                f"{path}: more than {limit:,} bytes of text in {size:,} bytes; this is no file of data."
-            )
+            raise DataError(_too_much(path, "text" if texts else "lists", limit, size))
+
+
+def _too_much(path: Path, what: str, limit: int, size: int) -> str:
+    return (
+        f"{path}: more than {limit:,} bytes of {what} in {size:,} bytes; this is no file of data. Leave out "
+        "the columns that repeat themselves, or write the table as JSON lines."
+    )
 
 
 def _is_text(column: Any) -> bool:
@@ -86,24 +106,61 @@ def _is_text(column: Any) -> bool:
     return bool(column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL")
 
 
+def _width_of_leaf(column: Any) -> int:
+    """Bytes of a value in a list, and of its place in a list of Python; of texts those of the place alone."""
+    return max(_POINTER, column.length) if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else _POINTER
+
+
+def _width(kind: Any) -> int:
+    """Bytes that each row of a column takes at least; lists of a fixed length have it in rows without a value
+    too."""
+    import pyarrow
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _width(kind.storage_type)
+    if pyarrow.types.is_dictionary(kind):
+        return _width(kind.value_type)
+    if pyarrow.types.is_fixed_size_list(kind):
+        return _POINTER + int(kind.list_size) * _width(kind.value_type)
+    if pyarrow.types.is_struct(kind):
+        return _POINTER + sum(_width(kind.field(i).type) for i in range(kind.num_fields))
+    try:
+        return max(_POINTER, int(kind.bit_width) // 8)
+    except ValueError:  # of texts and lists, which have no width of their own
+        return _POINTER
+
+
 def _unpacked(array: Any) -> int:
-    """Bytes of the texts in an array, however deep in lists and records, each as often as it stands there;
-    and of what holds them together."""
+    """Bytes of the texts and numbers in an array, however deep in lists and records, each as often as it
+    stands there; and of what holds them together."""
     import pyarrow
     import pyarrow.compute
 
     kind = array.type
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _unpacked(array.storage)
     if pyarrow.types.is_dictionary(kind):
+        if not _is_bytes(kind.value_type):
+            return _width(kind) * len(array)
         lengths = pyarrow.compute.binary_length(array.dictionary)
         return int(pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0)
     if pyarrow.types.is_struct(kind):
         return _POINTER * len(array) + sum(map(_unpacked, array.flatten()))
     if pyarrow.types.is_map(kind):
         return _POINTER * len(array) + _unpacked(array.keys) + _unpacked(array.items)
-    lists = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
-    if any(is_list(kind) for is_list in lists):
+    if pyarrow.types.is_fixed_size_list(kind):
+        return max(_width(kind) * len(array), _POINTER * len(array) + _unpacked(array.flatten()))
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
         return _POINTER * len(array) + _unpacked(array.flatten())
-    return int(array.nbytes)
+    return max(int(array.nbytes), _POINTER * len(array))
+
+
+def _is_bytes(kind: Any) -> bool:
+    """Whether values are texts or bytes of any length."""
+    import pyarrow
+
+    tests = ("is_string", "is_large_string", "is_binary", "is_large_binary")
+    return any(getattr(pyarrow.types, test)(kind) for test in tests)
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

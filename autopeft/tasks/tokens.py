@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, UsageError
+from autopeft.tasks.fingerprints import fingerprint_of
 
 __all__ = [
     "BESIDE",
@@ -26,7 +27,6 @@ __all__ = [
     "EncodedSplit",
     "check_length",
     "encode_texts",
-    "fingerprint_of",
     "kept_arrays",
     "longer_than",
     "mask_of",
@@ -268,7 +268,7 @@ def encode_texts(
     check_length(tokenizer, max_length)
     assert tokenizer.pad_token_id is not None
     arrays = kept_arrays(
-        _content_hash(texts, pairs, tokenizer, max_length),
+        lambda: _content_hash(texts, pairs, tokenizer, max_length),
         len(texts),
         lambda: _tokenise(texts, pairs, tokenizer, max_length),
         cached=cached,
@@ -302,22 +302,28 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
 
 
 def kept_arrays(
-    key: str, rows: int | None, make: Callable[[], dict[str, NDArray[Any]]], *, cached: bool
+    key: Callable[[], str],
+    rows: int | None,
+    make: Callable[[], dict[str, NDArray[Any]]],
+    *,
+    cached: bool,
 ) -> dict[str, NDArray[Any]]:
     """Arrays of the tokens of some rows, read from the cache on disk or made and kept there.
 
     Args:
-        key: a hash of all that they depend on.
+        key: gives a hash of all that they depend on; it is asked for only where the cache is used.
         rows: how many there are; `None` where only the tokens say it.
         make: gives `ids` (tokens,) and `offsets` (rows + 1,); every further array has one value for each
             token, or one for each row where its name begins with `row_`.
         cached: whether the cache is read and written.
     """
-    folder = cache_dir() / "encoded" / key
-    arrays = _read(folder, rows) if cached else None
+    if not cached:
+        return make()
+    folder = cache_dir() / "encoded" / key()
+    arrays = _read(folder, rows)
     if arrays is None:
         arrays = make()
-        if cached and _write(folder, arrays):
+        if _write(folder, arrays):
             arrays = _read(folder, rows) or arrays  # mapped: processes share them
     return arrays
 
@@ -344,20 +350,6 @@ def _content_hash(
     for index, text in enumerate(texts):
         digest.update(json.dumps([text, None if pairs is None else pairs[index]]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what decides the tokens: vocabulary, rules, special tokens; not padding or truncation."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state: dict[str, Any] = json.loads(backend.to_str())
-        state = {key: value for key, value in state.items() if key not in {"padding", "truncation"}}
-    else:
-        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
-    state["specials"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    state["inputs"] = list(tokenizer.model_input_names)
-    state["truncation_side"] = tokenizer.truncation_side
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def tokens_of(

@@ -13,17 +13,11 @@ from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import Loss
 from autopeft.training.contracts import Trainable
-from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.losses import logits_of, slice_rows
 from autopeft.training.measurements import KeptMeasurements
-from autopeft.training.modes import (
-    evaluation_mode,
-    generator_state,
-    restore_generator,
-    seeded,
-    training_mode,
-)
+from autopeft.training.memory import with_fewer_rows
+from autopeft.training.modes import evaluation_mode, seeded, training_mode
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import rows_of
 
@@ -91,24 +85,15 @@ class TaskObjective:
     def _in_parts(self, batch: Batch, act: Callable[[Sequence[Batch]], _T]) -> _T:
         """`act` on a batch in parts that memory suffices for; it starts again with smaller ones, from the
         same random state, where it does not."""
-        rows, device = len(batch["labels"]), batch["labels"].device
-        state = generator_state(device)
-        while True:
-            size = min(self.micro_rows or rows, rows)
-            try:
-                return act([slice_rows(batch, start, start + size) for start in range(0, rows, size)])
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise OutOfMemory(
-                        "Calibration ran out of memory even with single rows; lower `max_length`, or take a "
-                        "backbone in bf16."
-                    ) from error
-            self.micro_rows = size // 2
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            restore_generator(state, device)
+        rows = len(batch["labels"])
+        first = min(self.micro_rows or rows, rows)
+
+        def parts(size: int) -> _T:
+            if size < first:
+                self.micro_rows = size  # so many for the batches that follow too
+            return act([slice_rows(batch, start, start + size) for start in range(0, rows, size)])
+
+        return with_fewer_rows(parts, first, self.model, doing="Calibration")
 
 
 class _Passes:
@@ -189,27 +174,19 @@ def conclude(
     hybrid.model.to(device)
     way = Forward(hybrid.model, kind=data.task.task_kind) if forward is None else forward
     objective = TaskObjective(hybrid.model, data.task.loss(), way)
-    at_once = plan.micro_rows if micro_rows is None else micro_rows
-    while True:
-        try:
-            for module in modules:
-                batches = way.batches(
-                    data.train,
-                    at_once,
-                    shuffle=True,
-                    seed=plan.seed,
-                    device=device,
-                    among=rows_of(data.train, plan),
-                )
-                with seeded(plan.seed, device), evaluation_mode(hybrid.model), torch.enable_grad():
-                    module.conclude(batches, objective)
-            return
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            if at_once == 1:
-                raise OutOfMemory(
-                    "What comes after training ran out of memory even with single rows; lower `max_length`, "
-                    "or take a backbone in bf16."
-                ) from error
-        at_once = max(1, at_once // 2)
+
+    def learn(at_once: int) -> None:
+        for module in modules:
+            batches = way.batches(
+                data.train,
+                at_once,
+                shuffle=True,
+                seed=plan.seed,
+                device=device,
+                among=rows_of(data.train, plan),
+            )
+            with seeded(plan.seed, device), evaluation_mode(hybrid.model), torch.enable_grad():
+                module.conclude(batches, objective)
+
+    rows = plan.micro_rows if micro_rows is None else micro_rows
+    with_fewer_rows(learn, rows, hybrid.model, doing="What comes after training")

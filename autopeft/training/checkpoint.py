@@ -36,6 +36,7 @@ class Checkpoint:
         micro_rows: rows at once that memory had sufficed for.
         share, since: of the training rows, and the step from which that share was drawn from.
         optimizer: the name of the optimizer whose state it holds.
+        scores: (step, score on *select*), as far as any were taken.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Checkpoint:
     share: float = 1.0
     since: int = 0
     optimizer: str = "adamw"
+    scores: tuple[tuple[int, float], ...] = ()
 
     @property
     def step(self) -> int:
@@ -86,6 +88,8 @@ class Checkpoint:
         }
         if self.optimizer == DEFAULT_OPTIMIZER.name:
             del meta["optimizer"]  # as checkpoints have been from the first
+        if self.scores:
+            meta["scores"] = [list(point) for point in self.scores]
         return save(dict(self.tensors), metadata={_META: json.dumps(meta)})
 
     @classmethod
@@ -102,7 +106,8 @@ class Checkpoint:
             losses = tuple(float(x) for x in meta["losses"])
             share, since = float(meta["share"]), int(meta["since"])
             name = str(meta.get("optimizer", DEFAULT_OPTIMIZER.name))
-            found = cls(tensors, losses, int(meta["micro_rows"]), share, since, name)
+            scores = tuple((int(step), float(score)) for step, score in meta.get("scores", ()))
+            found = cls(tensors, losses, int(meta["micro_rows"]), share, since, name, scores)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise DataError(f"This is not the checkpoint of a training: {error}.") from error
         if meta.get("format") != _FORMAT or found.micro_rows < 1 or not all(map(math.isfinite, losses)):

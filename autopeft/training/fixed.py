@@ -259,7 +259,7 @@ def _train(
             loss=False,
             forward=sharing_forward(hybrid, data.splits[name], data.task.task_kind),
             asked=asked_in(data.task, name) if name == "test" else None,
-            batch_size=plan.eval_batch_size,
+            batch_size=plan.eval_rows,
         )
         for name in ("select", "test")
     }

@@ -204,7 +204,10 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
         return plain
     # The draws of calibration and training go on from where they are.
     with generators_kept(_device_of(hybrid)):
-        return _Shortcuts(hybrid, data.train, kind).forward()
+        found = _Shortcuts(hybrid, data.train, kind).forward()
+    if found.trunk is not None:
+        found.trunk.rows_at_once = plan.micro_batch
+    return found
 
 
 def packed_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Forward:

@@ -42,7 +42,9 @@ class FullFineTuning:
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:
         heads = [self.model.get_submodule(name) for name in head_names(self.model)]
-        head = {id(p) for module in heads for p in module.parameters()}
+        # A language model's output layer may be its table of embeddings, which is the backbone's.
+        table = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        head = {id(p) for module in heads for p in module.parameters()} - table
         parts: dict[str, list[nn.Parameter]] = {"backbone": [], "head": []}
         for parameter in self.model.parameters():
             parts["head" if id(parameter) in head else "backbone"].append(parameter)

@@ -17,6 +17,7 @@ length of drawn ones; their directions, and the logits of the mean row, stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import IGNORED, Loss
 from autopeft.training.forward import shortest_forward
 from autopeft.training.measurements import KeptMeasurements
+from autopeft.training.memory import with_fewer_rows
 from autopeft.training.modes import evaluation_mode
 from autopeft.training.plan import TrainingPlan
 
@@ -48,7 +50,7 @@ _SURE, _SAVED = 0.975, 0.1
 _SPREAD = 0.02  # of drawn weights, where the configuration draws zeros
 _LONGEST = 3.0  # times the length of drawn weights, and the probe's unit: measured with classes alone
 _MOST_ROWS = 8_000  # a few hundred coefficients are not told better by more
-_FORMAT = 4
+_FORMAT = 5
 _LEAST = 4  # rows that are no copies of each other
 
 
@@ -271,11 +273,15 @@ def _features(
         attach(model, pooling or Recipe(name="bare"), seed=plan.seed) as hybrid,
     ):
         forward = shortest_forward(hybrid, data, plan, dropout=False)
-        with evaluation_mode(model):
-            parts = [
+
+        def read_all(rows: int) -> list[tuple[Tensor, Tensor]]:
+            return [
                 (forward(batch).float().cpu(), batch["labels"].cpu())
-                for batch in forward.batches(data.train, plan.eval_batch_size, shuffle=False, device=device)
+                for batch in forward.batches(data.train, rows, shuffle=False, device=device)
             ]
+
+        with evaluation_mode(model):
+            parts = with_fewer_rows(read_all, plan.eval_rows, model, doing="The probe of the head")
     if any(read.shape[-1] != width or read.ndim not in (2, 3) for read, _ in parts):
         return None
     order = torch.from_numpy(data.train.order())
@@ -327,7 +333,10 @@ def fit_head(
     Returns:
         The fit. Its map has to save a tenth of the loss of the best constant answer on held-out rows, and a
         t-test over the folds (one-sided, 2.5 %) has to find that it saves any. That tenth is a conjecture.
+        No map is made of features that are not finite.
     """
+    if not bool(torch.isfinite(features).all()):
+        return HeadFit(None, math.inf, not of_tokens)  # the training that follows says what is wrong
     centre, spread = features.mean(0), features.std(0).clamp_min(1e-6)
     if not bias:
         centre = torch.zeros_like(centre)
@@ -342,13 +351,7 @@ def fit_head(
     constant = fits.held_out()
     drawn = fits.solution()[1] if loss.in_units else None
     fit = HeadFit(None, 0.0, not of_tokens, drawn, fits.unit)
-    weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
-    for strength in STRENGTHS:  # each starts where the stronger one ended
-        fits.minimise(strength)
-        held_out.append(fits.held_out())
-        weights.append(fits.solution())
-        if len(held_out) > 2 and bool(held_out[-1].mean() > 1.2 * min(h.mean() for h in held_out)):
-            break
+    weights, held_out = _over_strengths(fits)
     chosen = _weakest_needed(held_out)
     saved = constant - held_out[chosen]
     chance = float(stdtrit(len(saved) - 1, _SURE)) * float(saved.std()) / len(saved) ** 0.5
@@ -363,6 +366,18 @@ def fit_head(
     offset = None if offset is None else offset - weight @ centre
     probe = Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
     return fit._replace(probe=probe)
+
+
+def _over_strengths(fits: _Fits) -> tuple[list[tuple[Tensor, Tensor | None]], list[Tensor]]:
+    """The map for each λ, and its losses on held-out rows; each starts where the stronger one ended."""
+    weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
+    for strength in STRENGTHS:
+        fits.minimise(strength)
+        held_out.append(fits.held_out())
+        weights.append(fits.solution())
+        if len(held_out) > 2 and bool(held_out[-1].mean() > 1.2 * min(h.mean() for h in held_out)):
+            break
+    return weights, held_out
 
 
 def _weakest_needed(held_out: Sequence[Tensor]) -> int:
@@ -425,12 +440,23 @@ class _Fits:
 
     def begin_constant(self) -> None:
         """Find the best constant answers: only the biases learn."""
+        if self._loss.in_units:
+            self._begin_at_means()
         self._descend(self._biases, 0.0)
         with torch.no_grad():
             found = float(self._mean(len(self._used) - 1, *self._used[-1])) ** 0.5
-            self.unit = found if found > 0 else 1.0
+            before, self.unit = self.unit, found if found > 0 else 1.0
             for bias in self._biases:
-                bias /= self.unit
+                bias *= before / self.unit
+
+    @torch.no_grad()
+    def _begin_at_means(self) -> None:
+        """Begin near the answer, in a unit of the labels' size: with huge or tiny labels a descent from 0 in
+        their own unit ends where it begins."""
+        self.unit = float(self._used[-1][1].double().square().mean()) ** 0.5 or 1.0
+        for bias, (_, labels) in zip(self._biases, self._used, strict=True):
+            if bias.requires_grad:
+                bias.fill_(float(labels.double().mean()) / self.unit)
 
     def minimise(self, strength: float) -> None:
         """Go on from the present values to the minimum for λ."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -328,16 +328,15 @@ class _Run:
         hybrid, result = self.hybrid, self.result
         if result.stopped == "paused" and steps == self.plan.steps and isinstance(hybrid, Hybrid):
             rows, share = self.gradient.micro_rows, self.plan.train_share
-            result.checkpoint = Checkpoint.of(
-                hybrid, optimizer, result.losses, rows, self.device, share, since
-            )
+            made = Checkpoint.of(hybrid, optimizer, result.losses, rows, self.device, share, since)
+            result.checkpoint = replace(made, scores=tuple(result.scores))
 
     def _go_on(self, optimizer: PhaseOptimizer) -> tuple[int, int]:
         """Return to the checkpoint; the phase's first step, and the one from which its rows were drawn."""
         if self.resume is None:
             return 0, 0
         self.resume.rewind(optimizer, self.device)
-        self.result.losses = list(self.resume.losses)
+        self.result.losses, self.result.scores = list(self.resume.losses), list(self.resume.scores)
         self.gradient.micro_rows = min(self.gradient.micro_rows, self.resume.micro_rows)
         first = self.resume.step
         return first, self.resume.since if self.resume.share == self.plan.train_share else first
@@ -402,7 +401,7 @@ class _Run:
             self.hybrid.model,
             self.data.select,
             metric,
-            batch_size=self.plan.eval_batch_size,
+            batch_size=self.plan.eval_rows,
             device=self.device,
             forward=self.forward,
         )

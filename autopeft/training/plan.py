@@ -25,10 +25,10 @@ class TrainingPlan:
     Attributes:
         steps: optimizer steps, all phases together.
         batch_size: rows of one step.
-        micro_batch: rows that go through the model at once; the gradients of a step's micro-batches add up
-            to that of the whole batch, except that a route's load-balance loss is their mean. `None` means
-            the whole batch.
-        eval_batch_size: rows at once in evaluation.
+        micro_batch: rows that go through the model at once, in evaluation too; the gradients of a step's
+            micro-batches add up to that of the whole batch, except that a route's load-balance loss is their
+            mean. `None` means the whole batch.
+        eval_batch_size: rows at once in evaluation, where `micro_batch` does not ask for fewer.
         max_length: longest sequence in tokens that the data is encoded to.
         seed: of the new head and modules, the order of the data and the draws of stochastic methods.
         device: `auto` takes CUDA where there is one.
@@ -110,6 +110,11 @@ class TrainingPlan:
     def micro_rows(self) -> int:
         """Rows that go through the model at once: `micro_batch`, at most `batch_size`."""
         return self.batch_size if self.micro_batch is None else min(self.micro_batch, self.batch_size)
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows at once in evaluation: `eval_batch_size`, at most `micro_batch`."""
+        return min(self.eval_batch_size, self.micro_batch or self.eval_batch_size)
 
     def trains_with_dropout(self, training: TrainingSection) -> bool:
         """Whether the backbone's own dropout acts: as the plan says, else the recipe."""

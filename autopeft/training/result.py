@@ -17,14 +17,15 @@ class TrainResult:
     """What came of a training.
 
     Attributes:
-        losses: loss of every step, the modules' own terms included.
-        scores: (step, score on *select*) of every score taken while training.
+        losses: loss of every step, the modules' own terms included, and those before a pause.
+        scores: (step, score on *select*) of every score taken while training, and before a pause.
         seconds: wall time.
         stopped: `done` after all steps, `asked` when `should_stop` said so, `patience` when scores had
             stopped rising, `paused` at `until`.
         micro_rows: rows that went through the model at once in the end.
         outputs: what each phase left, by name.
-        step_seconds: of every step, loading of the batch left out (see `autopeft.training.metering`).
+        step_seconds: of every step since it began or went on, loading of the batch left out (see
+            `autopeft.training.metering`).
         memory: bytes at the peak, from calibration to conclusion; `None` where it cannot be measured.
         checkpoint: of a paused training, to go on from; `None` where it can only be started anew (modules
             with phases of their own).

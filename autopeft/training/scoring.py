@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +16,9 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds import Generation, Metric, get_kind, get_metric
-from autopeft.training.errors import OutOfMemory, ran_out_of_memory
+from autopeft.tasks.kinds import Generation, Metric, TaskKind, get_kind, get_metric
 from autopeft.training.forward import Forward
+from autopeft.training.memory import with_fewer_rows
 from autopeft.training.modes import evaluation_mode, seeded
 from autopeft.training.samples import Asked, sampled, samples_of, told_of
 
@@ -45,56 +44,49 @@ def predict(
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
-    plain one.
+    plain one. `batch_size` is halved, and all starts again, where memory does not suffice.
 
     Raises:
         UsageError: the split has no rows.
-        OutOfMemory: memory does not suffice for a batch.
+        OutOfMemory: memory does not suffice for single rows.
     """
     if not len(split):
         raise UsageError("Nothing to predict: the split has no rows.")
     place = next(model.parameters()).device if device is None else torch.device(device)
     model.to(place)
-    parts = []
     kind = get_kind(split.kind)
     way = Forward(model, kind=kind) if forward is None else forward
+    at_once = min(batch_size, len(split.offsets) - 1)  # a row may have several sequences
+    reduced = partial(with_fewer_rows, rows=at_once, model=model, doing="Evaluation")
     with evaluation_mode(model):
-        if texts_alone and generation is not None:
-            return _written(model, split, generation, batch_size, place, told)
-        for batch in way.batches(split, batch_size, shuffle=False, device=place):
-            with _within_memory(batch_size):
-                run = partial(predictive, model, partial(way, batch), mean=kind.average())
-                parts.append(kind.outputs(model, batch, run))
-        outputs = np.concatenate(parts)
-        restored = np.empty_like(outputs)
-        restored[split.order()] = outputs
-        restored = split.of_rows(restored)
         if generation is None:
-            return restored
-        texts = _written(model, split, generation, batch_size, place, told)
-        return kind.with_texts(restored, texts.tolist())
+            return reduced(partial(_outputs, way, split, kind, place))
+        answers = None if texts_alone else reduced(partial(_outputs, way, split, kind, place))
+        texts = reduced(partial(_written, model, split, generation, place, told))
+        return texts if answers is None else kind.with_texts(answers, texts.tolist())
 
 
-@contextmanager
-def _within_memory(batch_size: int) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"Evaluation ran out of memory with {batch_size} rows at once; "
-            "lower `eval_batch_size` or `max_length`."
-        ) from error
+def _outputs(
+    way: Forward, split: EncodedSplit, kind: TaskKind, place: torch.device, batch_size: int
+) -> NDArray[Any]:
+    """What the kind of task keeps of each row, in the split's own order."""
+    parts = []
+    for batch in way.batches(split, batch_size, shuffle=False, device=place):
+        run = partial(predictive, way.model, partial(way, batch), mean=kind.average())
+        parts.append(kind.outputs(way.model, batch, run))
+    outputs = np.concatenate(parts)
+    restored = np.empty_like(outputs)
+    restored[split.order()] = outputs
+    return split.of_rows(restored)
 
 
 def _written(
     model: nn.Module,
     split: EncodedSplit,
     how: Generation,
-    batch_size: int,
     place: torch.device,
     told: Callable[[str], None] | None,
+    batch_size: int,
 ) -> NDArray[Any]:
     """What the model writes for each row, (rows,), in batches of prompts of like length, longest first."""
     kind, order = get_kind(split.kind), np.argsort(-split.prompt_lengths, kind="stable")
@@ -102,9 +94,8 @@ def _written(
     with seeded(how.seed, place):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            with _within_memory(batch_size):
-                one = told if len(split) == 1 else None
-                texts[rows] = kind.generate(model, split, rows, how, device=place, told=one)
+            one = told if len(split) == 1 else None
+            texts[rows] = kind.generate(model, split, rows, how, device=place, told=one)
     return texts
 
 

@@ -222,5 +222,5 @@ def _score(
     plan: TrainingPlan,
     **wanted: Any,
 ) -> Scored:
-    options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
+    options: dict[str, Any] = {"batch_size": plan.eval_rows, "device": plan.torch_device()}
     return score_by_rows(forward.model, split, metric, forward=forward, **options, **wanted)

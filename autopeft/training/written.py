@@ -14,6 +14,7 @@ from autopeft.tasks import Task
 from autopeft.tasks.kinds import Generation, get_metric
 from autopeft.tasks.kinds.generation import room_of
 from autopeft.tasks.tokens import EncodedSplit
+from autopeft.training.memory import with_fewer_rows
 from autopeft.training.modes import evaluation_mode
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows
@@ -30,7 +31,7 @@ class Samples:
         task: says how texts are written, and what a text is worth: its metric.
         split: which the rows are of.
         among: the rows that are trained on; `None` for all.
-        plan: how many rows are at once.
+        plan: how many rows are at once; halved where memory does not suffice.
         device: of the model.
     """
 
@@ -51,15 +52,19 @@ class Samples:
         assert labels is not None  # of rows that are trained on
         kind.rewards(metric, [], labels[:0])  # refused before anything is written
         order = among[np.argsort(self.split.prompt_lengths[among], kind="stable")]
-        size, found = self.plan.eval_batch_size, list[Sample]()
-        with evaluation_mode(self.model):
+
+        def written(size: int) -> list[Sample]:
+            found = list[Sample]()
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                written = kind.sample(self.model, self.split, rows, how, device=self.device)
-                rewards = kind.rewards(metric, [text for _, text in written], labels[rows])
-                made = zip(rows, written, rewards, strict=True)
+                texts = kind.sample(self.model, self.split, rows, how, device=self.device)
+                rewards = kind.rewards(metric, [text for _, text in texts], labels[rows])
+                made = zip(rows, texts, rewards, strict=True)
                 found += [Sample(int(row), *own, float(reward)) for row, own, reward in made]
-        return found
+            return found
+
+        with evaluation_mode(self.model):
+            return with_fewer_rows(written, self.plan.eval_rows, self.model, doing="Writing")
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """See `autopeft.method.Session.batch`."""

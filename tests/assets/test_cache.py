@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -199,3 +200,43 @@ def test_a_cache_that_cannot_be_made_is_named(place: Path) -> None:
         cache_folder("encoded")
     assert writable_folder("encoded").is_dir()
     assert cache_dir() == place / "cache"
+
+
+def fill_deep(folder: Path) -> None:
+    fill(folder)
+    (folder / "below" / "more").mkdir(parents=True)
+    (folder / "below" / "more" / "c").write_bytes(b"deep")
+    (folder / "below" / "sha256.json").write_text("{}")
+
+
+DEEP_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "changed": lambda folder: (folder / "below" / "more" / "c").write_bytes(b"DEEP"),
+    "gone": lambda folder: (folder / "below" / "sha256.json").unlink(),
+    "one too many": lambda folder: (folder / "below" / "d").write_text(""),
+    "a link to a folder": lambda folder: (folder / "below" / "d").symlink_to(folder.parent),
+}
+
+
+@pytest.mark.parametrize("damage", DEEP_DAMAGE)
+def test_files_in_folders_are_sealed_as_well(tmp_path: Path, damage: str) -> None:
+    kept = tmp_path / "kept"
+    publish(kept, fill_deep)
+    assert intact(kept)
+    DEEP_DAMAGE[damage](kept)
+    assert not intact(kept)
+    publish(kept, fill_deep)
+    assert intact(kept)
+
+
+def test_a_folder_that_was_sealed_before_is_intact(tmp_path: Path) -> None:
+    fill(tmp_path)
+    sums = {name: cache.sha256_of(tmp_path / name) for name in "ab"}
+    (tmp_path / "sha256.json").write_text(json.dumps(sums))
+    assert intact(tmp_path)
+
+
+def test_room_is_made_of_all_that_a_folder_takes(tmp_path: Path) -> None:
+    (tmp_path / "old" / "below").mkdir(parents=True)
+    (tmp_path / "old" / "below" / "large").write_bytes(os.urandom(1 << 20))
+    assert cache.make_room(tmp_path, 1 << 19, 1 << 20)
+    assert not list(tmp_path.iterdir())

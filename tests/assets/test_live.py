@@ -66,6 +66,17 @@ def test_other_weights_and_other_tokens_are_another_folder(pair: tuple[Any, Any]
     assert len({first, second, keep_model(model, tokenizer)}) == 3
 
 
+def test_a_tokenizer_of_several_chat_templates(pair: tuple[Any, Any]) -> None:
+    """All but one lie in a folder of their own."""
+    model, tokenizer = pair
+    tokenizer.chat_template = {"default": "plain", "tool_use": "with tools"}
+    folder = keep_model(model, tokenizer)
+    assert keep_model(model, tokenizer) == folder
+    assert load_tokenizer(resolve_model(str(folder))).chat_template == tokenizer.chat_template
+    tokenizer.chat_template["tool_use"] = "with other tools"
+    assert keep_model(model, tokenizer) != folder
+
+
 def test_other_ends_of_answers_are_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     model, tokenizer = tiny_model("llama"), AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,23 @@ def test_a_shard_that_is_a_link_to_a_folder_outside_is_not_opened(tmp_path: Path
     folder = save_backbone(tmp_path / "model")
     (folder / "more.safetensors").symlink_to(tmp_path)
     with pytest.raises(UsageError, match=r"more\.safetensors.*leads out of its folder"):
+        resolve_model(str(folder))
+
+
+def test_a_chat_template_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
+    """Further ones lie in a folder of their own, which may be a link too."""
+    folder = save_backbone(tmp_path / "model")
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "plain.jinja").write_text("x")
+    resolve_model(str(folder))
+    (tmp_path / "secret.jinja").touch()
+    (templates / "tools.jinja").symlink_to(tmp_path / "secret.jinja")
+    with pytest.raises(UsageError, match=r"tools\.jinja.*leads out of its folder"):
+        resolve_model(str(folder))
+    shutil.rmtree(templates)
+    templates.symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"secret\.jinja.*leads out of its folder"):
         resolve_model(str(folder))
 
 

@@ -128,6 +128,79 @@ def test_columns_of_numbers_are_numbers(tmp_path: Path) -> None:
     assert columns["text"] == ["a", "b", ""]
 
 
+def test_long_whole_numbers_keep_their_digits(tmp_path: Path) -> None:
+    """Ids of 19 digits are three classes, also beside a number with a point; so they are in a single file."""
+    ids = ["1234567890123456789", "1234567890123456790", "-9" + "0" * 20]
+    beyond = "1" * 5_000  # which Python does not read
+    rows = [("a", ids[0], ids[0], beyond), ("b", ids[1], ids[1], "2"), ("c", ids[2], "0.5", "3")]
+    write(tmp_path / "train.csv", rows, ("text", "id", "mixed", "long"))
+    columns = read_folder(tmp_path)["train"].columns
+    assert columns["id"] == list(map(int, ids))
+    assert columns["mixed"] == [int(ids[0]), int(ids[1]), 0.5]
+    assert columns["long"] == [beyond, "2", "3"]
+
+
+def shard(path: Path, labels: list[Any], names: list[str] | None) -> None:
+    """A Parquet file as `datasets` writes it, whose classes have these names."""
+    columns: dict[str, Any] = {"text": [f"{path.stem} {i}" for i in range(len(labels))], "label": labels}
+    data = datasets.Dataset.from_dict(columns)
+    if names is not None:
+        label: Any = datasets.ClassLabel(names=names)
+        data = data.cast_column("label", datasets.Sequence(label) if isinstance(labels[0], list) else label)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.to_parquet(str(path))
+
+
+def called(table: Table) -> list[Any]:
+    """The labels of a table by their names."""
+    names = table.label_names["label"]
+
+    def name(value: Any) -> Any:
+        return list(map(name, value)) if isinstance(value, list) else names[value] if value >= 0 else None
+
+    return list(map(name, table.columns["label"]))
+
+
+def test_each_file_of_a_split_has_its_own_names_of_classes(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.parquet", [0, 1, -1], ["cat", "dog"])
+    shard(tmp_path / "train-1.parquet", [0, 1, 2], ["bird", "cat", "dog"])
+    shard(tmp_path / "train-2.parquet", ["dog", "fish"], None)
+    assert called(read_folder(tmp_path)["train"]) == ["cat", "dog", None, "bird", "cat", "dog", "dog", "fish"]
+
+
+def test_so_have_lists_of_classes(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.parquet", [[0, 1], []], ["cat", "dog"])
+    shard(tmp_path / "train-1.parquet", [[0], [2, 1]], ["bird", "cat", "dog"])
+    assert called(read_folder(tmp_path)["train"]) == [["cat", "dog"], [], ["bird"], ["dog", "cat"]]
+
+
+def test_files_that_agree_keep_their_numbers(tmp_path: Path) -> None:
+    for i in range(2):
+        shard(tmp_path / f"train-{i}.parquet", [1, 0], ["dog", "cat"])
+    table = read_folder(tmp_path)["train"]
+    assert (table.columns["label"], table.label_names["label"]) == ([1, 0, 1, 0], ("dog", "cat"))
+
+
+def test_numbers_without_names_beside_names_are_refused_or_those_of_the_readme(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.parquet", [0, 1], ["pos", "neg"])
+    shard(tmp_path / "train-1.parquet", [0, 1], None)
+    with pytest.raises(DataError, match=r"train-1\.parquet: column 'label' has 0 and no names .* README"):
+        read_folder(tmp_path)
+    readme(tmp_path, READMES["classes"])
+    assert called(read_folder(tmp_path)["train"]) == ["pos", "neg", "neg", "pos"]
+
+
+def test_a_readme_renames_classes_and_does_not_exchange_them(tmp_path: Path) -> None:
+    readme(tmp_path, READMES["classes"])
+    shard(tmp_path / "train.parquet", [0, 1], ["LABEL_0", "LABEL_1"])
+    shard(tmp_path / "test.parquet", [0, 1], ["pos", "neg"])
+    found = read_folder(tmp_path)
+    assert {split: called(table) for split, table in found.items()} == {
+        "train": ["neg", "pos"],
+        "test": ["pos", "neg"],
+    }
+
+
 def test_the_names_of_classes_come_from_parquet_or_readme(tmp_path: Path) -> None:
     data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))

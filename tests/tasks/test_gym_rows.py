@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 
+import pytest
+
+from autopeft.tasks import gym_rows
 from autopeft.tasks.gym_rows import BLOCK, ROUND, Row, draw, starts
 
 WANTED = {"test": 10, "select": 10, "train": 80}
@@ -62,3 +68,24 @@ def test_rows_without_an_answer_are_left_out() -> None:
     rows = draw(make, dict.fromkeys(ROUND, 0), {"test": 2, "select": 2, "train": 8})
     assert {row[3] for part in rows.values() for row in part} == {"yes"}
     assert all(row[1] % 2 == 0 for part in rows.values() for row in part)
+
+
+# What `setrlimit` raises where a system has no such limit (macOS), or lets nobody set it.
+REFUSING = """
+import resource, runpy, sys
+def refuse(*_):
+    raise {error}
+resource.setrlimit = refuse
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError('current limit exceeds maximum limit')", "OSError(22, 'no')"])
+def test_rows_are_made_where_memory_cannot_be_bounded(error: str) -> None:
+    asked = {"name": "chain_sum", "parameters": {}, "seed": 0, "wanted": {"test": 1, "select": 1, "train": 2}}
+    command = [sys.executable, "-c", REFUSING.format(error=error), str(gym_rows.__file__)]
+    done = subprocess.run(
+        command, input=json.dumps(asked), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {name: len(rows) for name, rows in json.loads(done.stdout)["rows"].items()} == asked["wanted"]

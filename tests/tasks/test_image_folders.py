@@ -119,6 +119,20 @@ def test_a_readme_names_the_classes_of_metadata(suffix: str, tmp_path: Path) -> 
     assert (table.columns["label"], table.label_names["label"]) == ([1, 0, 1], ("cat", "dog"))
 
 
+def test_each_table_of_metadata_has_its_own_names_of_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path, ("train/a/1.png", "train/b/2.png", "test/3.png", "test/4.png"))
+    names = {"train/a": ["cat", "dog"], "train/b": ["dog", "cat"], "test": ["bird", "cat"]}
+    rows = {"train/a": {"1.png": 0}, "train/b": {"2.png": 0}, "test": {"3.png": 0, "4.png": 1}}
+    for below, own in rows.items():
+        data = datasets.Dataset.from_dict({"file_name": list(own), "label": list(own.values())})
+        data = data.cast_column("label", datasets.ClassLabel(names=names[below]))
+        data.to_parquet(str(folder / below / "metadata.parquet"))
+    assert {
+        split: [table.label_names["label"][label] for label in table.columns["label"]]
+        for split, table in read_folder(folder).items()
+    } == {"train": ["cat", "dog"], "test": ["bird", "cat"]}
+
+
 BAD_ROWS = {
     "../outside.png": "a path that leaves the folder",
     "/etc/passwd": "a path that leaves the folder",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -76,6 +78,56 @@ def test_a_short_file_of_long_messages_is_refused(wide: bool, tmp_path: Path) ->
     assert path.stat().st_size < 200_000
     with pytest.raises(DataError, match=r"more than [\d,]+ bytes of text in [\d,]+ bytes"):
         read_parquet(path, MOST)
+
+
+def fixed(count: int, width: int) -> Any:
+    """One value of that many bytes, again and again."""
+    values = pa.array([b"z" * width], pa.binary(width))
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), values).cast(pa.binary(width))
+
+
+def in_one_list(values: Any) -> Any:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+REPEATED: dict[str, Callable[[], Any]] = {
+    "numbers in lists": lambda: in_one_list(pa.array(np.zeros(9_000_000, np.int64))),
+    "truth values in lists": lambda: in_one_list(pa.array(np.zeros(9_000_000, np.bool_))),
+    "bytes of one length": lambda: fixed(3000, 1 << 16),
+    "such bytes as categories": lambda: fixed(3000, 1 << 16).dictionary_encode(),
+    "such bytes in lists": lambda: in_one_list(fixed(3000, 1 << 16)),
+    "such bytes in records": lambda: pa.StructArray.from_arrays([fixed(3000, 1 << 16)], ["a"]),
+    "lists of one length that are none": lambda: pa.nulls(100_000, pa.list_(pa.float32(), 10_000)),
+}
+
+
+@pytest.mark.parametrize("what", REPEATED)
+def test_a_short_file_of_many_numbers_is_refused(what: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"a": REPEATED[what]()}, compression="zstd")
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"more than 67,108,864 bytes of numbers and lists in [\d,]+ bytes"):
+        read_parquet(path, MOST)
+
+
+def test_a_short_file_of_many_columns_is_refused(tmp_path: Path) -> None:
+    column = pa.array(np.zeros(900_000, np.int8))
+    path = write(tmp_path / "a.parquet", {f"column {i}": column for i in range(10)})
+    with pytest.raises(DataError, match="bytes of numbers and lists"):
+        read_parquet(path, MOST)
+
+
+@pytest.mark.parametrize("options", [{}, {"row_group_size": 50, "data_page_version": "2.0"}])
+def test_tokens_embeddings_and_images_are_data(options: Any, tmp_path: Path) -> None:
+    rows, random = 300, np.random.default_rng(0)
+    columns = {
+        "input_ids": [random.integers(0, 30_000, 200 + i).tolist() for i in range(rows)],
+        "attention_mask": [[1] * (200 + i) for i in range(rows)],
+        "embedding": pa.array(random.random((rows, 384), np.float32).tolist(), pa.list_(pa.float32(), 384)),
+        "image": [{"bytes": random.bytes(2_000), "path": None} for _ in range(rows)],
+        "messages": [[{"role": "user", "content": f"text {i}"}] * 3 for i in range(rows)],
+    }
+    table = pa.table(columns)
+    assert read_parquet(write(tmp_path / "a.parquet", table, **options), MOST)[0] == table.to_pydict()
 
 
 def test_labels_that_repeat_are_data(tmp_path: Path) -> None:

@@ -127,6 +127,17 @@ def test_a_paused_training_goes_on_bitwise_as_if_it_had_not_stopped(name: str) -
     assert all(torch.equal(saved[0][k], saved[1][k]) for k in saved[0])
 
 
+def test_scores_from_before_a_pause_are_told_with_the_others() -> None:
+    model, data, plan = tiny_bert(), encoded_task(), replace(PLAN, eval_every=2)
+    whole = run_trial(model, ALL["mixed"], data, plan)
+    first = run_trial(model, ALL["mixed"], data, plan, until=5)
+    assert first.train.checkpoint is not None
+    kept = Checkpoint.from_bytes(first.train.checkpoint.to_bytes())
+    last = run_trial(model, ALL["mixed"], data, plan, resume=kept)
+    assert [step for step, _ in last.train.scores] == [2, 4, 6, 8]
+    assert last.train.scores == whole.train.scores
+
+
 def test_on_a_backbone_in_bf16_what_an_optimizer_keeps_is_as_fine_as_before() -> None:
     model, data, recipe = tiny_bert(), encoded_task(), optimized("adafactor")
     model.to(torch.bfloat16)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from autopeft.assets.heads import head_names
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
-from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds import Loss, get_kind
 from autopeft.training import TrainingPlan, head_start, run_trial
 from autopeft.training.head_start import fit_head, last_linear, start_head
 
@@ -109,7 +109,7 @@ def test_weights_of_classes_count() -> None:
     assert right(even, features[rare], labels[rare]) > right(plain, features[rare], labels[rare]) + 0.2
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e4, 1e8])
 def test_a_regression_in_any_unit(scale: float) -> None:
     random = torch.Generator().manual_seed(0)
     features = torch.randn(200, 5, generator=random)
@@ -157,7 +157,7 @@ def test_a_head_does_not_start_as_a_memory_of_rows_that_come_several_times() -> 
         assert start_head(model, replace(data, splits={**data.splits, "train": train}), PLAN) is None
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e5])
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e5, 1e8, 1e14])
 def test_a_regression_that_a_probe_cannot_foretell_begins_at_the_mean(scale: float) -> None:
     """From 0, no short training leads to numbers as large as prices."""
     model, data = tiny_model("bert", num_labels=1), encoded_task(train=60, kind="regression")
@@ -171,6 +171,16 @@ def test_a_regression_that_a_probe_cannot_foretell_begins_at_the_mean(scale: flo
     again = tiny_model("bert", num_labels=1)
     start_head(again, data, PLAN)  # from disk
     assert torch.equal(again.get_submodule(str(last_linear(again))).bias, last.bias)
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, SQUARES])
+def test_no_map_is_made_of_features_that_are_not_finite(loss: Loss) -> None:
+    """The training that follows says what is wrong."""
+    features, labels = rows(60, 0.5, classes=2)
+    features[7, 1] = float("nan")
+    fit = fit_head(features, labels if loss is CROSS_ENTROPY else labels.float(), loss, outputs=2)
+    assert fit.probe is None
+    assert fit.loss == float("inf")
 
 
 def test_without_a_bias() -> None:

@@ -44,6 +44,12 @@ def test_micro_rows_never_exceed_the_batch() -> None:
     assert TrainingPlan(steps=1, batch_size=8, micro_batch=32).micro_rows == 8
 
 
+def test_a_micro_batch_bounds_the_rows_of_an_evaluation() -> None:
+    assert TrainingPlan(steps=1).eval_rows == 64
+    assert TrainingPlan(steps=1, micro_batch=3).eval_rows == 3
+    assert TrainingPlan(steps=1, batch_size=500, micro_batch=200).eval_rows == 64
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert TrainingPlan(steps=1).torch_device() == torch.device("cpu")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +58,22 @@ def test_what_cannot_be_scored_is_refused() -> None:
         predict(bag, replace(split, offsets=np.zeros(1, dtype=np.int64)))
 
 
-def test_full_memory_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    bag = Bag().train()
+def test_where_memory_is_full_fewer_rows_go_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bag, split, seen = Bag().train(), encoded_split(11, seed=0), list[int]()
+    expected, forward = predict(bag, split), bag.forward
 
-    def full(*args: object, **kwargs: object) -> None:
-        raise torch.OutOfMemoryError("not enough")
+    def small(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(input_ids))
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError("not enough")
+        return forward(input_ids, *args, **kwargs)
 
-    monkeypatch.setattr(bag, "forward", full)
-    with pytest.raises(OutOfMemory, match="8 rows at once; lower `eval_batch_size`"):
-        predict(bag, encoded_split(4, seed=0), batch_size=8)
+    monkeypatch.setattr(bag, "forward", small)
+    most = 3
+    np.testing.assert_allclose(predict(bag, split), expected, rtol=1e-5)
+    assert seen[:2] == [11, 5]
+    assert seen[2:] == [2, 2, 2, 2, 2, 1]
+    most = 0
+    with pytest.raises(OutOfMemory, match="even with single rows; lower `max_length`"):
+        predict(bag, split, batch_size=8)
     assert bag.training

@@ -9,8 +9,9 @@ import torch
 from support.tiny import tiny_model
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from autopeft.counting import Counts
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
@@ -170,6 +171,19 @@ def test_a_head_s_hidden_layers_have_their_rate_beside_the_whole_backbone() -> N
     assert found["head"] == (0.1, [id(p) for p in model.classifier.out_proj.parameters()])
     assert found["head.hidden"] == (0.01, [id(p) for p in model.classifier.dense.parameters()])
     assert sum(len(params) for _, params in found.values()) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_that_is_the_output_layer_too_is_the_backbone_s(tied: bool) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, tie_word_embeddings=tied,
+        )
+    )  # fmt: skip
+    full = FullFineTuning(model, Recipe(name="r").training)
+    base = sum(p.numel() for p in model.base_model.parameters())
+    assert full.counts() == Counts(base, base, 0 if tied else 88, base)
 
 
 def test_full_fine_tuning_moves_every_layer_and_puts_it_back(restored: Any) -> None:

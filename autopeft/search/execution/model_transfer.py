@@ -21,6 +21,7 @@ from autopeft.errors import AssetError
 __all__ = ["ModelFiles", "SentFiles", "local_source", "pack", "receive"]
 
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
+_TEMPLATES = "additional_chat_templates"  # the one folder in a backbone's that transformers reads
 _LARGEST = 8 << 30
 _CACHE = 16 << 30
 _FOLDER = "shipped"
@@ -32,7 +33,7 @@ class SentFiles:
 
     Attributes:
         path: where the driver has the folder.
-        files: name to size and SHA-256.
+        files: path from the folder to size and SHA-256.
         fetch: brings the bytes of every file, each of shape (size,).
     """
 
@@ -49,7 +50,7 @@ class SentFiles:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A folder that is ready to travel: bytes by file name, mapped from the disk."""
+    """A folder that is ready to travel: bytes by the path from it, mapped from the disk."""
 
     path: str
     contents: Mapping[str, NDArray[np.uint8]]
@@ -68,10 +69,11 @@ def pack(source: ModelSource) -> ModelFiles | None:
     folder = Path(source.path)
     if not folder.is_dir():
         return None
-    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    found = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]
+    files = sorted(p for p in found if p.suffix in _SUFFIXES and p.is_file())
     if not files or sum(p.stat().st_size for p in files) > _LARGEST:
         return None
-    return ModelFiles(source.path, {p.name: _mapped(p) for p in files})
+    return ModelFiles(source.path, {p.relative_to(folder).as_posix(): _mapped(p) for p in files})
 
 
 _SENT: dict[str, SentFiles] = {}
@@ -108,11 +110,13 @@ def local_source(source: ModelSource) -> ModelSource:
 def _unpack(folder: Path, sent: SentFiles) -> None:
     contents = sent.fetch()
     for name, (size, sha256) in sent.files.items():
-        if Path(name).name != name or not name.endswith(_SUFFIXES):
+        own = name.removeprefix(f"{_TEMPLATES}/")
+        if Path(own).name != own or not own.endswith(_SUFFIXES):
             raise AssetError(f"A backbone that arrived has a file {name!r}, which it cannot have.")
         data = contents.get(name)
         if data is None or data.nbytes != size or _sha256(data) != sha256:
             raise AssetError(f"The file {name} of the backbone was damaged on its way to this machine.")
+        (folder / name).parent.mkdir(exist_ok=True)
         with (folder / name).open("wb") as out:
             out.write(data.data)
 

@@ -218,7 +218,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                     hybrid.model,
                     rows,
                     _metric_of(context, job, split),
-                    batch_size=context.plan.eval_batch_size,
+                    batch_size=context.plan.eval_rows,
                     device=context.plan.torch_device(),
                     forward=sharing_forward(hybrid, rows, kind),
                     loss=False,
@@ -255,7 +255,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
                 hybrid.model,
                 rows,
                 _metric_of(context, job, split),
-                batch_size=context.plan.eval_batch_size,
+                batch_size=context.plan.eval_rows,
                 device=context.plan.torch_device(),
                 forward=sharing_forward(hybrid, rows, kind),
                 loss=split == "select",  # nothing is ranked by others

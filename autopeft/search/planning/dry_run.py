@@ -148,4 +148,4 @@ def _writing(ready: Prepared) -> Writing | None:
     if not kind.writes or not isinstance(longest, int) or not kind.asks(task.splits["test"]):
         return None
     samples = None if get_metric(task.metric).generated else HANDFUL
-    return Writing(longest, samples, MOST_TOKENS, ready.plan.eval_batch_size)
+    return Writing(longest, samples, MOST_TOKENS, ready.plan.eval_rows)

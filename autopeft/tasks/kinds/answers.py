@@ -26,13 +26,13 @@ from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import warn_once
 from autopeft.errors import DataError
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.chat_templates import ChatTemplate, template_of
 from autopeft.tasks.kinds.conversations import Conversation
 from autopeft.tasks.tokens import (
     EncodedSplit,
     Indices,
     check_length,
-    fingerprint_of,
     kept_arrays,
     tokens_of,
 )
@@ -95,6 +95,11 @@ class EncodedAnswers(EncodedWriting):
     def prompt_lengths(self) -> Indices:
         """See `EncodedSplit.prompt_lengths`."""
         return self.prompts
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """See `EncodedSplit.labels_fingerprint`: of which tokens are learnt."""
+        return hashlib.sha256(np.ascontiguousarray(self.learnt).tobytes()).hexdigest()
 
     def take(self, rows: Indices) -> EncodedAnswers:
         """See `EncodedSplit.take`."""
@@ -183,7 +188,7 @@ def encode_conversations(
     assert tokenizer.pad_token_id is not None
     template = template_of(tokenizer)
     arrays = kept_arrays(
-        _content_hash(conversations, tokenizer, template, max_length, ended=ended),
+        lambda: _content_hash(conversations, tokenizer, template, max_length, ended=ended),
         len(conversations),
         lambda: _tokenise(conversations, tokenizer, template, max_length, ended=ended),
         cached=cached,

@@ -8,6 +8,7 @@ OpenBookQA: `{"text": […], "label": […]}`); `ctx`, `endings` and `label` (He
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -320,6 +321,15 @@ class EncodedChoices(EncodedSplit):
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """See `EncodedSplit.labels_fingerprint`: of the right choices and of what they are in the rows."""
+        digest = hashlib.sha256(super().labels_fingerprint.encode())
+        digest.update(self.sequences.labels_fingerprint.encode())
+        for array in (self.starts, self.sizes):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def content(self, row: int) -> bytes:
         """See `EncodedSplit.content`: the sequences of all choices."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import TaskError, UsageError
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.label_logits import LABEL_WORDS, READ_AT
 from autopeft.tasks.kinds.verbaliser import MASK, LabelWords, Template
 from autopeft.tasks.tokens import (
     EncodedSplit,
     check_length,
-    fingerprint_of,
     kept_arrays,
     no_use,
     tokens_of,
@@ -50,6 +50,14 @@ class EncodedCloze(EncodedSplit):
 
     at: Indices
     words: Indices
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """See `EncodedSplit.labels_fingerprint`: of the labels, their words and where these are predicted."""
+        digest = hashlib.sha256(super().labels_fingerprint.encode())
+        for array in (self.words, self.at):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
@@ -91,7 +99,7 @@ def encode_cloze(
     _check_tokenizer(tokenizer, template)
     tokens = word_tokens(words, template, tokenizer)
     arrays = kept_arrays(
-        _content_hash(texts, pairs, template, tokenizer, max_length),
+        lambda: _content_hash(texts, pairs, template, tokenizer, max_length),
         len(texts),
         lambda: _tokenise(texts, pairs, template, tokenizer, max_length),
         cached=cached,

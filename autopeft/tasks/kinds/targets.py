@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import warn_once
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.answers import ANSWER_CUT, IGNORED, PROMPT_CUT, EncodedWriting
 from autopeft.tasks.tokens import (
     Indices,
     check_length,
-    fingerprint_of,
     kept_arrays,
     places_of,
     tokens_of,
@@ -164,7 +164,7 @@ def _side(
             "row_cut": np.empty(0, np.int8),
         }
     arrays = kept_arrays(
-        _content_hash(texts, tokenizer, max_length, target=target),
+        lambda: _content_hash(texts, tokenizer, max_length, target=target),
         len(texts),
         lambda: _tokenise(texts, tokenizer, max_length, target=target),
         cached=cached,

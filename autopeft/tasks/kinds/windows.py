@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import warn_once
 from autopeft.errors import UsageError
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.spans import Answers, RowWindows, places_of_answer
 from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.tokens import (
@@ -29,7 +30,6 @@ from autopeft.tasks.tokens import (
     EncodedSplit,
     Indices,
     check_length,
-    fingerprint_of,
     kept_arrays,
     no_use,
     tokens_of,
@@ -129,7 +129,7 @@ def encode_windows(
     _check(tokenizer, max_length)
     assert tokenizer.pad_token_id is not None
     arrays = kept_arrays(
-        _content_hash(questions, contexts, tokenizer, max_length),
+        lambda: _content_hash(questions, contexts, tokenizer, max_length),
         None,
         lambda: _tokenise(questions, contexts, tokenizer, max_length),
         cached=cached,

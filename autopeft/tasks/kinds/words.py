@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import warn_once
 from autopeft.errors import UsageError
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.tags import Tags, ragged
 from autopeft.tasks.tokens import (
@@ -30,7 +31,6 @@ from autopeft.tasks.tokens import (
     EncodedSplit,
     Indices,
     encode_texts,
-    fingerprint_of,
     kept_arrays,
     tokens_of,
 )
@@ -133,7 +133,7 @@ def encode_words(
     texts = [" ".join(row) for row in words]
     plain = encode_texts(texts, None, tokenizer, max_length, kind=kind, cached=cached)
     arrays = kept_arrays(
-        _content_hash(words, tokenizer, max_length),
+        lambda: _content_hash(words, tokenizer, max_length),
         len(words),
         lambda: {
             "ids": np.asarray(plain.ids),

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -30,8 +29,9 @@ from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.injection.attention import attention_behind
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds.begun_alike import LEAST
+from autopeft.training.memory import with_fewer_rows
 from autopeft.training.shared import SharedPrefix
-from autopeft.training.trunk.store import StateStore, Unstorable, open_store
+from autopeft.training.trunk.store import Rows, StateStore, open_store
 
 __all__ = ["Front", "Level", "Trunk"]
 
@@ -84,6 +84,8 @@ class Trunk:
 
     Attributes:
         shares: whether what all rows of a split begin with is computed once, as causal stacks allow.
+        rows_at_once: rows of one length that are computed at once, by default all; halved where memory does
+            not suffice.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Trunk:
         self.device, self.dtype = first.device, first.dtype
         self.tuples: dict[str, int] = {}  # how many elements a layer's output has; 0 where it is no tuple
         self.shares = False
+        self.rows_at_once: int | None = None
         self._stores: dict[int, dict[str, StateStore] | None] = {}
         self._fronts: dict[int, Front | None] = {}
 
@@ -134,18 +137,22 @@ class Trunk:
     # Answering
     # ------------------------------------------------------------------------------------------------
 
-    def states(
-        self, split: EncodedSplit, rows: NDArray[np.int64], device: torch.device
-    ) -> dict[str, Tensor] | None:
+    def states(self, split: EncodedSplit, rows: Rows, device: torch.device) -> dict[str, Tensor] | None:
         """States (B, L, width) for the batch that `split.collate(rows)` makes, by stack; `None` where they
-        cannot be stored. Rows seen for the first time are computed and kept."""
-        stores = self._open(split)
-        if stores is None:
-            return None
+        cannot be stored. Rows seen for the first time are computed and kept.
+
+        Whether they can is asked of each batch by itself: it must not depend on what was seen before it, or a
+        training would depend on those before it.
+
+        Raises:
+            OutOfMemory: memory does not suffice for single rows.
+        """
         try:
-            self._fill(split, rows, stores)
-        except (Unstorable, OSError) as error:
-            _log.info("hidden states are not kept any more: %s", error or "they are beyond fp16")
+            stores = self._open(split)
+            if stores is None or not self._filled(split, rows, stores):
+                return None
+        except OSError as error:
+            _log.info("hidden states are not kept any more: %s", error)
             self._stores[id(split)] = None
             return None
         return {
@@ -153,8 +160,11 @@ class Trunk:
             for stack, store in stores.items()
         }
 
-    def _fill(self, split: EncodedSplit, rows: NDArray[np.int64], stores: dict[str, StateStore]) -> None:
-        """Rows of one length together, without padding: what is stored must not depend on the batch that a
+    def _filled(self, split: EncodedSplit, rows: Rows, stores: dict[str, StateStore]) -> bool:
+        """Whether all states of the rows are stored, which those that were missing are now, where fp16 holds
+        them.
+
+        Rows of one length together, without padding: what is stored must not depend on the batch that a
         row was first seen in, or a trial would depend on those before it. Without padding a row's arithmetic
         is the same in any company of its length. What all rows of the split begin with is computed once."""
         wanted = np.unique(np.concatenate([store.missing(rows) for store in stores.values()]))
@@ -162,11 +172,21 @@ class Trunk:
         lengths = np.stack([np.diff(split.offsets_of(stack))[wanted] for stack in stores], axis=1)
         for length in np.unique(lengths, axis=0):
             alike = wanted[(lengths == length).all(axis=1)]
-            batch = split.collate(alike)
-            found = self._behind_front(split, {k: v.to(self.device) for k, v in batch.items()})
-            for stack, store in stores.items():
-                for row, states in zip(alike, found[stack], strict=True):
-                    store.put(int(row), states)
+            with_fewer_rows(
+                partial(self._put, split, stores, alike),
+                min(len(alike), self.rows_at_once or len(alike)),
+                self.model,
+                doing="Reading the layers that nothing changes",
+            )
+        return not any(store.beyond(rows) for store in stores.values())
+
+    def _put(self, split: EncodedSplit, stores: dict[str, StateStore], alike: Rows, at_once: int) -> None:
+        for start in range(0, len(alike), at_once):
+            rows = alike[start : start + at_once]
+            batch = {k: v.to(self.device) for k, v in split.collate(rows).items()}
+            for stack, states in self._behind_front(split, batch).items():
+                for row, own in zip(rows, states, strict=True):
+                    stores[stack].put(int(row), own)
 
     def _behind_front(self, split: EncodedSplit, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if id(split) not in self._fronts:
@@ -187,7 +207,9 @@ class Trunk:
         if id(split) not in self._stores:
             opened = {level.stack: _store(split, self._identity(level), level) for level in self.levels}
             whole = {stack: store for stack, store in opened.items() if store is not None}
-            self._stores[id(split)] = whole if len(whole) == len(opened) else None
+            # Where the first row is beyond fp16 all are likely to be: by a huge state at the first token.
+            sound = len(whole) == len(opened) and self._filled(split, np.zeros(1, dtype=np.int64), whole)
+            self._stores[id(split)] = whole if sound else None
         return self._stores[id(split)]
 
     def _identity(self, level: Level) -> dict[str, Any]:

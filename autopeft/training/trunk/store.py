@@ -1,10 +1,11 @@
 """Hidden states on disk, filled row by row, mapped by every process that needs them.
 
-A store is a sparse file of fp16 vectors, one for each token of a split, and a checksum for each row. A row is
-written before its checksum, and a checksum is compared when a process first reads the row: a row torn by a
-crash, or not yet visible, counts as absent and is computed again. Writers need no lock, since a row's states
-do not depend on who computes them. They write to the file, not to the mapping: on a full disk the one raises
-an error, the other kills the process.
+A store is a sparse file of fp16 vectors, one for each token of a split, and a checksum for each row; of a row
+with a state beyond fp16 the mark that it has one stands there. A row is written before its checksum, and a
+checksum is compared when a process first reads the row: a row torn by a crash, or not yet visible, counts as
+absent and is computed again. Writers need no lock, since a row's states do not depend on who computes them.
+They write to the file, not to the mapping: on a full disk the one raises an error, the other kills the
+process.
 """
 
 from __future__ import annotations
@@ -27,17 +28,15 @@ from autopeft.errors import AssetError, UsageError
 from autopeft.quantity import parse_bytes
 from autopeft.tasks.encode import EncodedSplit
 
-__all__ = ["LIMIT_VARIABLE", "StateStore", "Unstorable", "open_store", "size_limit"]
+__all__ = ["LIMIT_VARIABLE", "Rows", "StateStore", "open_store", "size_limit"]
 
 LIMIT_VARIABLE = "AUTOPEFT_TRUNK_LIMIT"
 _DEFAULT_LIMIT = "10GB"
 _FORMAT = 1
+# In place of a checksum: the row is absent; it has a state that fp16 cannot hold.
+_ABSENT, _BEYOND = 0, 1
 _log = logging.getLogger("autopeft")
 Rows = NDArray[np.int64]
-
-
-class Unstorable(Exception):  # noqa: N818
-    """A hidden state is beyond the range of fp16."""
 
 
 def size_limit() -> int:
@@ -63,33 +62,41 @@ class StateStore:
         self._sums = np.memmap(folder / "sums", dtype=np.uint32, mode="r+", shape=(len(offsets) - 1,))
         self._out = (folder / "states").open("r+b", buffering=0), (folder / "sums").open("r+b", buffering=0)
         self._trusted = np.zeros(len(offsets) - 1, dtype=bool)
+        self._beyond = np.zeros(len(offsets) - 1, dtype=bool)
         self._tensor = torch.from_numpy(self._states)
         os.utime(folder)
 
     def missing(self, rows: Rows) -> Rows:
-        """Those of `rows` that are not stored, or not soundly."""
-        doubtful = rows[~self._trusted[rows]]
-        for row in doubtful:
+        """Those of `rows` that are not stored, or not soundly, and not known to be beyond fp16."""
+        for row in rows[~self._trusted[rows]]:
             found = int(self._sums[row])
-            if found and found == _checksum(self._states[self.offsets[row] : self.offsets[row + 1]]):
-                self._trusted[row] = True
+            self._beyond[row] = found == _BEYOND
+            whole = found != _ABSENT and found == self._checksum_of(row)
+            self._trusted[row] = whole or self._beyond[row]
         return rows[~self._trusted[rows]]
 
+    def beyond(self, rows: Rows) -> bool:
+        """Whether a state of one of `rows` is known to be beyond fp16, from `missing` or `put`."""
+        return bool(self._beyond[rows].any())
+
+    def _checksum_of(self, row: int) -> int:
+        return _checksum(self._states[self.offsets[row] : self.offsets[row + 1]])
+
     def put(self, row: int, states: Tensor) -> None:
-        """Store the states (tokens, width) of a row.
+        """Store the states (tokens, width) of a row, or that one of them is not finite in fp16.
 
         Raises:
-            Unstorable: a value is not finite in fp16; the store is marked, and will not be opened again.
             OSError: the disk is full.
         """
         half = states.detach().to("cpu", torch.float16)
-        if not bool(torch.isfinite(half).all()):
-            (self.folder / "refused").touch()
-            raise Unstorable
-        content = half.contiguous().numpy()
         states_file, sums_file = self._out
-        _write_at(states_file, content.tobytes(), int(self.offsets[row]) * self.width * 2)
-        _write_at(sums_file, np.uint32(_checksum(content)).tobytes(), row * 4)
+        self._beyond[row] = not bool(torch.isfinite(half).all())
+        noted = _BEYOND
+        if not self._beyond[row]:
+            content = half.contiguous().numpy()
+            noted = _checksum(content)
+            _write_at(states_file, content.tobytes(), int(self.offsets[row]) * self.width * 2)
+        _write_at(sums_file, np.uint32(noted).tobytes(), row * 4)
         self._trusted[row] = True
 
     def gather(self, flat: Rows, inside: NDArray[np.bool_]) -> Tensor:
@@ -108,7 +115,7 @@ class StateStore:
 
 
 def _checksum(content: NDArray[np.float16]) -> int:
-    return zlib.crc32(content.tobytes()) or 1  # 0 says that the row is absent
+    return max(zlib.crc32(content.tobytes()), _BEYOND + 1)
 
 
 def _write_at(file: Any, content: bytes, offset: int) -> None:
@@ -150,8 +157,6 @@ def open_store(
             publish(
                 folder, lambda made: _fill(made, offsets, width), lambda made: _sound(made, offsets, width)
             )
-        if (folder / "refused").exists():
-            return None
         return StateStore(folder, offsets, width)
     except (OSError, AssetError) as error:
         # A full disk, a cache that cannot be written, or a store that another process removed in between:

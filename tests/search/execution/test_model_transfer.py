@@ -66,6 +66,36 @@ def test_a_backbone_arrives_where_it_was_not(
     assert len(fetched) == 1, "it is brought once to each machine"
 
 
+def test_further_chat_templates_travel_too(source: ModelSource, shipped: Callable[..., list[str]]) -> None:
+    tokenizer = load_tokenizer(source)
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(source.path)
+    (Path(source.path) / "runs").mkdir()
+    (Path(source.path) / "runs" / "notes.txt").write_text("mine", encoding="utf-8")
+    shipped()
+    shutil.rmtree(source.path)
+    there = local_source(source)
+    assert load_tokenizer(there).chat_template == tokenizer.chat_template
+    assert not (Path(there.path) / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../config.json", "runs/notes.txt", "additional_chat_templates/../../a.jinja", "/a.json"]
+)
+def test_nothing_is_written_elsewhere(
+    source: ModelSource, shipped: Callable[..., list[str]], name: str
+) -> None:
+    model_files = pack(source)
+    assert model_files is not None
+    data = np.zeros(3, np.uint8)
+    files = {**model_files.files, name: ModelFiles("", {name: data}).files[name]}
+    contents = {**model_files.contents, name: data}
+    receive(SentFiles(model_files.path, files, lambda: contents))
+    Path(source.path, "config.json").unlink()
+    with pytest.raises(AssetError, match="which it cannot have"):
+        local_source(source)
+
+
 def test_nothing_is_brought_where_the_same_files_are(
     source: ModelSource, shipped: Callable[..., list[str]]
 ) -> None:

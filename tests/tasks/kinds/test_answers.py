@@ -34,6 +34,21 @@ def words(found: EncodedAnswers, row: int = 0) -> list[str]:
     return [f"[{t}]" if learnt else t for t, learnt in zip(tokens, found.learnt[part], strict=True)]
 
 
+def test_which_answers_are_learnt_is_told_of_what_is_measured() -> None:
+    """Two answers of equal length: a mask that was measured for one is not the other's."""
+
+    def weighed(*weights: int) -> EncodedAnswers:
+        turns = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "four"}]
+        marked = [{**turns[1], "weight": weight} for weight in weights]
+        return encoded([turns[0], marked[0], turns[0], marked[1]])
+
+    first, second = weighed(1, 0), weighed(0, 1)
+    assert first.fingerprint == second.fingerprint
+    assert first.labels.tolist() == second.labels.tolist()
+    assert first.labels_fingerprint != second.labels_fingerprint
+    assert first.labels_fingerprint == weighed(1, 0).labels_fingerprint
+
+
 def test_answers_and_ends_of_turns_are_learnt() -> None:
     found = words(encoded(TWO))
     assert " ".join(found) == (

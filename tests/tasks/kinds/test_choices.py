@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,13 @@ def encoded() -> EncodedChoices:
     found = KIND.encode(SPLIT, word_tokenizer(None), 32, cached=False)
     assert isinstance(found, EncodedChoices)
     return found
+
+
+def test_what_is_measured_depends_on_where_a_choice_begins() -> None:
+    found = encoded()
+    other = replace(found, sequences=replace(found.sequences, learnt=~found.sequences.learnt))
+    assert found.fingerprint == other.fingerprint
+    assert found.labels_fingerprint == encoded().labels_fingerprint != other.labels_fingerprint
 
 
 def test_a_batch_has_the_choices_of_its_rows_one_after_the_other() -> None:

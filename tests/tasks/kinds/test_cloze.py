@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def byte_pairs(*, prefix: bool = False) -> PreTrainedTokenizerFast:
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
         model_max_length=64,
     )
+
+
+def test_what_is_measured_depends_on_the_words_of_the_labels() -> None:
+    found = encoded(TEMPLATES["bert"], cloze_tokenizer())
+    other = replace(found, words=found.words[::-1].copy())
+    assert found.fingerprint == other.fingerprint
+    assert found.labels_fingerprint != other.labels_fingerprint
 
 
 def test_a_row_has_the_tokens_of_its_whole_text() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from support.tiny import randomise
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from autopeft.assets import backbone_fingerprint
+from autopeft.assets import backbone_fingerprint, cache_dir
 from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.depth import trunk_depths
 from autopeft.recipe import Recipe
@@ -287,6 +289,42 @@ def test_states_beyond_fp16_are_computed_every_time() -> None:
     got = losses(model, task, recipe(LORA))
     assert got == losses(model, task, recipe(LORA))
     np.testing.assert_allclose(got, losses(model, task, recipe(LORA), shortcuts=False), rtol=1e-4)
+
+
+def test_one_row_beyond_fp16_does_not_make_a_training_depend_on_those_before_it() -> None:
+    task = encoded_rows_task("llama")
+    rare = 7
+    task.train.ids[task.train.ids == rare] = rare + 1
+    task.train.ids[task.train.offsets[3] + 1] = rare
+    losses_of = []
+    for _ in range(3):
+        model = classifier("llama")
+        with torch.no_grad():
+            model.get_input_embeddings().weight[rare] *= 1e8
+        losses_of.append(losses(model, task, recipe(LORA)))
+        trunk_states._OPEN.clear()  # as in another process
+    assert losses_of[0] == losses_of[1] == losses_of[2]
+
+
+def test_rows_are_read_in_parts_that_memory_suffices_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, seen = encoded_rows_task("bert"), list[int]()
+    whole = losses(classifier("bert"), task, recipe(LORA))
+    compute = Trunk.compute
+
+    def small(trunk: Trunk, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(len(batch["input_ids"]))
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("not enough")
+        return compute(trunk, batch)
+
+    monkeypatch.setattr(Trunk, "compute", small)
+    for most, options in ((2, {}), (100, {"micro_batch": 2})):
+        shutil.rmtree(cache_dir() / "trunk")
+        trunk_states._OPEN.clear()
+        seen.clear()
+        found = losses(classifier("bert"), task, recipe(LORA), **options)
+        np.testing.assert_allclose(found, whole, rtol=1e-4)
+        assert (max(seen) > 2) == (most == 2)
 
 
 def test_a_disk_that_fills_up_costs_no_more_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

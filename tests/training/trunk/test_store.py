@@ -15,7 +15,7 @@ from support.classifiers import encoded_rows
 from autopeft.assets import cache
 from autopeft.errors import UsageError
 from autopeft.training.trunk import store as stores
-from autopeft.training.trunk.store import StateStore, Unstorable, open_store, size_limit
+from autopeft.training.trunk.store import StateStore, open_store, size_limit
 
 WIDTH = 4
 SPLIT = encoded_rows("bert", 12)
@@ -84,13 +84,16 @@ def test_a_file_of_another_size_is_replaced() -> None:
     assert opened().missing(ALL).tolist() == list(range(12))
 
 
-def test_a_value_beyond_fp16_is_refused_for_good() -> None:
+def test_a_row_beyond_fp16_is_noted_and_the_others_are_kept() -> None:
     store = opened()
     wild = states(0)
     wild[0, 0] = 1e6
-    with pytest.raises(Unstorable):
-        store.put(0, wild)
-    assert open_store(SPLIT, {}, WIDTH) is None
+    store.put(0, wild)
+    store.put(1, states(1))
+    for found in (store, opened()):
+        assert found.missing(ALL[:3]).tolist() == [2]
+        assert found.beyond(ALL[:2])
+        assert not found.beyond(ALL[1:])
 
 
 def test_another_split_or_width_is_another_store() -> None:

@@ -1,0 +1,51 @@
+"""The way out of full memory for what computes rows one after the other: fewer of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from autopeft.training.errors import OutOfMemory, ran_out_of_memory
+from autopeft.training.modes import generator_state, restore_generator
+from autopeft.training.together import team_of
+
+__all__ = ["with_fewer_rows"]
+
+_T = TypeVar("_T")
+
+
+def with_fewer_rows(act: Callable[[int], _T], rows: int, model: nn.Module, *, doing: str) -> _T:
+    """What `act` returns for so many rows at once. It begins again with half as many, from the same random
+    state, where memory does not suffice; in several processes at once, which would have to do so together,
+    it does not.
+
+    Args:
+        act: takes how many rows go through the model at once.
+        rows: at once at first.
+        model: what they go through.
+        doing: what the message begins with: "Evaluation".
+
+    Raises:
+        OutOfMemory: it does not suffice for single rows.
+    """
+    device, alone = next(model.parameters()).device, team_of(model).size == 1
+    state = generator_state(device)
+    while True:
+        try:
+            return act(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not alone or not ran_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise OutOfMemory(
+                    f"{doing} ran out of memory even with single rows; lower `max_length`, or take a "
+                    "backbone in bf16."
+                ) from error
+        # Past the handler the failed pass's frames are gone, and what they held can be freed.
+        rows = max(1, rows // 2)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        restore_generator(state, device)
