@@ -22,12 +22,14 @@ def numbered_alike(tables: Sequence[Table], known: Mapping[str, Names]) -> list[
     some name them, all get the numbers of `known`, else those of all names in the order in which they come;
     names that stand in place of numbers, and classes in lists, too. A number without a name becomes -1. Where
     the tables agree they stay as they are, unless `known` has the same names and others in another order.
+    A table whose names are all others than those known is renamed by their places.
 
     Args:
         known: names that hold for all tables, by column; tables without names of their own number by them.
 
     Raises:
-        DataError: a table numbers classes that it does not name, where others do and `known` does not.
+        DataError: a table numbers classes that it does not name, where others do and `known` does not; or
+            has some of the known names, and others.
     """
     found = list(tables)
     for column in dict.fromkeys(name for table in tables for name in table.label_names):
@@ -35,10 +37,29 @@ def numbered_alike(tables: Sequence[Table], known: Mapping[str, Names]) -> list[
         joint = known.get(column)
         if joint is None and len(noted) > 1:
             joint = _together(found, column)
-        # Names that are all others than those known are what these stand for: a README may rename classes.
         if joint is not None and (len(noted) > 1 or all(set(names or ()) <= set(joint) for names in noted)):
-            found = [_renumbered(table, column, joint) for table in found]
+            found = [_renumbered(_renamed(table, column, joint), column, joint) for table in found]
     return found
+
+
+def _renamed(table: Table, column: str, joint: Names) -> Table:
+    """A table whose names of classes are all others than the joint ones with these in their places, as a
+    README may rename classes; any other as it is.
+
+    Raises:
+        DataError: some of its names are among the joint ones, and some are not.
+    """
+    own = table.label_names.get(column)
+    if own is None or set(own) <= set(joint):
+        return table
+    strange = next(name for name in own if name not in joint)
+    if len(own) > len(joint) or not set(own).isdisjoint(joint):
+        raise DataError(
+            f"{table.where}: column {column!r} has a class {strange!r}, which the folder's README does not "
+            f"name ({', '.join(map(repr, joint[:20]))}); name it there, or name no classes there."
+        )
+    columns = {**table.columns, column: list(map(_renumbering(own, own), table.columns[column]))}
+    return replace(table, columns=columns, label_names={**table.label_names, column: joint})
 
 
 def _together(tables: Sequence[Table], column: str) -> Names:

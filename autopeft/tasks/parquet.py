@@ -18,6 +18,7 @@ __all__ = ["read_parquet"]
 # Repeated values cost a file nothing. What real data repeat (labels, ids) stays below these.
 _ROWS, _SHARE = 1_000_000, 100
 _FLOOR = 64 << 20
+_ROOM = 512 << 20  # of numbers and lists, of which padded tokens or columns of few ones pack a hundredfold
 _BATCH = 1024
 _POINTER = 8  # bytes
 
@@ -75,10 +76,11 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     leaves = list(map(found.schema.column, range(len(found.schema))))
     nested = {i: _width_of_leaf(leaf) for i, leaf in enumerate(leaves) if leaf.max_repetition_level}
     values = meta.num_rows * sum(_width(field.type) for field in found.schema_arrow)
-    if values <= limit and nested:
-        values += values_in_pages(file, nested, limit - values)
-    if values > limit:
-        raise DataError(_too_much(path, "numbers and lists", limit, size))
+    room = max(_ROOM, limit)
+    if values <= room and nested:
+        values += values_in_pages(file, nested, room - values)
+    if values > room:
+        raise DataError(_too_much(path, "numbers and lists", room, size))
     texts = [leaf.path for leaf in leaves if _is_text(leaf)]
     read = list(dict.fromkeys([*texts, *(leaves[i].path for i in nested)]))
     if not read:
@@ -87,11 +89,14 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     again = parquet.ParquetFile(file, read_dictionary=texts)
     # A batch of two groups of rows would have two dictionaries, which pyarrow does not put together in lists.
     groups = (again.iter_batches(_BATCH, [g], columns=read) for g in range(meta.num_row_groups))
-    unpacked = 0
+    worded = {name.split(".")[0] for name in texts}
+    most, unpacked = {"text": limit, "lists": room}, {"text": 0, "lists": 0}
     for batch in chain.from_iterable(groups):
-        unpacked += sum(map(_unpacked, batch.columns))
-        if unpacked > limit:
-            raise DataError(_too_much(path, "text" if texts else "lists", limit, size))
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            what = "text" if name in worded else "lists"
+            unpacked[what] += _unpacked(column)
+            if unpacked[what] > most[what]:
+                raise DataError(_too_much(path, what, most[what], size))
 
 
 def _too_much(path: Path, what: str, limit: int, size: int) -> str:

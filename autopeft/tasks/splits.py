@@ -35,7 +35,7 @@ def stratified_order(
 
     `strata` has one for each row (`TaskKind.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
     prefix of share p holds p·n of it, rounded. Rows with equal pair and equal text, or equal values of
-    `alike` where that is given (`TaskKind.alike`), are neighbours, under the least of their strata.
+    `alike` where that is given (`TaskKind.alike`), are neighbours, under the stratum of the first.
     """
     together: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for index, key in enumerate(_keys(alike or texts, pairs)):
@@ -48,8 +48,7 @@ def stratified_order(
         groups[digest, "" if alike is None else same] = rows
     members: dict[int, list[tuple[bytes, str]]] = defaultdict(list)
     for name, rows in groups.items():
-        # That of the first row would depend on the order of the file.
-        members[min(strata[i] for i in rows)].append(name)
+        members[strata[rows[0]]].append(name)
     keyed: list[tuple[float, tuple[bytes, str]]] = []
     for names in members.values():
         for place, name in enumerate(sorted(names)):

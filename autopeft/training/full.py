@@ -41,7 +41,9 @@ class FullFineTuning:
         """Nothing needs calibration."""
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:
-        heads = [self.model.get_submodule(name) for name in head_names(self.model)]
+        # T5's models are their own base: there is no head beside them.
+        bare = self.model.base_model is self.model
+        heads = [] if bare else [self.model.get_submodule(name) for name in head_names(self.model)]
         # A language model's output layer may be its table of embeddings, which is the backbone's.
         table = {id(p) for p in self.model.get_input_embeddings().parameters()}
         head = {id(p) for module in heads for p in module.parameters()} - table

@@ -29,7 +29,7 @@ def with_fewer_rows(act: Callable[[int], _T], rows: int, model: nn.Module, *, do
         doing: what the message begins with: "Evaluation".
 
     Raises:
-        OutOfMemory: it does not suffice for single rows.
+        OutOfMemory: it does not suffice for single rows, or for so many in several processes.
     """
     device, alone = next(model.parameters()).device, team_of(model).size == 1
     state = generator_state(device)
@@ -37,8 +37,13 @@ def with_fewer_rows(act: Callable[[int], _T], rows: int, model: nn.Module, *, do
         try:
             return act(rows)
         except (RuntimeError, MemoryError) as error:
-            if not alone or not ran_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
+            if not alone:
+                raise OutOfMemory(
+                    f"{doing} ran out of memory with {rows} rows at once; lower --micro-batch "
+                    "(`micro_batch`) or `max_length`."
+                ) from error
             if rows == 1:
                 raise OutOfMemory(
                     f"{doing} ran out of memory even with single rows; lower `max_length`, or take a "

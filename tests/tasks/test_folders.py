@@ -201,6 +201,17 @@ def test_a_readme_renames_classes_and_does_not_exchange_them(tmp_path: Path) -> 
     }
 
 
+def test_a_readme_renames_the_classes_of_one_file_among_several(tmp_path: Path) -> None:
+    readme(tmp_path, READMES["classes"])
+    shard(tmp_path / "train-0.parquet", [0, 1, -1], ["LABEL_0", "LABEL_1"])
+    shard(tmp_path / "train-1.parquet", [0, 1], None)
+    shard(tmp_path / "train-2.parquet", [0, 1], ["pos", "neg"])
+    assert called(read_folder(tmp_path)["train"]) == ["neg", "pos", None, "neg", "pos", "pos", "neg"]
+    shard(tmp_path / "train-3.parquet", [0, 1], ["pos", "mixed"])
+    with pytest.raises(DataError, match=r"train-3\.parquet: .* has a class 'mixed', which .* README"):
+        read_folder(tmp_path)
+
+
 def test_the_names_of_classes_come_from_parquet_or_readme(tmp_path: Path) -> None:
     data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))

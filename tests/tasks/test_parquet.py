@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from autopeft.errors import DataError
+from autopeft.tasks import parquet as files_of_parquet
 from autopeft.tasks.parquet import read_parquet
 
 MOST = 1 << 30
@@ -101,6 +102,13 @@ REPEATED: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as for texts, so that files of the tests stay small."""
+    monkeypatch.setattr(files_of_parquet, "_ROOM", 64 << 20)
+
+
+@pytest.mark.usefixtures("little_room")
 @pytest.mark.parametrize("what", REPEATED)
 def test_a_short_file_of_many_numbers_is_refused(what: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"a": REPEATED[what]()}, compression="zstd")
@@ -109,6 +117,14 @@ def test_a_short_file_of_many_numbers_is_refused(what: str, tmp_path: Path) -> N
         read_parquet(path, MOST)
 
 
+def test_padded_tokens_that_pack_well_are_data(tmp_path: Path) -> None:
+    padded = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(10_000_000, np.int32)), 1_000)
+    path = write(tmp_path / "a.parquet", {"input_ids": padded.cast(pa.list_(pa.int32()))}, compression="zstd")
+    assert path.stat().st_size < 20_000
+    assert len(read_parquet(path, MOST)[0]["input_ids"]) == 10_000
+
+
+@pytest.mark.usefixtures("little_room")
 def test_a_short_file_of_many_columns_is_refused(tmp_path: Path) -> None:
     column = pa.array(np.zeros(900_000, np.int8))
     path = write(tmp_path / "a.parquet", {f"column {i}": column for i in range(10)})

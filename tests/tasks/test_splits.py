@@ -109,37 +109,3 @@ def test_rows_that_are_alike_never_part_and_others_stay_where_they_were() -> Non
     turned = list(range(90))[::-1]
     again = cut([texts[i] for i in turned], None, [0] * 90, [9, 9], 3, [alike[i] for i in turned])
     assert [sorted(turned[i] for i in part) for part in again] == parts, "the order of rows says nothing"
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.permutations(list(range(60))),
-    st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.5, 5.0]), min_size=60, max_size=60),
-    st.integers(10, 60),
-)
-def test_equal_numbers_and_repeated_texts_do_not_depend_on_the_order(
-    shuffled: list[int], labels: list[float], different: int
-) -> None:
-    """Texts that stand there twice may have two labels."""
-    strata = get_kind("regression").strata
-    texts = [f"row {i % different}" for i in range(60)]
-    moved_texts, moved_labels = [texts[i] for i in shuffled], [labels[i] for i in shuffled]
-    plain = cut(texts, None, strata(labels), [6, 6], 0)
-    moved = cut(moved_texts, None, strata(moved_labels), [6, 6], 0)
-    assert [{moved_texts[i] for i in part} for part in moved] == [{texts[i] for i in part} for part in plain]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=120, unique=True))
-def test_different_numbers_have_the_strata_of_their_ranks(labels: list[float]) -> None:
-    """As recorded runs were split."""
-    ranks = {label: rank for rank, label in enumerate(sorted(labels))}
-    expected = [ranks[label] * 10 // len(labels) for label in labels]
-    assert get_kind("regression").strata(labels) == expected
-
-
-def test_the_split_of_different_numbers_never_changes() -> None:
-    labels = [float(i * 37 % 101) for i in range(60)]
-    texts = [f"row {i}" for i in range(60)]
-    test, select, _ = cut(texts, None, get_kind("regression").strata(labels), [6, 6], 0)
-    assert (test, select) == ([14, 32, 40, 45, 47, 52], [22, 23, 35, 37, 38, 50])

@@ -55,6 +55,6 @@ def test_one_of_several_processes_does_not_begin_again(monkeypatch: pytest.Monke
 
     tried = list[int]()
     monkeypatch.setattr(memory, "team_of", lambda model: Pair())
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory, match="It ran out of memory with 8 rows at once; lower --micro-batch"):
         with_fewer_rows(full, 8, MODEL, doing="It")
     assert tried == [8]

@@ -9,7 +9,14 @@ import torch
 from support.tiny import tiny_model
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from autopeft.counting import Counts
 from autopeft.errors import UsageError
@@ -184,6 +191,16 @@ def test_a_table_that_is_the_output_layer_too_is_the_backbone_s(tied: bool) -> N
     full = FullFineTuning(model, Recipe(name="r").training)
     base = sum(p.numel() for p in model.base_model.parameters())
     assert full.counts() == Counts(base, base, 0 if tied else 88, base)
+
+
+def test_a_model_that_is_its_own_base_has_no_head() -> None:
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=11, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
+    full = FullFineTuning(model, Recipe(name="r").training)
+    whole = sum(p.numel() for p in model.parameters())
+    assert full.counts() == Counts(whole, whole, 0, whole)
+    assert sum(p.numel() for g in full.parameter_groups() for p in g["params"]) == whole
 
 
 def test_full_fine_tuning_moves_every_layer_and_puts_it_back(restored: Any) -> None:

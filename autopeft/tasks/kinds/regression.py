@@ -84,10 +84,8 @@ class Regression(TaskKind):
         return (), [list(part) for part in numbers]
 
     def strata(self, labels: Sequence[Any]) -> list[int]:
-        """Tenths of the labels' ranks; equal labels have the rank of the first among them."""
-        # A rank of its own for each would depend on the order of the rows.
-        numbers = np.asarray(labels, dtype=np.float64)
-        ranks = np.searchsorted(np.sort(numbers), numbers, side="left")
+        """Tenths of the labels' ranks."""
+        ranks = np.argsort(np.argsort(np.asarray(labels, dtype=np.float64), kind="stable"), kind="stable")
         return [int(rank) for rank in ranks * _BINS // max(len(labels), 1)]
 
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
