@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ _ROWS, _SHARE = 1_000_000, 100
 _FLOOR = 64 << 20
 _ROOM = 512 << 20  # of numbers and lists, of which padded tokens or columns of few ones pack a hundredfold
 _BATCH = 1024
+_FEW = 64
 _POINTER = 8  # bytes
 
 
@@ -59,8 +60,6 @@ def _told(path: Path, what: str = "") -> Iterator[None]:
 def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     """Count what a file unpacks to before it is unpacked: numbers by what headers say, texts by their
     dictionary."""
-    from pyarrow import parquet
-
     names = found.schema_arrow.names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -83,20 +82,51 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
         raise DataError(_too_much(path, "numbers and lists", room, size))
     texts = [leaf.path for leaf in leaves if _is_text(leaf)]
     read = list(dict.fromkeys([*texts, *(leaves[i].path for i in nested)]))
+    most = {"text": limit, "lists": room}
+    try:
+        what = _more_than(most, file, texts, read, _BATCH)
+    except OSError:  # "Not yet implemented", or damage, which the second reading meets too
+        # Texts that are written by what they share have no dictionary. Few rows are unpacked at once then,
+        # which bounds what lies in no list.
+        if any(_is_text(leaf) and leaf.max_repetition_level for leaf in leaves):
+            raise
+        what = _more_than(most, file, texts, read, _FEW, dictionaries=False)
+    if what is not None:
+        raise DataError(_too_much(path, what, most[what], size))
+
+
+def _more_than(
+    most: Mapping[str, int],
+    file: IO[bytes],
+    texts: Sequence[str],
+    read: Sequence[str],
+    rows: int,
+    *,
+    dictionaries: bool = True,
+) -> str | None:
+    """Whether the columns to `read` unpack to more bytes of "text" or of "lists" than `most` allows: of
+    which; counted in batches of some rows.
+
+    Raises:
+        OSError: pyarrow makes no dictionary of a text's encoding, or the file is damaged.
+    """
+    from pyarrow import parquet
+
     if not read:
-        return
+        return None
     file.seek(0)
-    again = parquet.ParquetFile(file, read_dictionary=texts)
+    found = parquet.ParquetFile(file, read_dictionary=texts if dictionaries else None)
     # A batch of two groups of rows would have two dictionaries, which pyarrow does not put together in lists.
-    groups = (again.iter_batches(_BATCH, [g], columns=read) for g in range(meta.num_row_groups))
+    groups = (found.iter_batches(rows, [g], columns=read) for g in range(found.metadata.num_row_groups))
     worded = {name.split(".")[0] for name in texts}
-    most, unpacked = {"text": limit, "lists": room}, {"text": 0, "lists": 0}
+    unpacked = dict.fromkeys(most, 0)
     for batch in chain.from_iterable(groups):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             what = "text" if name in worded else "lists"
             unpacked[what] += _unpacked(column)
             if unpacked[what] > most[what]:
-                raise DataError(_too_much(path, what, most[what], size))
+                return what
+    return None
 
 
 def _too_much(path: Path, what: str, limit: int, size: int) -> str:

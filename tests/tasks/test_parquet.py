@@ -102,6 +102,17 @@ REPEATED: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_written_by_what_they_share_are_read_and_bounded(encoding: str, tmp_path: Path) -> None:
+    options: Any = {"use_dictionary": False, "column_encoding": {"text": encoding}, "compression": "zstd"}
+    texts = [f"text {i}" for i in range(3_000)]
+    path = write(tmp_path / "a.parquet", {"text": texts, "label": [0, 1] * 1_500}, **options)
+    assert read_parquet(path, MOST)[0]["text"] == texts
+    path = write(tmp_path / "b.parquet", {"text": ["x" * (1 << 20)] * 100}, **options)
+    with pytest.raises(DataError, match="this is no file of data"):
+        read_parquet(path, MOST)
+
+
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As much as for texts, so that files of the tests stay small."""
