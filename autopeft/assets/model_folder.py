@@ -10,12 +10,13 @@ from autopeft.assets.safetensors_header import read_header
 from autopeft.errors import UsageError
 from autopeft.foreign import file_in, read_json
 
-__all__ = ["check_config", "check_folder", "with_adapter"]
+__all__ = ["CHAT_TEMPLATES", "check_config", "check_folder", "with_adapter"]
 
 _LARGEST_JSON = 16 << 20
 _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
-_TEMPLATES = "additional_chat_templates"  # the one folder in it that transformers reads
+CHAT_TEMPLATES = "additional_chat_templates"
+"""The one folder in a model's that transformers reads."""
 _READ = (".jinja", ".json", ".model", ".safetensors", ".txt")  # what transformers may read
 
 
@@ -26,7 +27,7 @@ def check_folder(folder: Path, weights: Sequence[Path]) -> None:
         UsageError: something is damaged, is a link that leads out of the folder (see `foreign.file_in`) or no
             plain file, or an adapter of Hugging Face peft lies in the folder.
     """
-    for path in sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]):
+    for path in sorted([*folder.iterdir(), *(folder / CHAT_TEMPLATES).glob("*.jinja")]):
         if path.suffix in _READ and (path.is_symlink() or not path.is_dir()):
             file_in(folder, path.relative_to(folder).as_posix())
     if (folder / _ADAPTER).exists():

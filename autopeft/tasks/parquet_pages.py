@@ -207,7 +207,7 @@ def _page(file: IO[bytes], at: int) -> tuple[int, int, int]:
             if header.at <= len(data):
                 return length, values, header.at
         except EOFError:
-            pass
+            pass  # the header is longer than what was read of it: more is read below, as far as there is more
         if len(data) < look or look >= _LARGEST_HEADER:
             raise ValueError("a page's header ends within a field")
         look *= 8

@@ -343,9 +343,8 @@ def fit_head(
     inputs = (features - centre) / spread
     copies = torch.arange(len(labels)) if copies is None else copies
     folds = _folds_of(copies) if of_tokens else _folds(labels, copies)
-    everyone = torch.ones(len(labels), dtype=torch.bool)
     # Only the last one, on all rows, is used; the others say what each strength is worth.
-    masks = [*(folds != fold for fold in folds.unique()), everyone]
+    masks = [*(folds != fold for fold in folds.unique()), torch.ones_like(folds, dtype=torch.bool)]
     fits = _Fits(inputs, labels, loss, masks, outputs, bias=bias, of_tokens=of_tokens)
     fits.begin_constant()
     constant = fits.held_out()
