@@ -143,6 +143,13 @@ def test_a_goal_beside_the_best_has_more_finalists(arguments: dict[str, Any]) ->
     assert plan(**arguments, goal="smallest", confirm=1, samples=0).prepared.effort.top == 1
 
 
+def test_a_goal_beside_the_best_is_judged_on_more_rows(arguments: dict[str, Any]) -> None:
+    for goal, rows in (("best", 400), ("smallest", 1_000), ("cheapest", 1_000)):
+        assert plan(**arguments, goal=goal, samples=0).prepared.effort.select_rows == rows
+    asked = plan(**arguments, goal="cheapest", select_rows=7, samples=0).prepared
+    assert (asked.effort.select_rows, len(asked.task.splits["select"])) == (7, 7)
+
+
 def test_the_best_may_be_looked_for_with_another_objective(arguments: dict[str, Any]) -> None:
     ready = plan(**arguments, objective="score,params", samples=0).prepared
     assert (ready.goal, ready.objective, ready.cost, ready.step_cost) == (

@@ -46,10 +46,12 @@ class NonInferiority:
     Attributes:
         difference: of their mean scores over fresh seeds.
         within: probability that the true difference is above minus the margin.
+        weight: w, the share of the difference that is believed, from 0 where the rows tell nothing to 1.
     """
 
     difference: float
     within: float
+    weight: float
 
 
 def seed_noise(scores: Iterable[Sequence[float]]) -> SeedNoise:
@@ -94,9 +96,8 @@ def non_inferiority(
     variance = seed * sum(1 / len(side) for side in scores) + rows
     prior = max(2 * seed, margin**2)
     weight = prior / (prior + variance) if prior else 1.0
-    return NonInferiority(
-        difference, _above(weight * difference + margin, math.sqrt(weight * variance), noise.degrees)
-    )
+    within = _above(weight * difference + margin, math.sqrt(weight * variance), noise.degrees)
+    return NonInferiority(difference, within, weight)
 
 
 def _rows(

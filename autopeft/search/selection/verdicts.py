@@ -5,14 +5,19 @@ baseline outside the budget or the limits of the search is compared with, and ne
 
 - `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
-  baseline with a probability of 85 % (see `non_inferiority`). That baseline itself is, and takes part:
+  baseline with a probability of 75 % (see `non_inferiority`). That baseline itself is, and takes part:
   nothing that costs more wins, by its predicted steps or by its measured ones. Without baselines the margin
   is that of what promises most.
 
-Before anything is seen the probability is 84 %, that of a normal one standard deviation above minus the
-margin: with less than 85 % recipes would pass of which *select* tells nothing. A much higher one would refuse
-most recipes that are as good, as three seeds on 400 rows show a difference of one point by chance. Whether
-the winner is as good is told on *test*, with an interval of 95 %.
+A much higher probability would refuse most recipes that are as good: three seeds on a thousand rows show a
+difference of a point by chance. Before anything is seen it is 84 %, that of a normal one standard deviation
+above minus the margin. So what *select* shows has to count, too: where its rows are so few that less than a
+quarter of a difference is believed, no recipe passes. Whether the winner is as good is told on *test*, with
+an interval of 95 %.
+
+Steps that take up to a quarter longer than the shortest ones count as short as these, and of such recipes the
+one wins that promises most. The cheapest of several that may be within the margin is the one that most often
+only seems to be.
 """
 
 from __future__ import annotations
@@ -37,12 +42,13 @@ from autopeft.search.selection.non_inferiority import (
 from autopeft.search.selection.significance import MARGIN
 from autopeft.tasks.scored import ScoredSplit
 
-__all__ = ["ENOUGH", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
+__all__ = ["ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
 
-ENOUGH = 0.85
-"""Probability from which on a recipe counts as within the margin."""
-# By this share predictions of a step's time are off: what costs so little more does not count as costlier.
-_ALIKE = 0.05
+ENOUGH, LEAST_WEIGHT = 0.75, 0.25
+"""Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
+has to count for at least."""
+# Predictions of a step's time are off by up to a fifth: what costs so little more does not count as costlier.
+_ALIKE = 0.25
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
                 seen,
                 side.counts.get("deployed"),
                 own,
-                same or (seen is not None and seen.within >= ENOUGH),
+                same or (seen is not None and seen.within >= ENOUGH and seen.weight >= LEAST_WEIGHT),
                 others,
                 _above(own, others) or _above(side.step_time, reference.step_time),
             )

@@ -42,7 +42,8 @@ def baseline(*ranks: int, kind: Any = "lora", **more: Any) -> Baseline:
 
 
 def cost(recipe: Mapping[str, Any]) -> float:
-    return float(recipe["layers"][0]["attach"][0]["lora"]["rank"]) / 100
+    """Steeper than a step's, so that ranks which score nearly alike cost more than a quarter more."""
+    return (float(recipe["layers"][0]["attach"][0]["lora"]["rank"]) / 50) ** 4
 
 
 def judge(goal: Any, margin: float = 0.01) -> Judge:
@@ -345,7 +346,7 @@ def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -
     assert 41 <= rank_of_recipe(result) <= 46
     assert result.answers["best"].name == "LoRA of rank 50"
     assert result.answers["cheapest"].recipe == result.winner.to_dict()
-    assert result.answers["cheapest"].cost_share == pytest.approx(rank_of_recipe(result) / 50)
+    assert result.answers["cheapest"].cost_share == pytest.approx((rank_of_recipe(result) / 50) ** 4)
 
 
 def rank_of_recipe(result: Any) -> int:
