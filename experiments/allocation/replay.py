@@ -28,6 +28,10 @@ LORAS = (LORA, "lora, slower", "lora, upper half", "lora, upper half, slower")
 Row = Mapping[str, Any]
 
 
+CHOSE = "†"
+"""Marks figures of searches that took every recorded seed, told by the seeds that chose: these flatter."""
+
+
 @dataclass(frozen=True)
 class Allocation:
     """How a search spends its steps.
@@ -252,7 +256,8 @@ def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
             share = 100 * draws / len(gains)
             told.append(f"{statistics.fmean(gains):+.2f} | {statistics.fmean(further):.2f} | {share:.0f} %")
         rung = how.rung if how.rung is not None else "none"
+        chose = "" if out.seeds else f" {CHOSE}"
         yield (
-            f"| {how.trials} | {how.steps} | {rung} | {how.top} × {how.seeds} | {how.cost:,} | "
+            f"| {how.trials} | {how.steps} | {rung} | {how.top} × {how.seeds}{chose} | {how.cost:,} | "
             f"{' | '.join(told)} |"
         )

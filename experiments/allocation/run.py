@@ -41,7 +41,8 @@ from autopeft.training import run_trial
 
 __all__ = ["Training", "needed", "recipes"]
 
-RESULTS = Path(__file__).parent / "results" / "trainings.jsonl"
+HERE = Path(__file__).parent
+RESULTS, SPACE = HERE / "results" / "trainings.jsonl", HERE / "space.yaml"
 MODEL, BUDGET, ROWS = "minilm", "0.5%", 2_000
 TASKS, SPLIT, SEEDS = ("trec", "movie-sentences"), 710, (0, 1, 2)
 HORIZONS = {60: (10, 20, 40), 120: (20, 40), 30: ()}
@@ -75,11 +76,12 @@ class Training:
 @lru_cache
 def recipes() -> dict[str, tuple[str, Recipe]]:
     """By hash: where a recipe comes from, and the recipe. The portfolio's at their higher rates come first,
-    then draws from the default space, at rates that suit so short a training. (`drawn, any rate` in the
-    recording are draws from the space as it was, whose lower rates were for long trainings.)"""
+    then draws from the default space as it was when they were recorded, at rates that suit so short a
+    training. (`drawn, any rate` in the recording are draws from an older one, whose lower rates were for long
+    trainings.)"""
     spec = spec_of(load_config(resolve_model(MODEL)))
     limit, rng = Budget.parse(BUDGET), random.Random(0)
-    space = Space.named("default").for_steps(next(iter(HORIZONS)))
+    space = Space.from_file(SPACE).for_steps(next(iter(HORIZONS)))
     found: dict[str, tuple[str, Recipe]] = {}
     for name in PORTFOLIO:
         recipe = next(fitted(t, spec, limit)[-1].recipe for t in templates() if t.name == name)

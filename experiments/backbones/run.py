@@ -195,6 +195,9 @@ def main() -> None:
             parser.error("name the folder of the model with --out")
         options.out.mkdir(parents=True, exist_ok=True)
         found = pretrain(options.out, options.steps, options.batch_size, options.texts)
+        if (options.steps, options.batch_size, options.texts) != (STEPS, BATCH, None):
+            note(f"A try is not recorded; {FILE} tells of the whole training.")
+            return
         write_json(FILE, found)
     tables()
 

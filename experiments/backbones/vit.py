@@ -147,7 +147,11 @@ def main() -> None:
         if options.out is None:
             parser.error("name the folder of the model with --out")
         options.out.mkdir(parents=True, exist_ok=True)
-        write_json(FILE, pretrain(options.out, options.steps, options.batch_size))
+        found = pretrain(options.out, options.steps, options.batch_size)
+        if (options.steps, options.batch_size) != (STEPS, BATCH):
+            note(f"A try is not recorded; {FILE} tells of the whole training.")
+            return
+        write_json(FILE, found)
     tables()
 
 

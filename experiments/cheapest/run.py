@@ -7,8 +7,11 @@
 Each is a quick search with `--goal cheapest` at 0.5 %, with a seed of its own, which also splits the data.
 Its winner is compared with the LoRA baseline that the search tuned, and with LoRA as users take it: the
 largest rank that fits on q and v of all layers, at the highest of its usual rates. All are trained with the
-same five fresh seeds, in bf16, and scored on *test* and on rows of the task that the search never saw. Step
-times of winner and LoRA are measured by turns, in fp32.
+same five fresh seeds and scored on *test* and on rows of the task that the search never saw. Step times of
+winner and LoRA are measured by turns. All is in fp32.
+
+The first three of these seeds are those with which the search trained its finalists again and chose by
+*select*; differences with the other two are told beside.
 """
 
 from __future__ import annotations
@@ -23,18 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.measuring import note
+from lib.intervals import one_sided
+from lib.measuring import commit, note
+from lib.searches import finished_search
 from lib.storage import append_row, read_rows
 from lib.told import fresh_runs
 from lib.worker import load_backbone_and_data, run_here
 
 from autopeft import Recipe, load_task
 from autopeft.runs.folder import load_run
-from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
@@ -45,7 +48,7 @@ from autopeft.tasks import Task
 from autopeft.tasks.splits import stratified_order
 from autopeft.training import run_trial
 
-__all__ = ["lower_bound", "tables", "with_unseen_rows"]
+__all__ = ["tables", "with_unseen_rows"]
 
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results" / "searches.jsonl", HERE / "runs"
@@ -53,7 +56,8 @@ TASKS, SEEDS = ("trec", "movie-sentences"), range(330, 335)
 """Of the search as it is now. Those of earlier rounds are of searches that were changed since."""
 
 EARLIER = (range(320, 325), range(310, 315), range(300, 304))
-TEST_ROWS, FRESH = 2_500, 5
+TEST_ROWS, FRESH, CHOSE = 2_500, 5, 3
+"""Rows that winner and LoRAs are scored on, seeds of each, and how many of them the search chose with."""
 ROUNDS, STEPS = 5, 12
 
 
@@ -69,14 +73,7 @@ def setting(task: str, seed: int) -> dict[str, Any]:
 def searched(task: str, seed: int) -> Path:
     """The folder of a search, which is run, or gone on with, where that is needed."""
     folder = RUNS / f"{task}-{seed}"
-    ended = folder / "result.json"
-    if not ended.exists() or json.loads(ended.read_text(encoding="utf-8"))["interrupted"]:
-        if (folder / "manifest.json").exists():
-            found = search(resume=folder, workers=0)
-        else:
-            found = search(**setting(task, seed), out=folder, workers=0, fresh_baselines=True)
-        if found.interrupted:
-            sys.exit(f"{folder} was interrupted; run this again to go on with it.")
+    finished_search(folder, **setting(task, seed), workers=0, fresh_baselines=True)
     return folder
 
 
@@ -91,11 +88,11 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     returned = not any(r.kind == "test" for r in finals)
     if returned:
         told["test"] = told["tuned"]
-    low = prepare(SearchArguments(**setting(task, seed), precision="bf16", final_precision="bf16"))
-    wide = replace(low, task=with_unseen_rows(low.task, seed))
+    wide = replace(ready, task=with_unseen_rows(ready.task, seed))
     return {
-        "task": task, "seed": seed, "winner": winner.name, "methods": list(winner.methods),
-        "lora_returned": returned, "deployed": run.result()["counts"]["deployed"],
+        "task": task, "seed": seed, "version": commit(),
+        "winner": winner.name, "methods": list(winner.methods), "lora_returned": returned,
+        "deployed": run.result()["counts"]["deployed"],
         **_scores(wide, told, seed), "rows": len(wide.task.splits["test"]),
         "finding": run.result()["finding"],
         "cost": _cost(ready, winner, plain), "recipe": winner.to_dict(),
@@ -145,12 +142,6 @@ def _cost(ready: Prepared, winner: Recipe, plain: Recipe) -> float:
     return round(statistics.median(ratios), 3)
 
 
-def lower_bound(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and the lower end of its one-sided 95 % interval (Student's t)."""
-    mean, n = statistics.fmean(values), len(values)
-    return mean, mean - float(t.ppf(0.95, n - 1)) * statistics.stdev(values) / n**0.5
-
-
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What the searches say, as Markdown."""
     yield "| task | seed | winner | cost of a step | test | less tuned LoRA | less LoRA as users take it |"
@@ -166,15 +157,19 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         found = [r for r in rows if r["task"] == task]
         if len(found) > 1:
             cheap = sum(r["cost"] <= 0.6 for r in found)
-            told = [
-                lower_bound([100 * (statistics.fmean(r["test"]) - statistics.fmean(r[other])) for r in found])
-                for other in ("tuned", "plain")
-            ]
-            yield (
-                f"\n{task}: at most 0.6 of the cost in {cheap} of {len(found)} searches; less tuned LoRA "
-                f"{told[0][0]:+.2f}, lower bound {told[0][1]:+.2f}; less LoRA as users take it "
-                f"{told[1][0]:+.2f}, lower bound {told[1][1]:+.2f}."
-            )
+            yield f"\n{task}: at most 0.6 of the cost in {cheap} of {len(found)} searches; {_less(found, 0)}."
+            if all(len(r["test"]) > CHOSE for r in found):
+                yield f"With the {FRESH - CHOSE} seeds that chose nothing: {_less(found, CHOSE)}."
+
+
+def _less(found: Sequence[dict[str, Any]], since: int) -> str:
+    """Differences with the seeds from one on, with their lower bounds."""
+    told = []
+    for name, other in (("tuned LoRA", "tuned"), ("LoRA as users take it", "plain")):
+        means = [[100 * statistics.fmean(r[key][since:]) for key in ("test", other)] for r in found]
+        mean, half = one_sided([own - theirs for own, theirs in means])
+        told.append(f"less {name} {mean:+.2f}, lower bound {mean - half:+.2f}")
+    return "; ".join(told)
 
 
 def main() -> None:

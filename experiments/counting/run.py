@@ -1,7 +1,7 @@
 """How many recipes are counted and hashed in a second, and how many are found to be the same.
 
     python experiments/counting/run.py
-    python experiments/counting/run.py --backbones minilm --points 5000
+    python experiments/counting/run.py --backbones minilm --points 5000 --out try.json
     python experiments/counting/run.py --tables
 
 A fixed draw of points from a search space, on backbones that are known from their configuration alone:

@@ -1,8 +1,8 @@
 """One training step of a language model: ours against the Trainer with peft on the same tokens.
 
     python experiments/language_model_step/run.py                 # LoRA rank 8 on q and v, k = 0, 20
-    python experiments/language_model_step/run.py --ks 20 --steps 10 --repeats 5
-    python experiments/language_model_step/run.py --ks 20 --profile
+    python experiments/language_model_step/run.py --ks 20 --steps 10 --repeats 5 --out k20.json
+    python experiments/language_model_step/run.py --ks 20 --profile --out k20.json
     python experiments/language_model_step/run.py --tables
 
 k is the first trained layer: both sides train LoRA on the layers k to the last. Rows are prompts with

@@ -13,7 +13,6 @@ examples before each prompt. *Test* is scored once.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping
@@ -23,9 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.measuring import note
+from lib.searches import finished_search
 from lib.storage import append_row, read_rows
-
-from autopeft.search.api import search
 
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results" / "searches.jsonl", HERE / "runs"
@@ -47,12 +45,7 @@ def missing(rows: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
 def searched(task: str, budget: str, seed: int) -> dict[str, Any]:
     """The outcome of a search, run or taken up where that is needed."""
     out = RUNS / f"{task.replace(':', '-')}-{budget.rstrip('%')}"
-    if not (out / "result.json").exists():
-        if (out / "manifest.json").exists():
-            search(resume=out)
-        else:
-            search(task=task, budget=budget, seed=seed, out=out, **SETTING)
-    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    found = finished_search(out, task=task, budget=budget, seed=seed, **SETTING)
     return {"task": task, "budget": budget, "seed": seed, **{key: found[key] for key in _KEPT}}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from scipy.stats import t
 
-__all__ = ["interval", "mean_of", "stratified"]
+__all__ = ["interval", "mean_of", "one_sided", "stratified"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -18,6 +18,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return values[0], math.inf
     half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return statistics.fmean(values), half
+
+
+def one_sided(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and how far below or above it the end of its one-sided 95 % interval lies (Student's t); infinite
+    for a single value."""
+    n = len(values)
+    if n < 2:
+        return values[0], math.inf
+    return statistics.fmean(values), float(t.ppf(0.95, n - 1)) * statistics.stdev(values) / math.sqrt(n)
 
 
 def mean_of(values: Sequence[float]) -> str:

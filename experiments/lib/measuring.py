@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from lib.storage import write_whole
 __all__ = [
     "Summary",
     "cache_at",
+    "commit",
     "environment",
     "interleave",
     "note",
@@ -151,6 +153,14 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> Summary:
 
 # Keeping and showing
 # ---------------------------------------------------------------------------------------------------------
+
+
+def commit() -> str | None:
+    """The commit that runs, with `+` where tracked files differ from it; `None` outside a repository."""
+    here = ["git", "-C", str(Path(__file__).parent)]
+    found = subprocess.run([*here, "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True)
+    return found.stdout.strip() + "+" * (changed.returncode == 1) or None
 
 
 def environment() -> dict[str, Any]:

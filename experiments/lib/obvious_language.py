@@ -33,12 +33,15 @@ _ROWS_AT_ONCE = 16  # in evaluation: each token has a logit for each word
 
 
 def tokenised(rows: DatasetDict, tokenizer: Any, max_length: int) -> DatasetDict:
-    """Rows with `messages` as tokens and labels, ragged."""
+    """Rows with `messages` as tokens and labels, ragged. Nothing is learnt behind the end of an answer: a
+    template may write a line break there."""
 
     def tokenise(row: dict[str, Any]) -> dict[str, list[int]]:
         write = partial(tokenizer.apply_chat_template, tokenize=False)
         asked, whole = write(row["messages"][:-1], add_generation_prompt=True), write(row["messages"])
         prompt, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole))
+        if (end := tokenizer.eos_token_id) in ids[len(prompt) :]:
+            ids = ids[: len(ids) - ids[::-1].index(end)]
         ids = ids[:max_length]
         labels = [_IGNORED] * len(prompt) + ids[len(prompt) :]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels[:max_length]}

@@ -160,6 +160,9 @@ def replay(
 
     Returns:
         The recipes that were trained to the last rung, in order.
+
+    Raises:
+        KeyboardInterrupt: a signal asked to stop; a part of a search is no replay of one.
     """
     effort = Effort("replay", trials, rungs.full, None, None, None, top=1, seeds=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,4 +190,6 @@ def replay(
         )
         train = _Runner(ground, study, rungs, seed)
         LocalExecutor().run_jobs(controller, train, None)
+    if controller.interrupted:
+        raise KeyboardInterrupt
     return train.found

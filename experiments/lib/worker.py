@@ -106,10 +106,13 @@ def run_here(
 
     Raises:
         SystemExit: a job has failed, unless `strict` is off.
+        KeyboardInterrupt: a signal asked to stop before all were done.
     """
     from autopeft.search.execution.local_executor import LocalExecutor
     from autopeft.search.execution.worker import execute
 
     source = JobList(jobs, on_step, strict=strict)
     LocalExecutor().run_jobs(source, execute, setup)
+    if source.stopped:
+        raise KeyboardInterrupt
     return source.results

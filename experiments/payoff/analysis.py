@@ -2,7 +2,8 @@
 
 Every search of a cell has splits of its own. A difference is that of two means over fresh seeds on the same
 test rows. Cells of one cluster of tasks and one seed share texts, so they are averaged first: D(k, s) for
-cluster k and seed s. The estimate weighs clusters by their number of cells,
+cluster k and seed s. Cells that were searched with different seeds are groups of their own, k. The estimate
+weighs clusters by their number of cells,
 
     mean = Σ_k w_k · mean_s D(k, s),    variance = Σ_k w_k² · var_s D(k, s) / n_k,
 
@@ -59,21 +60,31 @@ def estimate(
 ) -> Estimate | None:
     """The mean over cells; `None` where a cluster has fewer than two searches.
 
+    Cells of a cluster that were searched with different seeds are groups of their own: averaged with the
+    others, those with more searches would count for more, and what differs from cell to cell would pass for
+    noise between searches.
+
     Args:
         found: see `differences`.
         level: of the two-sided interval; `lower` is its lower end.
         pooled: whether clusters with two searches a cell have one variance.
     """
-    units: dict[str, dict[int, list[float]]] = {}
-    cells: dict[str, set[str]] = {}
+    searched: dict[str, dict[int, float]] = {}
     for (cell, seed), value in found.items():
-        cluster = CLUSTERS[cell.split("/")[1]]
-        units.setdefault(cluster, {}).setdefault(seed, []).append(value)
-        cells.setdefault(cluster, set()).add(cell)
-    if not units or any(len(seeds) < 2 for seeds in units.values()):
+        searched.setdefault(cell, {})[seed] = value
+    groups: dict[tuple[str, frozenset[int]], list[dict[int, float]]] = {}
+    for cell, own in searched.items():
+        groups.setdefault((CLUSTERS[cell.split("/")[1]], frozenset(own)), []).append(own)
+    if not groups or any(len(seeds) < 2 for _, seeds in groups):
         return None
-    values = {k: [statistics.fmean(own) for own in seeds.values()] for k, seeds in units.items()}
-    together = pooled and min(map(len, values.values())) < _OWN
-    mean, half = stratified(list(values.values()), [len(cells[k]) for k in values], level, pooled=together)
-    total, means = sum(map(len, cells.values())), {k: statistics.fmean(own) for k, own in values.items()}
-    return Estimate(mean, half, mean - half, total, len(found), means)
+    values = [
+        [statistics.fmean(own[seed] for own in alike) for seed in sorted(seeds)]
+        for (_, seeds), alike in groups.items()
+    ]
+    together = pooled and min(map(len, values)) < _OWN
+    mean, half = stratified(values, [len(alike) for alike in groups.values()], level, pooled=together)
+    clusters: dict[str, list[float]] = {}
+    for cell, own in searched.items():
+        clusters.setdefault(CLUSTERS[cell.split("/")[1]], []).append(statistics.fmean(own.values()))
+    means = {name: statistics.fmean(own) for name, own in clusters.items()}
+    return Estimate(mean, half, mean - half, len(searched), len(found), means)

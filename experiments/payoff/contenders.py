@@ -7,9 +7,8 @@ weight trains.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,33 +16,24 @@ from typing import Any
 
 from cells import CLUSTERS, Cell, earlier, setting
 from lib.packaged_without import without_rows
+from lib.searches import finished_search
 from lib.told import fresh_runs
-from lib.worker import load_backbone_and_data, run_here
+from lib.worker import run_here
 
 from autopeft import Recipe, recommend
-from autopeft.counting import Budget, count
+from autopeft.counting import count
 from autopeft.graph import build_graph
-from autopeft.recipe import TrainingSection
 from autopeft.recipe.pooling import pooled
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
-from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
-from autopeft.search.selection.baselines import lora_rates
 from autopeft.search.selection.contender import fresh_seeds
-from autopeft.training import TrialOutcome, full_fine_tuning
 
 __all__ = ["Run", "Runs"]
-
-SINGLES = ("dora", "serial adapter", "parallel adapter", "krona", "ia3", "bitfit")
-"""Templates of one method alone; where the budget takes none of a name's, its upper half is tried."""
-
-FULL_RATES = (3e-5, 1e-4, 3e-4)
-_LORA_AT = ("all", "last 50%", "last 33%")
 
 
 @dataclass
@@ -93,13 +83,10 @@ class Runs:
         found = {
             "winner": self._winner,
             "tuned LoRA": lambda: self._baseline("tuned LoRA", "lora"),
-            "LoRA, equal CPU": self._equal,
             "LoRA as users take it": self._plain,
             "the same, read alike": self._plain_alike,
             "portfolio's first": self._recommended,
-            "best single method": self._single,
             "head alone": lambda: self._baseline("head alone", "head"),
-            "full fine-tuning": self._full,
         }[contender]()
         if found is not None and set(found.test) == set(self._seeds):
             self._known.setdefault(found.hash, found)
@@ -111,11 +98,7 @@ class Runs:
     @cached_property
     def _records(self) -> tuple[list[TrialRecord], list[TrialRecord]]:
         """Trials and final runs of the search, which is run, or gone on with, where that is needed."""
-        if not (self._folder / "result.json").exists() or load_run(self._folder).result()["interrupted"]:
-            if (self._folder / "manifest.json").exists():
-                search(resume=self._folder, workers=0)
-            else:
-                search(**setting(self.cell, self.seed), out=self._folder, workers=0, fresh_baselines=True)
+        finished_search(self._folder, **setting(self.cell, self.seed), workers=0, fresh_baselines=True)
         run = load_run(self._folder)
         return run.trials().records, run.finals().records
 
@@ -205,82 +188,6 @@ class Runs:
         )
         return self._final("portfolio's first", found.recipe)
 
-    def _single(self) -> Run | None:
-        members = [
-            member
-            for name in SINGLES
-            if (member := self._member(name, -1) or self._member(f"{name}, upper half", -1)) is not None
-        ]
-        return self._chosen("best single method", [m.recipe for m in members])
-
-    def _equal(self) -> Run | None:
-        """LoRA with further layers, sizes and rates, tried until it has taken as long as the search."""
-        sweep, _ = self._of_baseline("lora")
-        trials, finals = self._records
-        limit = sum(r.seconds for r in (*trials, *(f for f in finals if f.kind == "confirm")))
-        merits: dict[str, list[float]] = {}
-        recipes: dict[str, Recipe] = {}
-        spent = 0.0
-        for record in sweep:
-            recipe = Recipe.from_dict(dict(record.recipe))
-            key = _hash(recipe, self.ready)
-            recipes[key], spent = recipe, spent + record.seconds
-            if record.rank is not None:
-                merits.setdefault(key, []).append(record.rank)
-        for recipe in self._more_lora():
-            key = _hash(recipe, self.ready)
-            if spent >= limit:
-                break
-            if key not in recipes:
-                recipes[key] = recipe
-                rank, seconds = self._tried(recipe)
-                spent += seconds
-                if rank is not None:
-                    merits[key] = [rank]
-        if not merits:
-            return None
-        # Two seeds go before one, as in the sweep.
-        best = max(merits, key=lambda k: (len(merits[k]), statistics.fmean(merits[k])))
-        lone = max(merits, key=lambda k: statistics.fmean(merits[k]))
-        if lone != best:
-            merits[lone].append(self._tried(recipes[lone], again=True)[0] or -math.inf)
-            best = max((best, lone), key=lambda k: statistics.fmean(merits[k]))
-        return self._final("LoRA, equal CPU", recipes[best], spent)
-
-    def _more_lora(self) -> Iterator[Recipe]:
-        most = Budget.parse(self.cell.budget).limits(self.ready.spec)[1]
-        deep = self.ready.spec.logits is not None and self.ready.spec.logits.deep
-        for share in (1.0, 0.5):
-            for at in _LORA_AT:
-                unit = count(_lora(1, at, 1e-3), self.ready.spec).deployed
-                rank = int(share * most // unit)
-                for rate in lora_rates(max(rank, 1), 4) if rank else ():
-                    yield _lora(rank, at, rate, deep=deep)
-
-    def _full(self) -> Run:
-        """Every weight trains, in fp32, at the best of three rates on *select*."""
-        model, data = load_backbone_and_data(self._setup)
-        steps, seconds = self.ready.effort.steps, 0.0
-
-        def trained(rate: float, seed: int, splits: tuple[str, ...]) -> TrialOutcome:
-            section = TrainingSection(learning_rate=rate)
-            plan = replace(self.ready.plan, steps=steps, seed=seed)
-            return full_fine_tuning(model, data, plan, training=section, splits=splits)
-
-        losses: dict[float, float] = {}
-        for rate in FULL_RATES:
-            done = trained(rate, self.seed, ("select",))
-            losses[rate], seconds = done.losses["select"], seconds + done.seconds
-        rate = min(losses, key=lambda r: losses[r])
-        run = Run("full fine-tuning", f"learning rate {rate:g}", "full", self.ready.spec.parameters, {})
-        run.seconds = seconds
-        for seed in self._seeds:
-            done = trained(rate, seed, ("select", "test"))
-            run.select[seed], run.test[seed] = done.scores["select"], done.scores["test"]
-            run.parts[seed] = done.parts["test"]
-            run.step_time = done.measured.get("step_time")
-        return run
-
     # Parts
     # ------------------------------------------------------------------------------------------------------
 
@@ -289,25 +196,6 @@ class Runs:
             m for t in templates() if t.name == name for m in fitted(t, self.ready.spec, self.ready.budget)
         ]
         return found[rate] if found else None
-
-    def _chosen(self, contender: str, recipes: Sequence[Recipe]) -> Run | None:
-        """The best of some recipes on *select*, with the search's seed."""
-        tried = [(recipe, *self._tried(recipe)) for recipe in recipes]
-        ranked = [(rank, recipe) for recipe, rank, _ in tried if rank is not None]
-        if not ranked:
-            return None
-        best = max(ranked, key=lambda pair: pair[0])[1]
-        return self._final(contender, best, sum(seconds for *_, seconds in tried))
-
-    def _tried(self, recipe: Recipe, *, again: bool = False) -> tuple[float | None, float]:
-        """What a recipe is ranked by on *select*, and the seconds that it took."""
-        seed = self.seed + 500 if again else self.seed
-        job = TrainJob(
-            "tried", "trial", recipe.name, recipe.to_dict(), seed, self.ready.effort.steps,
-            precision=self.ready.arguments.precision, rank_by=self.ready.rank_by,
-        )  # fmt: skip
-        (result,) = run_here(self._setup, job, strict=False)
-        return result.rank, result.seconds
 
     def _final(self, contender: str, recipe: Recipe, seconds: float = 0.0) -> Run:
         key = _hash(recipe, self.ready)
@@ -334,19 +222,6 @@ class Runs:
             run.parts[seed] = result.pseudo_values
         run.step_time = _median([r.measured.get("step_time") for r in results])
         return run
-
-
-def _lora(rank: int, at: str, rate: float, *, deep: bool = False) -> Recipe:
-    """A LoRA whose head trains as that of the baseline."""
-    groups = {"head": {"learning_rate": 1e-2}} | ({"head.hidden": {"learning_rate": 3e-4}} if deep else {})
-    return Recipe.from_dict(
-        {
-            "autopeft": 2,
-            "name": f"lora rank {rank}, {at}",
-            "layers": [{"at": at, "attach": [{"lora": {"rank": rank}}]}],
-            "training": {"learning_rate": rate, "groups": groups},
-        }
-    )
 
 
 def _hash(recipe: Recipe, ready: Prepared) -> str:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from cells import Cell, cells, wanted
 from figure import figure
-from lib.measuring import note
+from lib.measuring import commit, note
 from lib.parts import part_of
 from lib.storage import append_row, read_rows, write_whole
 from tables import tables
@@ -37,11 +37,13 @@ RESULTS, FOLDERS = HERE / "results" / "runs.jsonl", HERE / "runs"
 _MINUTES = {"minilm": 2.0, "mpnet-base": 8.0}  # of one core, for each contender
 
 
-def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Cell, int, list[str]]]:
-    """The searches that lack contenders, and which."""
+def missing(
+    rows: Sequence[Mapping[str, Any]], part: int = 0, parts: int = 1
+) -> list[tuple[Cell, int, list[str]]]:
+    """Of every `parts`-th search, from the `part`-th on, those that lack contenders, and which."""
     known = {(r["model"], r["task"], r["rows"], r["budget"], r["seed"], r["contender"]) for r in rows}
     found = []
-    for cell, seed in cells():
+    for cell, seed in [*cells()][part::parts]:
         left = [c for c in wanted() if (*asdict(cell).values(), seed, c) not in known]
         if left:
             found.append((cell, seed, left))
@@ -57,7 +59,7 @@ def run(left: Sequence[tuple[Cell, int, list[str]]]) -> None:
         for contender in contenders:
             begun = time.process_time()
             found = runs.run(contender)
-            row = {**asdict(cell), "seed": seed, "contender": contender}
+            row = {**asdict(cell), "seed": seed, "contender": contender, "version": commit()}
             # A contender that the budget has none of is a line too, so that it is not looked for again.
             row |= {"test": {}} if found is None else found.to_dict()
             row["cpu_seconds"] = round(time.process_time() - begun, 1)
@@ -75,12 +77,11 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    left = missing(read_rows(RESULTS))
-    part, parts = part_of(given.part)
+    left = missing(read_rows(RESULTS), *part_of(given.part))
     hours = sum(_MINUTES[cell.model] * len(found) for cell, _, found in left) / 60
     note(f"{len(left)} searches are left, some {hours:.1f} hours of one core")
     if not (given.dry_run or given.tables):
-        run(left[part::parts])
+        run(left)
     rows = read_rows(RESULTS)
     if rows:
         write_whole(RESULTS.with_name("payoff.svg"), figure(rows))

@@ -2,7 +2,7 @@
 
     python experiments/portfolio/run.py               # hours of one core; goes on where it stopped
     python experiments/portfolio/run.py --dry-run     # how many trainings are left, and what they will take
-    python experiments/portfolio/run.py --part 0/2    # every second training, beside another process
+    python experiments/portfolio/run.py --part 0/2    # half of the trainings, beside another process
     python experiments/portfolio/run.py --probe       # look at each task as `autopeft recommend` may: minutes
     python experiments/portfolio/run.py --tables      # what there is
     python experiments/portfolio/run.py --evaluate    # what recommendations are worth, clusters left out
@@ -29,6 +29,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import torch
 
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from evaluation import evaluation
 from lib.measuring import note
+from lib.parts import part_of
 from lib.storage import append_row, read_rows, write_whole
 
 from autopeft import load_task
@@ -267,7 +269,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--part", default="0/1", help="I/N: every Nth training, from the Ith")
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="the K-th of N shares of the trainings")
     parser.add_argument("--task", action="append", choices=TASKS, help="these alone; default: all")
     parser.add_argument("--dry-run", action="store_true", help="what is left, and what it will take")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
@@ -288,16 +290,19 @@ def main() -> None:
         print(evaluation(evidence.read_evidence(ship(rows)), {m: _spec(m) for m in _models(rows)}))
     if given.ship or given.evaluate:
         return
-    part, parts = map(int, given.part.split("/"))
+    part, parts = part_of(given.part)
     left = [
-        pair for pair in needed(given.model, _known(rows)) if given.task is None or pair[0].task in given.task
+        (cell, member)
+        for cell, member in needed(given.model, _known(rows))
+        if given.task is None or cell.task in given.task
+        if crc32(f"{cell} {member.hash}".encode()) % parts == part
     ]
     each = statistics.fmean([r["cpu_seconds"] for r in rows if r["model"] == given.model] or [_SECONDS])
     note(f"{len(left)} trainings are left: {len(left) * each / 3600:.1f} hours of one core")
     if given.dry_run or given.tables:
         print(tables(rows))
         return
-    for cell, member in left[part::parts]:
+    for cell, member in left:
         row = measure(cell, member)
         append_row(TRAININGS, row)
         note(

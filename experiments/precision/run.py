@@ -1,6 +1,6 @@
 """Backbones in bf16 against fp32: how far gradients differ, and where trainings end.
 
-    python experiments/precision/run.py               # an hour of one core; goes on where it stopped
+    python experiments/precision/run.py               # two hours of one core; goes on where it stopped
     python experiments/precision/run.py --tables
 
 For each backbone what a search measures before its first trial (`autopeft.training.precision`), and pairs of
@@ -11,6 +11,7 @@ scored on *select*. Trainings are kept in `results/trainings.jsonl`, probes in `
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -148,12 +149,14 @@ def differences(rows: Sequence[dict[str, Any]], model: str, key: str) -> list[fl
 
 
 def _spread(rows: Sequence[dict[str, Any]], model: str) -> float:
-    """Standard deviation of the losses of seeds in fp32, pooled over recipes."""
+    """Standard deviation of the losses of seeds in fp32, pooled over recipes; not a number where none has two
+    seeds."""
     losses = [
         [r["loss"] for r in rows if (r["model"], r["recipe"], r["precision"]) == (model, recipe, "fp32")]
         for recipe in RECIPES
     ]
-    return statistics.fmean(statistics.variance(x) for x in losses if len(x) > 1) ** 0.5
+    variances = [statistics.variance(x) for x in losses if len(x) > 1]
+    return statistics.fmean(variances) ** 0.5 if variances else math.nan
 
 
 def tables(rows: Sequence[dict[str, Any]], probes: Sequence[dict[str, Any]]) -> str:

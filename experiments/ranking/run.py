@@ -133,7 +133,7 @@ def main() -> None:
         row = asdict(training) | {"recipe": recipes(training.budget)[training.hash].name} | measure(training)
         append_row(RESULTS, row)
         note(" ".join(str(row[k]) for k in ("task", "rows", "budget", "recipe", "seed", "select", "further")))
-    print(tables(read_rows(RESULTS)))
+    print(tables(read_rows(RESULTS), {cell.budget: recipes(cell.budget) for cell in cells()}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,19 +44,27 @@ def _merit(row: Mapping[str, Any], criterion: str) -> float:
     return value if criterion == "accuracy" else -value
 
 
-def regrets(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def regrets(
+    rows: Sequence[Mapping[str, Any]], wanted: Mapping[str, Collection[str]]
+) -> dict[str, list[float]]:
     """By criterion, for each cell and ranking seed: accuracy on further rows, in points, of the recipe chosen
-    by one seed of *select* with the other seed, less that of the best recipe in the mean."""
+    by one seed of *select* with the other seed, less that of the best recipe in the mean.
+
+    Args:
+        wanted: by budget the recipes that are compared; cells that lack a training of one take no part.
+    """
     found: dict[str, list[float]] = {name: [] for name in CRITERIA}
     groups: dict[Any, dict[int, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
         cell = (row["task"], row["rows"], row["budget"])
-        groups.setdefault(cell, {}).setdefault(row["seed"], {})[row["hash"]] = row
-    for seeds in groups.values():
-        if len(seeds) < 2:
+        if row["hash"] not in wanted[row["budget"]]:
             continue
-        one, other = seeds[0], seeds[1]
-        both = set(one) & set(other)
+        groups.setdefault(cell, {}).setdefault(row["seed"], {})[row["hash"]] = row
+    for (_, _, budget), seeds in groups.items():
+        one, other = seeds.get(0, {}), seeds.get(1, {})
+        both = set(wanted[budget])
+        if not both <= one.keys() & other.keys():
+            continue
         mean = {k: statistics.fmean(s[k]["further"]["accuracy"] for s in (one, other)) for k in both}
         for ranked, told in ((one, other), (other, one)):
             for criterion in CRITERIA:
@@ -65,14 +73,16 @@ def regrets(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What there is, as Markdown."""
+def tables(rows: Sequence[Mapping[str, Any]], wanted: Mapping[str, Collection[str]]) -> str:
+    """What there is of whole cells, as Markdown; `wanted` as in `regrets`."""
     lines = [
         "| rows | budget | cells | " + " | ".join(CRITERIA) + " |",
         "|---|---|---|" + "---|" * len(CRITERIA),
     ]
     for size, budget in dict.fromkeys((row["rows"], row["budget"]) for row in rows):
-        found = regrets([row for row in rows if (row["rows"], row["budget"]) == (size, budget)])
-        told = [f"{statistics.fmean(v):+.2f}" if v else "–" for v in found.values()]
+        found = regrets([row for row in rows if (row["rows"], row["budget"]) == (size, budget)], wanted)
+        if not found["loss"]:
+            continue
+        told = [f"{statistics.fmean(v):+.2f}" for v in found.values()]
         lines.append(f"| {size} | {budget} | {len(found['loss']) // 2} | {' | '.join(told)} |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """How well are memory, step time and latency predicted before a recipe is trained?
 
     python experiments/resources/run.py --model minilm
-    python experiments/resources/run.py --model smollm2-135m --batch-size 8
+    python experiments/resources/run.py --model smollm2-135m --batch-size 4 --steps 3
     python experiments/resources/run.py --model minilm --tables      # from what was recorded, measures
     nothing
 
@@ -140,12 +140,13 @@ def measure(options: argparse.Namespace) -> None:
     bench, spec = make_bench(options), spec_of(load_config(resolve_model(options.model)))
     kept = read_json(options.out) if options.out.is_file() else {}
     shape = asdict(bench.shape)
-    if kept and kept["shape"] != shape:
-        raise SystemExit(f"{options.out} holds measurements of the shape {kept['shape']}, not {shape}.")
+    asked = {"shape": shape, "steps": options.steps}
+    if kept and (told := {name: kept[name] for name in asked}) != asked:
+        raise SystemExit(f"{options.out} holds measurements of {told}, not of {asked}.")
     offers = [offer for recipe in drawn(spec, 0, DRAWN) for offer in Offer.of(recipe)]
     kept = kept or {
         "model": options.model,
-        "shape": shape,
+        **asked,
         "head": sum(p.numel() for p in head_of(bench.model).values()),
         "base": bench.base(),
         "environment": environment(),

@@ -24,11 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.measuring import note
+from lib.searches import finished_search
 from lib.storage import append_row, read_rows
 
-from autopeft.runs.documents import read_result
 from autopeft.runs.folder import load_run
-from autopeft.search.api import search
 
 __all__ = ["searches", "tables"]
 
@@ -46,26 +45,14 @@ def searches() -> Iterator[tuple[str, int, str]]:
             yield task, seed, sampler
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a search has come to its end."""
-    return (folder / "result.json").exists() and not read_result(load_run(folder).result()).interrupted
-
-
 def run(task: str, seed: int, sampler: str) -> dict[str, Any]:
     """One search, or what is left of it."""
     folder = FOLDERS / f"short-{task}-{seed}-{sampler}"
-    if not _whole(folder):
-        if (folder / "manifest.json").exists():
-            search(resume=folder, workers=0)
-        else:
-            search(
-                task=task, budget="0.5%", model="minilm", sampler=sampler, seed=seed, baselines="none",
-                trials=TRIALS, steps=60, confirm_seeds=1, precision="bf16", final_precision="bf16",
-                max_length=64, train_rows=2_000, select_rows=400, test_rows=50, stand_in=False, workers=0,
-                out=folder,
-            )  # fmt: skip
-    if not _whole(folder):
-        raise SystemExit(f"{folder.name} was interrupted: run this again to go on with it.")
+    finished_search(
+        folder, task=task, budget="0.5%", model="minilm", sampler=sampler, seed=seed, baselines="none",
+        trials=TRIALS, steps=60, confirm_seeds=1, precision="bf16", final_precision="bf16",
+        max_length=64, train_rows=2_000, select_rows=400, test_rows=50, stand_in=False, workers=0,
+    )  # fmt: skip
     trials = sorted(load_run(folder).trials().records, key=lambda r: r.number or 0)
     told = [[r.recipe["name"], round(-r.rank, 4), r.scores["select"]] for r in trials if r.rank is not None]
     return {"task": task, "seed": seed, "sampler": sampler, "trials": told}

@@ -279,8 +279,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
     task = load_task(options.task, kind=kind, made=made, notify=note)
     task = task.subset(train=options.rows, select=options.select, test=32)
     _, measured = OBVIOUS.get(task.kind, (None, "nothing"))
-    metric = task.task_kind.trial_metric(get_metric(task.metric)).name
-    if metric != measured:
+    if (metric := trial_metric(task)) != measured:
         raise SystemExit(f"The obvious side measures {measured}, and {task.name} is scored by {metric}.")
     shared = ("model", "task", "rows", "select", "batch_size", "max_length", "seed")
     text = json.dumps({name: getattr(options, name) for name in shared}, sort_keys=True)
@@ -289,6 +288,11 @@ def make_bench(options: argparse.Namespace) -> Bench:
     work = Path(tempfile.gettempdir()) / f"autopeft-benchmark-{digest}-{where}"
     recipes = draw(options.recipes, options.budget, spec, space=options.space)
     return Bench(options, source, spec, task, recipes, digest, work)
+
+
+def trial_metric(task: Task) -> str:
+    """What a search scores trials by: the likelihood of answers, where the metric is of written ones."""
+    return str(task.task_kind.trial_metric(get_metric(task.metric)).name)
 
 
 def open_balance(bench: Bench) -> Balance:
@@ -341,8 +345,10 @@ def measure(bench: Bench, balance: Balance) -> None:
 def _run(bench: Bench, worker: OurWorker, drawn: Repaired, side: str) -> dict[str, Any]:
     o = bench.options
     if side == "ours":
-        recipe = drawn.recipe.to_dict()
-        return worker.run(TrainJob("benchmark", "trial", "benchmark", recipe, seed=o.seed, steps=o.steps))
+        recipe, scored = drawn.recipe.to_dict(), trial_metric(bench.task)
+        metric = None if scored == bench.task.metric else scored
+        job = TrainJob("benchmark", "trial", "benchmark", recipe, seed=o.seed, steps=o.steps, metric=metric)
+        return worker.run(job)
     trial = bench.trial(drawn.recipe, o.pad if side == "pad" else None)
     return in_fresh_process(OBVIOUS[bench.task.kind][0], trial, bench.work)
 

@@ -1,7 +1,7 @@
 """What a search costs outside its training: starting, attaching, Ray, and the memory of a second worker.
 
     python experiments/startup/run.py
-    python experiments/startup/run.py --parts memory,ray
+    python experiments/startup/run.py --parts memory,ray   # the others stay as they were recorded
     python experiments/startup/run.py --tables
 
 - `commands`: `import autopeft`, `autopeft --help`, and what they are to be compared with.
@@ -245,9 +245,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="startup-") as scratch:
         found = measure(options, Path(scratch))
-    show_all(found)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "part"}
-    write_json(options.out, {"settings": settings, **found})
+    before = read_json(options.out) if options.out.is_file() else {}
+    write_json(options.out, {**before, "settings": settings, **found})
+    show_all(found)
 
 
 if __name__ == "__main__":

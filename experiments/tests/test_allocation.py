@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from lib.storage import read_rows
 
 FOLDER = "allocation"
 
@@ -50,6 +51,10 @@ def test_the_population_is_the_portfolio_and_draws_of_the_space(run: Any) -> Non
     origins = [origin for origin, _ in found.values()]
     slower = [f"{name}, slower" for name in run.LORAS]
     assert origins == [*run.PORTFOLIO, *slower, *["drawn"] * run.DRAWN]
+    recorded = {row["hash"] for row in read_rows(run.RESULTS) if row["origin"] == "drawn"}
+    assert {key for key, (origin, _) in found.items() if origin == "drawn"} <= recorded, (
+        "another space by now"
+    )
     first = next(run.needed())
     assert (first.steps, first.seed) == (60, 0)
     assert len(list(run.needed())) == 3 * 3 * 2 * len(found)
@@ -82,7 +87,7 @@ def test_correlations_are_with_the_end(replay: Any) -> None:
     assert replay.correlations(known, 60, "calibrated")[0] > 0.99
     told = replay.tables(rows(noise=0.01))
     assert "| trec | 60 | 60 | " in told
-    assert "| 12 | 60 | none | 2 × 3 | 1,080 | " in told
+    assert "| 12 | 60 | none | 2 × 3 † | 1,080 | " in told
 
 
 def test_a_seed_that_is_being_recorded_takes_no_part(replay: Any) -> None:
@@ -101,8 +106,16 @@ def test_draws_of_an_older_space_decide_no_seeds(replay: Any) -> None:
 
 def test_more_seeds_than_are_recorded_are_not_replayed(replay: Any) -> None:
     told = replay.tables([row for row in rows(noise=0.01) if row["seed"] < 3])
-    assert "| 12 | 60 | none | 2 × 2 |" in told
+    assert "| 12 | 60 | none | 2 × 2 † |" in told
     assert "| 12 | 60 | none | 2 × 3 |" not in told
+
+
+def test_figures_by_seeds_that_chose_are_marked(replay: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "REPLAYS", 3)
+    monkeypatch.setattr(replay, "ALLOCATIONS", [replay.Allocation(12, 60, 2, n) for n in (2, 3)])
+    groups = {("trec", 60): replay.Recorded(rows())}
+    cells = [line.split(" | ")[3] for line in list(replay._searches(groups))[2:]]
+    assert cells == ["2 × 2", "2 × 3 †"]
 
 
 def test_a_recipe_without_all_seeds_takes_no_part(replay: Any) -> None:

@@ -27,6 +27,7 @@ def result(difference: float) -> dict[str, Any]:
             {"baseline": "untuned", **compared},
         ],
         "finding": None,
+        "interrupted": False,
         "baselines": [
             {"name": "LoRA rank 7", "test": [0.38, 0.42]},
             {"name": "untuned", "test": [0.1]},
@@ -62,7 +63,7 @@ def test_what_was_begun_goes_on_and_what_ended_is_read(
         (out / "result.json").write_text(json.dumps(result(0.02)))
 
     monkeypatch.setattr(run, "RUNS", tmp_path)
-    monkeypatch.setattr(run, "search", search)
+    monkeypatch.setattr("lib.searches.search", search)
     with pytest.raises(KeyboardInterrupt):
         run.searched("gym:chain_sum", "0.3%", 0)
     row = run.searched("gym:chain_sum", "0.3%", 0)

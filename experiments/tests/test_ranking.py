@@ -54,8 +54,12 @@ def test_what_one_seed_chooses_is_judged_by_the_other(tables: Any) -> None:
         row("timid", 0, 0.60, accuracy=0.6, loss=0.6, calibrated_loss=0.6),
         row("timid", 1, 0.62, accuracy=0.6, loss=0.6, calibrated_loss=0.6),
     ]
-    found = tables.regrets(rows)
+    wanted = {"0.5%": ["sure", "timid"]}
+    found = tables.regrets(rows, wanted)
     assert found["calibrated_loss"] == found["accuracy"] == pytest.approx([-1.0, 1.0])
     assert found["loss"] == pytest.approx([-17.0, -19.0])
-    assert tables.regrets(rows[:1])["loss"] == [], "one seed judges nothing"
-    assert "| 100 | 0.5% | 1 | +0.00 | -18.00 | +0.00 |" in tables.tables(rows)
+    assert tables.regrets(rows[:1], wanted)["loss"] == [], "one seed judges nothing"
+    assert tables.regrets(rows[:3], wanted)["loss"] == [], "nor does a seed that lacks a recipe"
+    older = row("older", 0, 0.99, accuracy=1.0, loss=0.0)
+    assert tables.regrets([*rows, older], wanted) == found, "what is not asked any more takes no part"
+    assert "| 100 | 0.5% | 1 | +0.00 | -18.00 | +0.00 |" in tables.tables(rows, wanted)

@@ -13,7 +13,8 @@ import pytest
 from support.language import save_decoder, write_chats
 from support.tiny import tiny_config
 
-from autopeft import spec_of
+from autopeft import Recipe, load_task, spec_of
+from autopeft.tasks import Rows
 
 FOLDER = "search_cost"
 Import = Callable[[str], Any]
@@ -76,6 +77,16 @@ def test_a_language_model_has_defaults_of_its_own(load: Import) -> None:
     drawn = run.draw(10, "100%", spec, space=own.space)
     assert all(run.peft_words(d.recipe, spec) is not None for d in drawn)
     assert len({run.lowest_layer(d.recipe, spec) for d in drawn}) > 1
+
+
+@pytest.mark.parametrize(("task", "metric"), [("gym:chain_sum", "likelihood"), ("movie-sentences", None)])
+def test_ours_is_scored_as_in_a_search(load: Import, task: str, metric: str | None) -> None:
+    """Answers are not written for the score of a trial."""
+    run, asked = load("run"), list[Any]()
+    bench = SimpleNamespace(options=run.parse([]), task=load_task(task, made=Rows(20, 10, 10)))
+    worker = SimpleNamespace(run=lambda job: asked.append(job) or {})
+    run._run(bench, worker, SimpleNamespace(recipe=Recipe.from_dict({"name": "x"})), "ours")
+    assert asked[0].metric == metric
 
 
 @pytest.mark.slow

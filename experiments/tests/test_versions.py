@@ -35,8 +35,8 @@ def test_pairs_change_sides_and_go_on_where_they_stopped(
 ) -> None:
     seen: list[str] = []
 
-    def cpu(command: list[str], folder: Path) -> float:
-        seen.append(command[0])
+    def cpu(command: list[str], folder: Path, *, cold: bool) -> float:
+        seen.append(f"{command[0]}, cold" if cold else command[0])
         return 2.0 if command[0] == "old" else 3.0
 
     monkeypatch.setattr(versions, "cpu_of", cpu)
@@ -48,7 +48,23 @@ def test_pairs_change_sides_and_go_on_where_they_stopped(
     assert versions.pairs(("old", "new"), ["search"], 3, rows) == [[2.0, 3.0]] * 3
     assert seen[4:] == ["old", "new"]
     assert len(read_rows(rows)) == 4
+    assert versions.pairs(("old", "new"), ["search"], 1, rows, cold=True) == [[2.0, 3.0]]
+    assert seen[6:] == ["old, cold", "new, cold"]
     assert "geometric mean 1.500, upper 95 % bound 1.500" in versions.verdict([[2.0, 3.0]] * 3)
+
+
+def test_a_cold_command_has_a_cache_of_its_own_with_what_was_fetched(
+    versions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "own"))
+    (tmp_path / "own" / "assets" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "trunk").mkdir()
+    told = "import os; print(*sorted(os.listdir(os.environ['AUTOPEFT_CACHE'])))"
+    for name, cold, there in (("a", True, "assets"), ("b", True, "assets"), ("c", False, "assets trunk")):
+        folder = tmp_path / name
+        folder.mkdir()
+        versions.cpu_of([sys.executable, "-c", told], folder, cold=cold)
+        assert (folder / "out.txt").read_text().strip() == there
 
 
 def test_each_command_in_each_two_versions_has_its_verdict(versions: Any) -> None:

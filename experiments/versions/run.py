@@ -6,6 +6,7 @@
 
 OLD and NEW are interpreters that have one version each (`.venv/bin/python`). In each pair both run the
 command in an empty folder, with one cache that is filled before; which is first changes from pair to pair.
+With `--cold` each has an empty cache of its own, but for the models and data sets that are fetched.
 What counts is the CPU time of the command and of everything that it starts, Ray included: all processes with
 a mark in their environment, looked at ten times a second. (The kernel's sum over children lacks what Ray's
 workers take.) Pairs are kept in `results/pairs.jsonl`, so that an interrupted run goes on; the bound is
@@ -30,9 +31,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 import psutil
+from lib.intervals import one_sided
 from lib.measuring import note
 from lib.storage import append_row, read_rows
-from scipy.stats import t
+
+from autopeft.assets.cache import cache_dir
 
 __all__ = ["cpu_of", "pairs", "upper", "verdict"]
 
@@ -44,14 +47,19 @@ COMMAND = (
 _MARK, _EVERY = "AUTOPEFT_MEASURED", 0.1
 
 
-def cpu_of(command: Sequence[str], folder: Path) -> float:
+def cpu_of(command: Sequence[str], folder: Path, *, cold: bool = False) -> float:
     """CPU seconds of a command and of all that it starts, of each until it was last seen.
+
+    Args:
+        cold: whether nothing is cached for it but what is fetched, models and data sets.
 
     Raises:
         RuntimeError: it fails; the message has what it printed last.
     """
     mark, out, seen = uuid.uuid4().hex, folder / "out.txt", dict[tuple[int, float], float]()
     marked = {**os.environ, _MARK: mark}
+    if cold:
+        marked["AUTOPEFT_CACHE"] = str(_cold_cache(folder))
     with out.open("w") as file:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=marked
@@ -62,6 +70,15 @@ def cpu_of(command: Sequence[str], folder: Path) -> float:
     if process.returncode:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}: {out.read_text()[-2000:]}")
     return sum(seen.values())
+
+
+def _cold_cache(folder: Path) -> Path:
+    """A cache that holds what is fetched alone, as links."""
+    cache = folder / "cache"
+    cache.mkdir()
+    if (fetched := cache_dir() / "assets").is_dir():
+        (cache / "assets").symlink_to(fetched)
+    return cache
 
 
 def _look(mark: str, seen: dict[tuple[int, float], float]) -> int:
@@ -85,20 +102,24 @@ def pairs(
     count: int,
     rows: Path = RESULTS,
     keep: Path | None = None,
+    cold: bool = False,
 ) -> list[list[float]]:
     """CPU seconds of both sides, pair by pair; those that were recorded before are not measured again.
 
     Args:
         keep: a folder for what the commands print and write; without it that is removed.
+        cold: see `cpu_of`.
     """
-    key = {"command": list(command), "versions": [_version(python) for python in pythons]}
+    key: dict[str, Any] = {"command": list(command), "versions": [_version(python) for python in pythons]}
+    if cold:
+        key["cold"] = True
     found = [row["seconds"] for row in read_rows(rows) if row["key"] == key]
     for number in range(len(found), count):
         seconds = [0.0, 0.0]
         for side in (0, 1) if number % 2 == 0 else (1, 0):
             kept = nullcontext(tempfile.mkdtemp(prefix=f"{number}-{side}-", dir=keep)) if keep else None
             with kept or tempfile.TemporaryDirectory() as folder:
-                seconds[side] = cpu_of([pythons[side], "-m", "autopeft", *command], Path(folder))
+                seconds[side] = cpu_of([pythons[side], "-m", "autopeft", *command], Path(folder), cold=cold)
         append_row(rows, {"key": key, "seconds": seconds})
         found.append(seconds)
         note(
@@ -118,12 +139,7 @@ def _version(python: str) -> str:
 
 def upper(ratios: Sequence[float]) -> tuple[float, float]:
     """Geometric mean of ratios, and the upper bound of its one-sided 95 % interval."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean = math.fsum(logs) / len(logs)
-    if len(logs) < 2:
-        return math.exp(mean), math.inf
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (len(logs) - 1))
-    half = float(t.ppf(0.95, len(logs) - 1)) * deviation / math.sqrt(len(logs))
+    mean, half = one_sided([math.log(ratio) for ratio in ratios])
     return math.exp(mean), math.exp(mean + half)
 
 
@@ -144,7 +160,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     found: dict[str, list[Sequence[float]]] = {}
     for row in rows:
         old, new = (version[:8] for version in row["key"]["versions"])
-        name = f"`{' '.join(row['key']['command'])}`, {old} against {new}"
+        cold = ", cold" if row["key"].get("cold") else ""
+        name = f"`{' '.join(row['key']['command'])}`, {old} against {new}{cold}"
         found.setdefault(name, []).append(row["seconds"])
     return "\n".join(f"- {name}: {verdict(seconds)}" for name, seconds in found.items())
 
@@ -156,7 +173,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="of the old and of the new version")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--tables", action="store_true", help="say what the recorded pairs say")
-    parser.add_argument("--cold", action="store_true", help="do not run the command once to fill its caches")
+    parser.add_argument("--cold", action="store_true", help="each with an empty cache")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what the commands print and write")
     given = parser.parse_args(own)
     if given.tables:
@@ -172,7 +189,7 @@ def main(words: Sequence[str]) -> None:
             cpu_of([python, "-m", "autopeft", *command], Path(folder))
     if given.keep is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
-    print(verdict(pairs(given.pythons, command, given.pairs, keep=given.keep)))
+    print(verdict(pairs(given.pythons, command, given.pairs, keep=given.keep, cold=given.cold)))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
+from lib.searches import finished_search
 from lib.storage import write_whole
 from lib.worker import run_here
 from tables import TASKS, tables
 
-from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
@@ -36,20 +36,15 @@ RESULTS, RUNS = HERE / "results" / "results.json", HERE / "runs"
 SEEDS = range(5)
 SPACE = HERE.parent / "samplers" / "space.yaml"
 SETTING: dict[str, Any] = {
-    "budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE), "head_start": "random",
-    "pooling": "own",
+    "budget": "0.5%", "trials": 15, "steps": 60, "baselines": "all", "space": str(SPACE), "effort": "quick",
+    **SearchArguments.before,
 }  # fmt: skip
 
 
 def searched(task: str, seed: int) -> dict[str, Any]:
     """The outcome of a search, run or taken up where that is needed."""
     out = RUNS / f"{task}-{seed}"
-    if not (out / "result.json").exists():
-        if (out / "manifest.json").exists():
-            search(resume=out)
-        else:
-            search(task=task, seed=seed, out=out, **SETTING)
-    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    found = finished_search(out, task=task, seed=seed, **SETTING)
     kept = (
         "recipe",
         "counts",

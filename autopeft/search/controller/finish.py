@@ -84,7 +84,12 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=_constant(ready),
         over_constant=_over_constant(ready, final),
-        remarks=(*ready.summary.remarks, *_cut_short(controller), *_left_out(controller)),
+        remarks=(
+            *ready.summary.remarks,
+            *_cut_short(controller),
+            *_left_out(controller),
+            *_untold(controller),
+        ),
         taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
         origin=won.origin,
@@ -241,6 +246,18 @@ def _left_out(controller: Controller) -> list[str]:
     chosen = f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose."
     told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
     return [*told, *([chosen] if once else []), *controller.confirmation.lost_seeds]
+
+
+def _untold(controller: Controller) -> list[str]:
+    """That *select* has too few rows for the goal."""
+    confirmation = controller.confirmation
+    goal, beside = confirmation.judge.goal, confirmation.best_baseline
+    if goal == "best" or beside is None or not any(v.untold for v in confirmation.verdicts()):
+        return []
+    return [
+        f"The {confirmation.judge.select.rows:,} rows of select are too few to tell which recipes are within "
+        f"the margin of {beside.name}. Give it more (--select-rows, or more data), or a wider --margin."
+    ]
 
 
 def _returned(winner: Contender, baselines: Iterable[Contender]) -> str | None:

@@ -12,13 +12,16 @@ from autopeft.runs.records import CountTable
 from autopeft.search.core.goals import GOALS, Goal
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.significance import MARGIN, Comparison, points, within
-from autopeft.search.selection.verdicts import Verdict, chosen
+from autopeft.search.selection.verdicts import ALIKE, Verdict, chosen
 
 __all__ = ["Answer", "answers", "finding", "origin"]
 
 _TAKES: dict[Goal, str] = {"smallest": "size", "cheapest": "training cost"}
-# Predictions of a step's time are not as exact as that (see `chosen`).
-_LESS: dict[Goal, str] = {"smallest": "less size", "cheapest": "a training cost that is 5 % lower or more"}
+# Steps that differ by less count as alike (see `ALIKE`).
+_LESS: dict[Goal, str] = {
+    "smallest": "less size",
+    "cheapest": f"a training cost that is {100 * ALIKE / (1 + ALIKE):.0f} % lower or more",
+}
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,14 @@ from autopeft.search.selection.non_inferiority import (
 from autopeft.search.selection.significance import MARGIN
 from autopeft.tasks.scored import ScoredSplit
 
-__all__ = ["ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
+__all__ = ["ALIKE", "ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
 
 ENOUGH, LEAST_WEIGHT = 0.75, 0.25
 """Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
 has to count for at least."""
-# Predictions of a step's time are off by up to a fifth: what costs so little more does not count as costlier.
-_ALIKE = 0.25
+ALIKE = 0.25
+"""Share by which a step may take longer than the shortest one and count as short as that: predictions of a
+step's time are off by up to a fifth."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class Verdict:
     sure: bool
     baseline_cost: float | None = None
     dearer: bool = False
+
+    @property
+    def untold(self) -> bool:
+        """Whether it might be within the margin, and *select* has too few rows to tell."""
+        return self.beside is not None and self.beside.within >= ENOUGH and not self.sure
 
     @property
     def whole(self) -> bool:
@@ -190,5 +196,5 @@ def chosen(goal: Goal, found: Sequence[Verdict]) -> Verdict | None:
         # All are dearer where the best baseline lies outside the limits, and cannot be returned.
         known = [v for v in known if not v.dearer] or known
     least = min((getattr(v, cost) for v in known), default=math.inf)
-    share = _ALIKE if cost == "step_cost" else 0.0
+    share = ALIKE if cost == "step_cost" else 0.0
     return next((v for v in known if getattr(v, cost) <= least * (1 + share)), None)

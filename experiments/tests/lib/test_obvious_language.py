@@ -10,7 +10,7 @@ from datasets import load_dataset
 from lib import obvious, obvious_language
 from lib.draws import peft_words
 from peft import TaskType
-from support.language import chats, save_decoder
+from support.language import TEMPLATE, chats, save_decoder
 from support.tiny import tiny_config, tiny_model
 
 from autopeft import Recipe, count, load_task, spec_of
@@ -61,6 +61,21 @@ def test_both_sides_learn_the_same_tokens(
         batch = ours.collate([number])
         assert row["input_ids"] == batch["input_ids"][0].tolist()
         assert row["labels"] == batch["labels"][0].tolist()
+
+
+def test_nothing_behind_the_end_of_an_answer_is_learnt(rows: Path, tmp_path: Path) -> None:
+    """A template may write a line break there."""
+    loaded, found = load_dataset("json", data_files={"train": str(rows)}, cache_dir=str(tmp_path / "d")), []
+    for behind in ("", "a"):
+        template = TEMPLATE.replace("{% endfor %}", f" {behind}{{% endfor %}}")
+        tokenizer = load_tokenizer(str(save_decoder(tmp_path / f"llama{behind}", template=template)))
+        tokenizer.eos_token = "<|end|>"
+        asked = tokenizer.apply_chat_template(loaded["train"][0]["messages"], tokenize=False)
+        assert asked.rstrip().endswith(behind or "<|end|>")
+        found.append(obvious_language.tokenised(loaded, tokenizer, 64)["train"]["labels"])
+    assert [[t for t in row if t >= 0] for row in found[0]] == [
+        [t for t in row if t >= 0] for row in found[1]
+    ]
 
 
 def test_a_trial_trains_and_is_scored(rows: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from lib.replay import replay
 
+from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.optimization.successive_halving import Rungs
 
 
@@ -17,6 +19,27 @@ def test_a_replay_without_rungs_trains_every_recipe_to_the_end(ground: Any, nois
     assert all(abs(t.measured - t.true) < 6 * noise for t in found)
     assert found == replay(ground, sampler="random", seed=1, trials=15, rungs=Rungs.of(80))
     assert found != replay(ground, sampler="random", seed=2, trials=15, rungs=Rungs.of(80))
+
+
+def test_a_part_of_a_replay_is_no_replay(ground: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal lets a search end as if it had come to its end."""
+    plain = LocalExecutor.run_jobs
+
+    def stopped(self: Any, source: Any, *others: Any) -> None:
+        complete, ended = source.complete, list[Any]()
+
+        def counted(result: Any) -> None:
+            ended.append(result)
+            complete(result)
+            if len(ended) == 3:
+                source.interrupt()
+
+        source.complete = counted
+        plain(self, source, *others)
+
+    monkeypatch.setattr(LocalExecutor, "run_jobs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        replay(ground, sampler="random", seed=1, trials=15, rungs=Rungs.of(80))
 
 
 def test_a_replay_with_rungs_pays_for_the_steps_that_were_trained(ground: Any) -> None:

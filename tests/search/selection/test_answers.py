@@ -178,7 +178,7 @@ def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
         "The best that was found is the best single method."
     )
     assert finding("cheapest", ANSWER, None, returned="LoRA") == (
-        "Nothing found is as good as LoRA (within 1 point) with a training cost that is 5 % lower or more: "
+        "Nothing found is as good as LoRA (within 1 point) with a training cost that is 20 % lower or more: "
         "it is returned."
     )
     smaller = finding("smallest", ANSWER, None, returned="LoRA")

@@ -349,6 +349,21 @@ def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -
     assert result.answers["cheapest"].cost_share == pytest.approx((rank_of_recipe(result) / 50) ** 4)
 
 
+def test_too_few_rows_of_select_are_told(make_stage: Make, tmp_path: Path) -> None:
+    """Nothing cheaper passes then, though all that was seen speaks for it."""
+    for rows, told in ((10_000, ()), (150, ("The 150 rows of select are too few to tell which recipes",))):
+        few = replace(judge("cheapest", 0.0065), select=ScoredSplit("accuracy", rows))
+        stage = make_stage(
+            EFFORT_OF_TEN, tuple(range(41, 51)), baselines=[baseline(50, 49)], judge=few,
+            objectives=2, cost="step_cost",
+        )  # fmt: skip
+        stage.play(honest)
+        result, _ = finished(stage, tmp_path / str(rows), "cheapest")
+        assert (result.origin == "LoRA of rank 50") == bool(told)
+        assert tuple(r[: len(t)] for r, t in zip(result.remarks, told, strict=True)) == told
+    assert "within the margin of LoRA of rank 50. Give it more (--select-rows" in result.remarks[0]
+
+
 def rank_of_recipe(result: Any) -> int:
     return int(result.winner.to_dict()["layers"][0]["attach"][0]["lora"]["rank"])
 
