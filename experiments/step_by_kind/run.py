@@ -4,13 +4,14 @@
     python experiments/step_by_kind/run.py --kinds token_classification --steps 20 --repeats 5
     python experiments/step_by_kind/run.py --tables
 
-Of kinds that are not named the figures of the last run stay.
+Of kinds that are not named the figures of the last run stay; each has the settings that it was measured with.
 
 Layers are trained from the first on (k = 0), and from the middle on. Both sides read the same tokens and
 learn the same labels, by the model's own labelled forward on the Trainer's side. A figure is the mean of one
 run's steps in CPU milliseconds, the first steps left out; the table shows median, minimum and maximum over
-the repeats, in which the sides take turns. What ours computes once and keeps for all later trials (hidden
-states below k) falls into a first run that is not counted.
+the repeats, in which the sides take turns. By default the steps are a pass over all rows: ours sorts rows by
+length inside windows, and a few batches may be longer or shorter than the mean. What ours computes once and
+keeps for all later trials (hidden states below k) falls into a first run that is not counted.
 
 Classification has an experiment of its own (`training_step`), and so have language models
 (`language_model_step`); both stand here again as what the others are held against.
@@ -44,6 +45,7 @@ from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
 
 FILE = Path(__file__).parent / "results" / "step.json"
+_SETTINGS = ("rank", "rows", "batch_size", "max_length", "steps", "drop", "repeats", "seed")
 WORDS = {"ours": "ours", "trainer": "Trainer + peft, dynamic padding"}
 RATE = 1e-3
 
@@ -220,7 +222,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=640)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="counted steps of a run (default: with those left out a whole pass over the rows)",
+    )
     parser.add_argument("--drop", type=int, default=2, help="first steps that are left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -231,13 +237,16 @@ def main() -> None:
         show_all(_recorded(options.out))
         return
     one_thread()
+    if options.steps is None:
+        options.steps = options.rows // options.batch_size - options.drop
+    settings = {name: vars(options)[name] for name in _SETTINGS}
     rows = []
     for kind in options.kinds:
         with tempfile.TemporaryDirectory(prefix="step-cache-") as folder:
             bench = make_bench(options, kind, Path(folder) / "model")
             depth = min(len(own) for own in layers_of(bench, 0).values())
             with cache_at(Path(folder) / "cache"):
-                rows += [measure(bench, kind, k) for k in (0, depth // 2)]
+                rows += [measure(bench, kind, k) | {"settings": settings} for k in (0, depth // 2)]
     rows += [row for row in _recorded(options.out) if row["kind"] not in options.kinds]
     rows.sort(key=lambda row: (list(SETTINGS).index(row["kind"]), row["k"]))
     write_json(options.out, {"measured": rows})
