@@ -57,8 +57,6 @@ def regrets(
     groups: dict[Any, dict[int, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
         cell = (row["task"], row["rows"], row["budget"])
-        if row["hash"] not in wanted[row["budget"]]:
-            continue
         groups.setdefault(cell, {}).setdefault(row["seed"], {})[row["hash"]] = row
     for (_, _, budget), seeds in groups.items():
         one, other = seeds.get(0, {}), seeds.get(1, {})

@@ -64,5 +64,22 @@ def test_the_table_tells_cost_and_bound(run: Any) -> None:
     lines = list(run.tables(rows))
     assert lines[2] == "| trec | 0 | w | 0.50 | 90.0 | +0.0 | +2.0 |"
     assert "LoRA is returned" in lines[3]
+    assert len(lines) == 5, "all seeds chose"
     # Student's t of one degree of freedom at 95 %: 6.31 standard errors of 0.5 points.
     assert "at most 0.6 of the cost in 1 of 2 searches; less tuned LoRA -0.50, lower bound -3.66" in lines[4]
+
+
+def test_seeds_that_chose_nothing_are_told_apart(run: Any) -> None:
+    rows = [
+        {
+            "task": "trec", "seed": seed, "winner": "w", "lora_returned": False, "cost": 0.5,
+            "test": [0.95, 0.95, 0.95, 0.90, 0.90], "tuned": [0.91] * 5, "plain": [0.89] * 5,
+        }
+        for seed in (0, 1)
+    ]  # fmt: skip
+    all_seeds, others = list(run.tables(rows))[4:]
+    assert "less tuned LoRA +2.00, lower bound +2.00; less LoRA as users take it +4.00" in all_seeds
+    assert others == (
+        "With the 2 seeds that chose nothing: less tuned LoRA -1.00, lower bound -1.00; less LoRA as users "
+        "take it +1.00, lower bound +1.00."
+    )

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +177,17 @@ def test_the_searches_of_the_second_confirmation(payoff: SimpleNamespace) -> Non
     assert len(set(found)) == len(found)
     cell, seed = found[0]
     assert payoff.setting(cell, seed)["seed"] == seed
+
+
+def test_processes_share_the_searches_whatever_is_recorded(load: Callable[[str], Any]) -> None:
+    """Of a process that begins, or begins again, later than the other one."""
+    run = load("run")
+    whole = [(cell, seed) for cell, seed, _ in run.missing([])]
+    ended = [
+        {**asdict(cell), "seed": seed, "contender": name} for cell, seed in whole[:3] for name in run.wanted()
+    ]
+    one, other = ([(c, s) for c, s, _ in run.missing(rows, k, 2)] for k, rows in ((0, []), (1, ended)))
+    assert sorted(map(str, [*one, *other])) == sorted(map(str, [*whole[:1], *whole[2:]]))
 
 
 def test_with_two_searches_a_cell_the_second_confirmation_has_one_variance(payoff: SimpleNamespace) -> None:
