@@ -150,6 +150,9 @@ def tables(kept: Kept, steps: int) -> str:
             ]
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
         lines.append("")
+        if kind == "true" and _arm(kept, "ours"):
+            share = _share(_at(kept, "ours", kind, QUARTER * budget), final)
+            lines += [f"After 25 % of the paper's steps ours has {share} of the paper's end.", ""]
     return "\n".join(lines)
 
 
@@ -172,6 +175,15 @@ def _at(kept: Kept, arm: str, kind: str, steps: float) -> list[float]:
 def _reached(course: dict[str, list[float]], kind: str, goal: float) -> float:
     """Steps until a hypervolume was reached."""
     return min((s for s, v in zip(course["steps"], course[kind], strict=True) if v >= goal), default=np.inf)
+
+
+def _share(a: Sequence[float], b: Sequence[float]) -> str:
+    """Ratio of the geometric means with its 95 % interval (Welch, of the logarithms)."""
+    logs = np.log(a), np.log(b)
+    low, high = np.exp(ttest_ind(*logs, equal_var=False).confidence_interval(0.95))
+    share = np.exp(np.mean(logs[0]) - np.mean(logs[1]))
+    runs = f"runs of ours: {len(a)}, of the paper: {len(b)}"
+    return f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %; {runs})"
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> str:
