@@ -84,12 +84,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=_constant(ready),
         over_constant=_over_constant(ready, final),
-        remarks=(
-            *ready.summary.remarks,
-            *_cut_short(controller),
-            *_left_out(controller),
-            *_untold(controller),
-        ),
+        remarks=(*ready.summary.remarks, *_remarks(controller)),
         taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
         origin=won.origin,
@@ -219,6 +214,11 @@ def _unconfirmed(controller: Controller) -> str:
     if len(ended) == len(runs) and not any(run.select is not None for run in runs):
         return f"all {len(runs)} trainings with fresh seeds failed"
     return "not all that it is chosen by had ended"
+
+
+def _remarks(controller: Controller) -> list[str]:
+    """What a user should know of the run."""
+    return [*_cut_short(controller), *_left_out(controller), *_untold(controller)]
 
 
 def _cut_short(controller: Controller) -> list[str]:
