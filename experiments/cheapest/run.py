@@ -8,7 +8,7 @@ Each is a quick search with `--goal cheapest` at 0.5 %, with a seed of its own, 
 Its winner is compared with the LoRA baseline that the search tuned, and with LoRA as users take it: the
 largest rank that fits on q and v of all layers, at the highest of its usual rates. All are trained with the
 same five fresh seeds and scored on *test* and on rows of the task that the search never saw. Step times of
-winner and LoRA are measured by turns. All is in fp32.
+winner and LoRA are measured by turns. These trainings are in fp32.
 
 The first three of these seeds are those with which the search trained its finalists again and chose by
 *select*; differences with the other two are told beside.
