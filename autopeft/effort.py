@@ -46,7 +46,7 @@ class Effort:
 EFFORTS: dict[str, Effort] = {
     e.name: e
     for e in (
-        Effort("quick", 8, 60, 2000, 400, 1000, top=2, seeds=3, seconds=510.0),
+        Effort("quick", 8, 60, 2000, 400, 1000, top=1, seeds=4, seconds=510.0),
         Effort("normal", 40, 200, 8000, 1000, None, top=3, seeds=3),
         Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
     )
@@ -54,8 +54,8 @@ EFFORTS: dict[str, Effort] = {
 LARGE = 60_000_000
 """Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
 QUICK_OF_LARGE = {
-    "encoder": Effort("quick", 8, 60, 2000, 400, 1000, top=2, seeds=3, seconds=1_740.0, batch_size=16),
-    "decoder": Effort("quick", 8, 50, 2000, 128, 450, top=2, seeds=3, seconds=1_740.0, batch_size=8),
+    "encoder": Effort("quick", 8, 60, 2000, 400, 1000, top=1, seeds=4, seconds=1_740.0, batch_size=16),
+    "decoder": Effort("quick", 8, 50, 2000, 128, 450, top=1, seeds=4, seconds=1_740.0, batch_size=8),
 }
 """That of backbones that read texts, and of language models, which each row teaches many tokens."""
 _MOST = 2**53

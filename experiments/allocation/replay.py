@@ -66,6 +66,8 @@ ALLOCATIONS = (
     Allocation(15, 60, 3, 1),
     Allocation(9, 60, 3, 3),
     Allocation(9, 60, 3, 1),
+    Allocation(8, 60, 1, 1),
+    Allocation(8, 60, 1, 2),
     Allocation(8, 60, 2, 1),
     Allocation(8, 60, 2, 2),
     Allocation(8, 60, 2, 3),

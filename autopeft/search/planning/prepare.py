@@ -52,9 +52,9 @@ __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 Notify = Callable[[str], None] | None
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
-# Finalists more where the goal is not the best: small or cheap ones take less to train. And times the rows of
-# *select*, which then show a difference with less than two thirds of the noise of rows.
-_MORE, _MORE_ROWS = 2, 2.5
+# Finalists more where the goal is not the best, and how many at least: small or cheap ones take less to train.
+# And times the rows of *select*, which then show a difference with less than two thirds of the noise of rows.
+_MORE, _LEAST, _MORE_ROWS = 2, 4, 2.5
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) 
     )
     if a.goal == "best":
         return effort
-    top = effort.top + _MORE if a.confirm is None else effort.top
+    top = max(effort.top + _MORE, _LEAST) if a.confirm is None else effort.top
     rows = effort.select_rows
     if rows is not None and a.select_rows is None:
         rows = int(rows * _MORE_ROWS)
