@@ -52,8 +52,9 @@ __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 Notify = Callable[[str], None] | None
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
-# Finalists more where the goal is not the best, and how many at least: small or cheap ones take less to train.
-# And times the rows of *select*, which then show a difference with less than two thirds of the noise of rows.
+# Where the goal is not the best: how many finalists more, and how many at least, as small or cheap ones take
+# less to train. And times the rows of *select*, which then show a difference with less than two thirds of the
+# noise of rows.
 _MORE, _LEAST, _MORE_ROWS = 2, 4, 2.5
 
 

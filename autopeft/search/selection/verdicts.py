@@ -5,15 +5,15 @@ baseline outside the budget or the limits of the search is compared with, and ne
 
 - `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
-  baseline with a probability of 75 % (see `non_inferiority`). That baseline itself is, and takes part:
+  baseline with a probability of 60 % (see `non_inferiority`). That baseline itself is, and takes part:
   nothing that costs more wins, by its predicted steps or by its measured ones. Without baselines the margin
   is that of what promises most.
 
-A much higher probability would refuse most recipes that are as good: three seeds on a thousand rows show a
-difference of a point by chance. Before anything is seen it is 84 %, that of a normal one standard deviation
-above minus the margin. So what *select* shows has to count, too: where its rows are so few that less than a
-quarter of a difference is believed, no recipe passes. Whether the winner is as good is told on *test*, with
-an interval of 95 %.
+A much higher probability would refuse most recipes that lose half of the margin: a few seeds on a thousand
+rows show a point more or less by chance. Before anything is seen it is 84 %, that of a normal one standard
+deviation above minus the margin. So what *select* shows has to count, too: where its rows are so few that
+less than a quarter of a difference is believed, no recipe passes. Whether the winner is as good is told on
+*test*, with an interval of 95 %.
 
 Steps that take up to a quarter longer than the shortest ones count as short as these, and of such recipes the
 one wins that promises most. The cheapest of several that may be within the margin is the one that most often
@@ -44,7 +44,7 @@ from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["ALIKE", "ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
 
-ENOUGH, LEAST_WEIGHT = 0.75, 0.25
+ENOUGH, LEAST_WEIGHT = 0.6, 0.25
 """Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
 has to count for at least."""
 ALIKE = 0.25
