@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["box", "folded", "mean_sd", "number", "percent", "score", "short", "size", "table"]
+__all__ = ["box", "counted", "folded", "mean_sd", "number", "percent", "score", "short", "size", "table"]
 
 _SHOWN, _LONGEST = 200, 20_000
 _BOX = (
@@ -28,6 +28,11 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return "unbounded" if math.isinf(value) else f"{int(value):,}"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 seed`, `3 seeds`, `1,200 rows`: how many there are of what takes an s in the plural."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def percent(share: float | None, digits: int = 3) -> str:

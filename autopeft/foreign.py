@@ -132,24 +132,30 @@ def _holds(root: Path, found: Path) -> bool:
 def file_in(folder: Path, name: str, error: type[UsageError] = UsageError) -> Path | None:
     """The plain file `name` of a folder, or `None` where there is none.
 
-    A folder may come from a stranger, so a link in it may not lead out of it (see `in_folder`).
+    A folder may come from a stranger, so a link in it may not lead out of it (see `in_folder`), also where
+    nothing is there yet.
 
     Raises:
         UsageError: a link leads out of the folder, or it is no plain file, or nobody may look. `error` says
             which class of it.
     """
     path = folder / name
+    plain_file: bool | None
     try:
         root, found = folder.resolve(strict=True), path.resolve(strict=True)
         plain_file = stat.S_ISREG(found.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        # Whoever opens a link for writing makes the file that it leads to.
+        root, found = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+        plain_file = None
     except RuntimeError as wrong:  # links that lead to themselves
         raise error(f"{str(path)!r} cannot be read: it is a link to itself.") from wrong
     except (OSError, ValueError) as wrong:
         raise error(f"{str(path)!r} cannot be read: {_why(wrong)}.") from wrong
     if not _holds(root, found):
         raise error(f"{str(path)!r} {_LEADS_OUT}; put the file itself there.")
+    if plain_file is None:
+        return None
     if not plain_file:
         raise error(f"{str(path)!r} is not a plain file but a folder, a device, a pipe or a socket.")
     return path

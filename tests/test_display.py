@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from autopeft.display import box, folded, short, size, table
+from autopeft.display import box, counted, folded, short, size, table
 
 EVIL = "<script>alert(1)</script> \"quoted\" 'x' & <img src=x onerror=alert(2)>"
 
@@ -73,6 +73,10 @@ def test_a_text_is_one_line_of_what_can_be_printed() -> None:
     assert short("a\n b\t\x1b[2Jc") == "a b �[2Jc"
     assert short("abcdef", 4) == "abc…"
     assert size(113_566, 113_566 / 22_713_216) == "113,566 deployed parameters, 0.499 % of the backbone"
+
+
+def test_one_is_counted_in_the_singular() -> None:
+    assert [counted(n, "seed") for n in (0, 1, 2, 1200)] == ["0 seeds", "1 seed", "2 seeds", "1,200 seeds"]
 
 
 CELLS = """\

@@ -34,9 +34,28 @@ def test_links_inside_are_followed_and_links_out_are_not(folder: Path) -> None:
             read_json_in(folder, name)
 
 
+def test_links_out_to_what_is_not_there_are_not_followed_either(folder: Path) -> None:
+    """Whoever writes to such a link makes the file that it leads to."""
+    new = folder.parent / "new"
+    (folder / "out").symlink_to("../new")
+    (folder / "absolute").symlink_to(new)
+    (folder / "chain").symlink_to("inner/next")
+    (folder / "inner" / "next").symlink_to("../out")
+    (folder / "missing").symlink_to(folder.parent / "none")
+    (folder / "inside").symlink_to("inner/none")
+    for name in ("out", "absolute", "chain", "inner/next", "missing", "missing/below", "inner/../out"):
+        with pytest.raises(UsageError, match="leads out of its folder"):
+            file_in(folder, name)
+    for name in ("inside", "inside/below"):
+        assert file_in(folder, name) is None
+    assert not new.exists()
+
+
 def test_a_folder_that_is_itself_a_link_is_the_users_own_choice(folder: Path) -> None:
     (folder.parent / "link").symlink_to("own")
     assert file_in(folder.parent / "link", "a") == folder.parent / "link" / "a"
+    (folder.parent / "dangling").symlink_to("none")
+    assert file_in(folder.parent / "dangling", "a") is None
 
 
 def test_files_of_the_hubs_cache_are_links_to_its_blobs(tmp_path: Path) -> None:
@@ -55,6 +74,8 @@ def test_files_of_the_hubs_cache_are_links_to_its_blobs(tmp_path: Path) -> None:
     assert not in_folder("../../blobs2", snapshot)
     with pytest.raises(UsageError, match="leads out"):
         file_in(snapshot, "refs")
+    (snapshot / "gone").symlink_to("../../blobs/4567")
+    assert file_in(snapshot, "gone") is None, "a blob that was not fetched"
 
 
 def test_what_is_no_plain_file_is_not_opened(folder: Path) -> None:
@@ -109,7 +130,7 @@ def test_a_folder_that_is_written_to_has_no_way_out(folder: Path, where: str) ->
     (folder / f"{where}link").symlink_to(folder / "a")
     (folder / f"{where}dangling").symlink_to("nothing")
     check_inside(folder)
-    for target in (folder.parent / "secret", folder.parent):
+    for target in (folder.parent / "secret", folder.parent, folder.parent / "new"):
         (folder / f"{where}out").symlink_to(target)
         with pytest.raises(UsageError, match="leads out of its folder"):
             check_inside(folder)

@@ -28,6 +28,7 @@ _PHASES = {
     "precision": "Timing bf16 against fp32",
     "search": "Search",
     "confirm": "Finalists with fresh seeds",
+    "another finalist": "The next best with fresh seeds, as the one before failed",
     "another LoRA": "LoRA at a lower rate, as the chosen one lost a seed",
     "test": "Test of the winner",
 }

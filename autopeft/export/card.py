@@ -66,7 +66,7 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         _size(table_of(card.result.get("counts"))),
         _scores(card, result),
         _data(card),
-        _training(card),
+        _training(card, result),
         _licences(card),
     ]
     body = front_matter(card, recipe) + "\n\n".join(part for part in parts if part) + "\n"
@@ -231,7 +231,7 @@ def _data(card: Card) -> str:
     return "## Data\n\n" + "\n".join(lines)
 
 
-def _found(card: Card) -> str:
+def _found(card: Card, result: Result) -> str:
     """How the recipe was found."""
     made = card.made
     if made.get("kind") == "train":
@@ -242,15 +242,27 @@ def _found(card: Card) -> str:
     number, name = card.result.get("number"), card.result.get("origin")
     # A candidate of a baseline is no trial, and has a name of its own.
     found = "A search found the recipe" if number is not None or not name else f"A search chose {plain(name)}"
-    wanted = plain(made.get("goal") or "best")
     return (
         f"{found}, in the space {plain(made.get('space'))} and under a budget of "
-        f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}. "
-        f"The {wanted} recipes were trained again with fresh seeds and ranked on the split select."
+        f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}."
+        f"{_confirmed(result, plain(made.get('goal') or 'best'))}"
     )
 
 
-def _training(card: Card) -> str:
+def _confirmed(result: Result, wanted: str) -> str:
+    """What was trained again with fresh seeds, with a space before it; empty where the winner was not."""
+    if not result.confirmed:
+        return ""
+    again, finalists = "trained again with fresh seeds", result.finalists or 0
+    if finalists > 1:
+        return f" {finalists:,} of the {wanted} recipes were {again} and ranked on the split select."
+    if finalists == 1:
+        return f" One of the {wanted} recipes was {again} and scored on the split select."
+    # The run does not say how many, or LoRA won as all others failed.
+    return f" The recipe was {again}."
+
+
+def _training(card: Card, result: Result) -> str:
     training, versions = card.training, table_of(card.made.get("versions"))
     facts = {
         "steps": training.get("steps"),
@@ -262,7 +274,7 @@ def _training(card: Card) -> str:
     lines = [f"- {key}: {plain(value)}" for key, value in facts.items() if value is not None]
     named = [f"{k} {plain(versions[k])}" for k in ("autopeft", "torch", "transformers") if versions.get(k)]
     lines += [f"- versions: {', '.join(named)}"] if named else []
-    return "\n\n".join(part for part in ("## Training", _found(card), "\n".join(lines)) if part)
+    return "\n\n".join(part for part in ("## Training", _found(card, result), "\n".join(lines)) if part)
 
 
 def _longest(card: Card, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.graph import build_graph
 from autopeft.report.sheet import Sheet
 from autopeft.report.tasks import unbeaten_text
-from autopeft.report.text import duration, limits_text, number, percent, size
+from autopeft.report.text import counted, duration, limits_text, number, percent, size
 from autopeft.resources.calibration import Calibration
 from autopeft.search.api import DryRun, Sample, SearchResult
 from autopeft.search.selection.significance import uncorrected
@@ -53,7 +53,8 @@ def _measured(result: SearchResult, budget: str) -> str:
     seeds = len(result.test)
     if seeds:
         return (
-            f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
+            f"Budget {budget}; higher is better; {counted(seeds, 'fresh seed')}, all trained alike; "
+            "test touched once."
         )
     if result.select:
         fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
@@ -130,7 +131,8 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("fit without repair", percent(found.feasible, 1)),
         (
             "trials",
-            f"{effort.trials} of {effort.steps} steps, then {effort.top} finalists with {effort.seeds} seeds",
+            f"{counted(effort.trials, 'trial')} of {counted(effort.steps, 'step')}, "
+            f"then {counted(effort.top, 'finalist')} with {counted(effort.seeds, 'seed')}",
         ),
         ("baselines", ", ".join(b.name for b in found.baselines) or "none fits"),
         ("time, about", duration(estimate.seconds)),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from autopeft.display import mean_sd, number, percent, score, size
+from autopeft.display import counted, mean_sd, number, percent, score, size
 
-__all__ = ["duration", "limits_text", "mean_sd", "number", "percent", "score", "size"]
+__all__ = ["counted", "duration", "limits_text", "mean_sd", "number", "percent", "score", "size"]
 
 
 def duration(seconds: float | None) -> str:

@@ -155,6 +155,8 @@ class Result(Measured):
         selection_bias: select minus test.
         samples: of the answers that the winner wrote.
         precision: of the backbone under the weights that are kept; runs of earlier versions do not say it.
+        confirmed: whether the winner of a search was trained again with fresh seeds.
+        finalists: how many were, of the recipes that it found; runs of earlier versions do not say it.
     """
 
     kind: Known[str] = None
@@ -183,6 +185,8 @@ class Result(Measured):
     seconds: Known[float] = None
     samples: Annotated[tuple[Sample, ...], PlainValidator(read_samples)] = ()
     precision: Known[str] = None
+    confirmed: Flag = False
+    finalists: Known[Whole] = None
 
 
 class Limits(_Document):

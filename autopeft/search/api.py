@@ -26,7 +26,7 @@ from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
 from autopeft.search.optimization.storage import journal_begun
-from autopeft.search.optimization.warm_start import points_from
+from autopeft.search.optimization.warm_start import points_from, runs_as_paths
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Prepared, prepare
@@ -111,15 +111,11 @@ def _ended_early(
 
 
 def _pinned(given: SearchArguments) -> SearchArguments:
-    """The arguments with `latest` among `warm_start` as the run that it means before this one is there."""
-    if "latest" not in map(str, given.warm_start):
+    """The arguments with each name of a run among `warm_start` as the path of the run that it means before
+    this one is there, whose name may match too."""
+    if not given.warm_start:
         return given
-    return given.changed(
-        warm_start=tuple(
-            str(load_run(source, root=given.runs).path) if str(source) == "latest" else source
-            for source in given.warm_start
-        )
-    )
+    return given.changed(warm_start=runs_as_paths(given.warm_start, runs=given.runs))
 
 
 def _go(

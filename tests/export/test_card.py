@@ -112,6 +112,35 @@ def card_with(**changes: Any) -> Card:
     )
 
 
+OF_ONE = " The recipe was trained again with fresh seeds."
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ({}, ""),
+        ({"confirmed": False, "finalists": 0}, ""),
+        ({"confirmed": False, "finalists": 2}, ""),
+        ({"confirmed": True}, OF_ONE),
+        ({"confirmed": True, "finalists": 0}, OF_ONE),
+        ({"confirmed": True, "finalists": "many"}, OF_ONE),
+        (
+            {"confirmed": True, "finalists": 1},
+            " One of the smallest recipes was trained again with fresh seeds and scored on the split select.",
+        ),
+        (
+            {"confirmed": True, "finalists": 3},
+            " 3 of the smallest recipes were trained again with fresh seeds and ranked on the split select.",
+        ),
+    ],
+)
+def test_it_says_that_recipes_were_trained_again_where_they_were(said: dict[str, Any], ends: str) -> None:
+    made = {"budget": "1%", "space": "lora", "sampler": "random", "effort": {"trials": 8}, "goal": "smallest"}
+    card = card_with(result={"number": 3, **said}, made=made)
+    found = parts(model_card(card, Recipe.named("mam")))[1]["Training"].split("\n\n")[0]
+    assert found.endswith(f"It planned 8 trials, proposed by random.{ends}")
+
+
 def test_commands_in_it_can_be_typed_on_another_machine() -> None:
     recipe = Recipe.named("mam")
     here = model_card(card_with(model="/home/me/my bert", data={"name": "trec"}), recipe)

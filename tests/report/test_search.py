@@ -118,6 +118,12 @@ def test_a_confirmed_winner_without_a_score_on_test_is_said_to_be_retrained(
     assert notes[1] == f"Retrained with {seeds}, and scored on select; the winner has no score on test."
 
 
+def test_one_seed_on_test_is_counted_in_the_singular() -> None:
+    notes = [outcome_sheet(result(test=test), DATA, "0.5%").notes[1] for test in ((0.6,), (0.6, 0.8))]
+    assert notes[0] == "Budget 0.5%; higher is better; 1 fresh seed, all trained alike; test touched once."
+    assert "; 2 fresh seeds, all" in notes[1]
+
+
 def test_why_it_ended() -> None:
     assert ending(result()) == "1 trials, 1 failed in 3 min 05 s"
     early = (*result().trials, TrialRecord("trial", "trial 2", "stopped", {}))

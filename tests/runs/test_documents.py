@@ -35,6 +35,9 @@ def test_the_result_of_a_search() -> None:
     assert [p.hypervolume for p in result.hypervolume] == [p["hypervolume"] for p in table["hypervolume"]]
     assert result.selection_bias == table["selection_bias"]
     assert result.recipe == table["recipe"]
+    assert (result.confirmed, result.finalists) == (True, None), "this version did not say how many"
+    assert read_result({**table, "confirmed": "yes", "finalists": "2"}).confirmed is False
+    assert read_result({**table, "finalists": 2}).finalists == 2
 
 
 def test_the_result_of_a_fixed_recipe() -> None:

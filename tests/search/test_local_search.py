@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from support.saved_model import small_search
 
+from autopeft.errors import UsageError
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
+from autopeft.search import api
 from autopeft.search.api import search
 from autopeft.search.execution.logged_jobs import handed_out
 
@@ -112,11 +114,23 @@ def test_ctrl_c_keeps_what_was_found_and_it_goes_on(arguments: dict[str, Any], t
     assert len(run.result()["test"]) == 1
 
 
-def test_latest_means_the_run_before_this_one(arguments: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["latest", "data"])
+def test_a_name_means_a_run_before_this_one(arguments: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """The new run is the latest one too, and its own name has the part `data` too."""
     small = {**arguments, "workers": 0, "trials": 1, "steps": 4, "baselines": "none", "out": None}
     small["runs"] = str(tmp_path / "runs")
     first = search(**small)
-    second = search(**{**small, "warm_start": ("latest",), "seed": 1})
+    second = search(**{**small, "warm_start": (name,), "seed": 1})
     assert second.trials[0].recipe == first.winner.to_dict()
     kept = json.loads((second.run / "manifest.json").read_text())["arguments"]["warm_start"]
     assert [Path(path).name for path in kept] == [first.run.name]  # `--resume` begins with the same run
+
+
+def test_a_name_of_no_run_is_refused_before_anything_is_prepared(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "prepare", lambda *_: pytest.fail("something was prepared"))
+    with pytest.raises(UsageError, match="'data' is neither a run") as caught:
+        search(**{**arguments, "out": None, "runs": str(tmp_path / "runs"), "warm_start": ("data",)})
+    assert "-data-" not in str(caught.value), "the run that does not begin is none to begin with"
+    assert not (tmp_path / "runs").exists()

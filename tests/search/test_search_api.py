@@ -216,6 +216,14 @@ def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path
     assert found.estimate.memory > 0
 
 
+def test_a_dry_run_counts_finalists_and_seeds_in_words(arguments: dict[str, Any]) -> None:
+    several = dict(dry_run_sheets(plan(**arguments, samples=0), "20")[0].rows)
+    assert several["trials"] == "3 trials of 5 steps, then 2 finalists with 2 seeds"
+    one = {**arguments, "trials": 1, "steps": 1, "confirm": 1, "confirm_seeds": 1}
+    single = dict(dry_run_sheets(plan(**one, samples=0), "20")[0].rows)
+    assert single["trials"] == "1 trial of 1 step, then 1 finalist with 1 seed"
+
+
 def test_a_time_budget_bounds_the_foretold_time_but_for_what_is_trained_in_any_case(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,14 @@ from autopeft.effort import Effort
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Predictor
+from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
+from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import SearchInfo
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.candidate import Candidate
 from autopeft.tasks.kinds import get_kind
 
@@ -29,6 +34,21 @@ EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
 def lora(rank: int, rate: float = 1e-3) -> Recipe:
     return Recipe.from_dict(
         {"layers": [{"attach": [{"lora": {"rank": rank}}]}], "training": {"learning_rate": rate}}
+    )
+
+
+def baseline(*ranks: int, kind: Any = "lora", **more: Any) -> Baseline:
+    """LoRA of these ranks, of which the sweep chooses one."""
+    titles = tuple(f"LoRA of rank {rank}" for rank in ranks)
+    tables = tuple({"deployed": 10 * rank} for rank in ranks)
+    return Baseline(
+        titles[0],
+        tuple(lora(r).to_dict() for r in ranks),
+        tables[0],
+        kind=kind,
+        titles=titles,
+        tables=tables,
+        **more,
     )
 
 
@@ -156,3 +176,13 @@ def ready_to_finish() -> Any:
         within=Limits(),
         goal="best",
     )
+
+
+def finished(stage: Stage, folder: Path, goal: str = "best") -> Any:
+    """The result of a stage that was played, and its run in a folder."""
+    ready = ready_to_finish()
+    ready.goal = goal
+    run = RunFolder.create("t", "key", root=folder, out=None)
+    result = finish(ready, run, stage.controller, 1.0)
+    assert json.loads((run.path / "result.json").read_text())["origin"] == result.origin
+    return result, run

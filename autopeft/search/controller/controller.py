@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,9 +20,10 @@ from autopeft.search.controller.precision import ChosenPrecision
 from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.events import Reporter
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob, tested_run
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.confirmation import Confirmation, retried
+from autopeft.search.selection.finalists import choose_finalists
 from autopeft.search.selection.finals import Finals, FinalWork
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
@@ -105,8 +106,8 @@ class Controller:
             clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])
-        self._baselines, self._came = baselines, dict[str, JobResult]()
-        self._past = Counter(str(record.kind) for record in past)
+        self._baselines, self._came, self.planned = baselines, dict[str, JobResult](), effort
+        self._past = {record.job: record.kind for record in past if record.job is not None}
         self.confirmation = Confirmation(
             baselines,
             effort,
@@ -140,7 +141,7 @@ class Controller:
                 return None if self._running or self._searching else DONE
             job = self._measured_by(job)
             if job.kind == "test":
-                job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
+                job = replace(job, files=self.checkpoints.get(tested_run(job.id)))
             known = None if job.kind == "trial" else self._recall(job)
             if known is not None:
                 self._complete_final(job, known, kept=True)
@@ -202,7 +203,9 @@ class Controller:
         self.confirmation.open(self.strategy.candidates(self.strategy.launched), finals)
 
     def _final_work(self) -> FinalWork:
-        return FinalWork(self._baselines, self._seed, self._known, self._past)
+        best = choose_finalists(self.strategy.candidates(self.strategy.launched), self.effort.top)
+        known = best if self.confirmation.judge.cost is None else None
+        return FinalWork(self._baselines, self._seed, self._known, self._past, known)
 
     def _known(self, job: Job) -> JobResult | None:
         """What came of a baseline's run, in this process or before."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from autopeft.effort import Effort
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
@@ -93,6 +94,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         answers=found,
         samples=won.samples,
         precision=controller.precision(final=final is not None),
+        finalists=sum(bool(finalist.good) for finalist in controller.confirmation.finalists),
     )
     folder.write_winner(won.files)
     _write(folder, result)
@@ -212,8 +214,13 @@ def _unconfirmed(controller: Controller) -> str:
     if not ended:
         return "nothing was retrained with fresh seeds"
     if len(ended) == len(runs) and not any(run.select is not None for run in runs):
-        return f"all {len(runs)} trainings with fresh seeds failed"
+        return _all_failed(len(runs))
     return "not all that it is chosen by had ended"
+
+
+def _all_failed(runs: int) -> str:
+    only = "the only training with a fresh seed failed"
+    return only if runs == 1 else f"all {runs} trainings with fresh seeds failed"
 
 
 def _remarks(controller: Controller) -> list[str]:
@@ -235,17 +242,24 @@ def _cut_short(controller: Controller) -> list[str]:
     runs = [run for finalist in confirmation.finalists for run in finalist.runs.values()]
     errors = [run.error for run in runs if run.error is not None and run.select is None]
     if errors and len(errors) == len(runs):
-        told.append(f"All {len(runs)} trainings with fresh seeds failed: {errors[0]}")
+        told.append(f"{_all_failed(len(runs)).capitalize()}: {errors[0]}")
     return told
 
 
 def _left_out(controller: Controller) -> list[str]:
     out, once = controller.confirmation.left_out, controller.confirmation.swept_once
     failed = controller.confirmation.failed
-    told = [f"There was no time for these baselines: {', '.join(out)}."] if out else []
+    told = _shortened(controller.planned, controller.effort)
+    told += [f"There was no time for these baselines: {', '.join(out)}."] if out else []
     chosen = f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose."
     told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
     return [*told, *([chosen] if once else []), *controller.confirmation.lost_seeds]
+
+
+def _shortened(planned: Effort, taken: Effort) -> list[str]:
+    """That there was no time for all finalists, or for all of their seeds."""
+    numbers = (taken.top, planned.top, "finalists"), (taken.seeds, planned.seeds, "fresh seeds")
+    return [f"There was time for {had} of {all_} {what}." for had, all_, what in numbers if had < all_]
 
 
 def _untold(controller: Controller) -> list[str]:

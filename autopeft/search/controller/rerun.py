@@ -13,7 +13,7 @@ from autopeft.errors import UsageError, near
 from autopeft.foreign import check_inside, table_of
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.checkpoints import FolderCheckpoints
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress, TrainJob
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress, TrainJob, tested_run
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.logged_jobs import HandedOut, digests, handed_out, log_file
 from autopeft.search.execution.worker import WorkerSetup, release, run_job
@@ -123,7 +123,7 @@ def _carried(folder: RunFolder, entry: HandedOut) -> tuple[Mapping[str, bytes] |
     if not entry.carried:
         return None, []
     job = entry.job
-    key = f"trial-{job.number}" if job.kind == "trial" else job.id.removeprefix("test-")
+    key = f"trial-{job.number}" if job.kind == "trial" else tested_run(job.id)
     for files in (FolderCheckpoints(folder.state / "files").get(key), _winner(folder, entry.carried)):
         if files is not None and digests(files) == entry.carried:
             return files, []

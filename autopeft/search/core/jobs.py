@@ -21,12 +21,15 @@ __all__ = [
     "ScoreJob",
     "TrainJob",
     "UntrainedJob",
+    "tested_run",
+    "testing_job",
 ]
 
 LOSS = "loss"
 """The measure of what is ranked by one of its losses on *select* (see `Job.rank_by`)."""
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
 Progress = Callable[[int, float], None]
+_TESTING = "test-"
 
 
 @dataclass(frozen=True)
@@ -202,3 +205,13 @@ class JobSource(Protocol):
     def stopped(self) -> bool:
         """True once running jobs should be abandoned."""
         ...
+
+
+def testing_job(run: str) -> str:
+    """The job that scores the weights of a run on *test*."""
+    return f"{_TESTING}{run}"
+
+
+def tested_run(job: str) -> str:
+    """The run whose weights a job scores; of another job, itself."""
+    return job.removeprefix(_TESTING)

@@ -27,7 +27,7 @@ from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import Match, values_of
 
-__all__ = ["Match", "points_from", "values_of"]
+__all__ = ["Match", "points_from", "runs_as_paths", "values_of"]
 
 _MAX_LINE = 1 << 20
 _MAX_FILE = 64 << 20
@@ -106,18 +106,43 @@ def _notes(matches: Sequence[Match], space: str) -> list[str]:
     return notes
 
 
+def runs_as_paths(sources: Sequence[str | Path], *, runs: str | Path = "runs") -> tuple[str | Path, ...]:
+    """The sources of `points_from`, each name of a run replaced by the path of that run. A name may match
+    runs that are made later as well, and a path does not.
+
+    Raises:
+        UsageError: a source is unknown, or several runs match it.
+    """
+    return tuple(str(_named(source, runs).path) if _is_name(source) else source for source in sources)
+
+
 def _open(source: str | Path, runs: str | Path) -> RunFolder | Recipe:
     """The run or the recipe that a source means."""
     text, path = str(source), local_path(source)
+    if _is_name(source):
+        return _named(source, runs)
     if text in recipe_names():
         return Recipe.named(text)
     if os.path.isfile(path):
         return Recipe.from_file(path)
     if file_in(path, "manifest.json") is not None:
         return load_run(path)
-    recipe = file_in(path, "recipe.yaml")
-    if recipe is not None:
-        return Recipe.from_file(recipe)
+    return Recipe.from_file(path / "recipe.yaml")
+
+
+def _is_name(source: str | Path) -> bool:
+    """Whether a source is neither a recipe nor a path, and so can be a run's name alone."""
+    path = local_path(source)
+    return not (
+        str(source) in recipe_names()
+        or os.path.isfile(path)
+        or any(file_in(path, name) is not None for name in ("manifest.json", "recipe.yaml"))
+    )
+
+
+def _named(source: str | Path, runs: str | Path) -> RunFolder:
+    """The run under `runs` that a name means."""
+    text, path = str(source), local_path(source)
     names = [run.name for run in list_runs(runs)]
     if text == "latest" or any(text in name for name in names):
         return load_run(text, root=runs)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import RecipeError, UsageError, near
 from autopeft.search.core.goals import GOALS, OBJECTIVES
+
+if TYPE_CHECKING:
+    from autopeft.tasks.kinds import TaskKind
 
 __all__ = [
     "AUTO",
@@ -26,6 +29,7 @@ __all__ = [
     "check_pooling",
     "check_precision",
     "check_rank",
+    "check_rank_for",
     "check_sampler",
     "check_size",
     "check_space",
@@ -146,6 +150,31 @@ def check_rank(name: str) -> object:
     if name not in RANKS:
         raise UsageError(f"Recipes are ranked by {' or '.join(RANKS)}, but got {name!r}.{near(name, RANKS)}")
     return name
+
+
+def check_rank_for(kind: TaskKind, name: str | None) -> None:
+    """Refuse a loss to rank by that a kind of task lacks: recipes would be ranked by something else.
+
+    Args:
+        name: as it was asked for; `None` is the default.
+
+    Raises:
+        UsageError: recipes for this kind of task are not ranked by it.
+    """
+    from autopeft.tasks.kinds.scores import Scores
+
+    known: tuple[str, ...] = RANKS
+    why = ""
+    if type(kind).row_loss is Scores.row_loss:
+        known, why = ("score",), "it has no loss to rank by"
+    elif not kind.tempered:
+        known, why = ("loss", "score"), "its outputs are not logits, which a temperature could divide"
+    if name is not None and name not in known:
+        allowed = " or ".join(known)
+        raise UsageError(
+            f"Recipes for the kind of task {kind.name} are ranked by {allowed}, but got rank_by={name!r}: "
+            f"{why}; give {allowed}, or leave it out."
+        )
 
 
 def check_margin(points: float) -> object:

@@ -34,6 +34,7 @@ from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
+from autopeft.search.planning.option_checks import check_rank_for
 from autopeft.search.planning.pooling import pooling_of_search
 from autopeft.search.planning.precision import PrecisionFinding, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
@@ -232,10 +233,10 @@ def prepare(
         AssetError: data or backbone could not be fetched.
     """
     a = arguments
-    cheap = _check(a)
+    cheap, anew = _check(a), effort is None
     a = a.changed(model=str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model))
     gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
-    if effort is None:
+    if anew:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(str(a.model), notify=notify, quantize=a.quantize)
@@ -244,7 +245,7 @@ def prepare(
     plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
-    task, rows = _task(a, effort, spec, notify)
+    task, rows = _task(a, effort, spec, notify, anew=anew)
     _check_model(source, task, plan)
     spec = with_head(spec, task.task_kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
@@ -435,9 +436,11 @@ def _check_workers(a: SearchArguments) -> None:
 
 
 def _task(
-    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Notify
+    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Notify, *, anew: bool
 ) -> tuple[Task, dict[str, int]]:
     task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows), spec)
+    if anew:  # a run that goes on ranks by what its trials were ranked by
+        check_rank_for(task.task_kind, a.rank_by)
     rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
     return task.cut(**wanted, seed=a.seed), rows

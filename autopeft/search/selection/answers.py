@@ -12,7 +12,7 @@ from autopeft.runs.records import CountTable
 from autopeft.search.core.goals import GOALS, Goal
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.significance import MARGIN, Comparison, points, within
-from autopeft.search.selection.verdicts import ALIKE, Verdict, chosen
+from autopeft.search.selection.verdicts import ALIKE, LEAST_WEIGHT, Verdict, chosen
 
 __all__ = ["Answer", "answers", "finding", "origin"]
 
@@ -35,7 +35,8 @@ class Answer:
         select: scores of each fresh seed, by `metric` where that is not the task's.
         baseline: name of the best baseline; `None` where there is none, or this is it.
         difference: of the mean scores on *select*, to that baseline.
-        within: probability that it is within the margin of it.
+        within: probability that it is within the margin of it; `None` where *select* has too few rows to
+            tell.
         size_share: deployed parameters beside those of the baseline.
         cost_share: time of a training step beside that of the baseline; `measured` tells whether it was
             measured in their runs with fresh seeds, or predicted.
@@ -66,11 +67,10 @@ class Answer:
             return f"{', '.join(said)}."
         if self.cost_share is not None:
             said.append(f"{share_text(self.cost_share)} of the training cost of {self.baseline}{self._how}")
-        if self.difference is not None and self.within is not None:
-            said.append(
-                f"{points(self.difference, sign=True)} points to it, within the margin with a probability of "
-                f"{self.within:.0%}".replace("%", " %")
-            )
+        if self.difference is not None:
+            said.append(f"{points(self.difference, sign=True)} points to it")
+        if self.within is not None:
+            said.append(f"within the margin with a probability of {self.within:.0%}".replace("%", " %"))
         return f"{', '.join(said)}."
 
     @property
@@ -122,7 +122,7 @@ def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None, metric: st
         told,
         baseline=baseline.name,
         difference=verdict.beside.difference,
-        within=verdict.beside.within,
+        within=verdict.beside.within if verdict.beside.weight >= LEAST_WEIGHT else None,
         size_share=_share(verdict.deployed, baseline.counts.get("deployed")),
         cost_share=cost,
         measured=measured,

@@ -30,8 +30,8 @@ class BaselineRuns(RepeatedRuns):
 
     A high rate may lose one of three seeds and neither of the sweep's. Where that happens to the LoRA that a
     search has to beat, the next best candidate with a lower rate has its fresh seeds too, and *select*
-    chooses between the two: a winner comes out of several finalists, and is no better than a LoRA that
-    happened to fail.
+    chooses between the two: a winner comes out of several trials, the next of which takes the place of one
+    that fails, and is no better than a LoRA that happened to fail.
 
     Args:
         lost: by how much a fresh seed's score on *select* has to lie below their median for it to be lost;

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
 from autopeft.runs.records import RecordState, TrialRecord
 from autopeft.search.core.goals import Goal
-from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob, tested_run, testing_job
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import LOST, Contender, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.contender import LOST, Contender, FreshRun, RepeatedRuns, fresh_seeds
 from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
 from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
@@ -27,6 +27,7 @@ from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, ch
 __all__ = ["Confirmation", "retried", "weights_job"]
 
 _WEIGHTS = "weights-"
+_SPARES = 3  # finalists in the place of those that failed: where more fail, it is not the recipes' doing
 
 
 class Confirmation:
@@ -70,9 +71,11 @@ class Confirmation:
         self._queue: deque[Job] = deque()
         # What nothing waits for: it fills what a phase leaves idle at its end.
         self._at_leisure: deque[Job] = deque()
-        # Of a LoRA in the place of one that lost a seed: the winner waits for it, where there is time for it.
+        # Of a LoRA in the place of one that lost a seed, or of a finalist in the place of those that failed:
+        # the winner waits for it, where there is time for it.
         self._others: list[Job] = []
-        self._sweeping = self._open = self._testing = False
+        self._spare: Finalist | None = None
+        self._sweeping = self._open = self._testing = self._no_spare = False
 
     def score_untuned(self) -> Job | None:
         """The run of the model as it is, which needs nothing of a search: it tells how good that is, and how
@@ -145,11 +148,14 @@ class Confirmation:
         """The next job that can run now. What a search can do without comes when there is nothing else, and
         only where it `fits` into the time that is left: another LoRA, with the test that waits for it, and
         what decides nothing."""
-        while self._queue or self._others or self._at_leisure:
+        while self._queue or self._others or self._spare or self._at_leisure:
             if self._queue:
                 return self._queue.popleft()
             if self._others:
                 self._try_others(fits)
+                continue
+            if self._spare:
+                self._try_spare(self._spare, fits)
                 continue
             job = self._at_leisure.popleft()
             if fits([job]):
@@ -160,12 +166,40 @@ class Confirmation:
     def _try_others(self, fits: Callable[[Sequence[Job]], bool]) -> None:
         """Let another LoRA be trained with all its seeds, or none of them."""
         others, self._others = self._others, []
-        if fits([*others, *self._tests(self.finalists[0])]):
+        first = self.finalists[0]
+        if fits([*others, *self._tests(first, first.good)]):
             self._on_phase("another LoRA", len(others))
             self._queue.extend(others)
         else:
             for race in self.races:
                 race.drop_other("there was no time for")
+            self.advance()
+
+    def _failed_finalists(self) -> bool:
+        """Whether all finalists have ended and none has a score with each of its seeds."""
+        return bool(self.finalists) and all(f.complete and not f.whole for f in self.finalists)
+
+    def _next_best(self) -> Finalist | None:
+        """The best trial of those that are no finalists yet, where none of these has all of its seeds."""
+        if self._testing or self.judge.cost is not None or not self._failed_finalists():
+            return None
+        if len(self.finalists) >= self.effort.top + _SPARES:
+            return None
+        known = {finalist.number for finalist in self.finalists}
+        left = choose_finalists(self._trials, len(self._trials))
+        record = next((record for record in left if record.number not in known), None)
+        return None if record is None else Finalist(record)
+
+    def _try_spare(self, spare: Finalist, fits: Callable[[Sequence[Job]], bool]) -> None:
+        """Let another finalist be trained with all its seeds, or none."""
+        self._spare = None
+        jobs = spare.jobs(fresh_seeds(self._seed, self.effort.seeds), self.effort.steps)
+        if fits([*jobs, *self._tests(spare, spare.runs.values())]):
+            self._on_phase("another finalist", len(jobs))
+            self.finalists.append(spare)
+            self._queue.extend(jobs)
+        else:
+            self._no_spare = True
             self.advance()
 
     def _do_without(self, job: Job) -> None:
@@ -183,10 +217,12 @@ class Confirmation:
         """Forget what was not begun."""
         self._queue.clear()
         self._at_leisure.clear()
-        self._others = []
+        self._others, self._spare, self._no_spare = [], None, True
 
     def conclude(self) -> None:
-        """Choose the winner where all has ended that it is chosen by but another LoRA, which is given up."""
+        """Choose the winner where all has ended that it is chosen by but another LoRA or another finalist,
+        which are given up."""
+        self._spare, self._no_spare = None, True
         for race in self.races:
             race.drop_other("the search ended before")
         if self._decided:
@@ -203,7 +239,7 @@ class Confirmation:
             if job.id in finalist.runs:
                 finalist.take(result)
         if job.kind == "test" and self.winner is not None:
-            run = self.winner.runs[job.id.removeprefix("test-")]
+            run = self.winner.runs[tested_run(job.id)]
             run.test, run.error = result.scores.get("test"), result.error or run.error
             run.pseudo_values, run.samples = result.pseudo_values, result.samples
         elif self.winner is not None and job.id in map(weights_job, self.winner.runs):
@@ -227,13 +263,15 @@ class Confirmation:
             if race.swept and not race.started:
                 self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
             self._others += race.other_jobs(seeds, self.effort.steps)
+        if not self._no_spare:
+            self._spare = self._next_best()
         if self._decided:
             self._test()
 
     @property
     def _decided(self) -> bool:
         """Whether all has ended that the winner is chosen by, and it is not chosen yet."""
-        known = bool(self.finalists) and all(f.complete for f in self.finalists)
+        known = bool(self.finalists) and all(f.complete for f in self.finalists) and self._spare is None
         return known and not self._testing and all(r.ended for r in self.races if self._awaited(r))
 
     def _queue_of(self, race: BaselineRuns) -> deque[Job]:
@@ -287,15 +325,16 @@ class Confirmation:
         winner = self._choose()
         if winner is None:
             return
-        jobs = self._tests(winner) if isinstance(winner, Finalist) else self._weights(winner)
+        tested = isinstance(winner, Finalist)
+        jobs = self._tests(winner, winner.good) if tested else self._weights(winner)
         if jobs:
             self._on_phase("test", len(jobs))
         self._queue.extend(jobs)
 
-    def _tests(self, winner: RepeatedRuns) -> list[Job]:
+    def _tests(self, winner: RepeatedRuns, runs: Iterable[FreshRun]) -> list[Job]:
         return [
             ScoreJob(
-                id=f"test-{run.job}",
+                id=testing_job(run.job),
                 kind="test",
                 label=f"test of {winner.name}, seed {run.seed}",
                 recipe=winner.recipe,
@@ -304,7 +343,7 @@ class Confirmation:
                 number=winner.number,
                 samples=i == 0,  # of the run whose weights are kept
             )
-            for i, run in enumerate(winner.good)
+            for i, run in enumerate(runs)
         ]
 
     def _weights(self, winner: RepeatedRuns) -> list[Job]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from autopeft.effort import Effort
 from autopeft.recipe.pooling import MEAN_POOLING
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, JobResult, testing_job
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import fresh_seeds
+from autopeft.search.selection.finalists import Finalist
 
 __all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "work_kind", "work_of"]
 
@@ -63,7 +65,9 @@ class FinalWork:
     Args:
         seed: the search's.
         known: what came of a baseline's run, in this search or before; `None` where it has to run.
-        past: final runs of an earlier process, by kind.
+        past: final runs of an earlier process, the kind of each by its job.
+        best: trials of different recipes, those that would be trained again now first. `None`: it is not
+            known yet which will be, and all of the past runs count.
     """
 
     def __init__(
@@ -71,9 +75,11 @@ class FinalWork:
         baselines: Sequence[Baseline],
         seed: int,
         known: Callable[[Job], JobResult | None],
-        past: Mapping[str, int],
+        past: Mapping[str, str],
+        best: Sequence[TrialRecord] | None = None,
     ) -> None:
-        self._baselines, self._seed, self._known, self._past = baselines, seed, known, past
+        self._baselines, self._seed, self._known = baselines, seed, known
+        self._past, self._best = past, best
         self._found: dict[tuple[int, int, bool], dict[str, float]] = {}
 
     def forms(self, effort: Effort) -> Iterator[Finals]:
@@ -106,17 +112,30 @@ class FinalWork:
     def left(self, finals: Finals) -> dict[str, float]:
         """What is left of some finals: trainings by kind of work (see `work_of`)."""
         effort = finals.effort
+        confirmed, tested = self._done(effort)
         found = Counter[str](
             {
-                "confirm": float(max(0, effort.top * effort.seeds - self._past.get("confirm", 0))),
+                "confirm": float(max(0, effort.top * effort.seeds - confirmed)),
                 "baseline": 0.0,
-                SCORED: SCORING * max(0, effort.seeds - self._past.get("test", 0)),
+                SCORED: SCORING * max(0, effort.seeds - tested),
             }
         )
         for i in range(len(self._baselines)):
             if i not in finals.left_out:
                 found.update(self._of_baseline(i, finals))
         return dict(found)
+
+    def _done(self, effort: Effort) -> tuple[int, int]:
+        """How many trainings of the finalists were made before, and how many tests of one of them. Runs of
+        what is no longer a finalist, as a later trial was better, spare nothing."""
+        if self._best is None:
+            kinds = Counter(self._past.values())
+            return kinds["confirm"], kinds["test"]
+        seeds = fresh_seeds(self._seed, effort.seeds)
+        finalists = [Finalist(record).jobs(seeds, effort.steps) for record in self._best[: effort.top]]
+        trained = sum(job.id in self._past for jobs in finalists for job in jobs)
+        tests = (sum(testing_job(job.id) in self._past for job in jobs) for jobs in finalists)
+        return trained, max(tests, default=0)
 
     def _of_baseline(self, index: int, finals: Finals) -> dict[str, float]:
         key = index, finals.effort.seeds, finals.second

@@ -44,6 +44,8 @@ class SearchResult:
         trial_metric: of all scores on *select*, where it is another than `metric`: of `search_score`, of the
             trials, of the front, and of `select`.
         confirmed: whether it was retrained with fresh seeds.
+        finalists: how many recipes were retrained, of those that the search found: they have a score with a
+            fresh seed.
         baselines: at the same budget, trained the same way, with fresh seeds.
         front: deployed parameters against the score on *select*.
         trials: every trial.
@@ -94,6 +96,7 @@ class SearchResult:
     trial_metric: str | None = None
     samples: tuple[Sample, ...] = field(default=(), repr=False)
     precision: str = "fp32"
+    finalists: int = 0
 
     @property
     def select_mean(self) -> float | None:

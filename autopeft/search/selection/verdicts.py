@@ -12,7 +12,7 @@ baseline outside the budget or the limits of the search is compared with, and ne
 A much higher probability would refuse most recipes that lose half of the margin: a few seeds on a thousand
 rows show a point more or less by chance. Before anything is seen it is 84 %, that of a normal one standard
 deviation above minus the margin. So what *select* shows has to count, too: where its rows are so few that
-less than a quarter of a difference is believed, no recipe passes. Whether the winner is as good is told on
+less than half of a difference is believed, no recipe passes. Whether the winner is as good is told on
 *test*, with an interval of 95 %.
 
 Steps that take up to a quarter longer than the shortest ones count as short as these, and of such recipes the
@@ -44,7 +44,7 @@ from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["ALIKE", "ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
 
-ENOUGH, LEAST_WEIGHT = 0.6, 0.25
+ENOUGH, LEAST_WEIGHT = 0.6, 0.5
 """Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
 has to count for at least."""
 ALIKE = 0.25

@@ -450,6 +450,7 @@ _MOVED: dict[str, dict[str, Move]] = {
     "resume": {
         "a journal linked from outside": linked("journal.log", _SECRET),
         "a state linked from outside": linked(".state", "../../outside"),
+        "jobs linked to what is not there": linked(JOBS, "../../../outside/new.jsonl"),
         "a state that is a pipe": piped(".state"),
         "logs that are a pipe": piped("logs"),
         "checkpoints that are a pipe": piped(".state/files"),

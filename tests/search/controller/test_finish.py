@@ -98,14 +98,33 @@ def test_a_baseline_above_the_lora_that_is_returned_is_named(make_stage: Make, t
     assert "The baseline single ranks higher on select" in found.finding
 
 
+def test_it_says_how_many_finalists_were_trained(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[])
+    stage.play(honest)
+    found = finished(stage, tmp_path)
+    assert (found.confirmed, found.finalists) == (True, EFFORT.top)
+    assert found.to_dict()["finalists"] == EFFORT.top
+
+
+def test_where_the_only_training_with_a_fresh_seed_fails_that_is_said(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = make_stage(replace(EFFORT, trials=1, top=1, seeds=1), baselines=[])
+    stage.play(failing({"confirm"}))
+    found = finished(stage, tmp_path, "smallest")
+    assert (found.confirmed, found.finalists) == (False, 0)
+    assert "The only training with a fresh seed failed: The loss is not finite." in found.remarks
+    assert str(found.finding).endswith("not the smallest: the only training with a fresh seed failed.")
+
+
 def test_where_all_fresh_seeds_fail_that_is_said(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(baselines=[])
     stage.play(failing({"confirm"}))
     found = finished(stage, tmp_path, "smallest")
     assert not found.confirmed
-    assert "All 4 trainings with fresh seeds failed: The loss is not finite." in found.remarks
+    assert "All 10 trainings with fresh seeds failed: The loss is not finite." in found.remarks
     assert found.finding == (
-        "This is the best so far and not the smallest: all 4 trainings with fresh seeds failed."
+        "This is the best so far and not the smallest: all 10 trainings with fresh seeds failed."
     )
 
 

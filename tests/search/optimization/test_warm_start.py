@@ -16,7 +16,7 @@ from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization import warm_start
-from autopeft.search.optimization.warm_start import points_from
+from autopeft.search.optimization.warm_start import points_from, runs_as_paths
 
 HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-2}}}
 
@@ -224,6 +224,25 @@ def test_unknown_sources_name_near_matches(tmp_path: Path, make_run: Make) -> No
         points_from(["latest"], bound, runs=tmp_path / "none")
     with pytest.raises(UsageError, match="top=0"):
         points_from(["mam"], bound, top=0)
+
+
+def test_a_name_becomes_the_path_of_the_run_that_it_means_now(tmp_path: Path, make_run: Make) -> None:
+    first = make_run("2026-01-02-data-abc", (lora(4), 0.5, 10))
+    (tmp_path / "mine.yaml").write_text(lora(8).to_yaml())
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "recipe.yaml").write_text(lora(16).to_yaml())
+    runs, names = tmp_path / "runs", ("data", "latest", first.name, Path("data-abc"))
+    others = ("mam", str(tmp_path / "mine.yaml"), tmp_path / "saved", first.path)
+    assert runs_as_paths((*names, *others), runs=runs) == (*[str(first.path)] * len(names), *others)
+    found = runs_as_paths(["data"], runs=runs)
+    make_run("2026-01-03-data-def", (lora(2), 0.5, 10))
+    bound = bound_to("lora", SIX)
+    assert ranks(points_from(found, bound, runs=runs)[0]) == [4], "a run made since matches the name too"
+    for source, said in (("data", "matches several runs"), ("nosuch", "neither a run")):
+        with pytest.raises(UsageError, match=said):
+            runs_as_paths([source], runs=runs)
+    with pytest.raises(UsageError, match="no run under"):
+        runs_as_paths(["latest"], runs=tmp_path / "none")
 
 
 def test_a_broken_recipe_file_is_told_with_its_line(tmp_path: Path) -> None:

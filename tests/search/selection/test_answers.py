@@ -49,10 +49,12 @@ def trial(number: int, rank: int, scores: Sequence[float], seconds: float | None
     return found
 
 
-def told(finalists: Sequence[Finalist], races: Sequence[BaselineRuns]) -> dict[Goal, Answer | None]:
+def told(
+    finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge: Judge = JUDGE
+) -> dict[Goal, Answer | None]:
     beside = best_baseline(races)
     return answers(
-        lambda goal: verdicts(finalists, races, replace(JUDGE, goal=goal)),
+        lambda goal: verdicts(finalists, races, replace(judge, goal=goal)),
         None if beside is None else beside.contender(),
     )
 
@@ -112,6 +114,18 @@ def test_whatever_the_goal_of_the_search_the_best_baseline_is_among_the_small_an
     assert best.name == "trial 3", (
         "the head is compared with, and returned where a goal asks for what is small"
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(12, "+1.0 points to it."), (100_000, "the margin with a probability of 100 %.")]
+)
+def test_no_probability_is_told_where_the_rows_are_too_few(rows: int, said: str) -> None:
+    """Of twelve rows what was known before would be told, and not what they show."""
+    judge = replace(JUDGE, select=ScoredSplit("accuracy", rows))
+    found = told([trial(3, 4, (0.90, 0.90, 0.902))], [lora((0.89, 0.89, 0.892))], judge)["best"]
+    assert found is not None
+    assert found.sentence().endswith(said)
+    assert (found.within is None) == (rows == 12)
 
 
 def test_nothing_costs_a_share_of_a_training_that_was_none() -> None:

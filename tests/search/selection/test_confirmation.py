@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Stage, honest, lora, ready_to_finish
+from support.searching import EFFORT, Stage, baseline, finished, honest, lora
 
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid.store import WEIGHTS
-from autopeft.runs.folder import RunFolder
-from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.finals import Finals
@@ -25,20 +23,6 @@ from autopeft.tasks.scored import ScoredSplit
 Make = Callable[..., Stage]
 ROWS = ScoredSplit("accuracy", 1_000_000)
 EFFORT_OF_TEN = replace(EFFORT, trials=10, top=4)
-
-
-def baseline(*ranks: int, kind: Any = "lora", **more: Any) -> Baseline:
-    titles = tuple(f"LoRA of rank {rank}" for rank in ranks)
-    tables = tuple({"deployed": 10 * rank} for rank in ranks)
-    return Baseline(
-        titles[0],
-        tuple(lora(r).to_dict() for r in ranks),
-        tables[0],
-        kind=kind,
-        titles=titles,
-        tables=tables,
-        **more,
-    )
 
 
 def cost(recipe: Mapping[str, Any]) -> float:
@@ -55,15 +39,6 @@ def cheap(make_stage: Make, *baselines: Baseline, margin: float = 0.01, **more: 
         EFFORT_OF_TEN, tuple(range(41, 51)), baselines=list(baselines), judge=judge("cheapest", margin),
         objectives=2, cost="step_cost", **more,
     )  # fmt: skip
-
-
-def finished(stage: Stage, folder: Path, goal: str = "best") -> Any:
-    ready = ready_to_finish()
-    ready.goal = goal
-    run = RunFolder.create("t", "key", root=folder, out=None)
-    result = finish(ready, run, stage.controller, 1.0)
-    assert json.loads((run.path / "result.json").read_text())["origin"] == result.origin
-    return result, run
 
 
 def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from support.searching import EFFORT, lora
 
+from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.finals import Finals, FinalWork, work_of
@@ -21,7 +23,7 @@ BASELINES = [
 
 
 def work(known: Any = lambda job: None, **past: int) -> FinalWork:
-    return FinalWork(BASELINES, 0, known, past)
+    return FinalWork(BASELINES, 0, known, {f"{kind}-{i}": kind for kind, n in past.items() for i in range(n)})
 
 
 def test_the_head_alone_and_scoring_cost_less_than_a_training() -> None:
@@ -44,6 +46,17 @@ def test_all_runs_are_left_where_nothing_is_known() -> None:
     assert work().left(short) == pytest.approx({"confirm": 2.0, "baseline": 5.0, "scored": 0.4 + 0.4})
     assert work(confirm=4, test=9).left(Finals(NORMAL))["confirm"] == 2.0
     assert work(confirm=4, test=9).left(Finals(NORMAL))["scored"] == pytest.approx(0.2 * (3 * 3 + 2))
+
+
+def test_of_past_runs_those_of_what_is_a_finalist_now_are_done() -> None:
+    """A later trial may be better than the one that was trained again before."""
+    record = partial(TrialRecord, "trial", "x", "complete", {"layers": []}, score=0.5)
+    past = {f"confirm-0-s{seed}": "confirm" for seed in (1000, 1001, 1002)}
+    past |= {"confirm-2-s1001": "confirm", "test-confirm-0-s1000": "test"}
+    for numbers, left, tests in (((0, 2), 2, 2), ((1, 0), 3, 2), ((1, 2), 5, 3)):
+        best = [record(number=n, hash=str(n)) for n in numbers]
+        found = FinalWork([], 0, lambda job: None, past, best).left(Finals(NORMAL))
+        assert (found["confirm"], found["scored"]) == (left, pytest.approx(0.2 * tests)), numbers
 
 
 def test_a_sweep_that_may_go_on_has_one_run_more_unless_it_is_cut_short() -> None:

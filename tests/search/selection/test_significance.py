@@ -190,6 +190,16 @@ def test_a_row_apart_in_one_seed_says_no_more_than_none() -> None:
     assert many == pytest.approx(expected, rel=0.05), "where more differ, what they are worth"
 
 
+def test_seeds_that_cancel_say_no_more_than_seeds_that_answer_alike() -> None:
+    """Both sides collapsed to either class by turns: no mean differs, or one by one row of one seed."""
+    right, alike = np.repeat([1.0, 0.0], 6), by_rows(*([np.ones(12)] * 4,) * 2)
+    turns = [right, 1 - right] * 2
+    for mine in (turns, [right * (np.arange(12) > 0), *turns[1:]]):
+        found = by_rows(mine, turns)
+        assert (found.high or 0) - (found.low or 0) > (alike.high or 0) - (alike.low or 0) > 0.5
+        assert not found.as_good
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_groups_that_no_differing_row_is_in_have_no_part_in_what_a_row_is_worth(metric: str) -> None:
     """With 872 rows some groups have nine and some eight, and an F1 is no mean of rows: what one row changes

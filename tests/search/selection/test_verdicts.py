@@ -185,9 +185,9 @@ def test_what_takes_longer_than_the_best_baseline_is_not_the_cheapest(measured: 
 
 def test_rows_that_tell_nothing_let_nothing_pass() -> None:
     """Before anything is seen, a recipe is within the margin with a probability of 84 %, which is enough.
-    Shares of right answers that lie about 0.8 differ with a variance of some 0.32 / n; where that is three
-    times the margin's square, a quarter of the difference counts."""
-    for rows, sure in ((20, False), (100, False), (140, True), (10_000, True)):
+    Shares of right answers that lie about 0.8 differ with a variance of some 0.32 / n; where that is the
+    margin's square, half of the difference counts."""
+    for rows, sure in ((20, False), (300, False), (420, True), (10_000, True)):
         judge = replace(JUDGE, margin=0.03, select=ScoredSplit("accuracy", rows))
         found = verdicts([confirmed(0, LEVEL, 0.1)], [baseline(LEVEL)], judge)
         ((beside, counts),) = [(v.beside, v.sure) for v in found if v.beside is not None]
