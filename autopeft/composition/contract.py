@@ -121,6 +121,7 @@ class ChildSpec:
         phased: how many entries in it train in phases of their own.
         resizes: an entry in it settles how large it is while it trains.
         directed: an entry in it replaces the direction of a weight (DoRA).
+        remade: an entry in it has other parameters once it is deployed (see `Traits`).
         fed: the width of what it reads at a site, its input's unless the method says otherwise (`fed_width`).
     """
 
@@ -132,6 +133,7 @@ class ChildSpec:
     phased: int = 0
     resizes: bool = False
     directed: bool = False
+    remade: bool = False
     fed: Callable[[Site], int] = input_width
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from autopeft.errors import CompositionError
 from autopeft.method import Call
+from autopeft.nn import summarised
 from autopeft.spec import Site
 
 __all__ = ["is_of_the_source", "mean_over_positions", "real_positions"]
@@ -18,6 +19,16 @@ def is_of_the_source(site: Site) -> bool:
     return site.name in _OF_THE_SOURCE
 
 
+def _refuse_several(site: Site, call: Call, what: str) -> None:
+    if is_of_the_source(site) or call.context.again is None or not bool(call.context.again):
+        return
+    raise CompositionError(
+        f"{what} at {site.path} takes the mean over a row, but positions begin again within it, so that it "
+        "holds several texts; give each text a row of its own, without packing, or take modules that need "
+        "no composition."
+    )
+
+
 def real_positions(site: Site, call: Call) -> Tensor | None:
     """The mask (batch, positions) of what a site reads, 0 for padding; `None` where there is none."""
     return call.context.source_mask if is_of_the_source(site) else call.context.mask
@@ -28,7 +39,8 @@ def mean_over_positions(values: Tensor, site: Site, call: Call, what: str, *, ma
 
     Raises:
         CompositionError: keys and values come from a cache, so that earlier positions cannot be pooled; or
-            the sequence is not there as a whole; or the layer is recomputed without its context.
+            the sequence is not there as a whole; or the layer is recomputed without its context; or a row
+            holds several texts; or the mask does not tell padding, which is not to count.
     """
     if call.context.lost:
         raise CompositionError(
@@ -41,14 +53,15 @@ def mean_over_positions(values: Tensor, site: Site, call: Call, what: str, *, ma
             f"{what} pools over the whole sequence, but a decoding step with a cache sees only the new "
             "token; generate with use_cache=False."
         )
+    _refuse_several(site, call, what)
     mask = real_positions(site, call)
+    if masked:
+        told = f"{what} at {site.path} is told which positions are padding by"
+        mask = call.context.told(told, source=is_of_the_source(site))
     length = values.shape[1] if mask is None else mask.shape[1]
     if values.ndim != 3 or values.shape[1] != length:
         raise CompositionError(
             f"{what} at {site.path} pools over (batch, {length}, width), but this model hands on "
             f"{(*values.shape[:-1], site.in_features)}, in chunks or flattened; take another site."
         )
-    if masked and mask is not None:
-        weights = mask.to(values.dtype).unsqueeze(-1)
-        return (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
-    return values.mean(1, keepdim=True)
+    return summarised(values, mask if masked else None, "mean")[:, None]

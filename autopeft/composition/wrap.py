@@ -38,10 +38,15 @@ class Wrap(nn.Module):
 
     kind: ClassVar[str]
     traits: ClassVar[CompositionTraits] = CompositionTraits(mergeable=True, rowwise=True, single=True)
+    at_inference: ClassVar[bool] = True
+    """Whether values are other ones in eval mode too, and not while training alone."""
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
-        """One child, which is no prompt, and whose parameters keep their shapes."""
+        """One child, which is no prompt, and whose parameters keep their shapes.
+
+        Where values are altered at inference too, they are those that were trained.
+        """
         if len(children) != 1:
             raise CompositionError(
                 f"{cls.kind} wraps one child, but has {len(children)}; give each a {cls.kind} of its own, or "
@@ -62,6 +67,12 @@ class Wrap(nn.Module):
             raise CompositionError(
                 f"{child.label} trains in phases, in which parameters come and go, so that a {cls.kind} "
                 "would miss some; wrap a method without phases (lora, serial_adapter, …)."
+            )
+        if child.remade and cls.at_inference:
+            raise CompositionError(
+                f"{child.label} is saved with other parameters than it trains, and a {cls.kind} would alter "
+                "those instead once it is loaded; wrap a method that is saved as it trains (lora, "
+                "serial_adapter, …)."
             )
 
     @classmethod
@@ -114,7 +125,8 @@ class MaskedCopies(Wrap):
     saved; of several entries in one wrap, parameters of one name and shape have the same. The parameters
     counted are the child's, though about (1 − ρ)ᴰ of the entries of matrices are in no mask and keep their
     first values. With D = ρ = 1 it is the child alone. Prefixes are refused: copies of them would be more
-    rows, not more rank. Mergeable where the child is.
+    rows, not more rank. So is what is saved with other parameters than it trains (HiWi): the masks would hit
+    those. Mergeable where the child is.
     """
 
     summary: ClassVar[str] = "the sum of masked copies of its child, which share its parameters (CapaBoost)"
@@ -179,6 +191,7 @@ class WeightDrop(Wrap):
 
     summary: ClassVar[str] = "entries of its child's matrices are left out at random while training"
     Options = WeightDropOptions
+    at_inference: ClassVar[bool] = False
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             "training": {"max_length": longest},
             "result": {"counts": told["counts"]},
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{folder / _HYBRID} is not what a saved hybrid has: {error!r}.") from error
 
 

@@ -78,7 +78,7 @@ class Card:
                 architecture=manifest.get("architecture"),
             )
             name, *_ = card.kind, card.labels, card.max_length, card.metric
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # 1e999 is JSON, but no number
             raise UsageError(
                 f"{folder / MANIFEST} is not a manifest of a trained hybrid: {error!r}."
             ) from error

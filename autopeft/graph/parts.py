@@ -76,6 +76,7 @@ class Shape(ABC):
         pretrained: whether one of them reads pretrained tensors alone.
         phased: how many of them train in phases of their own.
         resizes: whether one of them settles how large it is while it trains.
+        remade: whether one of them has other parameters once it is deployed.
         fed: see `ChildSpec`.
     """
 
@@ -86,6 +87,7 @@ class Shape(ABC):
     pretrained: bool
     phased: int
     resizes: bool
+    remade: bool
     fed: Callable[[Site], int]
 
     def __init__(self, parts: Parts) -> None:
@@ -146,6 +148,7 @@ class LeafShape(Shape):
         self.ways = ways_of(self._example)
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
+        self.remade = self._traits.remade
         self.fed = getattr(self._example, "fed_width", input_width)
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
@@ -221,6 +224,7 @@ class NodeShape(Shape):
         self.pretrained = any(c.pretrained for c in children)
         self.phased = sum(c.phased for c in children)
         self.resizes = any(c.resizes for c in children)
+        self.remade = any(c.remade for c in children)
         self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
@@ -242,6 +246,7 @@ class NodeShape(Shape):
                 c.phased,
                 resizes=c.resizes,
                 directed=c.directed,
+                remade=c.remade,
                 fed=c.fed,
             )
             for c in self._children

@@ -70,6 +70,7 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
             int(traits.phased),
             resizes=traits.data_dependent,
             directed=traits.direction,
+            remade=traits.remade,
             fed=getattr(entry.method, "fed_width", input_width),
         )
     inner = [child_spec(entries, c) for c in tree.children]
@@ -85,4 +86,5 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
         sum(c.phased for c in inner),
         resizes=any(c.resizes for c in inner),
         directed=any(c.directed for c in inner),
+        remade=any(c.remade for c in inner),
     )

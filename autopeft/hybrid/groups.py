@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -54,14 +54,19 @@ def groups_of(name: str, kind: str, module: nn.Module, training: TrainingSection
 
 
 def groups_of_head(
-    model: PreTrainedModel, head: Sequence[nn.Parameter], training: TrainingSection
+    model: PreTrainedModel, head: Mapping[str, nn.Parameter], training: TrainingSection
 ) -> list[Group]:
     """The optimizer groups of a task head: one, and its hidden layers apart where the recipe has a group for
-    them and the head has some."""
-    hidden = {id(p) for p in hidden_of_head(model).values()} if "hidden" in training.parts("head") else set()
+    them and the head has some.
+
+    Args:
+        head: its parameters by their names in the model. They may be copies, as where several hybrids are on
+            it.
+    """
+    hidden = hidden_of_head(model) if "hidden" in training.parts("head") else {}
     groups = []
     for name, part in (("head", ""), ("head.hidden", "hidden")):
-        params = [p for p in head if (id(p) in hidden) == bool(part)]
+        params = [p for own, p in head.items() if (own in hidden) == bool(part)]
         if params:
             rate, decay = training.settings("head", part=part)
             groups.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})

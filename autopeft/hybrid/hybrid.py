@@ -263,7 +263,7 @@ class Hybrid:
         training, groups = self.recipe.training, list[dict[str, Any]]()
         for name, module in self._root.named_children():
             groups += groups_of(name, self.graph.kind(name), module, training)
-        return groups + groups_of_head(self.model, self.head_parameters(), training)
+        return groups + groups_of_head(self.model, self.head(), training)
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         """The backbone's own parameters, named from the base model as its spec names them."""
@@ -280,7 +280,8 @@ class Hybrid:
             options: of the optimizer's class (by default `torch.optim.AdamW`), in place of the recipe's.
 
         Raises:
-            UsageError: a policy finds nothing to act on, or calibration has yet to settle what trains.
+            UsageError: nothing trains, a policy finds nothing to act on, or calibration has yet to settle
+                what does.
         """
         if self.needs_prepare:
             refuse_unsettled(self.graph)
@@ -397,8 +398,8 @@ class Hybrid:
             total: the task's loss, summed over rows, of logits and labels (see `HybridCallback`).
 
         Raises:
-            UsageError: a module trains in phases, a policy finds nothing to act on, calibration has yet to
-                settle what trains, or the Trainer would refuse the model, as it does where it is quantised.
+            UsageError: a module trains in phases, `optimizer` refuses, or the Trainer would refuse the model,
+                as it does where it is quantised.
 
         Example:
             >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP

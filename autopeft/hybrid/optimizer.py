@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autopeft.errors import UsageError
 from autopeft.method import DecayTarget, decay, decay_targets
 from autopeft.recipe import optimizer as sections
 
@@ -36,9 +37,18 @@ def build_optimizer(
         section: the recipe's `training.optimizer`.
         modules: those whose parameters are in the groups.
         options: of the optimizer's class, in place of what the recipe says.
+
+    Raises:
+        UsageError: there is no group.
     """
     targets = decay_targets(modules)
     divided = [part for group in groups for part in _divided(group, targets)]
+    if not divided:
+        raise UsageError(
+            "There is nothing to train: the recipe has no entry with parameters, and the model no task head. "
+            "Add an entry such as lora to the recipe, or load a model with a head "
+            "(AutoModelForSequenceClassification)."
+        )
     optimizer: torch.optim.Optimizer = _class_of(section)(divided, **{**_options(section), **options})
     if any(group.get(_OWN_DECAY) for group in divided):
         optimizer.register_step_pre_hook(_Decay(targets))

@@ -44,7 +44,10 @@ _OF_A_MODEL = (
     "pytorch_model.bin.index.json",
 )  # with any of these a folder is read as a whole model
 _UPLOAD = ("token", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)\.|^module\.")
+# Wrappers lie in each other, in any order: DDP around compiled FSDP has three prefixes.
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+|(?<=\.)(?:(?:_orig_mod|_fsdp_wrapped_module)\.)+"
+)
 
 
 class _Owner(Protocol):
@@ -130,7 +133,7 @@ class Persistence:
         Raises:
             UsageError: `save_directory` is a file.
         """
-        given = None if state_dict is None else {_WRAPPERS.sub(r"\1", k): v for k, v in state_dict.items()}
+        given = None if state_dict is None else {_WRAPPERS.sub("", k): v for k, v in state_dict.items()}
         without = given is not None and not self._own_names() <= set(given)
         if without or options.get("distributed_checkpoint"):
             warnings.warn(

@@ -35,7 +35,7 @@ from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.scores import Scores, ScoreTerms
 from autopeft.method import Call, Context
 
-__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attending", "attention_behind"]
+__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attending", "attention_behind", "has_prefixes"]
 
 # Names hold neither "sdpa" nor "flash": model code looks for those words.
 DELEGATES = {"eager": "autopeft_plain", "sdpa": "autopeft_fused"}
@@ -232,3 +232,15 @@ class AttentionHooks:
                 f"so the {unused} at {self.place.site.path} would be ignored in silence; use lora, adapters "
                 "or prompt_tuning on this family."
             )
+
+
+def has_prefixes(root: nn.Module, token: int) -> bool:
+    """Whether an attention of this stack is handed a prefix of a hybrid, by itself or beside those of others
+    on the same model; known from the hooks that hand them over."""
+    owners = (
+        getattr(hook, "__self__", None)
+        for module in root.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+    hooks = (hook for owner in owners for hook in getattr(owner, "lanes", (owner,)))
+    return any(isinstance(h, AttentionHooks) and h.token == token and bool(h.prefixes) for h in hooks)

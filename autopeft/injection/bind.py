@@ -35,16 +35,20 @@ Role = Literal["input", "output", "kv", "scores", "weight", "prompt", "region"]
 
 
 class Members(nn.Module):
-    """An entry's module at one site, whose members are called with other values in its parameters' places."""
+    """An entry's module at one site, whose members are called with other values in its parameters' places.
 
-    def __init__(self, module: nn.Module, site: Site) -> None:
+    Args:
+        site: `None` where it is called for a tensor by name, which no site of it belongs to.
+    """
+
+    def __init__(self, module: nn.Module, site: Site | None) -> None:
         super().__init__()
         self.module = module
         # What lies at other sites is not read at this one.
         elsewhere = [
             f"{name}.at.{key}".removeprefix(".")
             for name, part in module.named_modules()
-            if isinstance(part, PerSite)
+            if site is not None and isinstance(part, PerSite)
             for key in part.at
             if key != site.key
         ]
@@ -79,8 +83,11 @@ class BoundModule:
         wrapped = copy.copy(self)
         wrapped._value = nested(self._value, value)
         if self._members is None:
-            self._members = wrapped._members = Members(self.module, self.site)
+            self._members = wrapped._members = self._own_members()
         return wrapped
+
+    def _own_members(self) -> Members:
+        return Members(self.module, self.site)
 
     def _call(self, member: str, *args: Any) -> Any:
         if self._value is None:
@@ -137,6 +144,10 @@ class BoundTensor(BoundModule):
     def __init__(self, name: str, module: Any, site: Site, target: WeightTarget) -> None:
         super().__init__(name, module, site)
         self.target = target
+
+    def _own_members(self) -> Members:
+        # The site only stands for one: the child that alters the tensor may belong to another.
+        return Members(self.module, None)
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         return super().weight(self.target, original, current)

@@ -123,7 +123,8 @@ class LateHooks:
             n for n, p in inspect.signature(module.forward).parameters.items() if p.kind < p.VAR_POSITIONAL
         ]
         change = partial(self._argument, rows=rows, length=x.shape[1], context=context)
-        args = tuple(change(n, v) for n, v in zip(names, args, strict=False))
+        named = (change(n, v) for n, v in zip(names, args, strict=False))
+        args = (*named, *args[len(names) :])  # what has no name still belongs to the layer
         kwargs = {n: change(n, v) for n, v in kwargs.items()}
         if CONTEXT in kwargs:
             kwargs[CONTEXT] = context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -18,6 +18,7 @@ from autopeft.injection.owners import owners_of
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward
 from autopeft.injection.weights import Replacement, WeightHooks
+from autopeft.spec import Site
 
 __all__ = ["LaneInjection", "MultiInjection"]
 
@@ -80,12 +81,22 @@ class MultiInjection:
         self.refresh_weights()
 
     def _require_rows(self, lane: LaneInjection) -> None:
-        """Raise CompositionError where a hybrid alters a map that is called for more than rows of the
-        batch."""
+        """Raise CompositionError where a hybrid alters a map that is called for more than rows of the batch,
+        or for what does not tell them apart."""
         acting, patched = {site.key for site in lane.graph.sites()}, tuple(lane.patches())
+        flat = _flat(lane.places.values())
         for place in lane.places.values():
             altered = any(name.startswith(f"{place.exit}.") for name in patched)
-            if not place.positions and (altered or place.site.key in acting):
+            if not altered and place.site.key not in acting:
+                continue
+            if place.site.key in flat:
+                names = ", ".join(dict.fromkeys(site.name for site in flat.values()))
+                raise CompositionError(
+                    f"{place.site.path} of {lane.graph.spec.family!r} sees the positions of all rows as one "
+                    "list, (batch · positions, width), so that several hybrids cannot each alter it for "
+                    f"their own rows; attach them one at a time, or leave the sites {names} out."
+                )
+            if not place.positions:
                 raise CompositionError(
                     f"{place.site.path} of {lane.graph.spec.family!r} projects relative positions too, which "
                     "belong to no row of the batch, so that several hybrids cannot each alter it; attach "
@@ -231,3 +242,14 @@ class MultiInjection:
             ]
             if pooler is not None and not root.keep:
                 self._handles.append(pooler.register_forward_pre_hook(root.pooled))
+
+
+def _flat(places: Collection[Place]) -> dict[str, Site]:
+    """The sites, by key, of the modules that see (batch · positions, width): those of flat regions (OPT's
+    FFN), and a norm in front of one, which a region with a norm in front of it begins before."""
+    modules: set[str] = set()
+    for region in places:
+        if region.flat:
+            modules |= {region.entry, region.exit}
+            modules |= {region.norm} if region.site.pre_norm and region.norm is not None else set()
+    return {p.site.key: p.site for p in places if modules & {p.entry, p.exit}}

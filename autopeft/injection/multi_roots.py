@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.frames import Split, frames
-from autopeft.injection.sequence import RootHooks, cut_output, is_cached, named_inputs
+from autopeft.injection.sequence import RootHooks, count_from_text, cut_output, is_cached, named_inputs
 from autopeft.injection.threads import Forwards
 from autopeft.method import Context, Reserved
 
@@ -117,8 +117,11 @@ class MultiRootHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        inputs = named_inputs(inspect.signature(module.forward), args, kwargs)
+        signature = inspect.signature(module.forward)
+        inputs = named_inputs(signature, args, kwargs)
         split = self._split(inputs)
+        if any(lane.leads(module) for lane in self.lanes):
+            count_from_text(module, signature.parameters, inputs)
         frames.splits[self.token] = split
         active = split.active()
         rows = {i: self.lanes[i].rows for i in active}

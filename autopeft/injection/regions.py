@@ -12,6 +12,7 @@ that is recomputed for its gradient.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class Replacing:
         self.module = module
         self._before: Callable[..., Any] | None = module.__dict__.get("forward")
         module.__dict__["forward"] = self
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """What the module's forward takes by itself: hooks tell its arguments by position from that."""
+        if self._before is not None:
+            return inspect.signature(self._before)
+        return inspect.signature(type(self.module).forward.__get__(self.module))
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """What the module does by itself."""

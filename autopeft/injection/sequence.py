@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from autopeft.backbones import StackMap
 from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
+from autopeft.injection.attention import has_prefixes
 from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.caching import moving, slides_past
 from autopeft.injection.frames import CONTEXT, FEATURES, frames
@@ -27,7 +28,7 @@ from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
 from autopeft.spec import BackboneSpec
 
-__all__ = ["PoolerHooks", "RootHooks", "cut_output", "is_cached", "named_inputs"]
+__all__ = ["PoolerHooks", "RootHooks", "count_from_text", "cut_output", "is_cached", "named_inputs"]
 
 _CACHES = ("cache", "past_key_values")  # later and earlier name of transformers
 
@@ -69,6 +70,7 @@ class RootHooks:
     asking: tuple[BoundModule, ...] = ()
     sees_text: bool = False
     tells: bool = False
+    _prefixed: bool | None = field(default=None, init=False)  # known when all hooks are there
 
     @property
     def reads_text(self) -> bool:
@@ -106,10 +108,22 @@ class RootHooks:
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
         self.require_ids(module, inputs)
-        context = self.enter(inputs, self._features(module, inputs, signature.parameters))
+        features = self._features(module, inputs, signature.parameters)
+        if self.leads(module):
+            count_from_text(module, signature.parameters, inputs)
+        context = self.enter(inputs, features)
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
+
+    def leads(self, module: nn.Module) -> bool:
+        """Whether something stands in front of the text of this root, a causal stack with rotary positions:
+        how far a token is from that depends on where the text begins."""
+        if not self.stack.causal or getattr(module, "rotary_emb", None) is None:
+            return False
+        if self._prefixed is None:
+            self._prefixed = has_prefixes(module, self.token)
+        return bool(self.reserving) or self._prefixed
 
     def require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
         """See whether what acts on embeddings would act on those that a forward of the root was given.
@@ -151,14 +165,18 @@ class RootHooks:
         if self.sees_text:
             _refuse_other_masks(inputs, "What is made of a text's tokens is told which are padding by")
         tokens = _known_tokens(inputs, given) if self.tells else None
-        if not cached and self.stack.causal and (self.rows or self.sees_text):
-            _refuse_several(inputs, given)
+        again = _again(inputs) if self.stack.causal and not cached else None
+        if self.rows or self.sees_text:
+            _refuse_several(again)
         reserved = self._reserve(inputs, cached)
         if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
         context = Context(
             mask=None if given is None else _mask(inputs, "attention_mask"),
             source_mask=_mask(inputs, "encoder_attention_mask"),
+            other_mask=_other_mask(inputs, "attention_mask") if self.reads_text else "",
+            other_source_mask=_other_mask(inputs, "encoder_attention_mask"),
+            again=again,
             text_mask=given,
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
@@ -325,11 +343,34 @@ class PoolerHooks:
 def named_inputs(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """All arguments by name: BERT's heads pass some by position."""
+    """All arguments by name: BERT's heads pass some by position.
+
+    Raises:
+        UsageError: there are more by position than the forward has names for.
+    """
     names = [
         n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)
     ]
+    if len(args) > len(names):
+        raise UsageError(
+            f"The forward got {len(args)} inputs by position, but names {len(names)} that may come so"
+            f"{': ' if names else ''}{', '.join(names)}; pass the inputs by name."
+        )
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def count_from_text(module: nn.Module, known: Collection[str], inputs: dict[str, Any]) -> None:
+    """Let positions begin at the first token behind padding on the left, where the root takes some and got
+    none. By itself it counts the padding, so that a row of a batch depends on how long the others are."""
+    mask, ids = _mask(inputs, "attention_mask"), inputs.get("input_ids")
+    new = inputs.get("inputs_embeds") if ids is None else ids
+    if mask is None or new is None or inputs.get("position_ids") is not None or "position_ids" not in known:
+        return
+    if mask.shape[1] != new.shape[1] and not is_cached(inputs):
+        return  # it is as long as a cache that is still empty
+    ahead = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+    places = (torch.arange(mask.shape[1], device=mask.device) - ahead).clamp(min=0)
+    inputs["position_ids"] = places[:, -new.shape[1] :].to(new.device)
 
 
 def is_cached(inputs: dict[str, Any]) -> bool:
@@ -373,17 +414,23 @@ def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or (mask is None and inputs.get("attention_mask") is not None):
         return None
-    return None if _several_texts(inputs, mask) else ids
+    again = _again(inputs)
+    return ids if again is None or not bool(again) else None
 
 
-def _several_texts(inputs: dict[str, Any], mask: Tensor | None) -> bool:
-    """Whether positions begin again within a row, which is transformers' word for several texts in it."""
+def _again(inputs: dict[str, Any]) -> Tensor | None:
+    """(), whether positions begin again within a row, which without a mask is transformers' word for several
+    texts in it; `None` where they cannot say so. Its value is asked where it is needed, as the host then
+    waits for the device."""
     places = inputs.get("position_ids")
-    return mask is None and places is not None and bool((places.diff(dim=-1) != 1).any())
+    if inputs.get("attention_mask") is not None or places is None:
+        return None
+    again: Tensor = (places.diff(dim=-1) != 1).any()
+    return again
 
 
-def _refuse_several(inputs: dict[str, Any], mask: Tensor | None) -> None:
-    if inputs.get("attention_mask") is None and _several_texts(inputs, mask):
+def _refuse_several(again: Tensor | None) -> None:
+    if again is not None and bool(again):
         raise CompositionError(
             "Positions begin again within a row, so that it holds several texts, and a prompt would stand in "
             "front of the first alone, or be made of all of them; give each text a row of its own, without "
@@ -393,12 +440,15 @@ def _refuse_several(inputs: dict[str, Any], mask: Tensor | None) -> None:
 
 def _refuse_other_masks(inputs: dict[str, Any], what: str) -> None:
     """Refuse a mask that does not tell padding: of each pair of positions, or one for each type of layer."""
-    mask = inputs.get("attention_mask")
-    if mask is not None and _mask(inputs, "attention_mask") is None:
-        came = str(tuple(mask.shape)) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise CompositionError(
-            f"{what} a mask of shape (batch, positions), but got {came}; pass the 2-D mask."
-        )
+    Context(other_mask=_other_mask(inputs, "attention_mask")).told(what)
+
+
+def _other_mask(inputs: dict[str, Any], name: str) -> str:
+    """The mask of this name in words, where it came in another form than (batch, positions)."""
+    mask = inputs.get(name)
+    if mask is None or _mask(inputs, name) is not None:
+        return ""
+    return str(tuple(mask.shape)) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
 
 
 def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from autopeft.errors import MethodError
+from autopeft.errors import CompositionError, MethodError
 from autopeft.method.reserved import Reserved
 from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
@@ -126,6 +126,8 @@ class Traits:
         data_dependent: its deployed size is settled at the end of training: by the data, for which
             `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
             That figure is what a budget counts; the module `Resizes`.
+        remade: its `deploy()` puts other parameters in the place of those that train (HiWi). What alters
+            parameters at inference would alter those instead.
         batch_terms: its terms of the loss are of the rows of a batch together (contrasts), and neither a mean
             over rows nor of the parameters alone.
         pools: it has no parameters and settles what the head reads, so that a head's start is fitted to that.
@@ -150,6 +152,7 @@ class Traits:
     rowwise: bool = False
     every_stack: bool = False
     data_dependent: bool = False
+    remade: bool = False
     batch_terms: bool = False
     pools: bool = False
 
@@ -195,11 +198,12 @@ class Traits:
 class Context:
     """Data of one forward of a stack, the same for all its sites.
 
-    Where several hybrids share a model, each has a context of its own, for its own rows of the batch.
+    Where several hybrids share a model, each has a context of its own, for its own rows of the batch. What
+    counts real positions takes them from `told`, which refuses a mask that does not tell them.
 
     Attributes:
         mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
-            where no mask was given.
+            where no mask was given, or one of another form.
         source_mask: of a decoder behind an encoder, the same for what cross-attention reads.
         text_mask: (batch, tokens), the mask as it came, without reserved rows.
         task_id: (batch,) or `None`.
@@ -222,6 +226,11 @@ class Context:
             loss are not made.
         lost: nothing is known of the forward: a layer is recomputed after it, and its family does not hand
             the context on.
+        other_mask: in words, the shape of a mask of another form, such as one for each pair of positions;
+            empty where none came.
+        other_source_mask: the same of what cross-attention reads.
+        again: (), whether positions begin again within a row of a causal stack, which then holds several
+            texts; `None` where they cannot say so.
     """
 
     mask: Tensor | None = None
@@ -238,6 +247,25 @@ class Context:
     hybrid: int = 0
     further: bool = False
     lost: bool = False
+    other_mask: str = ""
+    other_source_mask: str = ""
+    again: Tensor | None = field(default=None, compare=False)
+
+    def told(self, what: str, *, source: bool = False) -> Tensor | None:
+        """`mask`, or `source_mask`, for what counts padding apart.
+
+        Args:
+            what: what is told by it, as the beginning of an error.
+
+        Raises:
+            CompositionError: the mask that came does not tell what is padding.
+        """
+        other = self.other_source_mask if source else self.other_mask
+        if other:
+            raise CompositionError(
+                f"{what} a mask of shape (batch, positions), but got {other}; pass the 2-D mask."
+            )
+        return self.source_mask if source else self.mask
 
     def numbers(self, tokens: int) -> Tensor:
         """Which real token of its text each of the `tokens` positions of text in this forward is, from 0 on,

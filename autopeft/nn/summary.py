@@ -23,19 +23,28 @@ def summary_of(spec: BackboneSpec) -> Summary:
 
 
 def summarised(states: Tensor, mask: Tensor | None, summary: Summary) -> Tensor:
-    """The first or the last real token of each text, or the mean over all of them, (batch, width).
+    """The first or the last real token of each text, or the mean over all of them, (batch, width), in the
+    states' dtype.
 
     Args:
         states: (batch, tokens, width), of the text alone.
         mask: (batch, tokens), 1 at real tokens, on whichever side the padding is; `None` where all are.
     """
-    if mask is None:
-        ends = {"first": lambda: states[:, 0], "last": lambda: states[:, -1], "mean": lambda: states.mean(1)}
-        return ends[summary]()
-    real = mask.to(states.device)
     if summary == "mean":
-        weights = real.to(states.dtype)[..., None]
-        return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return _mean(states, mask)
+    if mask is None:
+        return states[:, 0] if summary == "first" else states[:, -1]
+    real = mask.to(states.device)
     order = torch.arange(real.shape[1], device=states.device)
     place = (real * order).argmax(1) if summary == "last" else real.long().argmax(1)
     return states[torch.arange(len(states), device=states.device), place.to(states.device)]
+
+
+def _mean(states: Tensor, mask: Tensor | None) -> Tensor:
+    # The sum over a long text may be beyond what 16 bits hold, and the count of its tokens between two of
+    # their numbers.
+    wide = torch.promote_types(states.dtype, torch.float32)
+    if mask is None:
+        return states.mean(1, dtype=wide).to(states.dtype)
+    weights = mask.to(states.device, wide)[..., None]
+    return ((states * weights).sum(1) / weights.sum(1).clamp_min(1)).to(states.dtype)

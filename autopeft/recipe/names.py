@@ -24,6 +24,8 @@ __all__ = [
 
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
+_BESIDE = ("recipe", "spec")
+"""What a hybrid holds beside the modules of its entries, by these names (`autopeft.hybrid.modules.Root`)."""
 
 
 def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) -> None:
@@ -36,7 +38,7 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
         alias = str(item.alias)
         if alias in seen or alias in automatic:
             problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
-        elif alias == "head" or is_composition(alias) or alias in method_names():
+        elif alias in ("head", *_BESIDE) or is_composition(alias) or alias in method_names():
             problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
         elif hasattr(_MODULES, alias):
             problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")

@@ -220,6 +220,13 @@ def _split(tree: Any, path: Path, what: str, problems: Problems) -> tuple[str, A
             f"{what} has one name, but this has {some}; give each a list element of its own.",
         )
         return None
+    if not isinstance(names[0], str):  # as Python's trees may have them: YAML's keys are text
+        problems.add(
+            path,
+            f"{what} has a name that is text, but this has {names[0]!r:.80}; "
+            "`autopeft methods` lists the names.",
+        )
+        return None
     alias = tree.get("as")
     if alias is not None and (not isinstance(alias, str) or not alias.isidentifier() or len(alias) > 64):
         problems.add(

@@ -47,7 +47,7 @@ def dotted(path: Path) -> str:
     """`("layers", 0, "attach")` as `layers[0].attach`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 

@@ -55,9 +55,11 @@ class FullFineTuning:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer groups of the backbone and of the head (see `groups_of_head`)."""
         training, parts = self.recipe.training, self._parts()
+        own = {id(p) for p in parts["head"]}
+        head = {name: p for name, p in self.model.named_parameters() if id(p) in own}
         rate, decay = training.settings("backbone")
         backbone = {"name": "backbone", "params": parts["backbone"], "lr": rate, "weight_decay": decay}
-        return [backbone, *groups_of_head(self.model, parts["head"], training)]
+        return [backbone, *groups_of_head(self.model, head, training)]
 
     def counts(self) -> Counts:
         """The whole backbone is deployed and trained."""

@@ -24,8 +24,7 @@ class MeanPoolingModule(nn.Module):
                 "hands nothing on to its layers; leave it out."
             )
         states = call.region(x)
-        # The sum over a long text may be beyond what 16 bits hold.
-        mean = summarised(call.rows.text(states).float(), call.context.text_mask, "mean").to(states.dtype)
+        mean = summarised(call.rows.text(states), call.context.text_mask, "mean")
         return mean[:, None].expand_as(states)
 
 

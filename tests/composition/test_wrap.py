@@ -25,6 +25,7 @@ HOSTS: dict[str, Any] = {
     "gate": {"gate": [{"lora": {"rank": 4}}, {"serial_adapter": {"bottleneck": 4}}]},
 }
 HALVES = {"copies": 3, "density": 0.5}
+HIDDEN: dict[str, Any] = {"hiwi": {"rank": 2, "target": "weight", "sites": ["up"]}}
 
 
 def _hybrid(item: Any, name: str = "bert") -> Hybrid:
@@ -190,12 +191,39 @@ def test_what_is_saved_acts_the_same_again(tmp_path: Path) -> None:
         (_wrapped("masked_copies", "prefix_tuning"), "more prefixes instead of a richer one"),
         (_wrapped("weight_drop", "periodic_lora"), "parameters come and go"),
         (_wrapped("masked_copies", "dora"), "only one for all copies"),
+        (_wrapped("masked_copies", "hiwi"), "hiwi is saved with other parameters than it trains"),
+        (_wrapped("masked_copies", HIDDEN), "saved with other parameters than it trains"),
+        (_wrapped("masked_copies", {"sum": ["lora", HIDDEN]}), "saved with other parameters than it trains"),
         ({"weight_drop": ["lora", "ia3"]}, "wraps one child, but has 2"),
     ],
 )
 def test_what_it_cannot_hold_is_refused(item: Any, said: str) -> None:
     with pytest.raises(CompositionError, match=said):
         attach(tiny_model("bert"), recipe(item))
+
+
+@pytest.mark.parametrize("child", [HIDDEN, {"hiwi": {"rank": 3}}])
+def test_what_is_deployed_with_other_parameters_may_be_dropped_while_it_trains(
+    child: dict[str, Any], tmp_path: Path
+) -> None:
+    hybrid, inputs = _hybrid(_wrapped("weight_drop", child, p=0.5)), tiny_inputs("bert")
+    expected = logits(hybrid.model, inputs)
+    _wrap(hybrid).train()
+    assert not torch.equal(logits(hybrid.model, inputs), expected)
+    hybrid.save(tmp_path / "saved")
+    again = load(tiny_model("bert"), tmp_path / "saved")
+    torch.testing.assert_close(logits(again.model, inputs), expected)
+
+
+def test_values_are_put_in_at_each_tensor_that_is_altered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever site the child that alters it belongs to."""
+    hybrid = _hybrid(_wrapped("weight_drop", {"hiwi": {"rank": 3}}))
+    own = dict(hybrid.model.base_model.named_parameters())
+    patches = {n: patch for n, patch in hybrid.injection.patches().items() if n in own}
+    assert len(patches) > 2
+    assert not any(torch.equal(patch.new(own[n]), own[n]) for n, patch in patches.items())
+    monkeypatch.setattr(_wrap(hybrid), "values", lambda site: [lambda name, p: torch.zeros_like(p)])
+    assert all(torch.equal(patch.new(own[n]), own[n]) for n, patch in patches.items())
 
 
 def test_a_prompt_is_refused() -> None:

@@ -43,6 +43,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.hybrid.caching import generates_from_cache
 from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.modules import deployed_form
 from autopeft.method import (
     Call,
     Context,
@@ -179,6 +180,21 @@ def _is_storage(key: str) -> bool:
     """What is saved beside parameters: which entries a mask chose, how uncertain parameters are, and by what
     a task is told from others."""
     return key.endswith(("index", ".task_prompt")) or ".posterior_" in key
+
+
+@pytest.mark.parametrize("case", [c for c, a in PAIRS if a == "bert"])
+def test_what_has_other_parameters_once_it_is_deployed_says_so(case: str) -> None:
+    """A wrap that alters values at inference too refuses what says so (`Traits.remade`)."""
+    _, hybrid = attached(case, "bert")
+    for name, entry in hybrid.graph.entries.items():
+        traits = entry.method.traits
+        if entry.ways & {"kv", "prompt"} or traits.phased or traits.data_dependent:
+            continue  # refused for that
+        trained, deployed = (
+            {n: p.shape for n, p in module.named_parameters()}
+            for module in (hybrid.modules[name], deployed_form(hybrid.modules[name]))
+        )
+        assert (trained != deployed) == traits.remade
 
 
 def _data_dependent(case: str) -> bool:

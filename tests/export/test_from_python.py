@@ -127,6 +127,7 @@ def test_a_backbone_without_a_name_has_to_be_named(tmp_path: Path) -> None:
         ({"model": None}, "as an earlier version wrote it"),
         ({"config": ["a list"]}, "not what a saved hybrid has"),
         ({"config": {"id2label": {"x": "y"}}}, "not what a saved hybrid has"),
+        ({"config": {**OTHER, "max_position_embeddings": float("inf")}}, "not what a saved hybrid has"),
         ({"architecture": "load_model", "config": OTHER}, "has no model 'load_model'"),
         ({"architecture": "os.system", "config": OTHER}, "has no model 'os.system'"),
     ],

@@ -135,6 +135,7 @@ def test_a_full_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
             "not a manifest of a trained hybrid: KeyError..metric",
         ),
         ({"training": {}}, "not a manifest of a trained hybrid"),
+        ({"training": {"max_length": float("inf")}}, "not a manifest of a trained hybrid"),
         ({"data": {"kind": "poetry", "labels": [], "metric": "accuracy"}}, "unknown kind of task 'poetry'"),
         ({"data": ["a list"]}, "not a manifest of a trained hybrid"),
     ],

@@ -134,6 +134,19 @@ def test_the_hidden_layers_of_a_head_train_as_their_group_says() -> None:
     )
 
 
+def test_the_hidden_layers_of_each_copy_of_a_head_train_as_its_group_says() -> None:
+    model, apart, whole = tiny_model("roberta"), recipe("lora", groups=APART), recipe("lora")
+    with attach_many(model, [apart, whole, apart], seeds=[0, 1, 2]) as together:
+        first, second, third = together.hybrids
+        for hybrid in (first, third):
+            assert groups(hybrid) == {"lora": (1e-3, 0.0), "head": (0.1, 0.0), "head.hidden": (0.01, 0.5)}
+            _, last, hidden = hybrid.parameter_groups()
+            own = hybrid.head()
+            assert ids(last["params"]) == ids(p for n, p in own.items() if ".out_proj." in n)
+            assert ids(hidden["params"]) == ids(p for n, p in own.items() if ".dense." in n)
+        assert groups(second) == {"lora": (1e-3, 0.0), "head": (1e-3, 0.0)}
+
+
 @pytest.mark.parametrize("name", ["roberta", "bert"])
 def test_without_a_group_of_their_own_or_hidden_layers_the_head_is_one(name: str) -> None:
     own = {"head": APART["head"]} if name == "roberta" else APART

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import tiny_model
 from support.training import tiny_bert
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
+from autopeft.errors import UsageError
 from autopeft.hybrid import attach
 from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.method import DecayTarget
@@ -233,3 +235,12 @@ def test_a_hybrid_s_optimizer_is_the_recipe_s_and_options_come_first() -> None:
         assert {g["eps"] for g in hybrid.optimizer(eps=1e-3).param_groups} == {1e-3}
     with attach(tiny_bert(), recipe("lora", optimizer={"name": "sgd"}), seed=0) as hybrid:
         assert isinstance(hybrid.optimizer(), torch.optim.SGD)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    hybrid = attach(tiny_model("llama"), Recipe.from_dict({"name": "empty"}))
+    for ask in (hybrid.optimizer, hybrid.for_trainer):
+        with pytest.raises(
+            UsageError, match=r"nothing to train: .* Add an entry .* load a model with a head"
+        ):
+            ask()

@@ -353,11 +353,24 @@ def test_what_is_not_saved_is_said(tmp_path: Path) -> None:
     assert hybrid.attached
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
-def test_tensors_that_were_gathered_elsewhere_are_those_that_are_saved(prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "within"),
+    [
+        ("", ""),
+        ("_orig_mod.", ""),
+        ("module.", ""),
+        ("module._orig_mod.", ""),
+        ("_orig_mod.module._fsdp_wrapped_module.", ""),
+        ("module.", "_fsdp_wrapped_module._orig_mod."),
+    ],
+)
+def test_tensors_that_were_gathered_elsewhere_are_those_that_are_saved(
+    prefix: str, within: str, tmp_path: Path
+) -> None:
     model = tiny_bert()
     hybrid = attach(model, recipe({"prefix_tuning": {"length": 2, "reparameterization": 4}}), seed=0)
-    elsewhere = {f"{prefix}{k}": v + 1 for k, v in model.state_dict().items()}
+    parts = {k: k.partition(".") for k in model.state_dict()}  # what is below each child of the model
+    elsewhere = {f"{prefix}{parts[k][0]}.{within}{parts[k][2]}": v + 1 for k, v in model.state_dict().items()}
     model.save_pretrained(tmp_path / "other", state_dict=elsewhere)
     model.save_pretrained(tmp_path / "not", state_dict=elsewhere, is_main_process=False)
     assert not (tmp_path / "not").exists()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from injection.test_traps import Aloof, prefix_recipe, prompt_recipe
+from support.fingerprint import changed, fingerprint
 from support.tiny import VOCABULARY, LogitsObjective, randomise, tiny_config, tiny_inputs, tiny_model
 from torch import Tensor
 from transformers import (
@@ -130,6 +131,36 @@ def test_a_backbone_that_is_called_with_other_rows_is_refused() -> None:
     attach_many(model, [recipe(LORA)] * 2)
     with pytest.raises(CompositionError, match="called with 2 rows and calls its backbone with 6"):
         model(**{k: v.view(2, 3, 7) for k, v in tiny_inputs("bert", batch=6).items()})
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        recipe({"serial_adapter": {"bottleneck": 4}}),
+        recipe({"lora": {"sites": ["up"]}}),
+        recipe({"ssf": {"sites": ["ffn_norm"]}}),
+        recipe(model=["bitfit"]),
+    ],
+    ids=["ffn", "up", "norm", "biases"],
+)
+def test_what_sees_all_rows_as_one_list_is_refused_at_attach(item: Recipe) -> None:
+    """OPT's FFN, and the norm in front of it."""
+    model = tiny_model("opt")
+    before = fingerprint(model)
+    with pytest.raises(CompositionError, match=r"as one list, .*leave the sites ffn, up, down, ffn_norm out"):
+        attach_many(model, [item, recipe(LORA)])
+    assert changed(before, fingerprint(model)) == []
+
+
+def test_what_sees_all_rows_as_one_list_may_lie_beside_what_is_altered() -> None:
+    """In OPT's small layers too, where the norm comes behind the FFN and sees rows of the batch."""
+    for first, site in ((True, "attention_norm"), (False, "ffn_norm")):
+        model = tiny_model("opt", do_layer_norm_before=first)
+        items = [recipe({"ssf": {"sites": [site]}}), recipe(LORA)]
+        inputs = tiny_inputs("opt", batch=4)
+        wanted = [alone(model, item, i, inputs).logits for i, item in enumerate(items)]
+        multi(model, *items)
+        torch.testing.assert_close(model(**inputs).logits, torch.cat(wanted), atol=1e-5, rtol=1e-4)
 
 
 def test_a_module_that_sees_other_rows_is_refused() -> None:

@@ -149,3 +149,34 @@ def test_one_site_puts_rows_in_or_makes_them_anew(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Renewed, "slots", lambda self, site: (Slot(ROWS),) if site.layer is None else both)
     with pytest.raises(MethodError, match="do the same"):
         attach(tiny_model("bert"), recipe("renewed"), seed=0)
+
+
+@pytest.mark.parametrize("region", ["mean_pooling", {"coda": {"bottleneck": 4, "reduction": 2}}])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "mpnet", "deberta-v2"])
+def test_masks_reach_a_layer_in_whose_place_something_else_stands(name: str, region: Any) -> None:
+    """They come by position, and the mask is to hide padding there too."""
+    body: dict[str, Any] = {"model": [{"lpt": {"length": 2, "generator": "none", "dropout": 0.0}}]}
+    if isinstance(region, str):
+        body["model"].append(region)
+    else:
+        body["layers"] = [{"attach": [region]}]
+    model = tiny_model(name)
+    randomise(attach(model, Recipe.from_dict(body), seed=0).root)
+    padded = logits(model, tiny_inputs(name, pad=4))
+    torch.testing.assert_close(padded, logits(model, tiny_inputs(name)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_gets_arguments_that_have_no_name() -> None:
+    model = tiny_model("bert")
+    attach(model, recipe({"lpt": {"length": 2, "layer": 1, "generator": "none"}}), seed=0)
+    layer: Any = model.base_model.encoder.layer[1]
+    inputs = {"input_ids": tiny_inputs("bert")["input_ids"]}
+    plain, own, came = logits(model, inputs), layer.forward, []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        came.append(len(args))
+        return own(*args, **kwargs)
+
+    layer.forward = forward
+    assert torch.equal(logits(model, inputs), plain)
+    assert came[0] > 1

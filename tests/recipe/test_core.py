@@ -56,9 +56,32 @@ def test_entries_have_unique_names_in_file_order() -> None:
     assert [r.block for r in refs] == [0, 0, 0, 1, None]
 
 
-@pytest.mark.parametrize("alias", ["lora", "lora_2", "head", "gate", "dora", "keys", "two words", "a.b"])
+@pytest.mark.parametrize(
+    "alias", ["lora", "lora_2", "head", "gate", "dora", "keys", "spec", "recipe", "two words", "a.b"]
+)
 def test_alias_that_collides_or_misleads_is_refused(alias: str) -> None:
     assert "as" in message({"layers": [{"attach": ["lora", "lora", {"lora": {}, "as": alias}]}]})
+
+
+@pytest.mark.parametrize("key", [3, True, None, ("a",)])
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [("layers", "an item"), ("model", "an item"), ("sum", "an item"), ("policies", "a policy")],
+)
+def test_a_name_that_is_no_text_is_refused(where: str, what: str, key: Any) -> None:
+    trees: dict[str, Any] = {
+        "layers": {"layers": [{"attach": [{key: {}}]}]},
+        "model": {"model": [{key: {}}]},
+        "sum": {"layers": [{"attach": [{"sum": ["lora", {key: {}}]}]}]},
+        "policies": {"training": {"policies": [{key: {}}]}},
+    }
+    said = f"{what} has a name that is text, but this has {key!r}; `autopeft methods` lists the names"
+    assert said in message(trees[where])
+
+
+@pytest.mark.parametrize("key", [None, 1.5])
+def test_a_key_that_is_no_text_is_unknown(key: Any) -> None:
+    assert f"unknown key {key!r}" in message({key: 1})
 
 
 def test_two_equal_aliases_are_refused() -> None:

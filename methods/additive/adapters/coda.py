@@ -61,7 +61,8 @@ class CoDAModule(Bottlenecks[ConditionalAdapter]):
         if call.region is None:
             raise CompositionError(f"coda takes the place of {site.path}, and was called outside of it.")
         normed = x if call.norm is None else call.norm(x)
-        rows, weights = self.routed(site, normed, call.context.mask)
+        mask = call.context.told(f"coda at {site.path} is told which positions are padding by")
+        rows, weights = self.routed(site, normed, mask)
         index = rows[..., None].expand(-1, -1, x.shape[-1])
         change = weights.to(x.dtype)[..., None] * (call.region(x, rows) - x.gather(1, index))
         adapter = self[site]

@@ -130,6 +130,7 @@ class HiWi:
         mergeable=True,
         pretrained=True,
         gateable=False,
+        remade=True,
     )
     size_field: ClassVar[str] = "rank"
 
