@@ -1,6 +1,6 @@
 """Five searches for the cheapest recipe on each of two tasks: what its steps cost, and what it loses.
 
-    python experiments/cheapest/run.py               # goes on where it stopped; some 150 minutes of one core
+    python experiments/cheapest/run.py               # goes on where it stopped; some four hours of one core
     python experiments/cheapest/run.py --task trec   # one task; beside it --task movie-sentences
     python experiments/cheapest/run.py --tables      # what there is
 

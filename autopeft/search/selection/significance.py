@@ -46,6 +46,7 @@ correction (every one of the tests has to come out, Berger 1982); to say that it
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,7 +130,7 @@ class Comparison:
         if not other:
             count = f"{mine} seeds"
         if self.low is None or self.high is None:
-            count = count.replace("1 seeds", "one seed")
+            count = re.sub(r"\b1 seeds", "one seed", count)
             if min(mine, other or mine) > 1:
                 return f"{start} ({count}): how far other rows would move this is not known."
             if self.within_noise:
