@@ -104,8 +104,7 @@ def test_one_seed_has_no_interval() -> None:
         "with so few seeds the noise is not known."
     )
     near = against([0.85, 0.86, 0.85], [0.85])
-    assert near.low is None
-    assert near.within_noise is True
+    assert (near.low, near.within_noise) == (None, True)
     assert near.sentence().endswith("(3 and one seed): 1,000 test rows alone cannot tell this from noise.")
     assert "(1 and 11 seeds)" in against([0.85], [0.85] * 11).sentence()
 
