@@ -92,7 +92,9 @@ class TensorSpec:
     """One parameter tensor of the base model, once per storage (of tied tensors only the first).
 
     `site` and `layer` tell where it lies when it belongs to a site of a layer. What belongs to a stack's
-    embeddings (tables, positions, their norm) has the site `embeddings` and no layer.
+    embeddings (tables, positions, their norm) has the site `embeddings` and no layer. `parts` are the sites
+    whose maps are slices of a fused projection's tensor, which may have no site as a whole (`up` and
+    `gate_proj` of Phi-3's `gate_up_proj`).
     """
 
     name: str
@@ -101,6 +103,13 @@ class TensorSpec:
     stack: StackName | None = None
     layer: int | None = None
     site: str | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The site whose map it belongs to, or where there is none for the whole of it, those of its parts:
+        names."""
+        return self.parts if self.site is None else (self.site,)
 
     @cached_property
     def size(self) -> int:

@@ -260,10 +260,12 @@ def _in_multihead(base: nn.Module, path: str) -> bool:
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
     """Those that can be altered: not what the family's code freezes (sinusoids), nor what is read past the
     module that owns it."""
-    owners: dict[str, Place] = {}
+    owners, parts = dict[str, Place](), dict[str, list[str]]()
     for place in layout.places():
         if place.site.kind in {"linear", "norm"} and place.out_slice is None:
             owners.setdefault(place.exit, place)
+        elif place.site.kind == "linear":
+            parts.setdefault(place.exit, []).append(place.site.name)
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
         path, _, leaf = name.rpartition(".")
@@ -274,7 +276,7 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
         site: Site | None = owner.site if owner is not None else None
         where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)
         role = _role(base.get_submodule(path), leaf)
-        found.append(TensorSpec(name, tuple(parameter.shape), role, *where))
+        found.append(TensorSpec(name, tuple(parameter.shape), role, *where, tuple(parts.get(path, ()))))
     return tuple(found)
 
 

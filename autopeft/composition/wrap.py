@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from autopeft.composition.contract import (
 from autopeft.composition.registry import register
 from autopeft.composition.sums import added, one_after_the_other
 from autopeft.errors import CompositionError
-from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.method import Call, ParameterCount, Posterior, WeightTarget
 from autopeft.nn import generator_of
 from autopeft.spec import Site
 
@@ -78,6 +78,22 @@ class Wrap(nn.Module):
     @classmethod
     def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
         return ParameterCount(0, 0)
+
+    def check_modules(self, modules: Mapping[str, nn.Module]) -> None:
+        """Refuse entries none of whose parameters it would alter, and those that tell of the values that
+        are trained what no longer holds for others."""
+        names = " and ".join(modules)
+        if not any(p.ndim >= 2 for module in modules.values() for p in module.parameters()):
+            raise CompositionError(
+                f"There is no matrix among the parameters of {names}, and {self.kind} alters nothing else; "
+                f"leave {self.kind} out, or wrap a method with matrices (lora, serial_adapter, …)."
+            )
+        uncertain = next((name for name, module in modules.items() if isinstance(module, Posterior)), None)
+        if uncertain is not None and self.at_inference:
+            raise CompositionError(
+                f"{uncertain} has a posterior of the parameters that are trained, and {self.kind} puts "
+                "others in their places; list it beside, or wrap a method without one (lora, …)."
+            )
 
     @abstractmethod
     def values(self, site: Site | None) -> Sequence[Value]:
@@ -167,10 +183,11 @@ class MaskedCopies(Wrap):
         if key not in self._masks:
             size = parameter.numel()
             kept, generator = max(1, int(self.density * size)), generator_of(self.seed, name)
-            masks = torch.zeros(self.copies, size, dtype=torch.bool)
-            for mask in masks:
-                mask[torch.randperm(size, generator=generator)[:kept]] = True
-            self._masks[key] = masks.view(self.copies, *parameter.shape).to(parameter.device)
+            with torch.inference_mode(False):  # training reads them too
+                masks = torch.zeros(self.copies, size, dtype=torch.bool)
+                for mask in masks:
+                    mask[torch.randperm(size, generator=generator)[:kept]] = True
+                self._masks[key] = masks.view(self.copies, *parameter.shape).to(parameter.device)
         return self._masks[key]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from autopeft.assets.precision import PRECISIONS
 from autopeft.export.trained import TrainedHybrid
 from autopeft.foreign import table_of
-from autopeft.method import Ensembles, Posterior
+from autopeft.hybrid.prediction import stands_for_several
 from autopeft.runs.documents import Result, read_result
 from autopeft.tasks import Task
 
@@ -107,10 +107,7 @@ def _of_precision(result: Result, model: Any) -> Iterator[str]:
 
 
 def _of_model(known: TrainedHybrid, model: Any) -> Iterator[str]:
-    if any(
-        (isinstance(m, Ensembles) and m.members) or (isinstance(m, Posterior) and m.samples)
-        for m in model.modules()
-    ):
+    if stands_for_several(model):
         yield (
             "The hybrid stands for several models, and the mean of their predictions is scored here; trials "
             "of a search may be scored without it."

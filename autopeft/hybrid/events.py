@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autopeft.method import LossStep
 
-__all__ = ["STEP_EVENTS", "all_settled", "finish", "fire", "loss_terms"]
+__all__ = ["STEP_EVENTS", "finish", "fire", "loss_terms", "settled"]
 
 STEP_EVENTS = ("before_step", "after_backward", "before_update", "after_step")
 
@@ -39,11 +39,11 @@ def loss_terms(owners: Iterable[Any], step: LossStep) -> Tensor | None:
     return total
 
 
-def all_settled(modules: Iterable[nn.Module], step: int, total: int) -> bool:
-    """Whether after `step` of `total` steps every module may stay as it is: training has no more to take away
+def settled(module: nn.Module, step: int, total: int) -> bool:
+    """Whether after `step` of `total` steps the module may stay as it is: training has no more to take away
     from it or to find for it."""
-    found = (getattr(module, "settled", None) for module in modules)
-    return all(handler(step, total) for handler in found if handler is not None)
+    handler: Any = getattr(module, "settled", None)
+    return handler is None or bool(handler(step, total))
 
 
 def finish(modules: Iterable[nn.Module]) -> None:

@@ -22,8 +22,9 @@ from autopeft.assets import StoredTensor, read_header
 from autopeft.errors import DataError, MethodError, near
 from autopeft.foreign import file_in, in_folder, open_plain
 from autopeft.hybrid.store import RECIPE, SCAFFOLDING, WEIGHTS, saved_key
-from autopeft.method import Stored
+from autopeft.method import Stored, get_method
 from autopeft.recipe import EntryRef, InputItem, Recipe, address_of
+from autopeft.recipe.models import validate_config
 from autopeft.spec import BackboneSpec
 
 __all__ = ["RUNS", "Artefact", "open_inputs", "pinned", "start_entries", "with_inputs"]
@@ -158,7 +159,7 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
             tensors = {own: handle.get_tensor(key) for key, own in keys.items()}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{artefact.folder / WEIGHTS} cannot be read: {error}.") from error
-    return Stored(name, source.name, source.method, tensors)
+    return Stored(name, source.name, source.method, tensors, source.item.config)
 
 
 def _entry_of(artefact: Artefact, entry: str | None, ref: EntryRef) -> EntryRef:
@@ -200,6 +201,14 @@ def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
             "such entry, or use a method that chooses among prompts (spot)."
         )
     own = {_own_key(key): value for key, value in module.state_dict().items()}
+    _check_frozen(ref, stored)
+    whole = [key for key, value in (own | dict(stored.tensors)).items() if not value.is_floating_point()]
+    if whole:
+        raise MethodError(
+            f"{ref.name!r} cannot start from {stored.label}: beside values {ref.method} keeps {whole[0]!r}, "
+            "which tells what they belong to, and `from:` brings values alone. Load the saved hybrid and "
+            "train it on, or use a method that is values alone (lora, …)."
+        )
     lacking = sorted(own.keys() ^ stored.tensors.keys())
     if lacking:
         raise MethodError(
@@ -211,6 +220,20 @@ def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
     read = {key: stored.tensor(key, tuple(value.shape), way_out) for key, value in own.items()}
     for key, value in own.items():
         value.copy_(read[key])
+
+
+def _check_frozen(ref: EntryRef, stored: Stored) -> None:
+    """Refuse values of which a module with other frozen draws would make another function."""
+    fields = getattr(get_method(ref.method), "frozen_by", ())
+    own = ref.item.method_config()
+    theirs = validate_config(ref.method, dict(stored.options)) if fields else own
+    for field in fields:
+        had, has = getattr(theirs, field), getattr(own, field)
+        if had != has:
+            raise MethodError(
+                f"{ref.name!r} has {field}: {has}, and {stored.label} was trained with {field}: {had}, which "
+                f"settles what {ref.method} neither trains nor saves; give {ref.name!r} {field}: {had}."
+            )
 
 
 def _own_key(key: str) -> str:

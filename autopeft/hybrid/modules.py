@@ -17,6 +17,7 @@ from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph
 from autopeft.hybrid.groups import check_parts
+from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget, check_module
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -25,10 +26,12 @@ __all__ = [
     "ROOT",
     "Root",
     "Untouched",
+    "answering_modules",
     "build_modules",
     "counts_of",
     "deployed_form",
     "head_of",
+    "lane_name",
     "refuse_attached",
     "refuse_in_trainer",
     "refuse_packed",
@@ -46,6 +49,8 @@ class Root(nn.Module):
             the model can be saved by them.
     """
 
+    _lanes: int | None = None  # of several hybrids, which hold a root each: their token
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
@@ -56,6 +61,21 @@ class Root(nn.Module):
         self.recipe, self.spec = recipe, spec
         for name, module in modules.items():
             self.add_module(name, module)
+
+
+def answering_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules, those within others too, of what this thread's forwards of a model are of: its hybrid, or
+    of several the one that is `alone`, or all of them."""
+    root = getattr(model, ROOT, None)
+    token = getattr(root, "_lanes", None)
+    alone = None if token is None else frames.alone.get(token)
+    found = root if root is None or alone is None else root.get_submodule(lane_name(alone))
+    return [] if found is None else list(found.modules())
+
+
+def lane_name(number: int) -> str:
+    """The name of one of several hybrids' root in that of all."""
+    return f"h{number}"
 
 
 def refuse_attached(model: PreTrainedModel) -> None:
@@ -135,6 +155,7 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
     """The modules of a graph's entries and compositions, by name.
 
     Raises:
+        CompositionError: a composition cannot hold what was built.
         MethodError: a module has a member that nothing would call (see `check_module`).
         RecipeError: the recipe has a group for a part that a module does not have.
     """
@@ -145,6 +166,9 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
+        check: Any = getattr(modules[node.name], "check_modules", None)
+        if check is not None:
+            check({entry.name: modules[entry.name] for entry in graph.leaves(node)})
     check_parts({name: graph.kind(name) for name in modules}, modules, graph.recipe.training)
     return modules
 

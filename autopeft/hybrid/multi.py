@@ -22,6 +22,7 @@ from autopeft.hybrid.modules import (
     Untouched,
     build_modules,
     head_of,
+    lane_name,
     refuse_attached,
     refuse_packed,
 )
@@ -204,12 +205,13 @@ class MultiHybrid:
     def _enter(self, seeds: Sequence[int | None], inputs: Sequence[Mapping[str, Artefact]]) -> None:
         self._attached = True  # from here on detach() has something to undo
         base, head = base_model_of(self.model), head_of(self.model)
-        children: dict[str, nn.Module] = {f"h{i}": hybrid.root for i, hybrid in enumerate(self.hybrids)}
+        children: dict[str, nn.Module] = {lane_name(i): hybrid.root for i, hybrid in enumerate(self.hybrids)}
         for i, hybrid in enumerate(self.hybrids):
             hybrid.own_head = children[f"head{i}"] = HeadCopy(head)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         root = Root(children).to(next(base.parameters()).device).train(self.model.training)
+        root._lanes = self._token
         self.model.add_module(ROOT, root)
         self._persistence.install()
         for hybrid, seed, found in zip(self.hybrids, seeds, inputs, strict=True):

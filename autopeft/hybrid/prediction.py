@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.modules import ROOT
+from autopeft.hybrid.modules import answering_modules
 from autopeft.method import Ensembles, Posterior
 from autopeft.nn import generator_of
 
-__all__ = ["predictive", "several_models"]
+__all__ = ["predictive", "several_models", "stands_for_several"]
 
 _JITTER = 1e-6
 _AT_ONCE = 1 << 24  # sampled logits
@@ -36,6 +36,11 @@ def several_models(module: nn.Module) -> bool:
     )
 
 
+def stands_for_several(model: nn.Module) -> bool:
+    """Whether predictions of a model average over an ensemble or a posterior (see `predictive`)."""
+    return any(map(several_models, answering_modules(model)))
+
+
 def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None = None) -> Tensor:
     """What `run`, a forward of `model` in eval mode, yields on the mean over what its hybrid stands for.
 
@@ -43,7 +48,8 @@ def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None
     members of ensembles, and over the normal distribution of the logits under posteriors. Where several
     entries are ensembles, member i of all of them acts together, as many times as the largest says; the
     covariances that posteriors give add. The one column of a regression becomes its mean. Without any of
-    these it is what `run` yields. Samples are the same in every call, and for every row.
+    these it is what `run` yields. Of several hybrids on a model the one that is `alone` counts. Samples are
+    the same in every call, and for every row.
 
     `mean` says what is the logits' mean over a dimension where that is something else than the log of the
     mean softmax (independent labels, an order of classes).
@@ -53,8 +59,7 @@ def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None
     Example:
         >>> logits = predictive(model, lambda: model(**batch).logits)           # doctest: +SKIP
     """
-    root = getattr(model, ROOT, None)
-    modules = [] if root is None else list(root.modules())
+    modules = answering_modules(model)
     posteriors = [m for m in modules if isinstance(m, Posterior) and m.samples]
     if posteriors:
         run = partial(_mean_over_posteriors, posteriors, run, mean)

@@ -269,15 +269,10 @@ MEMBERS: tuple[Member, ...] = (
         ("site", "weight", "bias"),
         "weight, bias",
     ),
-    Member(
-        "as_lora",
-        "module",
-        "by the export to peft, of the deployed form: what acts there as LoRA",
-        ("site",),
-        "A, B, s",
-    ),
+    Member("as_lora", "module", "by the export to peft, once deployed: its LoRA", ("site",), "A, B, s"),
     Member("reads", "module", "by a gate in front: what it reads (default: x)", _SITE_CALL, "Tensor"),
     Member("size_field", "method", "the config field whose zero means absent", None, "str"),
+    Member("frozen_by", "method", "by `from:`: config fields that settle what is not saved", None, "names"),
     Member(
         "default_sites", "method", "default sites, where they depend on the config", None, "tuple of names"
     ),
@@ -362,7 +357,7 @@ def check_method(cls: type[Any], name: str) -> None:
 
     Raises:
         MethodError: a part of the contract is missing, a member is misspelt or takes other arguments, or
-            `size_field` names no field of the config.
+            `size_field` or `frozen_by` names no field of the config.
     """
     traits: Traits | None = getattr(cls, "traits", None)
     ways = {"any", "policy" if traits is not None and traits.level == "training" else "entry"}
@@ -374,10 +369,14 @@ def check_method(cls: type[Any], name: str) -> None:
     if missing:
         raise MethodError(f"{what} lacks {', '.join(missing)}.{_suspects(cls, missing, object)}")
     check_members(cls, object, known, what)
-    size = inspect.getattr_static(cls, "size_field", None)
     fields = cls.Config.model_fields
-    if isinstance(size, str) and size not in fields:
-        raise MethodError(f"{what} has size_field={size!r}, which its config lacks: {', '.join(fields)}.")
+    for member in ("size_field", "frozen_by"):
+        named = inspect.getattr_static(cls, member, ())
+        for field in (named,) if isinstance(named, str) else named if isinstance(named, tuple) else ():
+            if field not in fields:
+                raise MethodError(
+                    f"{what} has {member}={named!r}, which its config lacks: {', '.join(fields)}."
+                )
 
 
 def check_module(module: nn.Module, ways: Iterable[str], owner: str) -> None:

@@ -157,8 +157,8 @@ class Phase:
     they left it afterwards.
 
     Each phase starts a new optimizer and schedule over its own steps. Events fire only on the modules that
-    the phase trains, with steps counted over the whole training, or from the latest phase that starts `anew`
-    up to the next one.
+    the phase trains. For the declaring module they count the steps of its own phases, for entries without
+    phases those of the whole training: from the latest phase that starts them `anew`, up to the next one.
 
     Attributes:
         name: unique in the training; names the output.

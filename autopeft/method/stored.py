@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -23,12 +23,14 @@ class Stored:
         method: the method that left it.
         tensors: by their names in the module; behind `stack.layer.site.` where they belong to a site. They
             are on the CPU.
+        options: those that its recipe gives it.
     """
 
     input: str
     entry: str
     method: str
     tensors: Mapping[str, Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -91,7 +91,8 @@ class SearchedEntries(ChosenEntries):
             self.dense = self.deltas()
         for tensor in self.entries.tensors:
             here, places = self.entries.within(tensor.name)
-            self.dense[tensor.name].view(-1)[places] = self.entries.values[here]
+            whole = self.dense[tensor.name].view(-1)
+            whole[places] = self.entries.values[here].to(whole.dtype)
 
     @torch.no_grad()
     def end_search(self, n: int | None = None) -> None:

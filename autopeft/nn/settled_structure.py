@@ -25,8 +25,8 @@ class SettledStructure(PerSite[SettledPair | SettledAdapter]):
 
     Args:
         children: what may stand at the sites of matrices, in the place of their entries.
-        tensors: the ranked ones, each with what stands for its entries: the child at its site, or all of them
-            where it has none.
+        tensors: the ranked ones, each with what stands for its entries: the child at its site, those at its
+            parts' where it has none as a whole, or all entries where there is no child.
         fixed: tensors that are trained whole in any case.
         budget: parameters at most, those of `fixed` included.
 
@@ -84,10 +84,11 @@ class SettledStructure(PerSite[SettledPair | SettledAdapter]):
         found = allocate(positions, numbers, list(self.tensors.values()), spare)
         offsets, chosen = self.entries.offsets, [found.entries]
         for tensor, whole in zip(self.tensors, found.whole, strict=True):
-            key = f"{tensor.stack}-{tensor.layer}-{tensor.site}"
-            if tensor.role == "weight" and key in self.at:
+            keys = [f"{tensor.stack}-{tensor.layer}-{name}" for name in tensor.maps]
+            keys = [key for key in keys if tensor.role == "weight" and key in self.at]
+            for key in keys:
                 self._put(key, there=whole)
-            elif whole:
+            if whole and not keys:
                 chosen.append(torch.arange(*offsets[tensor.name]))
         chosen += [torch.arange(*offsets[tensor.name]) for tensor in self.fixed]
         index = torch.cat([c.to(self.entries.index.device) for c in chosen])

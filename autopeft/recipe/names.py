@@ -24,7 +24,7 @@ __all__ = [
 
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
-_BESIDE = ("recipe", "spec")
+_BESIDE = ("recipe", "spec", "_lanes")
 """What a hybrid holds beside the modules of its entries, by these names (`autopeft.hybrid.modules.Root`)."""
 
 

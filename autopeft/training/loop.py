@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid, answering
-from autopeft.hybrid.events import all_settled, finish, fire
+from autopeft.hybrid.events import finish, fire, settled
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import get_metric
@@ -35,7 +35,7 @@ from autopeft.training.modes import (
     training_mode,
 )
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import Phase, Stage, StartingValues, stages_of, values_of
+from autopeft.training.phases import EventSteps, Phase, Stage, StartingValues, stages_of, values_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.result import TrainResult
 from autopeft.training.rows import Rows, rows_apart, rows_of
@@ -81,8 +81,9 @@ def train(
 ) -> TrainResult:
     """Train what a hybrid holds (modules and head) on a task's training rows.
 
-    Methods that look at data first (FISH masks) are calibrated before the first step, which starts them anew;
-    `calibrate=False` goes on from where an earlier training ended.
+    Methods that look at data first (FISH masks) are calibrated before the first step, unless they were
+    before, by an earlier training, by `Hybrid.prepare` or before they were saved: attach anew to have them
+    choose for another task. `calibrate=False` leaves them as they are.
 
     `until` pauses before the plan's steps are done; its checkpoint, given as `resume` with the same plan (in
     which `train_share` may have grown), goes on bitwise as if it had not paused. `finish` events come at the
@@ -149,7 +150,6 @@ class _Run:
 
     until: int | None = None
     resume: Checkpoint | None = None
-    begun, span = 0, 0  # the step that events count from, and their total
     policies: Policies  # of the phase
 
     def __init__(
@@ -163,6 +163,7 @@ class _Run:
     ) -> None:
         self.hybrid, self.data, self.plan, self.device, self.told = hybrid, data, plan, device, told
         self.result = TrainResult()
+        self.events = EventSteps()
         self.forward = forward
         self.revision = hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0
         self.dropout = plan.trains_with_dropout(hybrid.recipe.training)
@@ -190,9 +191,8 @@ class _Run:
 
     def one_stage(self, stage: Stage) -> None:
         """From where a phase begins to its output."""
-        phase, self.span = stage.phase, stage.span
-        if stage.first or phase.anew:
-            self.begun = self.result.steps
+        phase = stage.phase
+        self.events.enter(stage, self.result.steps)
         self.told.begins(stage.said(), stage.steps)
         acted = self._acting()
         if phase.begin is not None:
@@ -251,7 +251,7 @@ class _Run:
         optimizer = PhaseOptimizer(groups, training, stage.steps, self.hybrid.modules.values())
         modules = stage.modules(self.hybrid.modules)
         patience = self.plan.patience
-        buffers = [b for module in modules for b in module.buffers()]
+        buffers = [b for module in modules.values() for b in module.buffers()]
         best = None if patience is None else BestState([*optimizer.parameters, *buffers], patience)
         first, since = self._go_on(optimizer)
         trained_on, held_out = rows_apart(self._split(phase), self.plan, phase)
@@ -262,7 +262,7 @@ class _Run:
         outer = None
         if phase.outer is not None:
             batches = self._batches(phase, held_out)
-            owners = [*modules, *self.policies.terms]
+            owners = [*modules.values(), *self.policies.terms]
             outer = Outer(phase.outer, self.gradient, owners, optimizer, batches, learners)
         self.result.stopped = "done"
         acted = self._acting()
@@ -346,35 +346,38 @@ class _Run:
         batch: dict[str, Tensor],
         local: int,
         optimizer: PhaseOptimizer,
-        modules: Sequence[nn.Module],
+        modules: Mapping[str, nn.Module],
         outer: Outer | None,
     ) -> None:
         """One optimizer step; `local` counts within the phase, events over the span, callbacks over all."""
         taken = len(self.result.losses)
-        step = taken - self.begun
         optimizer.schedule(local)
-        self._event("before_step", optimizer, modules, step)
+        self._event("before_step", optimizer, modules, taken)
         if outer is not None:
             outer(batch, taken)
-        loss = self.gradient.accumulate(batch, [*modules, *self.policies.terms], optimizer.parameters)
+        owners = [*modules.values(), *self.policies.terms]
+        loss = self.gradient.accumulate(batch, owners, optimizer.parameters)
         if not np.isfinite(loss):
             raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
-        self._event("after_backward", optimizer, modules, step)
+        self._event("after_backward", optimizer, modules, taken)
         optimizer.clip(taken)
-        self._event("before_update", optimizer, modules, step)
+        self._event("before_update", optimizer, modules, taken)
         optimizer.step()
-        self._event("after_step", optimizer, modules, step)
+        self._event("after_step", optimizer, modules, taken)
         optimizer.zero_grad()
         self.result.losses.append(loss)
         if self.told.step is not None:
             self.told.step(taken + 1, loss)
 
-    def _event(self, event: str, optimizer: PhaseOptimizer, modules: Sequence[nn.Module], step: int) -> None:
+    def _event(
+        self, event: str, optimizer: PhaseOptimizer, modules: Mapping[str, nn.Module], taken: int
+    ) -> None:
         """Tell modules, then policies."""
-        fire(event, modules, step, self.span)
-        self.policies.fire(event, optimizer.inner.param_groups, step, self.span)
+        for name, module in modules.items():
+            fire(event, [module], *self.events.at(name, taken))
+        self.policies.fire(event, optimizer.inner.param_groups, *self.events.at(None, taken))
 
-    def _is_over(self, best: BestState | None, modules: Sequence[nn.Module]) -> bool:
+    def _is_over(self, best: BestState | None, modules: Mapping[str, nn.Module]) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""
         done = self.result.steps
         every = self.plan.eval_every
@@ -383,8 +386,8 @@ class _Run:
             self.result.scores.append((done, score))
             if self.told.score is not None:
                 self.told.score(done, score)
-            settled = all_settled(modules, done - self.begun, self.span)
-            if best is not None and settled and best.update(score):
+            over = all(settled(module, *self.events.at(name, done)) for name, module in modules.items())
+            if best is not None and over and best.update(score):
                 self.result.stopped = "patience"
         if done == self.until and done < self.plan.steps:
             self.result.stopped = "paused"

@@ -14,7 +14,25 @@ from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["Phase", "Stage", "StartingValues", "span_lengths", "stages_of", "step_counts", "values_of"]
+__all__ = [
+    "EventSteps",
+    "Phase",
+    "Span",
+    "Stage",
+    "StartingValues",
+    "spans_of",
+    "stages_of",
+    "step_counts",
+    "values_of",
+]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Successive stages over which events count on: their `steps`, and whether a stage `begins` them."""
+
+    steps: int
+    begins: bool
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,8 @@ class Stage:
         owner: the entry that declares it; `None` where no entry has phases.
         apart: the other entries with phases, which stay as they are.
         steps: optimizer steps.
-        span: steps that events count (see `span_lengths`).
+        own, others: what events count over: those of the owner, and those of entries without phases and of
+            policies, for which the phases of all owners are one training.
         first: whether it is its owner's first.
         alone: whether it is its owner's only phase.
     """
@@ -34,7 +53,8 @@ class Stage:
     owner: str | None
     apart: frozenset[str]
     steps: int
-    span: int
+    own: Span
+    others: Span
     first: bool
     alone: bool
 
@@ -67,9 +87,9 @@ class Stage:
             )
         return chosen
 
-    def modules(self, modules: Modules) -> list[nn.Module]:
+    def modules(self, modules: Modules) -> dict[str, nn.Module]:
         """The modules that the phase trains, which are those that events fire on."""
-        return [module for name, module in modules.items() if self.part_of(name) in self.phase.trains]
+        return {name: module for name, module in modules.items() if self.part_of(name) in self.phase.trains}
 
     def part_of(self, name: str) -> PhasePart | None:
         """Where a group or module of that name stands from the declaring entry's view; `None`: apart.
@@ -104,13 +124,14 @@ def stages_of(modules: Modules, total: int) -> list[Stage]:
     shares = [
         phase.share / math.fsum(p.share for p in phases) for phases in declared.values() for phase in phases
     ]
-    left = iter(step_counts(shares, total))
+    steps = step_counts(shares, total)
+    others = iter(spans_of([p for phases in declared.values() for p in phases], steps, "others"))
     found: list[Stage] = []
     for owner, phases in declared.items():
-        steps = [next(left) for _ in phases]
+        counts = steps[len(found) : len(found) + len(phases)]
         apart = frozenset(str(name) for name in declared if name != owner)
-        for i, (phase, span) in enumerate(zip(phases, span_lengths(phases, steps), strict=True)):
-            found.append(Stage(phase, owner, apart, steps[i], span, i == 0, len(phases) == 1))
+        for i, (phase, own) in enumerate(zip(phases, spans_of(phases, counts, "own"), strict=True)):
+            found.append(Stage(phase, owner, apart, counts[i], own, next(others), i == 0, len(phases) == 1))
     return found
 
 
@@ -162,14 +183,37 @@ def step_counts(shares: Sequence[float], total: int) -> list[int]:
     return steps
 
 
-def span_lengths(phases: Sequence[Phase], steps: Sequence[int]) -> list[int]:
-    """For each phase of an entry, the steps that events count: those of all its phases from the latest that
-    starts anew, or the first, to the next that does."""
-    begins = [i for i, phase in enumerate(phases) if phase.anew or i == 0]
-    spans: list[int] = []
+def spans_of(phases: Sequence[Phase], steps: Sequence[int], part: PhasePart) -> list[Span]:
+    """For each of successive phases what events of `part` count over: all phases from the latest that starts
+    it anew, or the first, to the next that does. What a phase does not train it does not start anew."""
+    begins = [i for i, phase in enumerate(phases) if i == 0 or (phase.anew and part in phase.trains)]
+    spans: list[Span] = []
     for first, end in zip(begins, [*begins[1:], len(phases)], strict=True):
-        spans += [sum(steps[first:end])] * (end - first)
+        spans += [Span(sum(steps[first:end]), i == first) for i in range(first, end)]
     return spans
+
+
+class EventSteps:
+    """At which step of how many modules are, as events tell them."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._begun = {"own": 0, "others": 0}
+
+    def enter(self, stage: Stage, taken: int) -> None:
+        """Begin a stage, `taken` steps after the training began."""
+        self._stage = stage
+        for part, span in (("own", stage.own), ("others", stage.others)):
+            if span.begins:
+                self._begun[part] = taken
+
+    def at(self, name: str | None, taken: int) -> tuple[int, int]:
+        """Step and total for a module of that name (`None`: a policy), `taken` steps after the training
+        began."""
+        assert self._stage is not None
+        own = name is not None and self._stage.part_of(name) == "own"
+        span = self._stage.own if own else self._stage.others
+        return taken - self._begun["own" if own else "others"], span.steps
 
 
 class StartingValues:
@@ -208,7 +252,7 @@ class FirstValues:
     def restore(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
         """Put what a stage trains back to its first values; whether some buffer had others."""
         chosen = {id(p) for g in stage.groups(groups) for p in g["params"]}
-        buffers = {id(b) for module in stage.modules(modules) for b in module.buffers()}
+        buffers = {id(b) for module in stage.modules(modules).values() for b in module.buffers()}
         altered = False
         for key, tensor in values_of(modules, groups):
             kept = self._kept.get(key)

@@ -20,7 +20,6 @@ HOSTS: dict[str, Any] = {
     "serial": {"serial_adapter": {"bottleneck": 4}},
     "parallel": {"parallel_adapter": {"bottleneck": 4}},
     "krona": "krona",
-    "vera": {"vera": {"rank": 4}},
     "chain": {"chain": ["ia3", {"lora": {"rank": 4, "sites": ["k", "v"]}}]},
     "gate": {"gate": [{"lora": {"rank": 4}}, {"serial_adapter": {"bottleneck": 4}}]},
 }
@@ -51,7 +50,7 @@ def _set(hybrid: Hybrid, values: dict[str, dict[str, Tensor]]) -> None:
             parameter.copy_(own[name])
 
 
-@pytest.mark.parametrize("host", ["lora", "serial", "parallel", "krona", "vera"])
+@pytest.mark.parametrize("host", ["lora", "serial", "parallel", "krona"])
 def test_masked_copies_are_the_sum_of_children_with_masked_values(host: str) -> None:
     item = HOSTS[host] if isinstance(HOSTS[host], dict) else {HOSTS[host]: {}}
     hybrid, inputs = _hybrid(_wrapped("masked_copies", item, **HALVES)), tiny_inputs("bert")
@@ -195,6 +194,12 @@ def test_what_is_saved_acts_the_same_again(tmp_path: Path) -> None:
         (_wrapped("masked_copies", HIDDEN), "saved with other parameters than it trains"),
         (_wrapped("masked_copies", {"sum": ["lora", HIDDEN]}), "saved with other parameters than it trains"),
         ({"weight_drop": ["lora", "ia3"]}, "wraps one child, but has 2"),
+        (_wrapped("weight_drop", "vera"), "no matrix among the parameters of vera"),
+        (
+            _wrapped("masked_copies", {"sum": ["ia3", "bitfit"]}),
+            "no matrix among the parameters of ia3 and bitfit",
+        ),
+        (_wrapped("masked_copies", {"laplace_lora": {"rank": 2}}), "laplace_lora has a posterior"),
     ],
 )
 def test_what_it_cannot_hold_is_refused(item: Any, said: str) -> None:
@@ -224,6 +229,18 @@ def test_values_are_put_in_at_each_tensor_that_is_altered_by_name(monkeypatch: p
     assert not any(torch.equal(patch.new(own[n]), own[n]) for n, patch in patches.items())
     monkeypatch.setattr(_wrap(hybrid), "values", lambda site: [lambda name, p: torch.zeros_like(p)])
     assert all(torch.equal(patch.new(own[n]), own[n]) for n, patch in patches.items())
+
+
+def test_masks_that_were_made_in_inference_mode_train() -> None:
+    hybrid = _hybrid(_wrapped("masked_copies", HOSTS["lora"], **HALVES))
+    with torch.inference_mode():
+        logits(hybrid.model, tiny_inputs("bert"))
+    logits(hybrid.model, tiny_inputs("bert")).sum().backward()
+    assert all(p.grad is not None for p in hybrid.modules["lora"].parameters())
+
+
+def test_a_posterior_may_be_dropped_while_it_trains() -> None:
+    assert _wrap(_hybrid(_wrapped("weight_drop", {"laplace_lora": {"rank": 2}}))).kind == "weight_drop"
 
 
 def test_a_prompt_is_refused() -> None:

@@ -17,6 +17,8 @@ from autopeft.search.space.projection import values_of
 from autopeft.search.space.space import Space
 
 LORA = {"lora": {"rank": 2}}
+VERA, CAPA = {"vera": {"rank": 8}}, {"capaboost": {"rank": 4}}
+FAR = {"far": {"retention": 0.5}}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    "item", [LORA, {"parallel_adapter": {"bottleneck": 3}}, "ia3", {"p_tuning_v2": {"length": 2}}]
+    "item", [LORA, VERA, CAPA, {"parallel_adapter": {"bottleneck": 3}}, "ia3", {"p_tuning_v2": {"length": 2}}]
 )
 def test_an_entry_starts_with_the_values_of_its_input(item: Any) -> None:
     source = left("source", item)
@@ -127,6 +129,9 @@ def test_the_recipe_of_an_input_counts_for_its_hash() -> None:
         (LORA, {"lora": {"rank": 2, "sites": ["q"]}}, "only one of them has"),
         ("ia3", LORA, "its own method, lora.*ia3"),
         ({"prefix_tuning": {"length": 2, "reparameterization": 4}},) * 2 + ("reparameterization",),
+        (VERA, {"vera": {"rank": 8, "seed": 1}}, "has seed: 1, and .* with seed: 0.*give 'vera' seed: 0"),
+        (CAPA, {"capaboost": {"rank": 4, "pattern": "2:4"}}, "has pattern: 2:4"),
+        (FAR, FAR, "far keeps '.*index', which"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_and_leaves_the_model(source: Any, target: Any, words: str) -> None:

@@ -13,7 +13,7 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.training.errors import PhaseError
 from autopeft.training.loop import train
-from autopeft.training.phases import Phase, Stage, span_lengths, stages_of, step_counts, values_of
+from autopeft.training.phases import Phase, Span, Stage, spans_of, stages_of, step_counts, values_of
 from autopeft.training.plan import TrainingPlan
 
 OWN: frozenset[Any] = frozenset({"own"})
@@ -37,6 +37,19 @@ class TwoPhases(nn.Module):
     def weight_now(self) -> torch.Tensor:
         assert not torch.is_grad_enabled()
         return self.weight.clone()
+
+    def before_step(self, step: int, total: int) -> None:
+        self.log.append((step, total))
+
+
+class Plain(nn.Linear):
+    """Has no phases."""
+
+    log: list[tuple[int, int]]
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.log = []
 
     def before_step(self, step: int, total: int) -> None:
         self.log.append((step, total))
@@ -107,13 +120,16 @@ def test_each_phase_has_a_schedule_of_its_own() -> None:
     assert len(rates) == 8
 
 
+SPAN = Span(3, begins=True)
+
+
 def stage(phase: Phase, owner: str | None = "a", apart: tuple[str, ...] = ()) -> Stage:
-    return Stage(phase, owner, frozenset(apart), steps=3, span=3, first=True, alone=False)
+    return Stage(phase, owner, frozenset(apart), steps=3, own=SPAN, others=SPAN, first=True, alone=False)
 
 
 def test_without_phases_there_is_one_of_everything() -> None:
     (only,) = stages_of({"a": nn.Linear(1, 1)}, 5)
-    assert (only.owner, only.phase, only.steps, only.span) == (None, Phase("train"), 5, 5)
+    assert (only.owner, only.phase, only.steps, only.own.steps) == (None, Phase("train"), 5, 5)
     assert only.said() == "training"
     groups = [{"name": n, "params": [1]} for n in ("a", "b.x", "head")]
     assert only.groups(groups) == groups
@@ -322,8 +338,23 @@ def test_events_count_from_the_phase_that_starts_anew() -> None:
 
 def test_spans() -> None:
     phases = [Phase("a"), Phase("b"), Phase("c", anew=True), Phase("d"), Phase("e", anew=True)]
-    assert span_lengths(phases, [1, 2, 3, 4, 5]) == [3, 3, 7, 7, 5]
-    assert span_lengths(phases[2:], [3, 4, 5]) == [7, 7, 5]
+    begins = [True, False, True, False, True]
+    spans = spans_of(phases, [1, 2, 3, 4, 5], "own")
+    assert spans == [Span(steps, first) for steps, first in zip([3, 3, 7, 7, 5], begins, strict=True)]
+    assert [span.steps for span in spans_of(phases[2:], [3, 4, 5], "own")] == [7, 7, 5]
+    phases[2] = Phase("c", anew=True, trains=frozenset({"own"}))
+    assert [span.steps for span in spans_of(phases, [1, 2, 3, 4, 5], "others")] == [10, 10, 10, 10, 5]
+
+
+def test_events_of_entries_without_phases_count_over_those_of_all_others() -> None:
+    one, two = TwoPhases(Phase("a"), Phase("b")), TwoPhases(Phase("c"), Phase("d", anew=True))
+    model, plain = PhasedBag(one, two), Plain(6, 6)
+    model.adapter = plain
+    fake = FakeHybrid(model, {"one": one, "two": two, "plain": plain})
+    train(fake, encoded_task(), TrainingPlan(steps=8, batch_size=16, device="cpu"))
+    assert one.log == [(i, 4) for i in range(4)]
+    assert two.log == [(0, 2), (1, 2)] * 2
+    assert plain.log == [(i, 6) for i in range(6)] + [(0, 2), (1, 2)]
 
 
 def test_a_phase_may_start_from_before_another_one() -> None:

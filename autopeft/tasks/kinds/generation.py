@@ -17,7 +17,7 @@ from autopeft.assets import warn_once
 from autopeft.errors import UsageError
 from autopeft.hybrid.caching import generates_from_cache
 from autopeft.hybrid.modules import ROOT
-from autopeft.hybrid.prediction import predictive, several_models
+from autopeft.hybrid.prediction import predictive, stands_for_several
 from autopeft.method import LimitsTexts, reserved_rows
 from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
@@ -137,7 +137,7 @@ def _behind(
     device: str | torch.device,
 ) -> list[list[int]]:
     """What the model writes behind each prompt, filled up where a row has ended."""
-    encodes, several = _encodes(model), _several(model)
+    encodes, several = _encodes(model), stands_for_several(model)
     cached = not several and generates_from_cache(model, 1 if encodes else min(map(len, prompts)))
     alike = length_alike(model, prompts) if cached and not encodes and config.num_beams == 1 else 0
     inputs = _inputs(model, prompts, config.pad_token_id, None if encodes else alike, device)
@@ -263,12 +263,6 @@ def _ended(tokens: list[int], ends: Sequence[int], *, kept: bool) -> list[int]:
     """Tokens up to the first that ends an answer, with it where it is `kept`."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: stop + kept]
-
-
-def _several(model: Any) -> bool:
-    """Whether what is attached stands for several models."""
-    root = getattr(model, ROOT, None)
-    return root is not None and any(map(several_models, root.modules()))
 
 
 def _run(

@@ -74,6 +74,8 @@ class CapaBoost(LowRankMethod):
     Parameters: the entries in at least one mask, exactly, about (1 − (1 − ρ)ᴰ)·r·(in + out) for each site.
     """
 
+    frozen_by = ("copies", "density", "pattern", "seed")
+
     class Config(LowRankConfig):
         copies: int = Field(default=2, ge=1, le=16, description="D")
         density: float = Field(default=0.5, gt=0, le=1, description="ρ, the share of ones in each mask")

@@ -67,6 +67,7 @@ class IntrinsicSAID:
     traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False)
     size_field: ClassVar[str] = "dimension"
     part_names = ("z", "scales")
+    frozen_by = ("seed", "tensors")
 
     class Config(MethodConfig):
         dimension: int = Field(default=5000, ge=2, le=1 << 24, description="entries of z and λ together")

@@ -88,6 +88,7 @@ class VeRA(LowRankMethod):
     """
 
     part_names = ("d", "b")
+    frozen_by = ("seed",)
 
     class Config(MethodConfig):
         rank: int = Field(default=256, ge=1, le=4096)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from autopeft.errors import MethodError
 from autopeft.method import Call, Interim, MethodConfig, ParameterCount, Phase, Traits, WeightTarget, register
 from autopeft.nn import PerSite, RowDelta, TensorDeltas, top_entries
 from autopeft.spec import BackboneSpec, Site, TensorSpec
@@ -160,12 +161,28 @@ class FAR:
         return max(1, round(self.config.retention * site.out_features))
 
     def _rest(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
-        """All tensors of the layers of `sites` but those of these maps."""
+        """All tensors of the layers of `sites` but those of these maps.
+
+        Raises:
+            MethodError: a map shares a tensor with another that is not among `sites`.
+        """
         if self.config.rest == "frozen":
             return []
         layers, maps = {(s.stack, s.layer) for s in sites}, {(s.stack, s.layer, s.name) for s in sites}
-        inside = [t for t in spec.tensors if (t.stack, t.layer) in layers]
-        return [t for t in inside if (t.stack, t.layer, t.site) not in maps]
+        found = list[TensorSpec]()
+        for t in spec.tensors:
+            if (t.stack, t.layer) not in layers:
+                continue
+            apart = [name for name in t.maps if (t.stack, t.layer, name) not in maps]
+            if apart and len(apart) < len(t.maps):
+                raise MethodError(
+                    f"far with rest: trained reconfigures a part of {t.name!r} and cannot train the other, "
+                    f"{' and '.join(apart)}, beside it; name {' and '.join(t.maps)} in its sites, or leave "
+                    "rest: frozen."
+                )
+            if apart or not t.maps:
+                found.append(t)
+        return found
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(self._kept(s) * (s.in_features + s.bias) for s in sites)

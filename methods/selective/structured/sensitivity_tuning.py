@@ -93,10 +93,11 @@ class SensitivityTuning:
     + r + out. A vector with c ≥ dim/β is trained whole. Otherwise the c entries are: θ₀ + v. Class tokens
     (ViT) are trained in any case.
 
-    A larger τ never costs less, so that the largest one is taken whose sum the budget `keep` suffices for.
-    The authors try steps of 20,000 and take the nearest, which may be above it. Their budgets for ViT-B are
-    0.05 to 1.0 million, of 86 million. `keep` is a count, or a share of the base model. With `sites` the
-    matrices, with their biases, are those at these maps alone.
+    A larger τ never costs less, so that the largest one is taken whose sum the budget `keep` suffices for. A
+    fused map of a gated FFN (Phi-3), which is no site as a whole, gets a module for each of its parts, whose
+    P are added. The authors try steps of 20,000 and take the nearest, which may be above it. Their budgets
+    for ViT-B are 0.05 to 1.0 million, of 86 million. `keep` is a count, or a share of the base model. With
+    `sites` the matrices, with their biases, are those at these maps alone.
 
     A (D) is Kaiming-uniform (a = √5), B (U, e) and v are zero: the identity at init. Modules have dropout at
     their input, but for attention's output projection, and drop whole rows with probability `drop_path`.
@@ -127,22 +128,37 @@ class SensitivityTuning:
         if config.module == "adapter":
             self.traits = replace(self.traits, mergeable=False)
 
-    def _matrices(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[TensorSpec, Site]:
-        """The ranked weights, each with its site; parts of a fused projection are in that of the whole."""
-        wanted = {(s.stack, s.layer, s.name): s for s in sites}
-        found = {t: wanted.get((t.stack, t.layer, t.site)) for t in spec.tensors if t.role == "weight"}  # type: ignore[arg-type]
-        return {t: s for t, s in found.items() if s is not None and t.size == s.in_features * s.out_features}
+    def _matrices(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[TensorSpec, list[Site]]:
+        """The ranked weights, each with its site, or where a fused one has none, with those of its parts.
+
+        Raises:
+            MethodError: of a fused weight a part is among `sites` without the others.
+        """
+        wanted, found = {(s.stack, s.layer, s.name): s for s in sites}, dict[TensorSpec, list[Site]]()
+        for t in spec.tensors:
+            if t.role != "weight":
+                continue
+            here = {name: wanted.get((t.stack, t.layer, name)) for name in {*t.maps, *t.parts}}  # type: ignore[arg-type]
+            maps, parts = ([s for name in names if (s := here[name])] for names in (t.maps, t.parts))
+            if (maps or parts) and len(maps) < len(t.maps):
+                raise MethodError(
+                    f"sensitivity_tuning ranks {t.name!r} as a whole, and its sites name only "
+                    f"{' and '.join(s.name for s in maps or parts)} of it; name {' and '.join(t.maps)}."
+                )
+            if maps and t.size == sum(s.in_features * s.out_features for s in maps):
+                found[t] = maps
+        return found
 
     def _tensors(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[TensorSpec, Whole]:
         c, matrices = self.config, self._matrices(sites, spec)
-        maps = {(s.stack, s.layer, s.name) for s in matrices.values()}
+        maps = {(s.stack, s.layer, s.name) for own in matrices.values() for s in own}
         found = dict[TensorSpec, Whole]()
         for t in spec.tensors:
             if t in matrices:
-                found[t] = Whole(self._size(matrices[t]), c.alpha)
+                found[t] = Whole(sum(self._size(s) for s in matrices[t]), c.alpha)
             elif t.role in _VECTORS and t.site != "embeddings":
                 norm = t.role != "bias"
-                if norm or (t.stack, t.layer, t.site) in maps:
+                if norm or any((t.stack, t.layer, name) in maps for name in t.maps):
                     found[t] = Whole(t.size, c.beta)
         if not matrices:
             raise MethodError(
@@ -186,7 +202,7 @@ class SensitivityTuning:
         return Interim(held=2 * sum(t.size for t in self._tensors(sites, spec)))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        children = {s.key: self._module(s) for s in self._matrices(sites, spec).values()}
+        children = {s.key: self._module(s) for own in self._matrices(sites, spec).values() for s in own}
         tensors, budget = self._tensors(sites, spec), self._budget(sites, spec)
         return SensitivityTuningModule(self.config, children, tensors, self._fixed(spec), budget)
 

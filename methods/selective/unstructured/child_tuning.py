@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from autopeft.errors import UsageError, near
 from autopeft.method import MethodConfig, Traits, register
 
 __all__ = ["ChildTuningF"]
@@ -36,7 +37,18 @@ class ChildTuningF:
         self.config = config
 
     def acts_on(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether some group is among those named."""
+        """Whether some group is among those named.
+
+        Raises:
+            UsageError: a name is that of no group.
+        """
+        names = [str(group.get("name", "")) for group in groups]
+        unknown = [own for own in self.config.on or () if not any(_is_of(name, own) for name in names)]
+        if unknown:
+            raise UsageError(
+                f"child_tuning_f was to act `on` {unknown[0]!r}, and nothing that trains is called so."
+                f"{near(unknown[0], names)} There are: {', '.join(names)}."
+            )
         return any(True for _ in self._parameters(groups))
 
     def before_update(self, groups: Sequence[Mapping[str, Any]], step: int, total: int) -> None:
@@ -50,5 +62,10 @@ class ChildTuningF:
         on = self.config.on
         for group in groups:
             name = str(group.get("name", ""))
-            if on is None or any(name == own or name.startswith(f"{own}.") for own in on):
+            if on is None or any(_is_of(name, own) for own in on):
                 yield from group["params"]
+
+
+def _is_of(group: str, name: str) -> bool:
+    """Whether a group is of an entry, a part or a composition."""
+    return group == name or group.startswith(f"{name}.")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, T5Config
 
 from autopeft.backbones import spec_of
+from autopeft.errors import MethodError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -149,6 +150,27 @@ def test_frozen_rows_are_bit_identical_at_the_end(rest: str) -> None:
             name = f"{places[path.replace('.', '-')].exit}.{leaf}"
             changed = (before[name] != after[name]).reshape(len(before[name]), -1).any(dim=1)
             assert changed.nonzero()[:, 0].tolist() == rows
+
+
+@pytest.mark.parametrize("name", ["modernbert", "phi3"])
+def test_rows_of_a_fused_map_are_no_part_of_the_rest(name: str) -> None:
+    model = tiny_model(name)
+    fused = [
+        n for n, _ in model.base_model.named_parameters() if n.endswith(("mlp.Wi.weight", "up_proj.weight"))
+    ]
+    before = snapshot(model.base_model)
+    hybrid = attach(model, recipe(retention=0.1, prime=0.3, rest="trained"), seed=0)
+    module = module_of(hybrid)
+    assert fused
+    assert not set(fused) & set(module.rest.names)
+    randomise(hybrid.root)
+    learners = [len(rows) for path, rows in module.nodes().items() if not path.endswith("down")]
+    hybrid.merge()
+    after = snapshot(model.base_model)
+    changed = [(before[weight] != after[weight]).any(dim=1) for weight in fused]
+    assert sum(int(rows.sum()) for rows in changed) == sum(learners) < sum(len(rows) for rows in changed)
+    with pytest.raises(MethodError, match=r"name (gate_proj and up|up and gate_proj) in its sites"):
+        attach(tiny_model(name), recipe(rest="trained", sites=["up", "down"]))
 
 
 @pytest.mark.parametrize("rewind", [False, True])

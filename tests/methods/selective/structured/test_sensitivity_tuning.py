@@ -86,10 +86,12 @@ def ranked(hybrid: Hybrid) -> dict[str, int]:
     """The ranked tensors by name: what stands for each, by the rules of the paper."""
     c, found = hybrid.graph.entries["sensitivity_tuning"].method.config, {}
     for t in hybrid.spec.tensors:
-        site = hybrid.spec.find(str(t.stack), t.layer, str(t.site)) if t.layer is not None else None
-        if t.role == "weight" and site is not None and site.name in MATRICES:
-            r, out = c.rank, site.out_features
-            found[t.name] = 2 * r * out + r + out if c.module == "adapter" else r * (site.in_features + out)
+        names = t.maps if t.layer is not None and t.role == "weight" else ()
+        sites = [s for n in names if n in MATRICES and (s := hybrid.spec.find(str(t.stack), t.layer, n))]
+        if sites:
+            r, inputs, out = c.rank, sites[0].in_features, sum(s.out_features for s in sites)
+            adapters = 2 * r * out + len(sites) * r + out
+            found[t.name] = adapters if c.module == "adapter" else r * (len(sites) * inputs + out)
         elif (t.role in ("norm_weight", "norm_bias") and t.site != "embeddings") or (
             t.role == "bias" and t.layer is not None
         ):
@@ -126,10 +128,11 @@ def settled(hybrid: Hybrid) -> tuple[dict[str, int], set[str]]:
     module, spec = module_of(hybrid), hybrid.spec
     entries, whole = {}, set()
     for t in spec.tensors:
-        key = f"{t.stack}-{t.layer}-{t.site}"
-        if t.role == "weight" and key in module.at:
-            child: Any = module.at[key]
-            if child.there:
+        keys = [key for n in t.maps if (key := f"{t.stack}-{t.layer}-{n}") in module.at]
+        if t.role == "weight" and keys:
+            children: list[Any] = [module.at[key] for key in keys]
+            assert len({child.there for child in children}) == 1
+            if children[0].there:
                 whole.add(t.name)
         if t.name in module.entries.offsets:
             lo, hi = module.entries.spans()[t.name]
@@ -228,7 +231,7 @@ def test_batches_are_seen_in_training_mode_and_as_many_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("module", ["lora", "adapter"])
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit", "phi3"])
 def test_it_is_the_identity_at_the_start(name: str, module: str) -> None:
     inputs = tiny_inputs(name)
     before = logits(tiny_model(name), inputs)
@@ -237,7 +240,7 @@ def test_it_is_the_identity_at_the_start(name: str, module: str) -> None:
         torch.testing.assert_close(logits(hybrid.model, inputs), before, atol=2e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "modernbert"])
 def test_merging_is_exact_with_lora_and_refused_with_adapters(name: str) -> None:
     inputs = tiny_inputs(name)
     hybrid = prepared(name, keep="9%")
@@ -247,6 +250,19 @@ def test_merging_is_exact_with_lora_and_refused_with_adapters(name: str) -> None
     adapters = prepared(name, keep="9%", module="adapter")
     with pytest.raises(UsageError, match="cannot be folded"):
         adapters.merge()
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "said"),
+    [
+        ("gpt2", ["q", "up"], "name only q of it; name qkv"),
+        ("gpt2", ["q", "v"], "name only q and v of it; name qkv"),
+        ("phi3", ["up", "down"], "name only up of it; name up and gate_proj"),
+    ],
+)
+def test_a_fused_map_is_ranked_as_a_whole(name: str, sites: list[str], said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        attach(tiny_model(name), recipe(keep="5%", sites=sites))
 
 
 def test_training_leaves_all_other_entries_bit_identical() -> None:

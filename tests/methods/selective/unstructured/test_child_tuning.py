@@ -65,10 +65,13 @@ def test_it_acts_on_what_is_named_alone() -> None:
     assert [n > 0 for n in zeros] == [True, True, False, False]
 
 
-def test_names_without_a_group_are_refused() -> None:
+@pytest.mark.parametrize("on", [["dora"], ["lora", "haed"]])
+def test_names_without_a_group_are_refused(on: list[str]) -> None:
     with (
-        attach(tiny_bert(), recipe(on=["dora"]), seed=0) as hybrid,
-        pytest.raises(UsageError, match="'child_tuning_f' finds nothing to act on"),
+        attach(tiny_bert(), recipe(on=on), seed=0) as hybrid,
+        pytest.raises(
+            UsageError, match=f"to act `on` '{on[-1]}', and nothing .* There are: lora, serial_adapter, head"
+        ),
     ):
         train(hybrid, encoded_task(), PLAN)
 
