@@ -20,7 +20,7 @@ from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook, logits_modules
 from autopeft.injection.owners import configs_of, owners_of
-from autopeft.injection.regions import Narrowed, RegionForward, narrowed
+from autopeft.injection.regions import FirstRow, Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
@@ -74,6 +74,7 @@ class Injection:
         self.refresh_weights()
         self._install_sites()
         self._install_regions()
+        self._install_reading()
         self._install_attention()
         self._install_layers()
         self._install_late()
@@ -255,18 +256,20 @@ class Injection:
             inside = self._inside(place)
             attends = [p for p in inside if p.attends]
             norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
-            ahead = bool(attends) and attends[0].site.pre_norm and norm is not None
-            forward = RegionForward(
-                self.base.get_submodule(place.entry),
-                place,
-                self.token,
-                child,
-                self.base.get_submodule(norm.entry) if ahead and norm is not None else None,
-                narrows=bool(attends) and any(p.site.name == "ffn" for p in inside),
-            )
+            ahead = norm is not None and bool(attends) and bool(attends[0].site.pre_norm)
+            first = self.base.get_submodule(norm.entry) if ahead and norm is not None else None
+            narrows = bool(attends) and any(p.site.name == "ffn" for p in inside)
+            module = self.base.get_submodule(place.entry)
+            forward = RegionForward(module, place, self.token, child, first, narrows=narrows)
             self._handles += [forward, *narrowed(self.base, inside, forward.key)]
             attending += attends
         self._handles += self.dispatch_to_ours(attending)
+
+    def _install_reading(self) -> None:
+        """What settles what the head reads leaves out a pooler, which learnt to read another state."""
+        pooler = self.pooler()
+        if pooler is not None and any(e.traits.pools for e in self.graph.entries.values()):
+            self._handles.append(FirstRow(pooler, self.token))
 
     def _inside(self, place: Place) -> list[Place]:
         """The places of the layer that a region is of."""

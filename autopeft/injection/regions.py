@@ -31,7 +31,7 @@ from autopeft.injection.frames import READ, RowsKey, frames
 from autopeft.injection.positions import spread_first, take
 from autopeft.method import Call
 
-__all__ = ["Narrowed", "RegionForward", "Replacing", "narrowed", "serves_itself"]
+__all__ = ["FirstRow", "Narrowed", "RegionForward", "Replacing", "narrowed", "serves_itself"]
 
 _LINEARS = ("q", "o", "cross_q", "cross_o")
 _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it checkpoints a layer with
@@ -72,6 +72,23 @@ class Replacing:
         self.module.__dict__.pop("forward", None)
         if self._before is not None:
             self.module.__dict__["forward"] = self._before
+
+
+class FirstRow(Replacing):
+    """In the place of a pooler: the first row of what it is given, as it is.
+
+    Args:
+        token: the hybrid's.
+    """
+
+    def __init__(self, module: nn.Module, token: int) -> None:
+        super().__init__(module)
+        self.token = token
+
+    def __call__(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.token in frames.bare:
+            return self.plain(states, *args, **kwargs)  # type: ignore[no-any-return]
+        return states if states.ndim == 2 else states[:, 0]
 
 
 class Narrowed(Replacing):

@@ -33,11 +33,11 @@ class MeanPooling:
     """hₜ ← Σᵢ hᵢ / n at every position t, over the n tokens of the input, for h the last layer's output.
 
     Reimers and Gurevych 2019, arXiv:1908.10084 (the pooling of sentence encoders). Whichever position the
-    head reads ([CLS], the last token), and through whatever the model puts between (BERT's pooler, a final
-    norm), it reads the mean. Rows of prompts and padding do not count. Backbones that learnt to embed texts
-    by it tell more to a head that way, before and after fine-tuning, above all where there are few rows. For
-    heads that read one position of each row, of models with one stack. Not the identity; not mergeable. No
-    parameters.
+    head reads ([CLS], the last token), it reads the mean: through a final norm, but not through a pooler
+    (BERT's), which learnt to read another state and is left out. Rows of prompts and padding do not count.
+    Backbones that learnt to embed texts by it tell more to a head that way, before and after fine-tuning,
+    above all where there are few rows. For heads that read one position of each row, of models with one
+    stack. Not the identity; not mergeable. No parameters.
     """
 
     traits = Traits(

@@ -60,6 +60,18 @@ def test_every_position_has_the_mean_of_the_bare_models_tokens(name: str) -> Non
         torch.testing.assert_close(row, mean.expand_as(row), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prompt", [(), (PROMPT,)])
+def test_a_pooler_is_left_out(prompt: Any) -> None:
+    model, inputs, seen = tiny_model("bert"), inputs_of("bert"), list[Tensor]()
+    before = logits(model, inputs)
+    hybrid = attach(model, recipe(*prompt), seed=0)
+    yielded(last_layer(hybrid), seen)
+    found = logits(model, inputs)
+    torch.testing.assert_close(found, model.classifier(seen[0][:, -1]), atol=1e-6, rtol=1e-5)
+    hybrid.detach()
+    assert torch.equal(logits(model, inputs), before)
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
 def test_rows_of_prompts_are_no_tokens(name: str) -> None:
     model, inputs, seen = tiny_model(name), inputs_of(name), list[Tensor]()
