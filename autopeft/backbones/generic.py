@@ -12,6 +12,10 @@ from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, StackMap
@@ -29,6 +33,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "gate_proj": ("gate_proj", "wi_0"),
     "down": ("down_proj", "fc2", "lin2", "wo", "dense_4h_to_h", "ffn_output"),
 }
+_EITHER = ("bert-generation",)  # its layers are an encoder's or a decoder's, as `is_decoder` says
 
 
 def generic_map(base: PreTrainedModel) -> FamilyMap:
@@ -70,7 +75,7 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
             f"one attention each; families with a map: {known}."
         )
     vision = base.main_input_name != "input_ids"
-    causal = _is_causal(layers[0])
+    causal = _is_causal(base, layers[0])
     stack = StackMap(
         "decoder" if causal else "encoder",
         "",
@@ -79,7 +84,15 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
         None if vision else _embeddings(base),
         causal=causal,
     )
-    return FamilyMap((stack,), modality="vision" if vision else "text")
+    from_padding = any(
+        isinstance(m, nn.Embedding) and m.padding_idx is not None and name.endswith("position_embeddings")
+        for name, m in base.named_modules()
+    )
+    return FamilyMap(
+        (stack,),
+        modality="vision" if vision else "text",
+        position_offset="padding" if from_padding else "zero",
+    )
 
 
 def _embeddings(base: PreTrainedModel) -> str:
@@ -128,8 +141,27 @@ def _shape(layer: nn.Module, path: str) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def _is_causal(layer: nn.Module) -> bool:
-    return any(getattr(m, "is_causal", False) is True for m in layer.modules())
+def _is_causal(base: PreTrainedModel, layer: nn.Module) -> bool:
+    """Whether positions see none behind them: as modules or the config say, or as the library has the family
+    write text and fill no gaps in it."""
+    if getattr(base.config, "is_decoder", False) is True:
+        return True
+    family = base.config.model_type
+    writes = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    said = any(getattr(m, "is_causal", False) is True for m in layer.modules())
+    return said or (writes and family not in _EITHER)
+
+
+def _is_layer(layer: nn.Module) -> bool:
+    """Whether a module is more than an attention: XLM has lists of attentions and of FFNs side by side."""
+    normed = any(type(m).__name__.endswith(("Norm", "LayerNorm")) for m in layer.modules())
+    return normed or _find(layer, "up", "down") is not None
+
+
+def _adds(module: nn.Module) -> bool:
+    """Whether a module's forward takes more than the states, such as what it is to be added to (MPT)."""
+    taken = list(inspect.signature(module.forward).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in taken)
 
 
 def _spans(layer: nn.Module, first: str, last: str, hidden: int) -> bool:
@@ -144,7 +176,7 @@ def _dispatches(module: nn.Module) -> bool:
 
 
 def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
-    sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")}
+    sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")} if _is_layer(layer) else {}
     found = {site: path for site in _NAMES if (path := _find(layer, site)) is not None}
     for site in ("up", "gate_proj", "down"):
         if _count(layer, site) > 1:
@@ -162,6 +194,7 @@ def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
     if up is not None and down is not None and _spans(layer, up, down, hidden):
         inside = up.rpartition(".")[0]
         own = "" != inside == down.rpartition(".")[0] and not str(projection).startswith(f"{inside}.")
-        sites["ffn"] = Region(inside, inside) if own else Region(up, down)
+        whole = own and not _adds(layer.get_submodule(inside))
+        sites["ffn"] = Region(inside, inside) if whole else Region(up, down)
     sites.update({site: Linear(path) for site, path in found.items()})
     return sites

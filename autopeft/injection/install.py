@@ -20,7 +20,7 @@ from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook, logits_modules
 from autopeft.injection.owners import configs_of, owners_of
-from autopeft.injection.regions import FirstRow, Narrowed, RegionForward, narrowed
+from autopeft.injection.regions import FirstRow, RegionForward, Replacing, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
@@ -55,7 +55,7 @@ class Injection:
         self.model, self.base, self.layout = model, base, layout
         self.graph, self.modules, self.token = graph, modules, token
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
-        self._handles: list[RemovableHandle | OwnForward | Narrowed | RegionForward] = []
+        self._handles: list[RemovableHandle | OwnForward | Replacing | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
         self._acting: frozenset[tuple[object, ...]] = frozenset()

@@ -133,7 +133,17 @@ def places_of(context: Context, x: Tensor, queries: int, keys: int) -> Places:
 
     What is behind all known positions is nothing: the empty end of a cache of fixed size, or what fills the
     rows of one hybrid up to those of another. A window keeps the last keys.
+
+    Raises:
+        CompositionError: a row holds several texts, or the mask does not tell what is padding.
     """
+    context.told("Where queries and keys stand in their text is told by")
+    if context.again is not None and bool(context.again):
+        raise CompositionError(
+            "Positions begin again within a row, so that it holds several texts, and what comes to scores "
+            "would count their tokens as those of one; give each text a row of its own, without packing, or "
+            "use prefix_tuning or lora."
+        )
     reserved = context.earlier if context.cached else context.reserved
     if context.text_mask is None:
         tokens = int(reserved.tokens or 0) if context.cached else x.shape[1] - reserved.count

@@ -83,10 +83,14 @@ class RootHooks:
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
 
     @property
+    def late_rows(self) -> int:
+        """How many rows its layers put in front."""
+        return sum(slot.adds for prompt in self.late for slot in prompt.slots)
+
+    @property
     def reserving(self) -> tuple[Slot, ...]:
         """All rows that its output has, those of its layers in front."""
-        late = sum(slot.adds for prompt in self.late for slot in prompt.slots)
-        first = (Slot(late),) if late else ()
+        first = (Slot(self.late_rows),) if self.late_rows else ()
         return (*first, *(slot for prompt in self.prompts for slot in prompt.slots))
 
     @property
@@ -232,9 +236,14 @@ class RootHooks:
             raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
         _refuse_other_masks(inputs, "Prompts lengthen the sequence and need")
         mask = inputs.get("attention_mask")
-        slides = self.spec.stack(self.stack.name).window is not None
-        reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]), beside=slides)
+        reserved = self.laid(mask, tokens if mask is None else int(mask.shape[1]))
         return replace(reserved, owners=self.owners)
+
+    def laid(self, mask: Tensor | None, tokens: int) -> Reserved:
+        """Where its rows lie in texts with this mask, those in front of layers left out."""
+        slots = [slot for prompt in self.prompts for slot in prompt.slots]
+        beside = self.stack.distances or self.spec.stack(self.stack.name).window is not None
+        return reserve(slots, mask, tokens, beside=beside)
 
     def _refuse_cached(self, slots: Sequence[Slot], inputs: dict[str, Any]) -> None:
         # Without rows behind tokens nothing is asked of the mask, which may lie on another device.
@@ -255,7 +264,10 @@ class RootHooks:
 
     def source_mask(self, mask: Tensor) -> Tensor:
         """A source's mask (batch, tokens) with its reserved rows."""
-        reserved = reserve(self.source_slots, mask, mask.shape[1])
+        assert self.source is not None
+        reserved, late = self.source.laid(mask, mask.shape[1]), self.source.late_rows
+        if late:
+            reserved = reserved.led_by((("", late),), mask.shape[1])
         return reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
 
     def _extend(self, inputs: dict[str, Any], reserved: Reserved, cached: bool) -> None:

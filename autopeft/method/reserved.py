@@ -23,7 +23,7 @@ class Slot:
         length: how many rows.
         offset: how many real tokens of each text lie between the `anchor` and the rows; all of them where a
             text has fewer, so that they move while it grows. Rows at the front (offset 0) lie before padding
-            on the left too, but where windows slide.
+            on the left too, but where windows slide or distances are all that tells positions.
         anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
             that no step of generation can go on from a cache.
         renews: in front of a layer, they are no further rows: those that the entry has already are made anew.
@@ -166,8 +166,8 @@ def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int, *, beside: 
         slots: in the order in which the rows come.
         mask: (batch, tokens), 1 at real tokens; `None` where all are.
         tokens: positions of the texts, padding included.
-        beside: rows at the front are to lie behind padding on the left, beside the text: windows count
-            positions, whatever lies there.
+        beside: rows at the front are to lie behind padding on the left, beside the text: windows and relative
+            biases count positions, whatever lies there.
     """
     count = sum(slot.length for slot in slots)
     padded = beside and mask is not None and not bool(mask[:, :1].all())

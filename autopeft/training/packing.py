@@ -106,10 +106,11 @@ def check_packing(hybrid: Any, model: nn.Module, kind: TaskKind) -> None:
         )
     if not isinstance(hybrid, Hybrid):
         return
-    whole = [e for e in hybrid.graph.entries.values() if e.traits.changes_length or e.traits.sees_text]
+    entries = hybrid.graph.entries.values()
+    whole = [e for e in entries if e.traits.changes_length or e.traits.sees_text or "scores" in e.ways]
     rowwise = is_by_position(hybrid.graph, hybrid.injection.layout.stacks[-1])
     if whole or not rowwise:
-        names = sorted({e.method.name for e in whole or hybrid.graph.entries.values()})
+        names = sorted({e.method.name for e in whole or entries})
         raise UsageError(
             f"In this recipe something acts on a row as a whole ({', '.join(names)}), and would take several "
             f"texts for one{_OTHERWISE}."

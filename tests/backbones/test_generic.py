@@ -10,14 +10,20 @@ from support.tiny import randomise
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    AutoModel,
+    BertGenerationConfig,
     CLIPConfig,
+    Data2VecTextConfig,
     MobileBertConfig,
+    MptConfig,
     PersimmonConfig,
     PreTrainedConfig,
     Qwen2MoeConfig,
     SwinConfig,
     ViTMSNConfig,
     ViTMSNModel,
+    XGLMConfig,
+    XLMConfig,
 )
 
 from autopeft.backbones import spec_of
@@ -100,3 +106,54 @@ def test_images_take_modules_of_layers_but_no_prompt() -> None:
         assert not torch.allclose(model(pixel_values=pixels).last_hidden_state, bare)
     with pytest.raises(SiteError, match="finds none of its sites"):
         attach(model, Recipe.from_dict({"name": "x", "model": ["prompt_tuning"]}))
+
+
+MPT = MptConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, max_seq_len=32)
+XGLM = XGLMConfig(
+    vocab_size=50, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=32
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "causal"),
+    [
+        (MPT, True),
+        (XGLM, True),
+        (BertGenerationConfig(**SIZES), False),
+        (BertGenerationConfig(**SIZES, is_decoder=True), True),
+        (PersimmonConfig(**SIZES), True),
+    ],
+)
+def test_which_way_its_layers_look_is_told_without_a_flag_on_them(
+    config: PreTrainedConfig, causal: bool
+) -> None:
+    (stack,) = spec_of(config).stacks
+    assert (stack.name, stack.causal) == (("decoder", True) if causal else ("encoder", False))
+    model = AutoModel.from_config(config).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    last = ids.clone()
+    last[0, -1] = 9
+    with torch.no_grad():
+        first, other = (model(input_ids=i).last_hidden_state[:, :-1] for i in (ids, last))
+    assert torch.allclose(first, other, atol=1e-6) == causal
+
+
+def test_an_ffn_that_adds_the_residual_itself_ends_at_its_last_map() -> None:
+    model = AutoModel.from_config(MPT).eval()
+    adapter = {"serial_adapter": {"sites": ["ffn"], "bottleneck": 4, "variant": "houlsby"}}
+    with attach(model, layers(adapter), seed=0) as hybrid:
+        place = hybrid.injection.places["decoder-0-ffn"]
+        assert (place.entry, place.exit) == ("blocks.0.ffn.up_proj", "blocks.0.ffn.down_proj")
+
+
+def test_a_list_of_attentions_is_no_list_of_layers() -> None:
+    config = XLMConfig(vocab_size=50, emb_dim=32, n_layers=2, n_heads=4)
+    assert {"q", "k", "v", "o"} <= names(config)
+    assert "layer" not in names(config)
+    with pytest.raises(UsageError, match="finds none of its sites"):
+        build_graph(Recipe.from_dict({"name": "x", "model": ["mean_pooling"]}), spec_of(config))
+
+
+def test_positions_that_begin_behind_that_of_padding_are_fewer() -> None:
+    config = Data2VecTextConfig(**SIZES, max_position_embeddings=20, pad_token_id=1)
+    assert spec_of(config).max_positions == 18

@@ -216,15 +216,27 @@ def test_reserved_rows_and_padding_are_no_tokens() -> None:
     assert images.keys.tolist() == [[0, 1, 2, 3, 4, -1, -1]]
 
 
-@pytest.mark.parametrize("cache", ["static", "dynamic"])
-def test_a_cache_of_fixed_size_ends_in_nothing(cache: str) -> None:
+def test_where_tokens_stand_has_to_be_told() -> None:
+    model = tiny_model("llama")
+    sloped(model)
+    ids = tiny_inputs("llama")["input_ids"]
+    several = torch.arange(ids.shape[1]).expand(len(ids), -1) % 4
+    with pytest.raises(CompositionError, match="holds several texts, and what comes to scores"):
+        model(input_ids=ids, position_ids=several, use_cache=False)
+    pairs = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    with pytest.raises(CompositionError, match="stand in their text is told by a mask of shape"):
+        model(input_ids=ids, attention_mask=pairs, use_cache=False)
+
+
+def test_a_cache_of_fixed_size_is_refused_as_its_masks_tell_no_padding() -> None:
     model = tiny_model("llama")
     sloped(model)
     inputs = padded("llama", "left")
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     plain = model.generate(**inputs, use_cache=False, **settings)
-    found = model.generate(**inputs, cache_implementation=cache, **settings)
-    assert torch.equal(found, plain)
+    assert torch.equal(model.generate(**inputs, cache_implementation="dynamic", **settings), plain)
+    with pytest.raises(CompositionError, match="pass the 2-D mask"):
+        model.generate(**inputs, cache_implementation="static", **settings)
 
 
 def test_a_window_keeps_the_last_keys() -> None:

@@ -117,6 +117,17 @@ def test_padding_on_the_left_does_not_move_a_text_away_from_what_stands_in_front
     torch.testing.assert_close(further, plain[:, 4:], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["t5", "mt5", "umt5"])
+def test_nor_where_distances_are_all_that_tells_positions(name: str) -> None:
+    model = tiny_model(name)
+    hybrid = attach(model, Recipe.from_dict(_IN_FRONT["prompt"]), seed=0)
+    randomise(hybrid.root, std=0.3)
+    inputs = tiny_inputs(name)
+    source = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    moved = model(**{**inputs, **padded_on_the_left(source, 4)}).logits
+    torch.testing.assert_close(moved, model(**inputs).logits, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("which", ["prompt", "prefix"])
 def test_nor_does_it_where_several_hybrids_share_a_model(which: str) -> None:
     model, inputs = tiny_model("llama"), tiny_inputs("llama", batch=4)

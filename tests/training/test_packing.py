@@ -185,18 +185,22 @@ def test_families_give_texts_in_a_row_their_own_logits_or_are_refused(name: str)
 # ----------------------------------------------------------------------------------------------------------
 
 
+SCORED = {"aprompt": {"length": 0, "kv_length": 0, "qk_width": 2}}
+
+
 @pytest.mark.parametrize(
     ("items", "named"),
     [
         ([{"prompt_tuning": {"length": 2}}], "prompt_tuning"),
         ([{"gate": [LORA]}], "lora"),
         (["idpg"], "idpg"),
+        ([SCORED], "aprompt"),
     ],
 )
 def test_what_acts_on_whole_rows_is_refused(
     folder: Path, data: EncodedTask, items: list[Any], named: str
 ) -> None:
-    own = [i for i in items if i == "idpg" or "prompt_tuning" in i]
+    own = [i for i in items if i in ("idpg", SCORED) or "prompt_tuning" in i]
     rest = [i for i in items if i not in own]
     with (
         hybrid_on(folder, *rest, model=own) as hybrid,

@@ -46,6 +46,7 @@ _T5 = FamilyMap(
             },
             "encoder.embed_tokens",
             norm="encoder.final_layer_norm",
+            distances=True,
         ),
         StackMap(
             "decoder",
@@ -60,9 +61,17 @@ _T5 = FamilyMap(
             "decoder.embed_tokens",
             causal=True,
             norm="decoder.final_layer_norm",
+            distances=True,
         ),
     ),
     endless=True,
+)
+_UMT5 = replace(
+    _T5,
+    stacks=tuple(
+        replace(s, unplaced="counts distances in every layer anew, which such rows do not have")
+        for s in _T5.stacks
+    ),
 )
 
 
@@ -117,7 +126,7 @@ def _whisper() -> FamilyMap:
 ENCODER_DECODERS: Mapping[str, FamilyMap] = {
     "t5": _T5,
     "mt5": _T5,
-    "umt5": _T5,
+    "umt5": _UMT5,
     "bart": _bart("post"),
     "mbart": _bart("pre", "layer_norm"),
     "pegasus": _bart("pre", "layer_norm", scaled=("encoder",)),

@@ -134,6 +134,7 @@ class StackMap:
             itself before it yields them; default: the root.
         behind: its root's other modules behind the layers.
         unplaced: why no rows can be put in front of its layers.
+        distances: its positions are told by their distances alone, which padding between them adds to.
         sine_first: its rotary tables come as (sine, cosine).
     """
 
@@ -146,6 +147,7 @@ class StackMap:
     norm: str | None = None
     behind: tuple[str, ...] = ()
     unplaced: str = ""
+    distances: bool = False
     sine_first: bool = False
     ones: bool = False
     blends: str | None = None
