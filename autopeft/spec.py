@@ -92,7 +92,9 @@ class TensorSpec:
     """One parameter tensor of the base model, once per storage (of tied tensors only the first).
 
     `site` and `layer` tell where it lies when it belongs to a site of a layer. What belongs to a stack's
-    embeddings (tables, positions, their norm) has the site `embeddings` and no layer.
+    embeddings (tables, positions, their norm) has the site `embeddings` and no layer, what belongs to the
+    family's pooler the site `pooler` and neither stack nor layer. `offset` is what a norm adds to this
+    weight before it scales by it (Gemma's scale by 1 + w).
     """
 
     name: str
@@ -101,6 +103,7 @@ class TensorSpec:
     stack: StackName | None = None
     layer: int | None = None
     site: str | None = None
+    offset: float = 0.0
 
     @cached_property
     def size(self) -> int:
