@@ -23,12 +23,14 @@ class Stored:
         method: the method that left it.
         tensors: by their names in the module; behind `stack.layer.site.` where they belong to a site. They
             are on the CPU.
+        own: whether that is the method of the entry that starts from it.
     """
 
     input: str
     entry: str
     method: str
     tensors: Mapping[str, Tensor]
+    own: bool = False
 
     @property
     def label(self) -> str:
