@@ -23,8 +23,8 @@ class PromptTuning:
     `vocabulary` copies embeddings of frequent tokens, taking the first 5,000 ids as these (vocabularies are
     ordered by frequency, roughly; BERT's first 1,000 are mostly unused). Vision backbones have no vocabulary
     and get the rows at the end. With a recipe's `from:` it begins with a stored prompt of the same shape that
-    `prompt_tuning`, `spot`, `tpt` or `p_tuning` left: they leave rows among the embeddings alone. The sequence
-    grows by `length`. Not the identity at init; not mergeable. length·d parameters.
+    `prompt_tuning`, `spot`, `tpt` or `p_tuning` left: they leave rows among the embeddings alone. The
+    sequence grows by `length`. Not the identity at init; not mergeable. length·d parameters.
     """
 
     traits = Traits(
