@@ -92,9 +92,11 @@ class TensorSpec:
     """One parameter tensor of the base model, once per storage (of tied tensors only the first).
 
     `site` and `layer` tell where it lies when it belongs to a site of a layer. What belongs to a stack's
-    embeddings (tables, positions, their norm) has the site `embeddings` and no layer. `parts` are the sites
-    whose maps are slices of a fused projection's tensor, which may have no site as a whole (`up` and
-    `gate_proj` of Phi-3's `gate_up_proj`).
+    embeddings (tables, positions, their norm) has the site `embeddings` and no layer, what belongs to the
+    family's pooler the site `pooler` and neither stack nor layer. `parts` are the sites whose maps are slices
+    of a fused projection's tensor, which may have no site as a whole (`up` and `gate_proj` of Phi-3's
+    `gate_up_proj`). `offset` is what a norm adds to this weight before it scales by it (Gemma's scale by
+    1 + w).
     """
 
     name: str
@@ -104,6 +106,7 @@ class TensorSpec:
     layer: int | None = None
     site: str | None = None
     parts: tuple[str, ...] = ()
+    offset: float = 0.0
 
     @property
     def maps(self) -> tuple[str, ...]:

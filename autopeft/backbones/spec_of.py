@@ -266,6 +266,9 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
             owners.setdefault(place.exit, place)
         elif place.site.kind == "linear":
             parts.setdefault(place.exit, []).append(place.site.name)
+    # A norm behind the layers is of the same class as theirs.
+    norms = (place for place in owners.values() if place.site.kind == "norm")
+    offsets = {type(base.get_submodule(place.exit)): place.offset for place in norms}
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
         path, _, leaf = name.rpartition(".")
@@ -275,8 +278,11 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None
         where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)
-        role = _role(base.get_submodule(path), leaf)
-        found.append(TensorSpec(name, tuple(parameter.shape), role, *where, tuple(parts.get(path, ()))))
+        module = base.get_submodule(path)
+        role = _role(module, leaf)
+        offset = offsets.get(type(module), 0.0) if role == "norm_weight" else 0.0
+        within = tuple(parts.get(path, ()))
+        found.append(TensorSpec(name, tuple(parameter.shape), role, *where, parts=within, offset=offset))
     return tuple(found)
 
 
@@ -286,6 +292,8 @@ def _inside(name: str, modules: Iterable[str | None]) -> bool:
 
 def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, str | None]:
     """Stack, layer and site of a tensor that no linear map and no norm of a layer owns."""
+    if _inside(name, [layout.family.pooler or "pooler"]):
+        return None, None, "pooler"
     for stack in layout.stacks:
         if stack.embeddings is not None and name.startswith(f"{stack.embeddings}."):
             return stack.map.name, None, "embeddings"

@@ -197,6 +197,7 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     graph = CompositionGraph(recipe, spec, builder.entries, trees)
     _check_directions(graph)
     _check_regions(graph)
+    _check_heads(graph)
     return graph
 
 
@@ -263,6 +264,15 @@ def _check_regions(graph: CompositionGraph) -> None:
                     "one can; list them for different layers, or leave one out."
                 )
             owner[site] = entry.name
+
+
+def _check_heads(graph: CompositionGraph) -> None:
+    heads = [entry.name for entry in graph.entries.values() if entry.traits.replaces_head]
+    if len(heads) > 1:
+        raise CompositionError(
+            f"{' and '.join(heads)} would each put a head of its own in the place of the model's, which only "
+            "one can; keep one of them, or take for the others prompts without a head, such as idpg."
+        )
 
 
 def _check_directions(graph: CompositionGraph) -> None:

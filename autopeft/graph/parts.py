@@ -72,7 +72,8 @@ class Shape(ABC):
         label: how messages call it.
         ways: how it acts.
         directed: whether an entry of it replaces the direction of weights.
-        may_clash: whether its own entries might replace one direction twice.
+        heads: how many of them take the head's place.
+        may_clash: whether its own entries might replace one direction, or the head, twice.
         pretrained: whether one of them reads pretrained tensors alone.
         phased: how many of them train in phases of their own.
         resizes: whether one of them settles how large it is while it trains.
@@ -83,6 +84,7 @@ class Shape(ABC):
     label: str
     ways: frozenset[Way]
     directed: bool
+    heads: int
     may_clash: bool
     pretrained: bool
     phased: int
@@ -147,6 +149,7 @@ class LeafShape(Shape):
         check_needs(name, self._traits, parts.spec)
         self.ways = ways_of(self._example)
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
+        self.heads = int(self._traits.replaces_head)
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
         self.remade = self._traits.remade
         self.fed = getattr(self._example, "fed_width", input_width)
@@ -221,11 +224,12 @@ class NodeShape(Shape):
         self.ways = frozenset(w for c in children for w in c.ways)
         directed = [c for c in children if c.directed]
         self.directed = bool(directed)
+        self.heads = sum(c.heads for c in children)
         self.pretrained = any(c.pretrained for c in children)
         self.phased = sum(c.phased for c in children)
         self.resizes = any(c.resizes for c in children)
         self.remade = any(c.remade for c in children)
-        self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
+        self.may_clash = self.heads > 1 or len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
     def sites(self, mask: int) -> tuple[Site, ...]:
@@ -370,7 +374,9 @@ def hash_of(parts: Iterable[Part]) -> str:
 
 
 def clash(parts: Sequence[Part]) -> bool:
-    """Whether two entries replace the direction of one weight."""
+    """Whether two entries replace the direction of one weight, or the head."""
+    if sum(shape.heads for shape, _ in parts) > 1:
+        return True
     directed = [(shape, mask) for shape, mask in parts if shape.directed]
     if not directed or (len(directed) == 1 and not directed[0][0].may_clash):
         return False

@@ -21,7 +21,7 @@ from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.injection.frames import frames
 from autopeft.injection.sequence import named_inputs
-from autopeft.method import LossStep, decay_targets
+from autopeft.method import LossStep, Phase, decay_targets
 from autopeft.recipe import Recipe, TrainingSection
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 
@@ -123,9 +123,9 @@ class HybridCallback(TrainerCallback):
             labels (see `loss`).
 
     Raises:
-        UsageError: a module trains in phases of its own, which the Trainer cannot run; or, when training
-            starts, a module wants calibration and had none; or, at the first step, a module or a policy has
-            loss terms and `callback.loss` is not used.
+        UsageError: modules train in phases, or in one that is more than the Trainer's own, which it cannot
+            run; or, when training starts, a module wants calibration and had none; or, at the first step, a
+            module or a policy has loss terms and `callback.loss` is not used.
     """
 
     def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
@@ -133,12 +133,7 @@ class HybridCallback(TrainerCallback):
         self._policies = Policies(hybrid.recipe.training)
         self._asked = False
         self._seen = _Seen()
-        phased = [name for name, module in hybrid.modules.items() if hasattr(module, "phases")]
-        if phased:
-            raise UsageError(
-                f"{', '.join(phased)} trains in phases, which `transformers.Trainer` cannot run; "
-                "use `autopeft.training.train`."
-            )
+        _refuse_phases(hybrid.modules)
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The task's loss plus the terms of modules and policies, as the Trainer's `compute_loss_func`.
@@ -241,6 +236,24 @@ class HybridCallback(TrainerCallback):
         self._seen.watch(None)
         with torch.no_grad():
             finish(self.hybrid.modules.values())
+
+
+def _refuse_phases(modules: Mapping[str, nn.Module]) -> None:
+    """Raise for phases; a single one that trains everything on the training split by the loop, and does no
+    more, is the Trainer's own."""
+    declared: dict[str, list[Phase]] = {
+        name: list(cast(Any, module).phases())
+        for name, module in modules.items()
+        if hasattr(module, "phases")
+    }
+    plain = [phase == Phase(phase.name, phase.share) for phases in declared.values() for phase in phases]
+    if not declared or plain == [True]:
+        return
+    said = "; ".join(f"{name}: {', '.join(p.name for p in found)}" for name, found in declared.items())
+    raise UsageError(
+        f"{', '.join(declared)} trains in phases ({said}), which `transformers.Trainer` cannot run; "
+        "use `autopeft.training.train`."
+    )
 
 
 def _warn_of_clipping(training: TrainingSection, args: Any, optimizer: Any) -> None:

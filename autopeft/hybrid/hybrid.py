@@ -398,7 +398,7 @@ class Hybrid:
             total: the task's loss, summed over rows, of logits and labels (see `HybridCallback`).
 
         Raises:
-            UsageError: a module trains in phases, `optimizer` refuses, or the Trainer would refuse the model,
+            UsageError: modules train in phases, `optimizer` refuses, or the Trainer would refuse the model,
                 as it does where it is quantised.
 
         Example:

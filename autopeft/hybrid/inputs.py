@@ -159,7 +159,8 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
             tensors = {own: handle.get_tensor(key) for key, own in keys.items()}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{artefact.folder / WEIGHTS} cannot be read: {error}.") from error
-    return Stored(name, source.name, source.method, tensors, source.item.config)
+    own = source.method == ref.method
+    return Stored(name, source.name, source.method, tensors, source.item.config, own)
 
 
 def _entry_of(artefact: Artefact, entry: str | None, ref: EntryRef) -> EntryRef:

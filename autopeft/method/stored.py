@@ -24,6 +24,7 @@ class Stored:
         tensors: by their names in the module; behind `stack.layer.site.` where they belong to a site. They
             are on the CPU.
         options: those that its recipe gives it.
+        own: whether that is the method of the entry that starts from it.
     """
 
     input: str
@@ -31,6 +32,7 @@ class Stored:
     method: str
     tensors: Mapping[str, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
 
     @property
     def label(self) -> str:

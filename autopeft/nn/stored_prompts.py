@@ -20,14 +20,27 @@ __all__ = ["Similarity", "mixture", "only_prompt", "prompt_similarity", "stored_
 
 Similarity = Literal["mean", "pairs"]
 _PROMPT = "table"  # as `PromptTable` calls it
+# Methods that leave rows among the input embeddings and nothing else, and how they call these.
+_ROWS = {"prompt_tuning": _PROMPT, "spot": _PROMPT, "tpt": _PROMPT, "p_tuning": "embedding"}
 
 
-def stored_prompt(stored: Stored, length: int, width: int, name: str = _PROMPT) -> Tensor:
-    """The prompt (length, width) of an entry.
+def stored_prompt(stored: Stored, length: int, width: int, name: str | None = None) -> Tensor:
+    """The prompt (length, width) of an entry, of the method that asks or of one that leaves nothing but rows
+    among the input embeddings.
+
+    Args:
+        name: of another tensor than the prompt itself.
 
     Raises:
-        MethodError: it has none, or one of another shape.
+        MethodError: it is of another method, has no prompt, or one of another shape.
     """
+    if not stored.own and stored.method not in _ROWS:
+        raise MethodError(
+            f"{stored.label} was to give a prompt, rows for the input embeddings, which {stored.method} does "
+            f"not leave as such; a prompt starts from one of {', '.join(_ROWS)}, or of its own method: name "
+            "such an entry by 'from:'."
+        )
+    name = name or _ROWS.get(stored.method, _PROMPT)
     way_out = f"start from a prompt of length {length} on a backbone of width {width}, or set its `length`"
     return stored.tensor(name, (length, width), way_out)
 

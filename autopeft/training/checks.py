@@ -47,7 +47,7 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             f"{pooling[0]} gives every position the same state, and models for {kind.name} read several of "
             "a row, or one that has a meaning of its own; leave it out."
         )
-    heads = [n for n in wanting if "logits" in entries[n].ways]
+    heads = [n for n, entry in entries.items() if entry.method.traits.replaces_head]
     if heads and spec.logits is not None and spec.logits.tokens:
         raise CompositionError(
             f"{heads[0]} puts a head of its own in the place of the model's, which for {kind.name} is one "

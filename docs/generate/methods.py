@@ -115,6 +115,11 @@ def traits_in_words(name: str) -> list[str]:
         (bool(t.features), "The bare backbone runs once more before each forward.", ""),
         (t.stochastic, "It draws random numbers while it trains.", ""),
         (t.direction, "It replaces the direction of a weight, so a weight takes only one such method.", ""),
+        (
+            t.replaces_head,
+            "Its head takes the place of the model's, so a recipe takes only one such method.",
+            "",
+        ),
         (t.pretrained, "It reads the pretrained values, so nothing before it in a chain may alter them.", ""),
         (t.phased, "It trains in phases of its own; several such entries follow each other.", ""),
         (

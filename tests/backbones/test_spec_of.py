@@ -107,6 +107,27 @@ def test_what_lies_behind_the_layers_is_none_of_the_embeddings_of_a_decoder_arou
     assert {t.name for t in tensors if t.site == "embeddings"} == {f"decoder.{n}.weight" for n in names}
 
 
+@pytest.mark.parametrize("name", ["bert", "albert", "siglip_vision_model", "vit", "gpt2"])
+def test_tensors_of_the_pooler_are_at_its_site(name: str) -> None:
+    pooler = {"siglip_vision_model": "head.", "gpt2": "-"}.get(name, "pooler.")
+    tensors = spec_of(tiny_config(name)).tensors
+    assert {t.name for t in tensors if t.site == "pooler"} == {
+        t.name for t in tensors if t.name.startswith(pooler)
+    }
+    assert any(t.site == "pooler" for t in tensors) == (name != "gpt2")
+    assert all((t.stack, t.layer) == (None, None) for t in tensors if t.site == "pooler")
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"), [("gemma", 1.0), ("gemma2", 1.0), ("gemma3_text", 1.0), ("llama", 0.0)]
+)
+def test_gains_of_norms_inside_and_behind_the_layers_have_their_offset(name: str, offset: float) -> None:
+    tensors = {t.name: t for t in spec_of(tiny_config(name)).tensors}
+    gains = {n for n, t in tensors.items() if t.role == "norm_weight"}
+    assert {"norm.weight", "layers.0.input_layernorm.weight"} <= gains
+    assert {n: t.offset for n, t in tensors.items()} == {n: offset * (n in gains) for n in tensors}
+
+
 def test_known_sizes() -> None:
     minilm = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
     assert spec_of(minilm).parameters == 22_713_216

@@ -59,6 +59,12 @@ def test_a_prompt_goes_to_the_stack_that_reads_the_input() -> None:
         ([{"chain": [{"lora": {}}, {"dora": {"sites": ["q"]}}]}], {}, BERT, "put dora before lora"),
         ([{"gate": [{"serial_adapter": {"variant": "houlsby"}}]}], {}, BERT, "alters weights"),
         ([], {"model": ["bitfit"]}, LLAMA, "bias"),
+        (
+            [],
+            {"model": ["infoprompt", "infoprompt"]},
+            BERT,
+            "infoprompt and infoprompt_2 would each put a head",
+        ),
     ],
 )
 def test_impossible_compositions_are_refused_with_the_way_out(

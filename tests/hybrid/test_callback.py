@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import attach
+from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.callback import HybridCallback
+from autopeft.method import Phase
 from autopeft.recipe import Recipe
+from autopeft.training.loop import train
+from autopeft.training.plan import TrainingPlan
 
 LORA = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
 
@@ -174,13 +177,94 @@ def test_the_loss_of_a_kind_of_task_is_taken_where_it_is_given() -> None:
     assert float(loss) == pytest.approx((24 - 6) / 6)
 
 
-def test_phases_are_refused_at_once() -> None:
-    class Phased(nn.Module):
-        def phases(self) -> list[Any]:
-            return []
+class _Phased(nn.Module):
+    def __init__(self, *phases: Phase) -> None:
+        super().__init__()
+        self.phases = lambda: list(phases)
 
-    with pytest.raises(UsageError, match=r"cannot run; use `autopeft\.training\.train`"):
-        HybridCallback(_Carrier({}, Phased()))
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [],
+        [Phase("one", 0.5), Phase("two", 0.5)],
+        [Phase("one", run=_nothing)],
+        [Phase("one", begin=_nothing)],
+        [Phase("one", held_out=0.5)],
+        [Phase("one", held_out=0.5, outer=_nothing)],
+        [Phase("one", split="select")],
+        [Phase("one", trains=frozenset(("own", "head")))],
+        [Phase("one", output=_nothing)],
+    ],
+)
+def test_phases_are_refused_at_once(phases: list[Phase]) -> None:
+    names = ", ".join(p.name for p in phases)
+    says = rf"spy trains in phases \(spy: {names}\).*cannot run; use `autopeft\.training\.train`"
+    with pytest.raises(UsageError, match=says):
+        HybridCallback(_Carrier({}, _Phased(*phases)))
+
+
+def test_one_plain_phase_is_the_trainer_s_own_and_those_of_two_follow_each_other() -> None:
+    HybridCallback(_Carrier({}, _Phased(Phase("one"))))
+    with pytest.raises(UsageError, match=r"other, spy trains in phases \(other: one; spy: one\)"):
+        HybridCallback(_Carrier({"other": _Phased(Phase("one"))}, _Phased(Phase("one"))))
+
+
+def _spot() -> tuple[Hybrid, Any]:
+    hybrid = attach(tiny_bert(), _prompt({"spot": {"length": 4, "task_share": 0.5}}), seed=0)
+    return hybrid, hybrid.modules["spot"]
+
+
+def _pruned() -> tuple[Hybrid, Any]:
+    hybrid = attach(tiny_bert(), _prompt({"xprompt": {"length": 4, "pieces": 4, "init": "uniform"}}), seed=0)
+    module: Any = hybrid.modules["xprompt"]
+    module.token_index, module._left = torch.tensor([1, 3]), torch.tensor([4, 6, 13])
+    module.deploy()
+    return hybrid, module
+
+
+def _found() -> tuple[Hybrid, Any]:
+    item = {"selective_prompt": {"length": 2, "bottleneck": 4, "dropout": 0.0, "keep": 1}}
+    hybrid = attach(tiny_bert(), _prompt(item), seed=0)
+    module: Any = hybrid.modules["selective_prompt"]
+    module.finish()
+    hybrid.refresh()
+    return hybrid, module
+
+
+def _prompt(item: Any) -> Recipe:
+    training = {"learning_rate": 0.05, "schedule": "constant", "warmup": 0.0, "max_grad_norm": 1.0}
+    return Recipe.from_dict({"name": "p", "model": [item], "training": training})
+
+
+@pytest.mark.parametrize("made", [_spot, _pruned, _found])
+def test_one_plain_phase_trains_in_the_trainer_as_in_our_loop(tmp_path: Path, made: Any) -> None:
+    left = []
+    for ours in (True, False):
+        hybrid, module = made()
+        for part in hybrid.model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        if ours:
+            plan = TrainingPlan(steps=4, batch_size=8, device="cpu", shortcuts=False)
+            train(hybrid, encoded_task(train=8), plan, calibrate=False)
+        else:
+            args = TrainingArguments(
+                output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=8, use_cpu=True,
+                report_to=[], save_strategy="no", disable_tqdm=True,
+            )  # fmt: skip
+            data: Any = rows(8)
+            Trainer(hybrid.model, args, train_dataset=data, **hybrid.for_trainer()).train()
+        assert any(not torch.equal(p, before[name]) for name, p in module.named_parameters())
+        left.append(module.state_dict())
+    assert left[0].keys() == left[1].keys()
+    for name, value in left[0].items():
+        torch.testing.assert_close(left[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_groups_of_a_module_reach_the_trainer_or_it_says_so(tmp_path: Path) -> None:

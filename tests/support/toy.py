@@ -31,9 +31,9 @@ def toy_spec(
         for site in sites:
             if site.layer == i and site.kind in {"linear", "norm"}:
                 tensors += _tensors(site)
-    tensors.append(TensorSpec("pooler.weight", (hidden, hidden), "weight"))
+    tensors.append(TensorSpec("pooler.weight", (hidden, hidden), "weight", site="pooler"))
     if bias:
-        tensors.append(TensorSpec("pooler.bias", (hidden,), "bias"))
+        tensors.append(TensorSpec("pooler.bias", (hidden,), "bias", site="pooler"))
     stack = StackSpec("encoder", layers, hidden, causal=False, head_dim=kv if kv % 2 else kv // 2)
     size = sum(t.size for t in tensors)
     return BackboneSpec("toy", (stack,), tuple(sites), tuple(tensors), size, pooler=True)

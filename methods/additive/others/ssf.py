@@ -32,9 +32,12 @@ class ScaleShift(nn.Module):
         change = (self.scale - 1) * y
         return change if self.shift is None else change + self.shift
 
-    def of_rows(self, weight: Tensor) -> Tensor:
-        """What is added to a weight (width, …) for outputs γ times as large."""
-        return (self.scale - 1).view(-1, *[1] * (weight.ndim - 1)) * weight
+    def of_rows(self, weight: Tensor, offset: float = 0.0) -> Tensor:
+        """What is added to a weight (width, …) for outputs γ times as large, where what multiplies is the
+        weight and `offset` (see `TensorSpec`)."""
+        more = (self.scale - 1).view(-1, *[1] * (weight.ndim - 1))
+        change = more * weight
+        return change + more * offset if offset else change
 
 
 class SSFModule(PerSite[ScaleShift]):
@@ -43,6 +46,7 @@ class SSFModule(PerSite[ScaleShift]):
     def __init__(self, children: dict[str, ScaleShift], outer: Sequence[TensorSpec]) -> None:
         super().__init__(children)
         self.outer_tensors = tuple(t.name for t in outer)
+        self._offsets = {t.name: t.offset for t in outer}
         widths = {_owner(t.name): t.shape[0] for t in outer}
         biased = {_owner(t.name) for t in outer if t.name.endswith(".bias")}
         self.outer = nn.ModuleDict({o: ScaleShift(w, shift=o in biased) for o, w in widths.items()})
@@ -70,7 +74,10 @@ class SSFModule(PerSite[ScaleShift]):
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         name = str(target.tensor)
         own = cast(ScaleShift, self.outer[_owner(name)])
-        change = own.of_features(original) if name.endswith(".bias") else own.of_rows(original)
+        if name.endswith(".bias"):
+            change = own.of_features(original)
+        else:
+            change = own.of_rows(original, self._offsets[name])
         return current + change.to(current.dtype)
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +139,7 @@ class SSF:
         whole = {s.key for s in spec.sites if s.name in self.traits.default_sites}
         if not self.config.outer or spec.generic or not whole <= {s.key for s in sites}:
             return []
-        outside = [t for t in spec.tensors if t.layer is None]
+        outside = [t for t in spec.tensors if t.layer is None and t.site != "pooler"]
         convolutions = {_owner(t.name) for t in outside if t.role == "weight" and len(t.shape) > 2}
         norms = {_owner(t.name) for t in outside if t.role == "norm_weight"}
         return [t for t in outside if _owner(t.name) in norms | convolutions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -17,6 +18,8 @@ from autopeft.spec import BackboneSpec, Site
 __all__ = ["IDPG"]
 
 Deeper = Literal["previous", "sentence"]
+
+_numbers = itertools.count(1)
 
 
 class Generator(nn.Module):
@@ -41,12 +44,17 @@ class Generator(nn.Module):
 
 
 class IDPGModule(nn.Module):
-    """One generator, and for each place of a prompt the bias (l, d) that comes to what it makes."""
+    """One generator, and for each place of a prompt the bias (l, d) that comes to what it makes.
+
+    Attributes:
+        key: under which its f(x) lies in `Context.features`, apart from that of other entries.
+    """
 
     def __init__(
         self, generator: Generator, sites: Sequence[Site], slot: Slot, feature: Summary, deeper: Deeper
     ) -> None:
         super().__init__()
+        self.key = f"idpg.{next(_numbers)}"
         self.generator = generator
         width = sites[0].out_features
         self.biases = nn.ParameterDict(
@@ -60,7 +68,7 @@ class IDPGModule(nn.Module):
     def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor:
         states = call.context.features[BARE].to(x.dtype)
         sentence = self.generator.dropout(summarised(states, call.context.text_mask, self.feature))
-        call.context.features[SENTENCE] = sentence
+        call.context.features[self.key] = sentence
         return self._rows(site, sentence)
 
     def _rows(self, site: Site, feature: Tensor) -> Tensor:
@@ -72,13 +80,10 @@ class IDPGModule(nn.Module):
 
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
         if self.deeper == "sentence":
-            feature = call.context.features[SENTENCE].to(y.dtype)
+            feature = call.context.features[self.key].to(y.dtype)
         else:
             feature = summarised(call.rows.text(y), call.context.text_mask, self.feature)
         return call.rows.spread(self._rows(site, feature), y, call.owner)
-
-
-SENTENCE = "idpg_sentence"
 
 
 @register("idpg")

@@ -74,10 +74,12 @@ class InfoPromptModule(nn.Module):
         ids = self.config.label_words
         if ids is None:
             return
-        if len(ids) != len(self.words) or max(ids) >= len(embedding):
+        known = all(0 <= word < len(embedding) for word in ids)
+        if len(ids) != len(self.words) or not known:
             raise MethodError(
                 f"infoprompt has label_words={list(ids)}, but the head has {len(self.words)} classes and the "
-                f"vocabulary {len(embedding):,} tokens; name one token's id for each class, in their order."
+                f"vocabulary the tokens from 0 to {len(embedding) - 1:,}; name one token's id for each "
+                "class, in their order."
             )
         with torch.no_grad():
             self.words.copy_(embedding[torch.tensor(ids, device=embedding.device)])
@@ -181,8 +183,9 @@ class InfoPrompt:
     itself; one latent size for P's generator and z; the constants; maps as PyTorch starts them, U from the
     embeddings of the `label_words` (without them N(0, 0.02)). There each text gets the prompt of the first
     one of its batch, and 4 × batch negatives; h is the state of a [MASK] of a template, here it is what the
-    model's last map reads, whose place this head takes: that map gets no gradient. On decoders f(x) is the
-    last token's, and P stands in front. Not the identity at init; not mergeable.
+    model's last map reads, whose place this head takes: that map gets no gradient, and a recipe has one such
+    entry. On decoders f(x) is the last token's, and P stands in front. Not the identity at init; not
+    mergeable.
 
     Deployed: D·m + m + m·l·d + l·d of P, and h·m + m + m·d + d + C·d, D the states', h the last map's width;
     trained: h·m + m + d² + d more. Each forward takes two, each step one more.
@@ -200,6 +203,7 @@ class InfoPrompt:
         identity=False,
         gateable=False,
         batch_terms=True,
+        replaces_head=True,
     )
     size_field: ClassVar[str] = "length"
 

@@ -22,9 +22,9 @@ class PromptTuning:
     Lester et al. 2021, arXiv:2104.08691. `init`: `uniform` in [−0.5, 0.5]; `normal` N(0, 0.02);
     `vocabulary` copies embeddings of frequent tokens, taking the first 5,000 ids as these (vocabularies are
     ordered by frequency, roughly; BERT's first 1,000 are mostly unused). Vision backbones have no vocabulary
-    and get the rows at the end. With a recipe's `from:` it begins with a stored prompt of the same shape,
-    whichever method left it. The sequence grows by `length`. Not the identity at init; not mergeable.
-    length·d parameters.
+    and get the rows at the end. With a recipe's `from:` it begins with a stored prompt of the same shape that
+    `prompt_tuning`, `spot`, `tpt` or `p_tuning` left: they leave rows among the embeddings alone. The
+    sequence grows by `length`. Not the identity at init; not mergeable. length·d parameters.
     """
 
     traits = Traits(

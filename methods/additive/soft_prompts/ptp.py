@@ -79,7 +79,7 @@ class PTP:
             logits = step.again(input_ids=self.masked(step.batch))
         else:
             delta = self.worst(step)
-            logits = step.again(embeddings=lambda e: e + delta)
+            logits = step.again(embeddings=lambda e: e + delta.to(e.dtype))
         return c.weight * step.loss(logits)
 
     def masked(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -94,15 +94,16 @@ class PTP:
 
     def worst(self, step: LossStep) -> Tensor:
         """δ (rows, positions, width) of PTP-ADV, without a gradient."""
+        # The embeddings may be in 16 bits, in which squares and `_TINY` become zero: δ is not.
         c, mask = self.config, step.batch.get("attention_mask")
         delta = radius = torch.zeros(())
 
         def moved(e: Tensor) -> Tensor:
             nonlocal delta, radius
             if not delta.ndim:
-                delta = torch.zeros_like(e).requires_grad_()
+                delta = torch.zeros_like(e, dtype=torch.float32).requires_grad_()
                 radius = c.epsilon * _norm(e.detach(), mask)
-            return e + delta
+            return e + delta.to(e.dtype)
 
         for _ in range(c.steps):
             (gradient,) = _gradient(step.loss(step.again(embeddings=moved)), delta)
@@ -115,10 +116,10 @@ class PTP:
 
 
 def _norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Of each row (rows, positions, width) as a whole, (rows, 1, 1)."""
-    x = x if mask is None else x * mask[..., None]
-    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True)
-    return norm.to(x.dtype)
+    """Of each row (rows, positions, width) as a whole, (rows, 1, 1), in 32 bits."""
+    x = x.float() if mask is None else x.float() * mask[..., None]
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    return norm
 
 
 def _gradient(loss: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:

@@ -50,7 +50,7 @@ class SPoTModule(PromptTable):
         """Begin with the only source's prompt, or keep several until the task's own prompt is known."""
         shape = (self.config.length, self.table.shape[1])
         self._sources = tuple(stored_prompt(s, *shape) for s in stored)
-        names = [_TASK if _TASK in s.tensors else "table" for s in stored]
+        names = [_TASK if _TASK in s.tensors else None for s in stored]
         self._tasks = tuple(stored_prompt(s, *shape, name) for s, name in zip(stored, names, strict=True))
         if len(stored) == 1:
             self.table.copy_(self._sources[0])
@@ -100,14 +100,14 @@ class SPoTModule(PromptTable):
 class SPoT:
     """H₀ = [P; Emb(x)] as in prompt tuning, where P starts from the prompts of other tasks.
 
-    Vu et al. 2022, arXiv:2110.07904. A recipe's `from:` names the sources, trained by `spot` or
-    `prompt_tuning` with the same `length`. From one source P is its prompt. Among several it chooses by
-    similarity: P is trained from its own `init` for the share `task_share` of the steps, which gives the
-    target's task prompt e; then all that is trained returns to its first values, P becomes Σ αᵢ·Pᵢ over the
-    `top` sources whose task prompts eᵢ are most similar to e, αᵢ their similarities in proportion, and the
-    other steps train it. `top: 1` takes the most similar one. `similarity` is the cosine of the mean rows
-    (`mean`) or the mean cosine of all pairs of rows (`pairs`). The "best of top-k" of the paper are k recipes
-    with one source each, compared on *select*.
+    Vu et al. 2022, arXiv:2110.07904. A recipe's `from:` names the sources, trained by `spot`,
+    `prompt_tuning`, `tpt` or `p_tuning` with the same `length`. From one source P is its prompt. Among
+    several it chooses by similarity: P is trained from its own `init` for the share `task_share` of the
+    steps, which gives the target's task prompt e; then all that is trained returns to its first values, P
+    becomes Σ αᵢ·Pᵢ over the `top` sources whose task prompts eᵢ are most similar to e, αᵢ their similarities
+    in proportion, and the other steps train it. `top: 1` takes the most similar one. `similarity` is the
+    cosine of the mean rows (`mean`) or the mean cosine of all pairs of rows (`pairs`). The "best of top-k" of
+    the paper are k recipes with one source each, compared on *select*.
 
     Without `from:` it is prompt tuning that notes e after the share `task_share` of its steps; e is saved
     beside P, so that it can be a source. Of a source that has none P stands for it. A prompt trained on a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -10,7 +10,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Phase, Slot, Stored, Traits, register
+from autopeft.method import (
+    Call,
+    DecayTarget,
+    MethodConfig,
+    ParameterCount,
+    Phase,
+    Slot,
+    Stored,
+    Traits,
+    register,
+)
 from autopeft.nn import only_prompt, prompt_width
 from autopeft.spec import BackboneSpec, Site
 
@@ -77,6 +87,11 @@ class TPTModule(nn.Module):
         project = Phase("project", share, output=lambda: cast(Projector, self.projector)(self.source))
         return [project] if share == 1 else [project, Phase("tune", 1 - share, begin=self.deploy)]
 
+    def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
+        """The gain of the projector's norm, towards one."""
+        norm = None if self.projector is None else self.projector.norm
+        return {} if norm is None else {norm.weight: 1.0}
+
     def slots(self, site: Site) -> Sequence[Slot]:
         return (Slot(self.config.length),)
 
@@ -100,18 +115,19 @@ class TPT:
     model.
 
     Su et al. 2022, arXiv:2111.06719 (transferability of prompt tuning, not the test-time prompt tuning of
-    CLIP). A recipe's `from:` names the source prompt, of `prompt_tuning`, `spot` or `tpt` with the same
-    `length` on a backbone of width d_s = `source_width`. P_s stays as it is. For the share `projection` of
-    the steps the projector is trained on the task's rows through this model, whose prompt is what it makes
-    (the authors' task tuning); then that prompt is trained by itself, and the projector is dropped.
+    CLIP). A recipe's `from:` names the source prompt, of `prompt_tuning`, `spot`, `tpt` or `p_tuning`
+    with the same `length` on a backbone of width d_s = `source_width`. P_s stays as it is. For the share
+    `projection` of the steps the projector is trained on the task's rows through this model, whose prompt is
+    what it makes (the authors' task tuning); then that prompt is trained by itself, and the projector is
+    dropped.
     `projection: 1` trains the projector alone, as the authors do on the source's task; a second recipe on the
     target's task begins `from:` what came of it. Between tasks of one model no projector is needed:
     `prompt_tuning` or `spot` with `from:`.
 
     `activation` is LeakyReLU, or Tanh, which the authors take from base to large; `norm` is the LayerNorm of
-    their experiments, over d_t of each row. W₁, W₂ and their biases start as torch starts them. Not the
-    identity at init; not mergeable. length·d_t parameters; meanwhile trained are l·d_s·h + h + h·l·d_t +
-    l·d_t, and 2·d_t.
+    their experiments, over d_t of each row. W₁, W₂ and their biases start as torch starts them; weight decay
+    pulls the LayerNorm's gain to one. Not the identity at init; not mergeable. length·d_t parameters;
+    meanwhile trained are l·d_s·h + h + h·l·d_t + l·d_t, and 2·d_t.
     """
 
     traits = Traits(

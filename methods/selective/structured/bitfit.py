@@ -101,16 +101,16 @@ class BitFit:
             )
         terms = self.config.terms
         if terms == "all":
-            return [t for t in biases if self.config.pooler or not _of_pooler(t)]
+            return [t for t in biases if self.config.pooler or t.site != "pooler"]
         wanted = PARTIAL if terms == "partial" else terms
-        have = sorted({_place(t) for t in biases} - {""})
+        have = sorted({t.site for t in biases if t.site})
         missing = [name for name in wanted if name not in have]
         if missing:
             raise MethodError(
                 f"bitfit finds no bias at {missing} in {spec.family!r}; biases are at: {', '.join(have)}. "
                 "Name some of these in `terms`."
             )
-        return [t for t in biases if _place(t) in wanted]
+        return [t for t in biases if t.site in wanted]
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(t.size for t in self._biases(sites, spec))
@@ -118,11 +118,3 @@ class BitFit:
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return BitFitModule(self._biases(sites, spec))
-
-
-def _of_pooler(tensor: TensorSpec) -> bool:
-    return tensor.site == "pooler" or tensor.name.startswith("pooler.")
-
-
-def _place(tensor: TensorSpec) -> str:
-    return "pooler" if _of_pooler(tensor) else tensor.site or ""

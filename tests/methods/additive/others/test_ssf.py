@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from support.laws import normal, starts
-from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, build, counted, toy_spec, toy_specs
 from torch import Tensor, nn
 from transformers import (
@@ -61,6 +61,8 @@ def test_counts_of_the_paper() -> None:
         (BertConfig(num_hidden_layers=1), {"embeddings.LayerNorm"}),
         (LlamaConfig(num_hidden_layers=1, vocab_size=9), {"norm"}),
         (T5Config(num_layers=1), {"encoder.final_layer_norm", "decoder.final_layer_norm"}),
+        # What pools, a module with a norm of its own, is left out.
+        (tiny_config("siglip_vision_model"), {"embeddings.patch_embedding", "post_layernorm"}),
         (PersimmonConfig(num_hidden_layers=1, vocab_size=9), set()),  # no site map: its norms are not known
     ],
 )
@@ -133,6 +135,33 @@ def test_outside_of_the_layers_weight_and_bias_give_what_the_features_would() ->
     expected = logits(bare, inputs)
     torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected, logits(tiny_model("vit"), inputs), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3_text", "llama"])
+def test_a_final_norm_yields_twice_as_much_at_a_scale_of_two_whatever_its_offset(name: str) -> None:
+    """Gemma's norms scale by 1 + w: there γ·(1 + w), which has a gradient at w = 0 too."""
+    model = tiny_model(name)
+    norm = model.model.norm
+    nn.init.zeros_(norm.weight)
+    with torch.no_grad():
+        norm.weight[1:] += torch.linspace(0.5, 1.5, len(norm.weight) - 1)
+    x = torch.randn(1, 5, len(norm.weight))
+    expected = norm(x)
+    module: Any = attach(model, _recipe("ssf"), seed=0).modules["ssf"]
+    nn.init.constant_(module.outer["norm"].scale, 2.0)
+    y = norm(x)
+    torch.testing.assert_close(y, 2 * expected)
+    (gradient,) = torch.autograd.grad(y.square().sum(), module.outer["norm"].scale)
+    assert bool(gradient[0]) == name.startswith("gemma")
+    assert gradient[1:].all()
+
+
+def test_a_final_norm_with_an_offset_is_merged_as_it_was() -> None:
+    model, inputs = tiny_model("gemma"), tiny_inputs("gemma")
+    hybrid = attach(model, _recipe("ssf"), seed=0)
+    randomise(hybrid.root, std=0.3)
+    expected = logits(model, inputs)
+    torch.testing.assert_close(logits(hybrid.merge(), inputs), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_other_changes_of_a_tensor_are_added() -> None:

@@ -245,8 +245,8 @@ def test_it_starts_from_a_prompt_or_from_one_with_its_update() -> None:
     module.start_from((Stored("i", "p", "prompt_tuning", {"table": tensors["table"]}),))
     assert torch.equal(module.table, tensors["table"])
     assert torch.equal(module.A, before)
-    module.start_from((Stored("i", "d", "dept", tensors),))
+    module.start_from((Stored("i", "d", "dept", tensors, own=True),))
     assert torch.equal(module.A, tensors["A"])
     assert torch.equal(module.B, tensors["B"])
     with pytest.raises(MethodError, match="same `max_length`"):
-        module.start_from((Stored("i", "d", "dept", {**tensors, "A": torch.randn(8, 2)}),))
+        module.start_from((Stored("i", "d", "dept", {**tensors, "A": torch.randn(8, 2)}, own=True),))

@@ -113,6 +113,37 @@ def test_texts_differ_in_their_prompts_and_the_prepass_leaves_no_graph(name: str
     assert torch.equal(seen[1][1], rows)
 
 
+def test_each_of_two_entries_has_its_own_sentence() -> None:
+    """One reads [CLS] and one the mean of the text, at the embeddings as behind the layers."""
+    items = [
+        {"idpg": {**SMALL, "deeper": "sentence", "feature": feature}, "as": feature}
+        for feature in ("first", "mean")
+    ]
+    made = Recipe.from_dict({"autopeft": 2, "name": "i", "model": items})
+    model, inputs = tiny_model("bert"), tiny_inputs("bert", pad=2)
+    states = model.base_model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    expected = {"first": states[:, 0], "mean": (states * mask).sum(1) / mask.sum(1)}
+    hybrid = attach(model, made, seed=0)
+    seen: dict[str, list[Tensor]] = {}
+    for name in expected:
+        module: Any = hybrid.modules[name]
+        before = module._rows
+
+        def watched(site: Any, feature: Tensor, name: str = name, before: Any = before) -> Tensor:
+            seen.setdefault(name, []).append(feature)
+            rows: Tensor = before(site, feature)
+            return rows
+
+        module._rows = watched
+    model(**inputs)
+    for name, features in seen.items():
+        assert len(features) == 1 + 2
+        for feature in features:
+            torch.testing.assert_close(feature, expected[name], atol=1e-5, rtol=1e-5)
+    assert set(seen) == set(expected)
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_what_else_is_attached_does_not_act_in_the_prepass(name: str) -> None:
     """The feature is the bare backbone's, beside LoRA, prefixes, biases and another prompt."""

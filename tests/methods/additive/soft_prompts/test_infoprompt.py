@@ -14,7 +14,7 @@ from support.toy import configured
 from support.training import encoded_task, tiny_bert
 from torch import Tensor
 
-from autopeft.errors import MethodError
+from autopeft.errors import CompositionError, MethodError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds.classification import CrossEntropy
@@ -67,9 +67,17 @@ def test_predictions_are_those_of_the_mean_and_the_label_words() -> None:
     assert not torch.allclose(logits(model, inputs), found, atol=1e-3), "z is drawn while it trains"
 
 
-def test_label_words_must_be_as_many_as_classes() -> None:
-    with pytest.raises(MethodError, match="one token's id for each class"):
-        attach(tiny_bert(), recipe(label_words=[1, 2, 3]), seed=0)
+@pytest.mark.parametrize("ids", [[1, 2, 3], [], [-1, 2], [1, 40]])
+def test_label_words_must_be_as_many_as_classes_and_in_the_vocabulary(ids: list[int]) -> None:
+    with pytest.raises(MethodError, match=r"the tokens from 0 to 39; name one token's id for each class"):
+        attach(tiny_bert(), recipe(label_words=ids), seed=0)
+
+
+def test_a_second_head_is_refused() -> None:
+    """Each takes the head's logits away, which two together would leave in, negated."""
+    two = Recipe.from_dict({"name": "i", "model": ["infoprompt", {"infoprompt": {}, "as": "second"}]})
+    with pytest.raises(CompositionError, match=r"infoprompt and second would each put a head.*such as idpg"):
+        attach(tiny_bert(), two)
 
 
 def test_the_prompt_is_generated_for_each_text_by_itself() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from support.tiny import tiny_inputs, tiny_model
 from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
 
 from autopeft.errors import MethodError
-from autopeft.hybrid import attach
+from autopeft.hybrid import attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -73,3 +75,32 @@ def test_a_prompt_of_real_embeddings_is_feeding_those_tokens(name: str) -> None:
     with torch.no_grad():
         table.copy_(model.get_input_embeddings().weight[words[0]])
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def _started(source: dict[str, Any], where: Path) -> tuple[Any, Any]:
+    """What a method has left, deployed, and the prompt that begins with it."""
+    left = attach(tiny_model("bert"), Recipe.from_dict({"model": [source]}), seed=1)
+    left.save(where / "source")
+    item = {"prompt_tuning": {"length": 4}, "from": "source"}
+    made = Recipe.from_dict({"inputs": {"source": "source"}, "model": [item]})
+    module = attach(tiny_model("bert"), made, seed=2).modules["prompt_tuning"]
+    return load(tiny_model("bert"), where / "source"), module
+
+
+def test_it_starts_from_the_rows_that_p_tuning_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, module = _started({"p_tuning": {"length": 4, "hidden": 4}}, tmp_path)
+    assert torch.equal(module.table, source.root.get_parameter("p_tuning.embedding"))
+
+
+@pytest.mark.parametrize("source", [{"lpt": {"generator": "none"}}, {"dept": {"rank": 2}}, {"smop": {}}])
+def test_prompts_that_are_more_than_rows_at_the_embeddings_are_refused(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LPT's rows are states of a layer in the middle, DePT's come with an update of the embeddings."""
+    monkeypatch.chdir(tmp_path)
+    ((method, options),) = source.items()
+    with pytest.raises(MethodError, match=rf"which {method} does not leave as such"):
+        _started({method: {"length": 4, **options}}, tmp_path)

@@ -118,6 +118,29 @@ def test_one_adversarial_step_goes_along_the_gradient_of_each_row() -> None:
     torch.testing.assert_close(policy_of(hybrid).worst(step), expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sure", [True, False])
+def test_in_16_bits_the_perturbation_is_finite_and_in_its_ball(dtype: torch.dtype, sure: bool) -> None:
+    """Also where the head is sure of every row, so that the gradient all but vanishes."""
+    made = recipe(1, perturbation="adversarial", epsilon=0.05, steps=2)
+    hybrid = attach(tiny_bert().to(dtype), made, seed=0)
+    if sure:
+        biases = [p for p in hybrid.head().values() if p.ndim == 1]
+        with torch.no_grad():
+            for bias in biases:
+                bias.copy_(torch.linspace(-15, 15, len(bias)))
+    step: Any = step_on(hybrid)
+    if sure:
+        step.labels = step.logits.argmax(-1)
+    delta = policy_of(hybrid).worst(step)
+    e = hybrid.model.get_input_embeddings()(step.batch["input_ids"]).detach().float()
+    radius = 0.05 * torch.linalg.vector_norm(e * step.batch["attention_mask"][..., None], dim=(1, 2))
+    norms = torch.linalg.vector_norm(delta, dim=(1, 2))
+    assert (norms <= 1.001 * radius).all()
+    assert sure or (norms >= 0.999 * radius).all()
+    assert policy_of(hybrid).loss_terms(step).isfinite()
+
+
 def test_the_adversarial_loss_is_above_that_of_noise_of_the_same_size() -> None:
     hybrid = attached(perturbation="adversarial", epsilon=0.3, steps=3)
     policy, step = policy_of(hybrid), step_on(hybrid, 12)

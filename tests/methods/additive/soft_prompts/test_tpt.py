@@ -76,6 +76,28 @@ def test_the_prompt_is_the_projected_source(source: Tensor, activation: str, nor
     torch.testing.assert_close(found[0], rows, atol=1e-5, rtol=1e-5)
 
 
+def test_the_gain_of_the_norm_decays_towards_one() -> None:
+    training = {"learning_rate": 0.1, "weight_decay": 0.5}
+    item = {"tpt": OWN, "from": "source"}
+    recipe = Recipe.from_dict({"inputs": {"source": "source"}, "model": [item], "training": training})
+    hybrid = attach(tiny_bert(), recipe, seed=5)
+    module: Any = hybrid.modules["tpt"]
+    with torch.no_grad():
+        module.projector.norm.weight.fill_(2.0)
+        module.projector.norm.bias.fill_(2.0)
+    optimizer = hybrid.optimizer()
+    for parameter in hybrid.trainable_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(20):
+        optimizer.step()
+    left = 0.95**20
+    torch.testing.assert_close(module.projector.norm.weight, torch.full((16,), 1 + left))
+    torch.testing.assert_close(module.projector.norm.bias, torch.full((16,), 2 * left))
+    assert attached(norm=False)[1].decays() == {}
+    module.deploy()
+    assert module.decays() == {}
+
+
 def test_only_the_projector_is_trained_and_then_only_its_prompt(source: Tensor) -> None:
     hybrid, module = attached()
     assert {n.partition(".")[0] for n, p in module.named_parameters() if p.requires_grad} == {"projector"}

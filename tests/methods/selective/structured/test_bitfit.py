@@ -36,6 +36,21 @@ def test_counts_on_bert_base(config: dict[str, object], expected: int) -> None:
     assert configured("bitfit", **config).parameter_count((), spec).deployed == expected
 
 
+def test_the_pooler_is_what_its_family_pools_with() -> None:
+    """SigLIP's is a module `head`; BERT's one of the name."""
+    spec = spec_of(tiny_config("siglip_vision_model"))
+    for pooler, names in ((True, {"head.layernorm", "head.mlp.fc1", "head.mlp.fc2"}), (False, set())):
+        module = configured("bitfit", pooler=pooler).build((), spec)
+        targets = {str(t.tensor).removesuffix(".bias") for t in module.weight_targets()}
+        inside = {t for t in targets if t.startswith("head.")}
+        assert inside - {"head.attention.in_proj_bias"} == names
+        assert len(inside) == len(names) + pooler
+    (entry,) = build_graph(
+        Recipe.from_dict({"model": [{"bitfit": {"terms": ["pooler"]}}]}), spec
+    ).entries.values()
+    assert entry.count.deployed == 3 * 32 + 32 + 64 + 32
+
+
 @pytest.mark.parametrize("method", ["bitfit", "u_bitfit", "s_bitfit"])
 def test_biases_that_an_attention_adds_itself_are_biases(method: str) -> None:
     """DeBERTa's, of queries and values: its fused projection has none."""
