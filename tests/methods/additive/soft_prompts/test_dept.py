@@ -111,8 +111,11 @@ def test_rows_go_by_the_real_tokens_wherever_padding_is(name: str) -> None:
     model(**inputs)
     ids = inputs["input_ids"]
     words = _table(model).weight[ids] * getattr(_table(model), "embed_scale", 1.0)
-    assert torch.equal(seen[0][:, :3], module.table.expand(2, -1, -1))
-    added = seen[0][:, 3:] - words
+    (found,) = seen
+    if name == "t5":  # whose distances count positions: rows stand beside the text, behind its padding
+        found = torch.stack([torch.cat([found[0, 2:5], found[0, :2], found[0, 5:]]), found[1]])
+    assert torch.equal(found[:, :3], module.table.expand(2, -1, -1))
+    added = found[:, 3:] - words
     update = _update(module, 5)
     torch.testing.assert_close(added[0, 2:], update, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(added[1, :5], update, atol=1e-5, rtol=1e-5)
