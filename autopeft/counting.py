@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from autopeft.display import box, number, percent, table
 from autopeft.errors import BudgetError, UsageError
-from autopeft.graph import CompositionGraph, Part, build_graph, clash, hash_of, parts_of, total_of
+from autopeft.graph import CompositionGraph, Part, build_graph, clash, hash_of, parts_of, read_by, total_of
 from autopeft.quantity import Quantity, parse_quantity
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -98,7 +98,6 @@ class Counter:
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
-        self._parts = parts_of(spec)
 
     def measure(self, recipe: Recipe) -> Measure:
         """Count and hash a recipe.
@@ -107,7 +106,7 @@ class Counter:
             UsageError: the recipe does not fit the backbone.
         """
         try:
-            parts = self._parts.of(recipe)
+            parts = parts_of(read_by(recipe, self.spec)).of(recipe)
             measure = measure_parts(parts)
         except (UsageError, ValueError):
             return self._by_graph(recipe)
@@ -122,7 +121,7 @@ class Counter:
     def count(self, recipe: Recipe, *, head: int = 0) -> Counts:
         """See `count`."""
         try:
-            parts = self._parts.of(recipe)
+            parts = parts_of(read_by(recipe, self.spec)).of(recipe)
             deployed, trained = total_of(parts)
             works = not clash(parts)
         except (UsageError, ValueError):

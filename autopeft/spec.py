@@ -7,7 +7,7 @@ injection room (methods, graph, counting) knows a backbone only through it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -201,6 +201,12 @@ class BackboneSpec:
     @cached_property
     def _by_place(self) -> dict[tuple[str, int | None, str], Site]:
         return {(s.stack, s.layer, s.name): s for s in self.sites}
+
+    @cached_property
+    def past_pooler(self) -> BackboneSpec:
+        """This backbone for a head that reads past its pooler: nothing acts on the pooler's tensors then."""
+        tensors = tuple(t for t in self.tensors if t.site != "pooler")
+        return self if len(tensors) == len(self.tensors) else replace(self, pooler=False, tensors=tensors)
 
     @property
     def encoder_decoder(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopeft.graph.core import CompositionGraph, build_graph
+from autopeft.graph.core import CompositionGraph, build_graph, read_by
 from autopeft.graph.depth import first_layer, is_rowwise_in, is_rowwise_on_logits
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
@@ -57,6 +57,7 @@ __all__ = [
     "on_sharded",
     "on_sharded_entries",
     "parts_of",
+    "read_by",
     "readers_of",
     "taken_for_experts",
     "total_of",

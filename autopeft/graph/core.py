@@ -23,7 +23,7 @@ from autopeft.graph.drawing import draw_box
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.parts import canonical_json, parts_of, weight_places
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
-from autopeft.method import ParameterCount
+from autopeft.method import ParameterCount, get_method
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec, Site
@@ -184,6 +184,15 @@ class CompositionGraph:
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
+def read_by(recipe: Recipe, spec: BackboneSpec) -> BackboneSpec:
+    """The backbone as the head of a recipe reads it: without a pooler that it reads past."""
+    for ref in recipe.entries():
+        method = get_method(ref.method)
+        if method.traits.pools and method(ref.item.method_config()).traits.skips_pooler:
+            return spec.past_pooler
+    return spec
+
+
 def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     """Resolve and check a recipe on a backbone.
 
@@ -192,6 +201,7 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
         CompositionError: methods cannot act together; the message says why and what would work.
         RecipeError: a layer does not exist.
     """
+    spec = read_by(recipe, spec)
     builder = _Builder(recipe, spec)
     trees = tuple(builder.trees())
     graph = CompositionGraph(recipe, spec, builder.entries, trees)

@@ -266,9 +266,9 @@ class Injection:
         self._handles += self.dispatch_to_ours(attending)
 
     def _install_reading(self) -> None:
-        """What settles what the head reads leaves out a pooler, which learnt to read another state."""
+        """Leave out a pooler, where the head reads past it."""
         pooler = self.pooler()
-        if pooler is not None and any(e.traits.pools for e in self.graph.entries.values()):
+        if pooler is not None and any(e.traits.skips_pooler for e in self.graph.entries.values()):
             self._handles.append(FirstRow(pooler, self.token))
 
     def _inside(self, place: Place) -> list[Place]:

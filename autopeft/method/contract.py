@@ -131,6 +131,7 @@ class Traits:
         batch_terms: its terms of the loss are of the rows of a batch together (contrasts), and neither a mean
             over rows nor of the parameters alone.
         pools: it has no parameters and settles what the head reads, so that a head's start is fitted to that.
+        skips_pooler: of one that pools, the head reads without the model's pooler, which so does nothing.
         replaces_head: what it adds to the logits leaves nothing of the head's own (InfoPrompt): at most one.
     """
 
@@ -156,6 +157,7 @@ class Traits:
     remade: bool = False
     batch_terms: bool = False
     pools: bool = False
+    skips_pooler: bool = False
     replaces_head: bool = False
 
     def __post_init__(self) -> None:

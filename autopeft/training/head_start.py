@@ -50,7 +50,7 @@ _SURE, _SAVED = 0.975, 0.1
 _SPREAD = 0.02  # of drawn weights, where the configuration draws zeros
 _LONGEST = 3.0  # times the length of drawn weights, and the probe's unit: measured with classes alone
 _MOST_ROWS = 8_000  # a few hundred coefficients are not told better by more
-_FORMAT = 6
+_FORMAT = 5
 _LEAST = 4  # rows that are no copies of each other
 
 

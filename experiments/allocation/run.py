@@ -33,7 +33,7 @@ from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
-from autopeft.recipe.pooling import pooled
+from autopeft.recipe.pooling import BY_POOLER, pooled
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
@@ -110,7 +110,8 @@ def measure(training: Training) -> dict[str, Any]:
     t = training
     data = encoded_with_further_rows(t.task, ROWS, seed=SPLIT)
     plan = quick_plan(t.steps, t.seed)
-    recipe, checkpoint, select = pooled(recipes()[t.hash][1], t.pooling), None, dict[str, Any]()  # type: ignore[arg-type]
+    reads = BY_POOLER if t.pooling == "mean" else t.pooling  # as all rows so far
+    recipe, checkpoint, select = pooled(recipes()[t.hash][1], reads), None, dict[str, Any]()  # type: ignore[arg-type]
     begun = time.process_time()
     for until in (*HORIZONS[t.steps], t.steps):
         last = until == t.steps

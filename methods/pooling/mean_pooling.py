@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
@@ -33,11 +35,12 @@ class MeanPooling:
     """hₜ ← Σᵢ hᵢ / n at every position t, over the n tokens of the input, for h the last layer's output.
 
     Reimers and Gurevych 2019, arXiv:1908.10084 (the pooling of sentence encoders). Whichever position the
-    head reads ([CLS], the last token), it reads the mean: through a final norm, but not through a pooler
-    (BERT's), which learnt to read another state and is left out. Rows of prompts and padding do not count.
-    Backbones that learnt to embed texts by it tell more to a head that way, before and after fine-tuning,
-    above all where there are few rows. For heads that read one position of each row, of models with one
-    stack. Not the identity; not mergeable. No parameters.
+    head reads ([CLS], the last token), and through whatever the model puts between (a final norm, BERT's
+    pooler), it reads the mean. With `pooler: false` a pooler is left out, which learnt to read another state:
+    the head reads the mean itself, as sentence encoders do, and what acts on the pooler's weights leaves them
+    alone. Rows of prompts and padding do not count. Backbones that learnt to embed texts by it tell more to a
+    head that way, before and after fine-tuning, above all where there are few rows. For heads that read one
+    position of each row, of models with one stack. Not the identity; not mergeable. No parameters.
     """
 
     traits = Traits(
@@ -52,10 +55,14 @@ class MeanPooling:
     )
 
     class Config(MethodConfig):
-        pass
+        pooler: bool = Field(
+            default=True, description="whether a pooler stands between the mean and the head"
+        )
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if not config.pooler:
+            self.traits = replace(self.traits, skips_pooler=True)
 
     def among(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[Site, ...]:
         """The last layer."""

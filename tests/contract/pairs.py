@@ -15,6 +15,8 @@ from support.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, OTHERS
 # The package has no method on logits, and none on scores alone; two of a test's own stand for either way.
 CASES = {**REGISTERED, **on_logits.CASES, **on_scores.CASES}
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
+# What has nothing to train: a head reads other states by it, and no text is written with one.
+PARAMETERLESS = ("mean-pooling", "mean-pooling-itself")
 REFUSED = {
     ("bitfit", "llama"): "bias",
     ("bitfit", "t5"): "bias",
@@ -34,7 +36,7 @@ REFUSED = {
     **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
     **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
     **{("ipa", name): "encoder" for name in ENCODER_DECODERS},
-    **{("mean-pooling", name): "not told which" for name in ENCODER_DECODERS},
+    **{(case, name): "not told which" for case in PARAMETERLESS for name in ENCODER_DECODERS},
     **{(case, name): word for name in OTHERS for case, word in FAMILIES[name].refuses.items()},
 }
 # On families that are not among the architectures, a case of each way of composing stands for the others.
@@ -43,8 +45,6 @@ PAIRS = [
     *((c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED),
     *((c, a) for a in OTHERS for c in WAYS if (c, a) not in REFUSED),
 ]
-# What has nothing to train: a head reads other states by it, and no text is written with one.
-PARAMETERLESS = ("mean-pooling",)
 TRAINED = [(c, a) for c, a in PAIRS if c not in PARAMETERLESS]
 # What is made of the whole text is refused a cache where a text is written on.
 SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, Any]] = {
         {"parallel_adapter": {"bottleneck": 4, "sites": ["attention", "ffn"], "input": "residual"}},
     ),
     "mean-pooling": ("model", "mean_pooling"),
+    "mean-pooling-itself": ("model", {"mean_pooling": {"pooler": False}}),
     "coda": ("layers", {"coda": {"bottleneck": 4, "reduction": 2}}),
     "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "apt": ("layers", {"apt": {"length": 3, "dropout": 0.0}}),

@@ -65,7 +65,9 @@ def poolings() -> Iterable[str]:
 
 
 def check_pooling(name: str) -> object:
-    if name not in poolings():
+    from autopeft.recipe.pooling import BY_POOLER
+
+    if name not in (*poolings(), BY_POOLER):
         known = tuple(poolings())
         raise UsageError(f"Heads read one of {', '.join(known)}, but got {name!r}.{near(name, known)}")
     return name

@@ -12,7 +12,7 @@ from autopeft.arguments import command_line
 from autopeft.effort import Effort, read_effort
 from autopeft.errors import UsageError, near
 from autopeft.foreign import file_in
-from autopeft.recipe.pooling import POOLINGS
+from autopeft.recipe.pooling import BY_POOLER, POOLINGS
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
@@ -189,9 +189,15 @@ def _read(
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
     told, said = said, SearchArguments.recorded(said)
     # As the trials that there are were proposed and ranked: defaults may be others by now.
-    for name, known in (("sampler", tuple(samplers())), ("rank_by", RANKS), ("pooling", POOLINGS)):
+    for name, known in (
+        ("sampler", tuple(samplers())),
+        ("rank_by", RANKS),
+        ("pooling", (*POOLINGS, BY_POOLER)),
+    ):
         if said.get(name) in (None, AUTO) and manifest.get(name) in known:
             said[name] = manifest[name]
+    if said.get("pooling") == "mean" and manifest.get("pooler") is not False:
+        said["pooling"] = BY_POOLER  # before heads read past it
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(

@@ -42,7 +42,7 @@ from autopeft.training import TrainingPlan
 
 __all__ = ["BaselineCache", "KeptScores", "RunKey", "RunKeys"]
 
-_FORMAT = 2
+_FORMAT = 1
 _LIMIT = 32 << 20  # bytes on disk: some 8,000 runs
 _MAX_FILE = 1 << 14
 _MOST_PARTS = 1000

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autopeft.effort import Effort
-from autopeft.recipe.pooling import MEAN_POOLING
+from autopeft.recipe.pooling import READINGS
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult, testing_job
 from autopeft.search.selection.baseline_runs import BaselineRuns
@@ -20,7 +20,6 @@ from autopeft.search.selection.finalists import Finalist
 __all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "work_kind", "work_of"]
 
 _HEAD = 0.1
-_READING = MEAN_POOLING.to_dict()["model"]
 _FEW = 2  # seeds
 SCORING = 0.2
 """What scoring a split costs before anything is known of it (see `work_of`)."""
@@ -49,7 +48,7 @@ def work_of(kind: str, recipe: Mapping[str, Any], steps: int, splits: Collection
     kinds of task have answers written there."""
     if not steps:
         return {SCORED: SCORING * len(splits)}
-    trained = recipe.get("layers") or [item for item in recipe.get("model") or () if item not in _READING]
+    trained = recipe.get("layers") or [i for i in recipe.get("model") or () if i not in READINGS]
     training = {kind: 1.0 if trained else _HEAD}
     return {**training, SCORED: SCORING} if "test" in splits else training
 

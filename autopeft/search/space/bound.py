@@ -84,7 +84,8 @@ class BoundSpace:
         pooling: Pooling = "own",
     ) -> None:
         self.templates, self.pooling = templates, pooling
-        self.spec, self.deep_head = spec, spec.logits is not None and spec.logits.deep
+        self.spec = spec.past_pooler if pooling == "mean" else spec
+        self.deep_head = spec.logits is not None and spec.logits.deep
         self._steps = steps
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from support.training import encoded_task
 from torch import Tensor, nn
 
 from autopeft.backbones import spec_of
+from autopeft.counting import count
 from autopeft.errors import CompositionError
 from autopeft.graph import build_graph
-from autopeft.hybrid import Hybrid, attach
+from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 from autopeft.training import TrainingPlan, train
 
@@ -61,15 +63,40 @@ def test_every_position_has_the_mean_of_the_bare_models_tokens(name: str) -> Non
 
 
 @pytest.mark.parametrize("prompt", [(), (PROMPT,)])
-def test_a_pooler_is_left_out(prompt: Any) -> None:
+@pytest.mark.parametrize("pooler", [True, False])
+def test_the_head_reads_the_mean_through_a_pooler_or_past_it(pooler: bool, prompt: Any) -> None:
     model, inputs, seen = tiny_model("bert"), inputs_of("bert"), list[Tensor]()
     before = logits(model, inputs)
-    hybrid = attach(model, recipe(*prompt), seed=0)
+    made = Recipe.from_dict({"name": "m", "model": [{"mean_pooling": {"pooler": pooler}}, *prompt]})
+    hybrid = attach(model, made, seed=0)
     yielded(last_layer(hybrid), seen)
     found = logits(model, inputs)
-    torch.testing.assert_close(found, model.classifier(seen[0][:, -1]), atol=1e-6, rtol=1e-5)
+    read = model.bert.pooler(seen[0]) if pooler else seen[0][:, -1]
+    torch.testing.assert_close(found, model.classifier(read), atol=1e-6, rtol=1e-5)
     hybrid.detach()
     assert torch.equal(logits(model, inputs), before)
+
+
+@pytest.mark.parametrize("other", ["bitfit", {"child_tuning_d": {"keep": "20%"}}])
+def test_nothing_of_a_pooler_that_is_left_out_trains(other: Any) -> None:
+    spec, counted = spec_of(tiny_config("bert")), list[int]()
+    for pooler in (True, False):
+        made = Recipe.from_dict({"name": "m", "model": [{"mean_pooling": {"pooler": pooler}}, other]})
+        with attach(tiny_model("bert"), made, seed=0) as hybrid:
+            counted.append(hybrid.counts().deployed)
+            names = [t.name for t in hybrid.spec.tensors]
+            assert ("pooler.dense.bias" in names) == pooler
+        assert counted[-1] == count(made, spec).deployed == build_graph(made, spec).parameter_count().deployed
+    assert counted[0] > counted[1]
+
+
+def test_what_is_saved_loads_as_it_was(tmp_path: Path) -> None:
+    made = Recipe.from_dict({"name": "m", "model": [{"mean_pooling": {"pooler": False}}, "bitfit"]})
+    hybrid = attach(tiny_model("bert"), made, seed=0)
+    randomise(hybrid.root)
+    hybrid.save(tmp_path / "saved")
+    again = load(tiny_model("bert"), tmp_path / "saved")
+    assert torch.equal(logits(again.model, inputs_of("bert")), logits(hybrid.model, inputs_of("bert")))
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])

@@ -75,13 +75,24 @@ def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str
     assert (again.rank_by, again.sampler) == (rank_by, "nsga2")
 
 
-@pytest.mark.parametrize("pooling", ["own", "mean"])
-def test_its_heads_read_what_those_of_its_trials_did(begun: RunFolder, pooling: str) -> None:
-    """What a probe found is not probed again."""
+@pytest.mark.parametrize("asked", ["auto", None])
+@pytest.mark.parametrize(
+    ("said", "pooling"),
+    [
+        ({"pooling": "own", "pooler": True}, "own"),
+        ({"pooling": "mean", "pooler": False}, "mean"),
+        ({"pooling": "mean"}, "mean-by-pooler"),
+        ({"pooling": "mean-by-pooler", "pooler": True}, "mean-by-pooler"),
+    ],
+)
+def test_its_heads_read_what_those_of_its_trials_did(
+    begun: RunFolder, said: dict[str, Any], pooling: str, asked: str | None
+) -> None:
+    """What a probe found is not probed again; heads of earlier versions read the mean through the pooler."""
     manifest = begun.manifest()
-    assert manifest["pooling"] == "own"
-    arguments = {**manifest["arguments"], "pooling": "auto"}
-    begun.write_json("manifest.json", {**manifest, "arguments": arguments, "pooling": pooling})
+    assert (manifest.pop("pooling"), manifest.pop("pooler")) == ("own", True)
+    arguments = {**manifest["arguments"], "pooling": asked or said["pooling"]}
+    begun.write_json("manifest.json", {**manifest, "arguments": arguments, **said})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pooling_module, "find_pooling", lambda *_, **__: pytest.fail("it was probed again"))
         again = prepare_again(begun, {})
