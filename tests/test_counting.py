@@ -9,7 +9,7 @@ from transformers import BertConfig, RobertaConfig
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, Counts, count
-from autopeft.errors import BudgetError
+from autopeft.errors import BudgetError, CompositionError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 
@@ -114,3 +114,9 @@ def test_counts_show_themselves_with_separators_and_the_share() -> None:
     made = found._repr_html_()
     for text in ("113,566", "0.499 %", "120,000", "770", "22,713,216"):
         assert f">{text}<" in made
+
+
+def test_what_no_graph_takes_is_not_counted_either() -> None:
+    body = {"name": "r", "layers": [{"attach": ["coda"]}], "model": ["mean_pooling"]}
+    with pytest.raises(CompositionError, match="coda and mean_pooling would each take the place"):
+        count(Recipe.from_dict(body), spec_of(BertConfig()))

@@ -374,8 +374,11 @@ def hash_of(parts: Iterable[Part]) -> str:
 
 
 def clash(parts: Sequence[Part]) -> bool:
-    """Whether two entries replace the direction of one weight, or the head."""
+    """Whether two entries replace the direction of one weight, the head, or the same region."""
     if sum(shape.heads for shape, _ in parts) > 1:
+        return True
+    regions = [site.key for shape, mask in parts if "region" in shape.ways for site in shape.sites(mask)]
+    if len(set(regions)) < len(regions):
         return True
     directed = [(shape, mask) for shape, mask in parts if shape.directed]
     if not directed or (len(directed) == 1 and not directed[0][0].may_clash):
