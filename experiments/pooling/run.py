@@ -3,10 +3,10 @@
     python experiments/pooling/run.py --part 0/2      # forty minutes of one core; beside it --part 1/2
     python experiments/pooling/run.py --tables        # the tables of the README
 
-The head alone and LoRA of rank 12 at three rates, with either reading, as a quick search trains them: 60
-steps of 32 rows, the head from its probe, the backbone in bf16. What a search's own probe finds for the cell
-is recorded beside them. Scores are on 400 rows of *select* and on 1,000 further rows of the pool; *test* is
-never read. What stands in `results/trainings.jsonl` is not trained again.
+The head alone and LoRA of rank 12 at three rates, with each of three readings, as a quick search trains
+them: 60 steps of 32 rows, the head from its probe, the backbone in bf16. What a search's own probe finds
+for the cell is recorded beside them. Scores are on 400 rows of *select* and on 1,000 further rows of the
+pool; *test* is never read. What stands in `results/trainings.jsonl` is not trained again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lib.storage import append_row, read_rows
 from autopeft import Recipe
 from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
-from autopeft.recipe.pooling import POOLINGS, pooled
+from autopeft.recipe.pooling import BY_POOLER, pooled
 from autopeft.search.planning.pooling import find_pooling
 from autopeft.training import run_trial
 
@@ -39,6 +39,8 @@ RESULTS = Path(__file__).parent / "results" / "trainings.jsonl"
 TASKS = ("movie-sentences", "trec", "trec-fine", "disaster-tweets", "subjectivity", "sms-spam")
 ROWS, RATES, SEEDS, STEPS, SPLIT = (100, 500, 2_000), (4.5e-3, 1.5e-3, 5e-4), (0, 1), 60, 710
 MODELS = ("minilm",)
+POOLINGS = ("own", BY_POOLER, "mean")
+"""What the model gives the head, the mean through its pooler, and the mean itself."""
 HEAD = 0.0
 """Stands for the head alone where a rate of LoRA could stand."""
 
@@ -97,7 +99,7 @@ Row = Mapping[str, Any]
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """What there is, as Markdown: means over the seeds that both readings have."""
+    """What there is, as Markdown: means over the seeds that all readings have."""
     return "\n".join([*_by_cell(rows), "", *_by_rows(rows)])
 
 
@@ -131,26 +133,27 @@ def _by_cell(rows: Sequence[Row]) -> Iterator[str]:
     for (model, task, count), own in _cells_of(rows).items():
         if not own:
             continue
-        scores = [_scores(own, pooling) for pooling in ("own", "mean")]
-        told = " | ".join(f"{a:.1f} → {b:.1f}" for a, b in zip(*scores, strict=True))
+        scores = [_scores(own, pooling) for pooling in POOLINGS]
+        told = " | ".join(" → ".join(f"{score:.1f}" for score in one) for one in zip(*scores, strict=True))
         probe = next((r["probe"] for r in own if r.get("probe")), None)
         words = "–" if probe is None else f"{probe['own']:.2f} → {probe['mean']:.2f}"
         yield f"| {model} | {task} | {count:,} | {words} | {told} |"
 
 
 def _by_rows(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| rows | cells | head alone | LoRA at 4.5e-3 | LoRA, rate by *select* | least gain of the last |"
-    yield "|---|---|---|---|---|---|"
-    for count in ROWS:
-        gains = [
-            [b - a for a, b in zip(_scores(own, "own"), _scores(own, "mean"), strict=True)]
-            for (_, _, n), own in _cells_of(rows).items()
-            if n == count and own
-        ]
-        if gains:
-            means = " | ".join(f"{statistics.fmean(one):+.1f}" for one in zip(*gains, strict=True))
-            least = min(gain[-1] for gain in gains)
-            yield f"| {count:,} | {len(gains)} | {means} | {least:+.1f} |"
+    yield "| the mean less | rows | cells | head alone | LoRA at 4.5e-3 | LoRA, rate by *select* | least |"
+    yield "|---|---|---|---|---|---|---|"
+    for other, words in (("own", "what the model gives"), (BY_POOLER, "the mean through the pooler")):
+        for count in ROWS:
+            gains = [
+                [b - a for a, b in zip(_scores(own, other), _scores(own, "mean"), strict=True)]
+                for (_, _, n), own in _cells_of(rows).items()
+                if n == count and own
+            ]
+            if gains:
+                means = " | ".join(f"{statistics.fmean(one):+.1f}" for one in zip(*gains, strict=True))
+                least = min(gain[-1] for gain in gains)
+                yield f"| {words} | {count:,} | {len(gains)} | {means} | {least:+.1f} |"
 
 
 def main() -> None:
