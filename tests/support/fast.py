@@ -145,6 +145,7 @@ LONG = (
     "tests/search/test_goals.py::test_a_search_that_was_killed_goes_on_to_the_same_end",
     "tests/search/test_goals.py::test_the_cheapest_is_looked_for_on_the_upper_layers",
     "tests/search/test_goals.py::test_the_smallest_takes_no_measurement",
+    "tests/search/test_kept_baselines.py",
     "tests/search/test_predicted_precision.py",
     "tests/search/test_long_search.py",
     "tests/search/test_serving.py",
