@@ -317,9 +317,17 @@ PreTrainedModel.save_pretrained = stuck
 """
 
 
+@pytest.fixture(scope="module")
+def mergeable(material: Path) -> Path:
+    (material / "lora.yaml").write_text("autopeft: 2\nname: lora\nlayers: [{attach: [lora]}]\n")
+    command = Command(material, "train", "--recipe", "lora.yaml", *DATA, "--steps", "2", "--out", "mergeable")
+    assert command.end() == 0, command.out
+    return material / "mergeable"
+
+
 @both(SIGINT)
-def test_an_export_that_is_not_whole_is_not_there(trained: Path, start: Start, number: Signals) -> None:
-    command = start("export", "trained", "-o", "exported", "--as", "merged", patch=HALF)
+def test_an_export_that_is_not_whole_is_not_there(mergeable: Path, start: Start, number: Signals) -> None:
+    command = start("export", "mergeable", "-o", "exported", "--as", "merged", patch=HALF)
     command.wait_for(lambda: "stuck" in command.out)
     assert command.interrupt(number) == 128 + number, command.out
     assert SAID[number] in command.out
