@@ -23,6 +23,7 @@ __all__ = [
     "StoppedError",
     "TaskError",
     "UsageError",
+    "ended",
     "near",
     "printable",
 ]
@@ -95,6 +96,12 @@ def near(word: str, known: Iterable[str]) -> str:
         return ""
     matches = get_close_matches(word, sorted(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+def ended(text: str) -> str:
+    """A text that another sentence follows: with a full stop where it has no end of its own."""
+    text = text.rstrip().rstrip(":")
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from autopeft.errors import AutoPEFTError, PluginError, near
+from autopeft.errors import AutoPEFTError, PluginError, ended, near
 
 __all__ = ["Registry", "import_modules", "is_lower_identifier"]
 
@@ -173,10 +173,11 @@ def _load_point(point: EntryPoint) -> None:
     """
     try:
         point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         package = point.value.partition(":")[0].partition(".")[0] if point.dist is None else point.dist.name
+        why = ended(f"{type(error).__name__}: {error}")
         raise PluginError(
             f"The installed package {package!r} cannot be used: its entry point {point.name!r} "
-            f"({point.value}, group {point.group!r}) ends with {type(error).__name__}: {error} "
+            f"({point.value}, group {point.group!r}) ends with {why} "
             f"Repair the package, or remove it: pip uninstall {package}."
         ) from error

@@ -145,10 +145,12 @@ def points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_package", r"ModuleNotFoundError: No module named 'no_such_package'\. Repair"),
+        ("1 / 0", r"ZeroDivisionError: division by zero\. Repair"),
+        ("import sys\nsys.exit()", r"SystemExit\. Repair"),
+        ("raise SystemExit(0)", r"SystemExit: 0\. Repair"),
         ("def", "SyntaxError: invalid syntax"),
-        ("from autopeft.errors import UsageError\nraise UsageError('No.')", r"UsageError: No\."),
+        ("from autopeft.errors import UsageError\nraise UsageError('No.')", r"UsageError: No\. Repair"),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_named_each_time(

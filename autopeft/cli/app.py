@@ -32,7 +32,7 @@ from autopeft.cli import (
 )
 from autopeft.cli.console import Told, notify
 from autopeft.cli.declared import typed_command
-from autopeft.errors import AutoPEFTError, StoppedError, UsageError
+from autopeft.errors import AutoPEFTError, StoppedError, UsageError, ended
 from autopeft.interruption import exit_code, sentence
 
 __all__ = ["app", "main"]
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no error
             stream.reconfigure(errors="replace")
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNREAD
     except Exception as error:
         hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
-        return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)
+        return _fail(f"{ended(f'{type(error).__name__}: {error}')}{hint}", error, FAILED)
     # Newer versions of typer turn Ctrl-C into an exit that says nothing.
     if code == _CTRL_C and not isinstance(code, Told):
         return _interrupted(None)
@@ -170,6 +171,13 @@ def _fail(message: str, error: BaseException | None, code: int) -> int:
 
 def _interrupted(error: BaseException | None) -> int:
     return _fail(sentence(), error, exit_code())
+
+
+def _open_closed_streams() -> None:
+    """Let what is written to a stream that was closed before the start go nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we live
 
 
 def _silence_stdout() -> None:

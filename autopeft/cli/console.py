@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from autopeft.errors import printable
+from autopeft.errors import AutoPEFTError, printable
 from autopeft.runs.files import escaped
 
 if TYPE_CHECKING:
@@ -34,12 +34,21 @@ def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
 
     What the terminal would act on becomes `�` (see `autopeft.errors.printable`), as does what the stream's
     encoding does not have.
+
+    Raises:
+        AutoPEFTError: stdout cannot be written, as on a full disk.
+        BrokenPipeError: nobody reads it any more.
     """
     stream = stream or sys.stdout
     shown, encoding = printable(text, keep="\n\t"), getattr(stream, "encoding", None)
     if encoding is not None:
         shown = shown.encode(encoding, "replace").decode(encoding)
-    print(shown, file=stream, end=end, flush=True)
+    try:
+        print(shown, file=stream, end=end, flush=True)
+    except OSError as error:
+        if stream is not sys.stdout or isinstance(error, BrokenPipeError):
+            raise
+        raise AutoPEFTError(f"Cannot write the output: {error.strerror or error}.") from error
 
 
 def lasting(stream: TextIO) -> TextIO:

@@ -245,8 +245,13 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     name = None if ready is None else wanted or "peft"
     more = () if ready is None else (f"## Load and serve\n\n{ready.section}",)
     facts = {} if ready is None else {"format": name, **ready.facts}
-    target = write_package(saved, out, more=more, exported=facts, notify=given.notify)
-    if ready is not None:
-        ready.write(target / str(name))
+
+    def write_format(target: Path) -> None:
+        if ready is not None:
+            ready.write(target / str(name))
+
+    target = write_package(
+        saved, out, more=more, exported=facts, write_beside=write_format, notify=given.notify
+    )
     wrote = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
     return Exported(target, wrote, name, reason, () if ready is None else ready.lines, facts)

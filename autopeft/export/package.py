@@ -10,7 +10,8 @@ peft/, merged/, …      a format that others load (see `autopeft.export.formats
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,7 @@ def write_package(
     *,
     more: Sequence[str] = (),
     exported: Mapping[str, Any] | None = None,
+    write_beside: Callable[[Path], object] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Path:
     """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
@@ -144,8 +146,11 @@ def write_package(
     Args:
         more: further sections of the card, in Markdown.
         exported: what the manifest says of the format that is written beside it.
+        write_beside: writes that format into the folder.
 
-    A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it.
+    A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it. Manifest
+    and card come last, so that they speak of nothing that is not whole; where the work fails or is
+    interrupted, nothing stays in the folder.
 
     Raises:
         UsageError: the folder is not empty.
@@ -157,17 +162,51 @@ def write_package(
     if own is None:
         raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")
     text = model_card(saved.card, Recipe.from_file(own), more)
+    with _whole(target):
+        _copy_files(saved, own, target)
+        if write_beside is not None:
+            write_beside(target)
+        told = {"exported": exported} if exported else {}
+        write_json(target / MANIFEST, {**saved.card.to_dict(), **told})
+        write_card(target, text, notify)
+    return target
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[None]:
+    """Make a folder, which is new or empty, and fill it; what fails or is interrupted leaves nothing in it.
+
+    Raises:
+        AutoPEFTError: the folder cannot be written.
+    """
+    made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
-        more = () if saved.card.architecture is not None else (README,)
-        for name in (WEIGHTS, _OF_A_HYBRID, *more):
-            path = file_in(saved.folder, saved.within(name))
-            if path is not None:
-                shutil.copyfile(path, target / name)
-        shutil.copyfile(own, target / RECIPE)
-    except OSError as error:
-        raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
-    write_json(target / MANIFEST, {**saved.card.to_dict(), **({"exported": exported} if exported else {})})
-    write_card(target, text, notify)
-    return target
+        yield
+    except BaseException as error:  # Ctrl-C too
+        _empty(target, remove=made)
+        if isinstance(error, OSError):
+            raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror or error}.") from error
+        raise
+
+
+def _empty(folder: Path, *, remove: bool) -> None:
+    """Take away what lies in a folder, and the folder itself where that is wanted, as far as that goes."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if remove:
+            folder.rmdir()
+
+
+def _copy_files(saved: Saved, recipe: Path, target: Path) -> None:
+    # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
+    more = () if saved.card.architecture is not None else (README,)
+    for name in (WEIGHTS, _OF_A_HYBRID, *more):
+        path = file_in(saved.folder, saved.within(name))
+        if path is not None:
+            shutil.copyfile(path, target / name)
+    shutil.copyfile(recipe, target / RECIPE)

@@ -43,7 +43,7 @@ class Predictor:
     """
 
     def __init__(self, limits: Limits, head: Head, calibration: Calibration | None = None) -> None:
-        self.limits, self._head, self.calibration = limits, head, calibration
+        self.limits, self.head, self.calibration = limits, head, calibration
         self._files: Memo[str, int] = Memo(_KEPT)
         self._beside: Memo[tuple[Hashable, ...], float] = Memo(_KEPT)
 
@@ -59,7 +59,7 @@ class Predictor:
 
     def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
         way, here = self.limits.serve, self.calibration
-        why = None if way is None else unservable(graph, way, head=bool(self._head))
+        why = None if way is None else unservable(graph, way, head=bool(self.head))
         known = Resources(
             file=file,
             unmergeable=unmergeable(graph),
@@ -80,7 +80,7 @@ class Predictor:
         """From what each entry took beside its parameters when it was last built; exact near the limit."""
         total = sum(self._rough_entry(graph, entry) for entry in graph.entries.values())
         total += sum(_NUMBER * node.count.deployed + _AROUND for node in graph.nodes())
-        total += sum(_NUMBER * p.numel() + _AROUND for p in self._head.values())
+        total += sum(_NUMBER * p.numel() + _AROUND for p in self.head.values())
         return self._file(graph) if _BELOW < total / limit < _ABOVE else total
 
     def _rough_entry(self, graph: CompositionGraph, entry: Entry) -> int:
@@ -103,7 +103,7 @@ class Predictor:
     def _file(self, graph: CompositionGraph) -> int:
         key = graph.hash()
         found = self._files.get(key)
-        return self._files.keep(key, file_bytes(graph, self._head)) if found is None else found
+        return self._files.keep(key, file_bytes(graph, self.head)) if found is None else found
 
 
 class StepCost:

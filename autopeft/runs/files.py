@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if os.path.lexists(temporary):
+    except BaseException as error:  # Ctrl-C too
+        with suppress(OSError):
             os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise AutoPEFTError(
             f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
         ) from error

@@ -26,7 +26,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,10 @@ from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import file_in, local_path, parse_json, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import empty_folder, json_bytes, write_atomic, write_json
+from autopeft.runs.readable import Points, Records
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
-__all__ = ["Points", "Records", "RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
+__all__ = ["RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
 
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
@@ -76,41 +76,6 @@ def no_runs(root: Path | str) -> str:
     words = ["autopeft", "search", "--task", "sst2", "--budget", "0.5%"]
     words += [] if Path(root) == Path("runs") else ["--out", str(Path(root) / "first")]
     return f"There is no run under {str(root)!r} yet; `{shlex.join(words)}` makes one."
-
-
-@dataclass(frozen=True)
-class Records:
-    """The records of a file in its order, and how many of its lines were none."""
-
-    file: str
-    records: tuple[TrialRecord, ...] = ()
-    damaged: int = 0
-
-    @property
-    def problem(self) -> str | None:
-        """One sentence on what could not be read."""
-        return _left_out(self.damaged, "line", "a record of a run", "records of a run", self.file)
-
-
-@dataclass(frozen=True)
-class Points:
-    """The Pareto front by size, and how many points of its file were none."""
-
-    points: tuple[FrontPoint, ...] = ()
-    damaged: int = 0
-
-    @property
-    def problem(self) -> str | None:
-        """One sentence on what could not be read."""
-        return _left_out(self.damaged, "point", "complete", "complete", "front.json")
-
-
-def _left_out(count: int, what: str, one: str, several: str, file: str) -> str | None:
-    if not count:
-        return None
-    if count == 1:
-        return f"One {what} of {file} is not {one}: it is left out."
-    return f"{count:,} {what}s of {file} are not {several}: they are left out."
 
 
 class RunFolder:
@@ -290,6 +255,13 @@ class RunFolder:
         """What is needed to understand and repeat the run."""
         return self._table("manifest.json")
 
+    @property
+    def exported(self) -> bool:
+        """Whether it is an export: its manifest holds the result, for which a run has a file of its own."""
+        with suppress(UsageError):
+            return "result" in self.manifest()
+        return False
+
     def result(self) -> dict[str, Any]:
         """The outcome in numbers.
 
@@ -399,7 +371,9 @@ class RunFolder:
         try:
             manifest = read_manifest(self.manifest())
             row.update({k: getattr(manifest, k) for k in ("created", "task", "model", "budget", "space")})
-            if (self.path / "result.json").exists():
+            if self.exported:
+                row["state"] = "exported"
+            elif (self.path / "result.json").exists():
                 result = read_result(self.result())
                 row["state"] = "interrupted" if result.interrupted else "finished"
                 row.update({k: getattr(result, k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
@@ -412,12 +386,17 @@ class RunFolder:
 
 
 def list_runs(root: Path | str = "runs") -> list[RunFolder]:
-    """Runs under `root`, newest first, also those that cannot be opened. Folders without a manifest are left
-    out.
+    """Runs under `root`, newest first, also those that cannot be opened. Folders without a manifest and what
+    was exported there are left out.
 
     Raises:
         UsageError: `root` cannot be read.
     """
+    return [run for run in _with_exports(root) if not run.exported]
+
+
+def _with_exports(root: Path | str) -> list[RunFolder]:
+    """What has a manifest under `root`, newest first."""
     base = local_path(root)
     if not os.path.isdir(base):
         return []
@@ -454,7 +433,8 @@ def _begun(run: RunFolder) -> tuple[float, float]:
 
 def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
     """The run that `ref` means: a path, a name under `root`, an unambiguous part of one, or `latest`, the
-    newest that can be read. Newer ones that cannot are told by a warning.
+    newest that can be read. Newer ones that cannot are told by a warning. An export is known by its path and
+    its whole name.
 
     Raises:
         UsageError: there is none, or several match; the message names near matches.
@@ -463,10 +443,11 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
     direct = local_path(text)
     if _is_run(direct):
         return RunFolder(Path(os.path.abspath(direct)))
-    runs = list_runs(root)
+    found = _with_exports(root)
+    runs = [run for run in found if not run.exported]
     if text == "latest":
         return _latest(runs, root)
-    named = [r for r in runs if r.name == text] or [r for r in runs if text and text in r.name]
+    named = [r for r in found if r.name == text] or [r for r in runs if text and text in r.name]
     if len(named) == 1:
         return named[0]
     if named:

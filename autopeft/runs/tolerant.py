@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from autopeft.errors import UsageError
-from autopeft.runs.folder import Points, Records, RunFolder
+from autopeft.runs.folder import RunFolder
+from autopeft.runs.readable import Points, Records
 from autopeft.runs.records import FrontPoint, TrialRecord
 
 __all__ = ["Parts", "read_parts"]

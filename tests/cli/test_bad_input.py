@@ -155,6 +155,27 @@ def test_from_outside_there_is_no_traceback_unless_asked_for(
     assert errors.strip().splitlines()[-1] == plain.stderr.strip()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("boom"), "RuntimeError: boom."),
+        (RuntimeError("It burst.\n"), "RuntimeError: It burst."),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device."),
+        (AssertionError(), "AssertionError."),
+    ],
+)
+def test_what_nobody_foresaw_is_a_sentence_with_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def burst(*args: object) -> None:
+        raise error
+
+    monkeypatch.delenv("AUTOPEFT_DEBUG", raising=False)
+    monkeypatch.setattr("autopeft.runs.folder.list_runs", burst)
+    assert main(("runs",)) == 1
+    assert capsys.readouterr().err == f"error: {said} Set AUTOPEFT_DEBUG=1 to see where.\n"
+
+
 def test_valid_work_that_fails_is_exit_code_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A recipe outside the budget that `count` was asked to hold is no bad usage."""
     argv = ("count", str(place / "good.yaml"), "--model", str(place / "bert"), "--budget", "10", "--json")

@@ -305,6 +305,35 @@ def test_commands_that_use_a_run(
     assert "Traceback" not in command.out
 
 
+HALF = """
+import time
+from transformers import PreTrainedModel
+plain = PreTrainedModel.save_pretrained
+def stuck(self, *args, **more):
+    plain(self, *args, **more)
+    print("stuck", flush=True)
+    time.sleep(100)
+PreTrainedModel.save_pretrained = stuck
+"""
+
+
+@pytest.fixture(scope="module")
+def mergeable(material: Path) -> Path:
+    (material / "lora.yaml").write_text("autopeft: 2\nname: lora\nlayers: [{attach: [lora]}]\n")
+    command = Command(material, "train", "--recipe", "lora.yaml", *DATA, "--steps", "2", "--out", "mergeable")
+    assert command.end() == 0, command.out
+    return material / "mergeable"
+
+
+@both(SIGINT)
+def test_an_export_that_is_not_whole_is_not_there(mergeable: Path, start: Start, number: Signals) -> None:
+    command = start("export", "mergeable", "-o", "exported", "--as", "merged", patch=HALF)
+    command.wait_for(lambda: "stuck" in command.out)
+    assert command.interrupt(number) == 128 + number, command.out
+    assert SAID[number] in command.out
+    assert not (command.log.parent / "exported").exists()
+
+
 @both(SIGTERM)
 def test_while_the_commands_are_imported(start: Start, number: Signals) -> None:
     command = start("methods", patch=SLOW_IMPORT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import webbrowser
 from pathlib import Path
 
@@ -55,6 +56,37 @@ def test_a_run_by_part_of_its_name_into_a_file(
     monkeypatch.setattr(webbrowser, "open", lambda url: False)
     assert main(["report", "1a2b3c", "--runs", str(runs), "--out", str(out), "--open"]) == 0
     assert "No browser" in capsys.readouterr().err
+
+
+def test_what_is_no_report_is_not_written_over(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = runs.iterdir()
+    (tmp_path / "notes.html").write_text("<!doctype html>\n<title>notes</title>")
+    (tmp_path / "link.html").symlink_to("notes.html")
+    (tmp_path / "dangling.html").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe.html")
+    mine = [tmp_path / f"{name}.html" for name in ("notes", "link", "dangling", "pipe")]
+    for path in (run / "manifest.json", *mine):
+        before = path.read_bytes() if path.is_file() else os.lstat(path)
+        assert main(["report", "--runs", str(runs), "--out", str(path)]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{str(path)!r} is there already and is no report" in said
+        assert "choose another --out, or remove it" in said
+        assert (path.read_bytes() if path.is_file() else os.lstat(path)) == before
+
+
+def test_a_report_is_written_anew(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what stands in its place in the run's own folder, as an earlier version may have left it."""
+    out, (run,) = tmp_path / "report.html", runs.iterdir()
+    assert main(["report", "--runs", str(runs), "--out", str(out)]) == 0
+    out.write_text(out.read_text(encoding="utf-8") + "older", encoding="utf-8")
+    own = run / "report.html"
+    for words, path in ((["--out", str(out)], out), ([], own), (["--out", str(own)], own)):
+        if path == own:
+            own.write_text("older")
+        assert main(["report", "--runs", str(runs), *words]) == 0
+        assert not path.read_text(encoding="utf-8").endswith("older")
 
 
 @pytest.mark.parametrize(

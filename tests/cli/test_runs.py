@@ -59,6 +59,18 @@ def test_damaged_runs_stand_in_the_list(place: Path) -> None:
         assert said in listed.stdout
 
 
+def test_what_was_exported_beside_the_runs_is_none_of_them(place: Path) -> None:
+    names = sorted(path.name for path in (place / "runs").iterdir())
+    manifest = json.loads((place / "runs" / "finished" / "manifest.json").read_text())
+    exported = place / "runs" / "zz-export"
+    exported.mkdir()
+    (exported / "manifest.json").write_text(json.dumps({**manifest, "result": {}}))
+    rows = json.loads(autopeft("runs", "--json", folder=place).stdout)
+    assert sorted(row["run"] for row in rows) == names
+    shown = autopeft("runs", "runs/zz-export", "--runs", "elsewhere", folder=place)
+    assert " exported " in shown.stdout
+
+
 def test_what_is_left_of_a_damaged_run_is_shown(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

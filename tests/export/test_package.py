@@ -14,7 +14,7 @@ from support.saved_model import save_backbone
 from support.tiny import randomise
 
 from autopeft.assets import load_model, resolve_model
-from autopeft.errors import UsageError
+from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.manifest import Card
 from autopeft.export.package import find_saved, load_saved, write_package
 from autopeft.hybrid import attach
@@ -116,6 +116,31 @@ def test_a_backbone_that_moved_is_found_by_its_new_place(run: Path, tmp_path: Pa
     shutil.copytree(backbone, moved)
     hybrid, _ = load_saved(find_saved(run), model=str(moved))
     np.testing.assert_allclose(logits_of(hybrid, str(moved)), np.load(run / "logits.npy"), atol=1e-6)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=str)
+def test_what_is_cut_short_leaves_nothing(
+    run: Path, tmp_path: Path, there: bool, error: BaseException
+) -> None:
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def cut_short(folder: Path) -> None:
+        assert not (folder / "manifest.json").exists(), "it would speak of what is not whole yet"
+        assert not (folder / "README.md").exists()
+        (folder / "merged").mkdir()
+        (folder / "merged" / "half").write_text("ha")
+        raise error
+
+    expected = AutoPEFTError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        write_package(find_saved(run), out, exported={"format": "merged"}, write_beside=cut_short)
+    assert isinstance(error, KeyboardInterrupt) or "No space left" in str(caught.value)
+    assert out.exists() is there
+    assert list(out.glob("*")) == []
+    assert write_package(find_saved(run), out) == out
 
 
 def test_a_full_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:

@@ -37,6 +37,23 @@ def test_new_files_have_the_mode_that_the_user_wants(folder: Path, umask: int, m
     assert stat.S_IMODE((folder / "new").stat().st_mode) == mode
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_cut_short_leaves_nothing_beside_the_old_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    write_atomic(folder / "a", "old")
+    before = sorted(folder.iterdir())
+
+    def cut_short(handle: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", cut_short)
+    with pytest.raises((KeyboardInterrupt, AutoPEFTError)):
+        write_atomic(folder / "a", "new")
+    assert (folder / "a").read_text() == "old"
+    assert sorted(folder.iterdir()) == before
+
+
 def test_a_name_as_long_as_names_can_be_is_written(folder: Path) -> None:
     name = "x" * 255
     write_atomic(folder / name, "all of it")

@@ -16,7 +16,8 @@ from support.permissions import modes_hold, sealed
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
 from autopeft.runs.files import write_atomic
-from autopeft.runs.folder import Records, RunFolder, go_on, list_runs, load_run, no_runs
+from autopeft.runs.folder import RunFolder, go_on, list_runs, load_run, no_runs
+from autopeft.runs.readable import Records
 from autopeft.runs.records import FrontPoint, TrialRecord
 
 
@@ -357,6 +358,21 @@ def test_latest_is_the_newest_run_that_can_be_read(tmp_path: Path, caplog: pytes
     (older.path / "manifest.json").write_text("{")
     os.utime(older.path / "manifest.json", (1, 1))
     with pytest.raises(UsageError, match=r"No run under .* can be read.*newer"):
+        load_run("latest", root=tmp_path)
+
+
+def test_an_export_beside_runs_is_none_of_them(tmp_path: Path) -> None:
+    """It is known by its path and by its whole name."""
+    run, export = make(tmp_path, "aa"), make(tmp_path, "aa-exported", result={"test_mean": 0.5})
+    os.utime(run.path / "manifest.json", (1, 1))
+    assert [found.name for found in list_runs(tmp_path)] == ["aa"]
+    for ref in ("latest", "aa", "a"):
+        assert load_run(ref, root=tmp_path).path == run.path
+    for ref in ("aa-exported", str(export.path)):
+        assert load_run(ref, root=tmp_path).path == export.path
+    assert export.summary()["state"] == "exported"
+    (run.path / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="There is no run under"):
         load_run("latest", root=tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -34,6 +35,8 @@ __all__ = ["render_report", "write_report"]
 
 _PACKAGE = "autopeft.report.html"
 _LONGEST = 200_000
+_GENERATOR = "AutoPEFT report"
+_HEAD = 1024  # bytes of a file in which its generator stands
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,36 @@ def write_report(
         notify: takes one line where a packaged backbone is fetched for its configuration.
 
     Raises:
-        UsageError: it is no run, or `out` is a folder or in none that is there.
+        UsageError: it is no run, or `out` is a folder, in none that is there, or a file that is no report.
         AutoPEFTError: the file cannot be written.
     """
-    target = out if out is not None else folder.path / "report.html"
+    own = folder.path / "report.html"
+    target = out if out is not None else own
     if is_there(target) and target.is_dir():
         raise UsageError(f"{str(target)!r} is a folder; name a file with --out, such as report.html.")
     if not is_there(target.parent):
         raise UsageError(
             f"There is no folder {str(target.parent)!r} to write the report into; make it first."
         )
+    if Path(os.path.abspath(target)) != own and is_there(target) and not _is_report(target):
+        raise UsageError(
+            f"{str(target)!r} is there already and is no report, which alone is written anew; choose another "
+            "--out, or remove it."
+        )
     # Text of strangers may hold halves of surrogate pairs, which no file can.
     write_atomic(target, render_report(folder, model=model, notify=notify).encode("utf-8", "replace"))
     return target
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a page that was written here."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            return f'<meta name="generator" content="{_GENERATOR}">'.encode() in file.read(_HEAD)
+    except OSError:
+        return False
 
 
 def render_report(
@@ -91,6 +111,7 @@ def render_report(
         .get_template("report.html.j2")
         .render(
             run=run,
+            generator=_GENERATOR,
             policy=_policy(plotly, script),
             style=Markup(_resource("report.css")),
             plotly=Markup(plotly),

@@ -174,6 +174,7 @@ class Prepared:
             # As many as there are seeds, so that they can be compared seed by seed.
             hybrids=max(3, min(5, effort.seeds)),
             new_head=self.task.task_kind.new_head,
+            head=sum(parameter.numel() for parameter in self.predictor.head.values()),
             prompts=self.task.task_kind.asks(self.task.splits["train"]),
         )
 

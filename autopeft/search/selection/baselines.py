@@ -138,6 +138,11 @@ class Baseline:
         found = (pooled(Recipe.from_dict(dict(recipe)), pooling).to_dict() for recipe in self.candidates)
         return replace(self, candidates=tuple(found))
 
+    def with_head(self, head: int) -> Baseline:
+        """The same with so many parameters of the task head in its counts."""
+        tables = tuple({**table, "head": head} for table in self.tables)
+        return replace(self, counts={**self.counts, "head": head}, tables=tables)
+
     def title(self, index: int) -> str:
         """What the baseline is called with that candidate chosen."""
         return self.titles[index] if self.titles else self.name
@@ -200,6 +205,7 @@ def baselines(
     kinds: Sequence[str] | None = None,
     hybrids: int = 3,
     new_head: bool = True,
+    head: int = 0,
     prompts: bool = False,
 ) -> list[Baseline]:
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
@@ -212,6 +218,7 @@ def baselines(
         kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
         hybrids: number of random hybrids, one run each.
         new_head: whether the task has a head of its own, which can train alone (see `TaskKind.new_head`).
+        head: parameters of that head, for the counts.
         prompts: whether its rows ask something, so that examples can stand before them.
 
     Raises:
@@ -240,7 +247,7 @@ def baselines(
             found.append(head_only(spec, rates) if new_head else None)
         elif not new_head and (kind == "untuned" or prompts):
             found.append(untrained(spec, 0 if kind == "untuned" else _SHOTS))
-    return [baseline.pooled(bound.pooling) for baseline in found if baseline is not None]
+    return [b.pooled(bound.pooling).with_head(head) for b in found if b is not None]
 
 
 def _most_rank(budget: Budget) -> int:

@@ -188,6 +188,15 @@ def test_head_only_deploys_nothing() -> None:
     assert head_only(BERT, 2).counts["deployed"] == 0
 
 
+def test_every_baseline_counts_the_head() -> None:
+    every = found(BERT, "0.5%", kinds=["all"], head=66)
+    assert {baseline.kind for baseline in every} == {"lora", "single", "random", "middle", "head"}
+    for baseline in every:
+        tables = [baseline.counts, *map(baseline.counts_of, range(len(baseline.candidates)))]
+        tables.append(baseline.remaining([0])[1])
+        assert {table["head"] for table in tables} == {66}
+
+
 LIMITS = st.tuples(st.integers(1, 300_000), st.integers(1, 300_000), st.booleans())
 
 
