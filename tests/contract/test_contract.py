@@ -10,6 +10,7 @@ import pytest
 import torch
 from contract.pairs import (
     CASES,
+    LEARNING,
     NOT_REENTRANT,
     OF_TEXTS,
     ON_DECODERS,
@@ -119,7 +120,7 @@ def _claims_identity(method: Any) -> bool:
     return bool(getattr(method, "identity", True))
 
 
-@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
+@pytest.mark.parametrize(("case", "name"), drawn(LEARNING))
 def test_every_parameter_gets_a_gradient_and_the_count_is_real(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -285,7 +286,7 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
         pytest.param(
             c, a, again, marks=pytest.mark.slow if is_spared(c, a) or (again and a not in USUAL) else ()
         )
-        for c, a in PAIRS
+        for c, a in LEARNING
         for again in (False, True)
         if FAMILIES[a].checkpoints and not (again and (c, a) in NOT_REENTRANT)
     ],
@@ -427,7 +428,9 @@ def test_merge_equals_unmerged(case: str, name: str) -> None:
         return
     merged = hybrid.merge()
     assert not any(k.startswith("autopeft.") for k in merged.state_dict())
-    torch.testing.assert_close(logits(merged, inputs, length=LENGTH), expected, atol=3e-5, rtol=1e-4)
+    # Random values of a KAdaptation of full rank make weights several times as large, and sums less exact.
+    atol = 3e-4 if case == "kadaptation-full" else 3e-5
+    torch.testing.assert_close(logits(merged, inputs, length=LENGTH), expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("case", "name"), sorted(REFUSED))

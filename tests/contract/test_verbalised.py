@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.pairs import PAIRS, is_spared
+from contract.pairs import TRAINED, is_spared
 from contract.test_contract import AT_TIMES
 from support import on_logits, on_scores
 from support.cases import recipe_of
@@ -31,7 +31,7 @@ KINDS = {
 AT = {"bert": [2, 4], "llama": [6, 6]}
 ROWS = [
     pytest.param(case, name, marks=pytest.mark.slow if is_spared(case, "gpt2") else ())
-    for case, name in PAIRS
+    for case, name in TRAINED
     if name in KINDS
 ]
 

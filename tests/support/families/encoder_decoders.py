@@ -53,10 +53,10 @@ def _like_bart(config: type[PreTrainedConfig], model: type[PreTrainedModel], **m
     return Tiny(lambda: config(**{**SIZES, **more}), model, writes=True)
 
 
-def _like_t5(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> Tiny:
+def _like_t5(config: type[PreTrainedConfig], model: type[PreTrainedModel], **refuses: str) -> Tiny:
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
     ids = {"vocab_size": VOCABULARY, "decoder_start_token_id": 0, "pad_token_id": 0}
-    return Tiny(lambda: config(**sizes, **ids), model, writes=True, refuses={"bitfit": "bias"})
+    return Tiny(lambda: config(**sizes, **ids), model, writes=True, refuses={"bitfit": "bias", **refuses})
 
 
 ENCODER_DECODERS = {
@@ -76,7 +76,7 @@ ENCODER_DECODERS = {
     ),
     "bart": _like_bart(BartConfig, BartForConditionalGeneration),
     "mt5": _like_t5(MT5Config, MT5ForConditionalGeneration),
-    "umt5": _like_t5(UMT5Config, UMT5ForConditionalGeneration),
+    "umt5": _like_t5(UMT5Config, UMT5ForConditionalGeneration, lpt="counts distances"),
     "mbart": _like_bart(MBartConfig, MBartForConditionalGeneration, scale_embedding=True),
     "pegasus": _like_bart(PegasusConfig, PegasusForConditionalGeneration, scale_embedding=True),
     "marian": _like_bart(MarianConfig, MarianMTModel, scale_embedding=True),
