@@ -66,7 +66,7 @@ def test_old_turns_are_dropped_and_it_says_so(place: Path) -> None:
     done = piped(place, "what follows one\n" * 6, "--system", "be brief", "--max-length", "30")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 6
-    assert "The oldest turn was dropped: the model reads 30 tokens." in done.stderr
+    assert "The oldest turn was dropped: the model reads 30 tokens beside its answer." in done.stderr
 
 
 def test_who_writes_nothing_cannot_be_talked_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
