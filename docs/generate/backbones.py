@@ -60,8 +60,8 @@ def on_the_first_that_fits(recipe: Recipe) -> tuple[Named, CompositionGraph]:
     return named(BACKBONES[-1]), build_graph(recipe, named(BACKBONES[-1]).spec)
 
 
-def shown_and_trained(recipe: str, backbone: Named) -> str:
+def shown_and_trained(recipe: str, backbone: Named, task: str = "trec") -> str:
     """The commands that show and train a recipe, on a packaged model of the backbone's family."""
     option = f" --model {_PACKAGED[backbone.name]}" if backbone.name in _PACKAGED else ""
-    commands = (f"autopeft show {recipe}{option}", f"autopeft train --recipe {recipe} --task trec{option}")
+    commands = (f"autopeft show {recipe}{option}", f"autopeft train --recipe {recipe} --task {task}{option}")
     return "\n".join(["```bash", *commands, "```"])

@@ -252,8 +252,12 @@ def method_page(name: str) -> str:
 
 
 def _used(name: str, backbone: Named) -> str:
-    typed = f"Then train it, or show it:\n\n{shown_and_trained('recipe.yaml', backbone)}"
-    if "artefacts" in get_method(name).traits.needs:
+    needs = get_method(name).traits.needs
+    task = "cmudict --metric chrf" if "token_logits" in needs else "trec"
+    typed = f"Then train it, or show it:\n\n{shown_and_trained('recipe.yaml', backbone, task)}"
+    if "encoder_decoder" in needs:
+        typed = "Then train it, with an encoder-decoder of your own as `--model`: none is packaged."
+    if "artefacts" in needs:
         typed = (
             "The folder `source` is what another training has left; "
             "[Start from another training](../how-to/inputs.md) has the commands."

@@ -79,6 +79,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("reviews.csv", "new-reviews.csv"):
         frame.to_csv(name, index=False)
     frame.rename(columns={"body": "text"}).to_csv("data.csv", index=False)
+    chats = [{"prompt": f"How old is {n}?", "answer": f"It is {n}."} for n in range(200)]
+    Path("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return tmp_path
 
 
@@ -172,8 +174,9 @@ def test_a_page_can_be_typed(page: str, place: Path) -> None:
 @pytest.mark.parametrize("page", EACH)
 def test_a_recipe_of_a_page_is_shown_and_trained(page: str) -> None:
     found = Page(MADE[page])
-    ran = found.run()
-    assert ran == (0 if page.endswith(("index.md", "compositions.md")) else 1)
+    assert found.run() == (1 if "```bash" in MADE[page] else 0)
+    bare = ("index.md", "compositions.md", "methods/tpt.md", "methods/xattn_tuning.md")
+    assert ("```bash" in MADE[page]) != page.endswith(bare)
 
 
 @pytest.mark.slow
