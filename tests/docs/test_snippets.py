@@ -48,8 +48,16 @@ OTHERS = (
     ".venv/bin/python -m pytest",
     ".venv/bin/mkdocs build",
 )
-# Examples of `--help` that name a job of the reader's own run.
-OF_ONES_OWN = ("debug latest trial-3-120 --pdb", "debug runs/my-run confirm-7-s1000")
+# Examples of `--help` that take what is the reader's own: jobs of a run, a metric, images (see
+# `tests/cli/test_images.py`), and a language model that is talked with (`tests/cli/test_chat.py`).
+OF_ONES_OWN = (
+    "debug latest trial-3-120 --pdb",
+    "debug runs/my-run confirm-7-s1000",
+    "debug latest 3 --metric my_metrics:first_number",
+    "predict digits --file photos/",
+    "chat latest",
+    "chat winner --system Be brief. --temperature 0.7",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +206,10 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     ran = 0
     for page in COMMANDS:
         if page.endswith("/export.md"):
-            shutil.rmtree("winner")  # it makes its own
+            shutil.rmtree(
+                "winner"
+            )  # it makes its own, of a search whose heads read what others give them too
+            Page(f"```bash\nautopeft search --budget 0.5% {data} --pooling own\n```").run()
         if page.endswith("/debug.md"):  # of a search, not of the training before it
             Page(f"```bash\nautopeft search --budget 0.5% {data} --trials 5\n```").run()
         ran += Page(MADE[page]).run()
