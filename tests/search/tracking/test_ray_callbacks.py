@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -214,21 +215,24 @@ def test_a_search_is_logged_over_ctrl_c_and_resume(tmp_path: Path) -> None:
     try:
         search.start()
         while not any(record["state"] == "complete" for record in RunFolder(search.run).lines()):
-            assert search.wait_for_events(1)
-        assert search.process is not None
-        search.process.send_signal(signal.SIGINT)
+            assert not search.ended, search.out
+            time.sleep(0.2)
+        search.driver.send_signal(signal.SIGINT)
         out = search.end()
         assert "Traceback" not in out
-        search.settle()
         assert search.result()["interrupted"], out
         assert all(scalars(f) for f in (search.run / "tensorboard").iterdir())
         search.start()
         out = search.end()
         assert not search.result()["interrupted"], out
+        assert_all_is_logged(search.run)
     finally:
-        search.settle()
-    run = RunFolder(search.run)
-    folders = {f.name: f for f in (search.run / "tensorboard").iterdir()}
+        search.close()
+
+
+def assert_all_is_logged(folder: Path) -> None:
+    run = RunFolder(folder)
+    folders = {f.name: f for f in (folder / "tensorboard").iterdir()}
     trials = {f"trial-{record['number']}": record for record in run.lines()}
     assert {name for name in folders if name.startswith("trial-")} == set(trials)
     for name, record in trials.items():
