@@ -301,6 +301,8 @@ def _first(value: Any, rows: int, name: str = "") -> Any:
     """The first row of what has one for each row of the batch; BLOOM's `alibi` is (batch · heads, …)."""
     if name == "alibi" and isinstance(value, Tensor):
         return value[: len(value) // rows]
+    if isinstance(value, tuple):  # rotary tables
+        return tuple(_first(part, rows) for part in value)
     return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
 
 

@@ -468,3 +468,11 @@ def test_a_text_that_ends_in_the_padding_token_is_read_where_the_model_reads_it(
         np.testing.assert_allclose(
             predict(model, data.train, forward=forward), predict(model, data.train), atol=1e-4
         )
+
+
+def test_what_a_layer_makes_of_its_first_row_is_made_of_that_rows_tables() -> None:
+    """Rotary tables come as a pair, with a row for each text where its positions are told."""
+    each, shared = torch.randn(3, 5, 4), torch.randn(1, 5, 4)
+    cos, sin = trunk_states._first((each, shared), 3)
+    assert torch.equal(cos, each[:1])
+    assert torch.equal(sin, shared)
