@@ -158,8 +158,8 @@ class Searching:
     # Its life
     # ------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin, or go on where an earlier process ended.
+    def start(self, *again: str) -> None:
+        """Begin, or go on where an earlier process ended, with options that a run folder does not decide.
 
         Where that came to nothing, Ray's logs of why may be all that it left: they are removed, as the
         message says that otherwise refuses the folder.
@@ -168,7 +168,7 @@ class Searching:
             left = {path.relative_to(self.run).parts[:2] for path in self.run.rglob("*") if path.is_file()}
             assert left <= {("logs", "ray"), (".lock",)}, left
             shutil.rmtree(self.run)
-        words = ["--resume", "disk/run"] if (self.run / "manifest.json").exists() else self._begin
+        words = ["--resume", "disk/run", *again] if (self.run / "manifest.json").exists() else self._begin
         self._mark, self._started = uuid.uuid4().hex, len(self.jobs())
         environment = {
             **os.environ,
