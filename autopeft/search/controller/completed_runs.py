@@ -88,6 +88,7 @@ class KnownRuns:
         return JobResult(
             job.id,
             scores,
+            counts=kept.counts,
             pseudo_values=parts,
             select_values=kept.select_values,
             merit=kept.merit,
@@ -109,7 +110,7 @@ class KnownRuns:
             )
             parts = tuple(record.pseudo_values or ()), tuple(record.select_values or ())
             merit, took = record.merits.get(str(record.steps)), record.measured or {}
-            kept = KeptScores(record.scores, *parts, merit=merit, measured=took, place=self._place)
+            kept = KeptScores(record.scores, *parts, merit, took, self._place, record.counts)
             self._cache.put(key, kept, record.seconds)
 
 

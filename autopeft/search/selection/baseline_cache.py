@@ -35,6 +35,7 @@ from autopeft.graph import build_graph
 from autopeft.method import get_method
 from autopeft.recipe import CompositionItem, Item, Recipe
 from autopeft.runs.files import write_atomic
+from autopeft.runs.records import CountTable
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import METRICS, get_metric
 from autopeft.tasks.task import SPLIT_NAMES, Task, rows_sha256
@@ -93,8 +94,9 @@ class RunKey:
 @dataclass(frozen=True)
 class KeptScores:
     """Scores of a run by split, what groups of *test* rows and of *select* rows contribute to the score there
-    (see `TaskKind.pseudo_values`), what it is ranked by where that is not its score, and what it took (see
-    `JobResult.measured`) in which place: times of another machine, or beside other work, are others."""
+    (see `TaskKind.pseudo_values`), what it is ranked by where that is not its score, what it took (see
+    `JobResult.measured`) in which place (times of another machine, or beside other work, are others), and how
+    many parameters it left: data-dependent methods leave others than their recipe says."""
 
     scores: Mapping[str, float]
     pseudo_values: tuple[float, ...] = ()
@@ -102,6 +104,7 @@ class KeptScores:
     merit: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     place: str = ""
+    counts: CountTable | None = None
 
 
 class RunKeys:
@@ -228,6 +231,7 @@ class BaselineCache:
             "merit": known.merit if run.merit is None else run.merit,
             "measured": {k: v for k, v in (run.measured or known.measured).items() if _is_finite(v)},
             "place": run.place if run.measured else known.place,
+            "counts": run.counts or known.counts,
             "seconds": round(seconds, 3),
         }
         content["sha256"] = _sum(content)
@@ -284,11 +288,13 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
     if merit is not None and not _is_finite(merit):
         return None
     measured, place = content.get("measured", {}), content.get("place", "")
-    if not isinstance(measured, dict) or not all(map(_is_finite, measured.values())):
-        return None
+    counts = content.get("counts")
+    for table in (measured, {} if counts is None else counts):
+        if not isinstance(table, dict) or not all(map(_is_finite, table.values())):
+            return None
     found, took = ({str(k): float(v) for k, v in numbers.items()} for numbers in (scores, measured))
     test, select = (tuple(map(float, values)) for values in parts)
-    return KeptScores(found, test, select, None if merit is None else float(merit), took, str(place))
+    return KeptScores(found, test, select, None if merit is None else float(merit), took, str(place), counts)
 
 
 def _are_parts(values: Any) -> bool:

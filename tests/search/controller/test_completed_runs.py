@@ -122,7 +122,8 @@ def known(folder: Path, cache: Any, rank_by: str, place: str = "") -> KnownRuns:
 def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     cache: Any = Cache()
     kept = known(tmp_path, cache, "score")
-    kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}, pseudo_values=[0.6, 0.8]))
+    scores = {"select": 0.6, "test": 0.7}
+    kept.remember(record("lora", scores=scores, pseudo_values=[0.6, 0.8], counts={"deployed": 7}))
     kept.remember(record("confirm-1", kind="confirm"))
     assert kept.recall(replace(job("lora"), precision="bf16")) is None, "scores in bf16 are others"
     kept.remember(record("failed", state="failed"))
@@ -131,6 +132,7 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     found = kept.recall(job("lora"))
     assert found is not None
     assert (found.scores, found.pseudo_values) == ({"select": 0.6}, ())
+    assert found.counts == {"deployed": 7}, "what a data-dependent method left, not what its recipe says"
     both = kept.recall(job("lora", splits=("select", "test")))
     assert both is not None
     assert both.pseudo_values == (0.6, 0.8)

@@ -85,6 +85,11 @@ def test_what_was_put_comes_back(store: BaselineCache, tmp_path: Path) -> None:
     found = store.get(KEY)
     assert found is not None
     assert found.measured == {"file": 900.0}
+    store.put(KEY, KeptScores({"select": 0.75}, counts={"deployed": 7, "share": 0.5}), 1.0)
+    store.put(KEY, KeptScores({"select": 0.75}), 1.0)
+    found = store.get(KEY)
+    assert found is not None
+    assert found.counts == {"deployed": 7, "share": 0.5}
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name], "nothing else is left behind"
 
 
@@ -200,6 +205,8 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
         {"measured": [0.5]},
         {"measured": {"step_time": "1"}},
         {"measured": {"step_time": 10**400}},
+        {"counts": ""},
+        {"counts": {"deployed": "7"}},
         {"padding": "x" * baseline_cache._MAX_FILE},
     ],
     ids=lambda change: "-".join(change),
