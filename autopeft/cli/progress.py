@@ -61,6 +61,12 @@ def _trained(run: Any) -> str:
     return "nothing is trained" if run.steps == 0 else brief(run.recipe)
 
 
+def _workers(workers: int | None, seconds: float) -> str:
+    if workers is None:
+        return f"as many workers as the cluster has room for, about {duration(seconds)} with one"
+    return f"{workers} worker{'s' if workers != 1 else ''}, about {duration(seconds)}"
+
+
 def opening(info: SearchInfo) -> list[str]:
     """What a search is about to do. That data stand in for others was said when they were read."""
     return [
@@ -70,7 +76,7 @@ def opening(info: SearchInfo) -> list[str]:
         *info.data.remarks,
         *([] if info.trial_metric is None else [f"trials are scored by {info.trial_metric}"]),
         f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
-        f"{info.workers} worker{'s' if info.workers != 1 else ''}, about {duration(info.estimated_seconds)}",
+        + _workers(info.workers, info.estimated_seconds),
         f"run folder {info.run}",
     ]
 

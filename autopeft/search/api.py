@@ -337,7 +337,7 @@ def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> Sear
         jobs=effort.trials
         + effort.top * effort.seeds
         + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in baselines),
-        workers=ready.workers or 1,
+        workers=None if ready.workers is None else max(ready.workers, 1),
         estimated_seconds=estimate_of(ready, baselines).seconds,
         notice=ready.task.source.notice,
         run=str(folder.path),

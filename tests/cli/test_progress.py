@@ -150,3 +150,20 @@ def test_the_live_table_breaks_no_number_in_80_columns() -> None:
     for whole, times in (("1,113,566 (4.990 %)", 2), ("0.7500", 1), ("0.0045", 1), ("parallel_adapter", 1)):
         assert sum(whole in line for line in lines) == times, whole
     assert len(lines) < 20
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [
+        (1, "12 training runs in all, 1 worker, about 2 min 05 s"),
+        (2, "12 training runs in all, 2 workers, about 2 min 05 s"),
+        (
+            None,
+            "12 training runs in all, as many workers as the cluster has room for, about 2 min 05 s with one",
+        ),
+    ],
+)
+def test_the_opening_tells_how_many_workers_there_are(workers: int | None, told: str) -> None:
+    out = io.StringIO()
+    PlainReporter(out).on_start(replace(INFO, workers=workers))
+    assert f"3 trials of 60 steps, {told}\n" in out.getvalue()

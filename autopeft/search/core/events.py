@@ -23,7 +23,9 @@ class SearchInfo:
         trial_metric: that of the trials, where it is another.
         trials, steps: planned number of trials and steps of each.
         jobs: planned number of all training runs, trials included.
-        estimated_seconds: wall time of the whole run, estimated before it starts.
+        workers: jobs at a time; `None` for as many as a cluster has room for.
+        estimated_seconds: wall time of the whole run, estimated before it starts; with one worker where it is
+            not known how many there will be.
         notice: one line to show when the data is a stand-in, else `None`.
         run: path of the run folder.
         data: what the rows are like.
@@ -38,7 +40,7 @@ class SearchInfo:
     trials: int
     steps: int
     jobs: int
-    workers: int
+    workers: int | None
     estimated_seconds: float
     notice: str | None
     run: str
