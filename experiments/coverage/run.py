@@ -56,7 +56,7 @@ class Setting:
 def grid() -> Iterator[Setting]:
     """All that is simulated."""
     for rows in (500, 1000):
-        for seeds in (3, 5):
+        for seeds in (3, 4, 5):
             for spread in (0.0, 1.0, 3.0):
                 for difference in (0.0, -1.0):
                     yield Setting(rows, seeds, spread, difference)

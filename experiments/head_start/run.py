@@ -6,10 +6,13 @@
 
 `spread`: six recipes, those among them that collapsed from random heads, at 2,000 training rows with four
 seeds of everything. `few`: four recipes at 60, 100, 200 and 500 rows, each trained from both starts with the
-same seed and the same rows (another draw of rows for each seed). `long`: two recipes at 200 steps, where the
-start should matter least. Backbone in bf16, 60 steps of 32 (120 for `trec-fine`), scored on *test*. Trainings
-are kept in `results/trials.jsonl` by all that decides them. `results/full_length.jsonl` has trainings from
-probes whose weights were not shortened; the last table compares them.
+same seed and the same rows (another draw of rows for each seed). The heads of both read the first token.
+`few-mean`: the same where heads read the mean of all tokens past the pooler, as those of a search do. `long`:
+200 and 500 steps with such heads, where the start should matter least.
+
+Backbone in bf16, 60 steps of 32 (120 for `trec-fine`), scored on *test*. Trainings are kept in
+`results/trials.jsonl` by all that decides them. `results/full_length.jsonl` has trainings from probes whose
+weights were not shortened; the last table compares them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,7 @@ from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.assets.heads import reset_head
 from autopeft.backbones import spec_of
 from autopeft.graph import build_graph
+from autopeft.recipe.pooling import pooling_of
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
@@ -97,7 +102,10 @@ SPREAD = (
     "krona",
 )
 SMALL = ("lora", "lora, head at 1e-2", "lora on the last three", "lora + krona + ia3")
-LONG = ("lora", "lora + krona + ia3")
+SMALL_MEAN = ("lora, head at 1e-2", "lora on the last three", "lora + krona + ia3", "lora")
+LONG = {200: ("lora, head at 1e-2", "lora + krona + ia3"), 500: ("lora, head at 1e-2",)}
+PARTS = ("spread", "few", "few-mean", "long")
+READ_MEAN = ("few-mean", "long")
 
 
 @dataclass(frozen=True)
@@ -117,31 +125,38 @@ class Training:
 def needed(part: str) -> Iterator[Training]:
     """The trainings of a part, both starts of a pair side by side."""
 
-    def of(task: str, rows: int, steps: int, recipe: str, seed: int) -> Iterator[Training]:
+    for seed, (task, rows, steps, recipe) in _cells(part):
         for start in STARTS:
-            yield Training(part, task, rows, steps, recipe, _hash(recipe), start, seed)
-
-    for seed in range(4 if part == "spread" else 3):
-        for task, steps in STEPS.items():
-            if part == "spread":
-                for recipe in SPREAD:
-                    yield from of(task, FULL, steps, recipe, seed)
-            elif part == "few":
-                for rows in FEW:
-                    for recipe in SMALL:
-                        yield from of(task, rows, steps, recipe, seed)
-            elif task != "trec-fine":
-                for recipe in LONG:
-                    yield from of(task, FULL, 200, recipe, seed)
+            yield Training(part, task, rows, steps, recipe, _hash(recipe, part in READ_MEAN), start, seed)
 
 
-PARTS = ("spread", "few", "long")
+def _cells(part: str) -> Iterator[tuple[int, tuple[str, int, int, str]]]:
+    """The seed of each pair, and its task, rows, steps and recipe."""
+    if part == "spread":
+        for seed, (task, steps), recipe in product(range(4), STEPS.items(), SPREAD):
+            yield seed, (task, FULL, steps, recipe)
+    elif part == "few":
+        for seed, (task, steps), rows, recipe in product(range(3), STEPS.items(), FEW, SMALL):
+            yield seed, (task, rows, steps, recipe)
+    elif part == "few-mean":  # recipe by recipe, so that each is whole where the rest is not recorded
+        for recipe, seed, (task, steps), rows in product(SMALL_MEAN, range(3), STEPS.items(), FEW):
+            yield seed, (task, rows, steps, recipe)
+    else:
+        for steps, recipes in LONG.items():
+            for recipe, seed, task in product(recipes, range(3), ("trec", "movie-sentences")):
+                yield seed, (task, FULL, steps, recipe)
+
+
+def recipe_of(name: str, read_mean: bool) -> Recipe:
+    """A recipe by its name, with a head that reads the first token or the mean of all."""
+    model = {"model": [{"mean_pooling": {"pooler": False}}]} if read_mean else {}
+    return Recipe.from_dict({"name": "measured", **RECIPES[name], **model})
 
 
 @lru_cache
-def _hash(name: str) -> str:
+def _hash(name: str, read_mean: bool) -> str:
     spec = spec_of(load_config(resolve_model(MODEL)))
-    return build_graph(Recipe.from_dict({"name": "measured", **RECIPES[name]}), spec).trial_hash()
+    return build_graph(recipe_of(name, read_mean), spec).trial_hash()
 
 
 @lru_cache(maxsize=1)
@@ -164,7 +179,7 @@ def measure(training: Training, known: Sequence[dict[str, Any]]) -> dict[str, An
     """
     t = training
     # Few rows are another draw for each seed; the whole is the same for all.
-    data = _data(t.task, t.rows, t.seed if t.part == "few" else 0)
+    data = _data(t.task, t.rows, t.seed if t.rows < FULL else 0)
     plan = TrainingPlan(
         steps=t.steps, batch_size=BATCH, max_length=LENGTH, seed=t.seed, device="cpu", head_start=t.start
     )
@@ -173,7 +188,7 @@ def measure(training: Training, known: Sequence[dict[str, Any]]) -> dict[str, An
         same = next(row for row in known if all(row[key] == value for key, value in alike.items()))
         return {"scores": same["scores"], "cpu_seconds": same["cpu_seconds"], "probed": False}
     before = time.process_time()
-    recipe = Recipe.from_dict({"name": "measured", **RECIPES[t.recipe]})
+    recipe = recipe_of(t.recipe, t.part in READ_MEAN)
     done = run_trial(_model(t.task), recipe, data, plan, splits=("select", "test"))
     return {"scores": dict(done.scores), "cpu_seconds": round(time.process_time() - before, 2)}
 
@@ -183,7 +198,8 @@ def _probed(training: Training, data: EncodedTask, plan: TrainingPlan) -> bool:
     model = _model(training.task)
     with head_kept(model):
         reset_head(model, training.seed)
-        return start_head(model, data, plan) is not None
+        reading = pooling_of(recipe_of(training.recipe, training.part in READ_MEAN))
+        return start_head(model, data, plan, pooling=reading) is not None
 
 
 # Tables
@@ -240,33 +256,50 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"\n{start}: pooled sd {100 * pooled(found):.2f} points, {collapses(found)} collapsed.")
     lines += [
         "",
-        "| rows | steps | pairs | probe less random, points | lower 95 % bound |",
-        "|---|---|---|---|---|",
+        "| head reads | rows | steps | pairs | with a probe | probe less random, points | lower 95 % bound |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for part, sizes in (("few", FEW), ("spread", (FULL,)), ("long", (FULL,))):
-        for size in sizes:
-            chosen = [r for r in rows if r["part"] == part and r["rows"] == size]
-            found = list(differences(chosen).values())
-            if found:
-                mean, half = stratified(found)
-                steps = "200" if part == "long" else "60, 120"
-                lines.append(
-                    f"| {size:,} | {steps} | {sum(map(len, found))} | {100 * mean:+.1f} ± {100 * half:.1f} | "
-                    f"{100 * (mean - half):+.1f} |"
-                )
-    return "\n".join([*lines, "", *_by_recipe(rows), "", *_lengths(rows)])
+    for part in ("few", "spread", "few-mean", "long"):
+        lines += _pairs(part, [row for row in rows if row["part"] == part])
+    return "\n".join(
+        [*lines, "", *_by_recipe("few", rows), "", *_by_recipe("few-mean", rows), "", *_lengths(rows)]
+    )
 
 
-def _by_recipe(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What each recipe gains with the most of few rows, where the probe begins to be used."""
-    most = [row for row in rows if row["part"] == "few" and row["rows"] == FEW[-1]]
-    found: dict[str, list[float]] = {}
-    for (_, recipe), values in differences(most).items():
-        found.setdefault(recipe, []).extend(100 * value for value in values)
-    yield f"| {FEW[-1]} rows: recipe | pairs | probe less random: mean, worst |"
-    yield "|---|---|---|"
-    for recipe, values in found.items():
-        yield f"| {recipe} | {len(values)} | {statistics.fmean(values):+.1f}, {min(values):+.1f} |"
+def _pairs(part: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the probe gains with so many rows and steps."""
+    apart = part == "long"
+    for size, steps in dict.fromkeys((row["rows"], row["steps"] if apart else 0) for row in rows):
+        chosen = [r for r in rows if r["rows"] == size and (not apart or r["steps"] == steps)]
+        found = list(differences(chosen).values())
+        if not found:
+            continue
+        used = sum(row["start"] == "probe" and row.get("probed", True) for row in chosen)
+        mean, half = (100 * value for value in stratified(found))
+        pairs = sum(map(len, found))
+        yield (
+            f"| {_read(part)} | {size:,} | {steps or '60, 120'} | {pairs} | {used} | "
+            f"{mean:+.1f} ± {half:.1f} | {mean - half:+.1f} |"
+        )
+
+
+def _read(part: str) -> str:
+    return "mean" if part in READ_MEAN else "first token"
+
+
+def _by_recipe(part: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What each recipe gains with few rows: the most of them where heads read the first token, as the probe
+    begins to be used there, and all that were told apart where they read the mean."""
+    sizes = FEW[-1:] if part == "few" else FEW
+    found: dict[tuple[int, str], list[float]] = {}
+    for size in sizes:
+        chosen = [row for row in rows if row["part"] == part and row["rows"] == size]
+        for (_, recipe), values in differences(chosen).items():
+            found.setdefault((size, recipe), []).extend(100 * value for value in values)
+    yield f"| {_read(part)}: rows | recipe | pairs | probe less random: mean, worst |"
+    yield "|---|---|---|---|"
+    for (size, recipe), values in found.items():
+        yield f"| {size} | {recipe} | {len(values)} | {statistics.fmean(values):+.1f}, {min(values):+.1f} |"
 
 
 def _lengths(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

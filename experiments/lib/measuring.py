@@ -156,10 +156,12 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> Summary:
 
 
 def commit() -> str | None:
-    """The commit that runs, with `+` where tracked files differ from it; `None` outside a repository."""
+    """The commit that runs, with `+` where tracked files differ from it, results aside; `None` outside a
+    repository."""
     here = ["git", "-C", str(Path(__file__).parent)]
     found = subprocess.run([*here, "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], capture_output=True)
+    but_results = ["--", ":/", ":(exclude,top)experiments/*/results/*"]
+    changed = subprocess.run([*here, "diff", "--quiet", "HEAD", *but_results], capture_output=True)
     return found.stdout.strip() + "+" * (changed.returncode == 1) or None
 
 

@@ -112,6 +112,7 @@ def setting(cell: Cell, seed: int) -> dict[str, Any]:
         "trials": 8,
         "steps": 60,
         "batch_size": 16 if large else 32,
+        "confirm": 2,
         "confirm_seeds": 3,
         "precision": "bf16",
         "final_precision": "bf16",

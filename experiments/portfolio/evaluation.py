@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from lib.intervals import interval
 
+import autopeft
 from autopeft.counting import Budget
 from autopeft.search.portfolio.choices import Ranking, rank
 from autopeft.search.portfolio.estimates import Target
@@ -23,9 +26,10 @@ from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key
 from autopeft.search.portfolio.sharpening import Finding, slope_of_first_steps, worth_of_likeness
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Judged", "evaluation", "judged"]
+__all__ = ["Judged", "asked_everywhere", "evaluation", "judged"]
 
 BUDGETS = ("0.5%", "0.15%", "0.04%")
+ASKED_ROWS = (100, 500, 2_000)
 _COLUMNS = (
     "cells", "LoRA recommended", "without evidence", "gain over LoRA", "over LoRA at its best rate",
     "regret", "promised", "held",
@@ -141,6 +145,27 @@ def evaluation(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> str:
         name = f"{j.pick.template}, rate {j.pick.rate}{' (no evidence)' if j.abstained else ''}"
         lines.append(f"| {j.task} | {j.rows:,} | {j.budget} | {name} | {j.gain:+.1f} | {j.regret:.1f} |")
     return "\n".join([*lines, "", *_sharpening(evidence, specs)])
+
+
+def asked_everywhere(model: str, clusters: Mapping[str, str], budgets: Sequence[str] = BUDGETS) -> str:
+    """How often `autopeft recommend` abstains or says LoRA without a look at the task, and what that takes.
+
+    Asked is for every task that evidence was recorded of, its own cluster left out, whether its cell has
+    trainings enough to be judged or not.
+    """
+    found, seconds = list[autopeft.Recommendation](), list[float]()
+    for cluster, rows, budget in product(clusters.values(), ASKED_ROWS, budgets):
+        before = time.process_time()
+        found.append(autopeft.recommend(budget=budget, model=model, rows=rows, leave_out=(cluster,)))
+        seconds.append(time.process_time() - before)
+    abstained = sum(f.abstained for f in found)
+    lora = sum(f.reason is not None and not f.abstained for f in found)
+    rows_told = ", ".join(f"{rows:,}" for rows in ASKED_ROWS)
+    return (
+        f"Asked for {len(found)} cells ({len(clusters)} tasks; {rows_told} rows; {', '.join(budgets)}): "
+        f"{abstained} without evidence, {lora} recommend LoRA on evidence. CPU seconds of an answer after "
+        f"imports: {seconds[0]:.2f} for the first, {statistics.median(seconds):.2f} in the median."
+    )
 
 
 def _sharpening(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> Iterator[str]:

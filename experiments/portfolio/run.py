@@ -35,7 +35,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from evaluation import evaluation
+from evaluation import asked_everywhere, evaluation
 from lib.measuring import note
 from lib.parts import part_of
 from lib.storage import append_row, read_rows, write_whole
@@ -54,6 +54,7 @@ from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.load import cluster_of
 from autopeft.training import TrainingPlan, run_trial
 
 __all__ = ["Cell", "cells", "needed"]
@@ -287,6 +288,8 @@ def main() -> None:
         write_whole(target, ship(rows))
         note(f"written to {target}")
     if given.evaluate:
+        # Before all else, so that nothing is kept from what came before.
+        print(f"{asked_everywhere(given.model, {task: str(cluster_of(task)) for task in TASKS})}\n")
         print(evaluation(evidence.read_evidence(ship(rows)), {m: _spec(m) for m in _models(rows)}))
     if given.ship or given.evaluate:
         return

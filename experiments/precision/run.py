@@ -169,13 +169,17 @@ def tables(rows: Sequence[dict[str, Any]], probes: Sequence[dict[str, Any]]) -> 
     for found in probes:
         model = found["model"]
         loss, score = differences(rows, model, "loss"), differences(rows, model, "score")
+        told = "– | – | –"
         if len(loss) > 1:
             (loss_mean, loss_half), (mean, half) = interval(loss), interval(score)
-            lines.append(
-                f"| {model} | {100 * found['error']:.1f} % | {100 * found['noise']:.0f} % "
-                f"| {found['fp32'] / found['bf16']:.2f} | {len(loss)} | {loss_mean:+.3f} ± {loss_half:.3f} "
-                f"| {_spread(rows, model):.3f} | {100 * mean:+.1f} ± {100 * half:.1f} |"
+            told = (
+                f"{loss_mean:+.3f} ± {loss_half:.3f} | {_spread(rows, model):.3f} "
+                f"| {100 * mean:+.1f} ± {100 * half:.1f}"
             )
+        lines.append(
+            f"| {model} | {100 * found['error']:.1f} % | {100 * found['noise']:.0f} % "
+            f"| {found['fp32'] / found['bf16']:.2f} | {len(loss)} | {told} |"
+        )
     return "\n".join(lines)
 
 

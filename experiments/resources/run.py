@@ -261,6 +261,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if min(options.batch_size, options.repeats) < 1 or options.steps < 2:
         parser.error("--batch-size and --repeats are at least 1, --steps at least 2")
     options.out = options.out or RESULTS / f"{Path(options.model).name}.json"
+    if options.tables and not options.out.is_file():
+        parser.error(f"nothing is recorded in {options.out}; without --tables it is measured")
     return options
 
 

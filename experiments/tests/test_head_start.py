@@ -36,12 +36,14 @@ def test_every_recipe_can_be_built_on_the_backbone_within_a_percent(run: Any) ->
     for name, body in run.RECIPES.items():
         graph = build_graph(Recipe.from_dict({"name": "measured", **body}), spec)
         assert graph.trial_hash()
-        assert set(run.SPREAD) | set(run.SMALL) | set(run.LONG) >= {name}
+        assert set(run.SPREAD) | set(run.SMALL) | set(run.SMALL_MEAN) >= {name}
+        assert run.recipe_of(name, True).to_dict()["model"] == [{"mean_pooling": {"pooler": False}}]
 
 
 def test_both_starts_of_a_pair_stand_side_by_side(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_hash", lambda name: name)
-    for part, count in (("spread", 6 * 4 * 3), ("few", 4 * 4 * 3 * 3), ("long", 2 * 3 * 2)):
+    monkeypatch.setattr(run, "_hash", lambda name, read_mean: f"{name}, {read_mean}")
+    few = 4 * 4 * 3 * 3
+    for part, count in (("spread", 6 * 4 * 3), ("few", few), ("few-mean", few), ("long", 3 * 3 * 2)):
         found = list(run.needed(part))
         assert len(found) == 2 * count
         assert len(set(found)) == len(found)
@@ -84,4 +86,20 @@ def test_each_recipe_has_a_line_for_the_most_of_few_rows(run: Any) -> None:
         for seed, pair in enumerate(((0.5, 0.6), (0.7, 0.68)))
         for start, score in zip(run.STARTS, pair, strict=True)
     ]
-    assert "| lora | 2 | +4.0, -2.0 |" in run.tables(rows)
+    assert "| 500 | lora | 2 | +4.0, -2.0 |" in run.tables(rows)
+
+
+def test_heads_that_read_the_mean_have_rows_of_their_own(run: Any) -> None:
+    few = {"part": "few-mean", "rows": 100}
+    rows = [
+        row(run, "random", 0.5, **few),
+        row(run, "probe", 0.6, **few),
+        row(run, "random", 0.7, seed=1, **few),
+        row(run, "probe", 0.7, seed=1, probed=False, **few),
+    ]
+    rows += [row(run, start, 0.5, part="long", steps=n) for n in (200, 500) for start in run.STARTS]
+    text = run.tables(rows)
+    assert "| mean | 100 | 60, 120 | 2 | 1 | +5.0 " in text
+    assert "| mean | 2,000 | 200 | 1 | 1 | +0.0 " in text
+    assert "| mean | 2,000 | 500 | 1 | 1 | +0.0 " in text
+    assert "| 100 | lora | 2 | +5.0, +0.0 |" in text

@@ -141,3 +141,21 @@ def test_the_tables_hold_every_group_and_say_what_has_one_seed(judging: Any) -> 
     assert "45 of 45 cells have one seed" in text
     assert "not recorded: not used" in text
     assert judging.evaluation(evidence(dora, seeds=0), {"minilm": minilm_spec()}).startswith("No cell")
+
+
+def test_what_is_asked_everywhere_leaves_the_tasks_own_cluster_out(
+    judging: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(**given: Any) -> Any:
+        asked.append((given["rows"], given["budget"], *given["leave_out"]))
+        abstained = given["rows"] == 100
+        return SimpleNamespace(abstained=abstained, reason="why" if given["budget"] == "0.5%" else None)
+
+    monkeypatch.setattr(judging.autopeft, "recommend", answer)
+    told = judging.asked_everywhere("minilm", {"trec": "trec", "rotten": "reviews"}, ("0.5%", "0.04%"))
+    assert len(asked) == len(set(asked)) == 12
+    assert {cluster for _, _, cluster in asked} == {"trec", "reviews"}
+    assert told.startswith("Asked for 12 cells (2 tasks; 100, 500, 2,000 rows; 0.5%, 0.04%): 4 without ")
+    assert ", 4 recommend LoRA on evidence." in told

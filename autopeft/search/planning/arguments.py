@@ -320,7 +320,8 @@ class SearchArguments(Arguments):
             help="What heads read, of the winner and of every baseline alike: own, what the model gives them "
             "(the first token, the last one); mean, the mean of all tokens; auto, what lets a linear probe "
             "predict held-out training rows better. Models with mean have no form in plain transformers, so "
-            "that auto is own with --serve; nothing is probed with --quantize and several processes.",
+            "that auto is own with --serve; nothing is probed with --quantize, with several processes, or on "
+            "more than a billion parameters.",
             panel=shared.TRAINING,
             choices=checks.poolings,
             check=checks.check_pooling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,26 @@ def test_a_recorded_command_does_not_say_where_its_file_lies(
         monkeypatch.setattr("sys.argv", ["a/b/run.py", "--model", "x", *given, "--steps", "3"])
         measuring.write_json(place, {})
         assert measuring.read_json(place)["command"] == ["b/run.py", "--model", "x", "--steps", "3"]
+
+
+def test_results_do_not_make_a_commit_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        own = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *own, *words], check=True, capture_output=True)
+
+    files = [tmp_path / "experiments" / name for name in ("lib/measuring.py", "cheapest/results/runs.jsonl")]
+    monkeypatch.setattr(measuring, "__file__", str(files[0]))
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    assert measuring.commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    found = measuring.commit()
+    assert found is not None
+    assert len(found) == 8
+    files[1].write_text("2")
+    assert measuring.commit() == found
+    files[0].write_text("2")
+    assert measuring.commit() == f"{found}+"
