@@ -36,7 +36,7 @@ with environment(importing=True):
     import ray
     from ray import tune
 
-__all__ = ["Cluster", "cluster", "mute", "nodes"]
+__all__ = ["Cluster", "cluster", "mute", "nodes", "one_ray"]
 
 _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
@@ -60,6 +60,15 @@ def mute() -> Iterator[None]:
 
     with _replaced(ray._private.worker, "print_to_stdstream", tell):
         yield
+
+
+def one_ray() -> contextlib.AbstractContextManager[None]:
+    """Let no call of Ray's interface start a Ray by itself.
+
+    Where jobs do not end in time, Tune's thread may be amid such calls when the run's own Ray has ended. It
+    would start another one, which nobody ends: the process would wait for it a minute, and leave its workers.
+    """
+    return _replaced(ray._private.auto_init_hook, "enable_auto_connect", False)
 
 
 @dataclass
