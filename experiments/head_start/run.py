@@ -1,6 +1,6 @@
 """Random head against probed head: how much seeds differ, and what few rows make of it.
 
-    python experiments/head_start/run.py                    # two hours of one core; goes on where it stopped
+    python experiments/head_start/run.py                    # four hours of one core; goes on where it stopped
     python experiments/head_start/run.py --part spread      # the first question alone
     python experiments/head_start/run.py --tables
 

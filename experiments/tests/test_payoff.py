@@ -263,7 +263,7 @@ def small_runs(
         return {
             "task": cell.task, "model": cell.model, "budget": cell.budget, "seed": seed, "effort": "quick",
             "trials": 2, "steps": 4, "train_rows": 64, "select_rows": 16, "test_rows": 24, "max_length": 16,
-            "confirm_seeds": 2, "baselines": "lora,head",
+            "confirm_seeds": 2, "baselines": "lora,head", "final_precision": "fp32",
         }  # fmt: skip
 
     monkeypatch.setattr(contenders, "setting", setting)

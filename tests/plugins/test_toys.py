@@ -105,7 +105,7 @@ def test_a_search_is_interrupted_goes_on_and_is_reported(shell: Shell) -> None:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     out, error = running.communicate(timeout=200)
-    assert running.returncode == 0, out + error
+    assert running.returncode == 130, out + error
     first = json.loads((shell.folder / "found/result.json").read_text())
     assert first["interrupted"]
     before = shell.lines("trials.jsonl")

@@ -383,7 +383,7 @@ def _go_on(ready: Prepared, folder: RunFolder) -> str:
 
 def _no_weights(ready: Prepared, folder: RunFolder) -> AutoPEFTError:
     return AutoPEFTError(
-        f"The weights of the best trial are no longer in {str(folder.state)!r}: no winner is written without "
+        f"There are no weights of the best trial in {str(folder.state)!r}: no winner is written without "
         f"them. The trials stand in {str(folder.path / 'trials.jsonl')!r}; `autopeft search --from "
         f"{folder.name} …` starts from them, and {_go_on(ready, folder)} retrains the best."
     )

@@ -22,7 +22,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -155,7 +155,8 @@ class HandedOut:
             type_ = _job_type(str(line["type"]))
             names = [f.name for f in fields(type_) if f.name != "files"]
             told = {name: line[name] for name in names if name in line or name not in _LATER}
-            told["splits"] = tuple(told["splits"])
+            hints = get_type_hints(type_)
+            told = {name: _tuple_again(hints[name], value) for name, value in told.items()}
             if told.get("keep_above") is not None:
                 # JSON has no infinity, which stands for "keep them whatever the score".
                 told["keep_above"] = float(told["keep_above"])
@@ -168,6 +169,12 @@ class HandedOut:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"does not hold a job: {what}.") from error
+
+
+def _tuple_again(hint: Any, value: Any) -> Any:
+    """What JSON has made a list, where a field is a tuple or may be one."""
+    wanted = any(get_origin(one) is tuple for one in (hint, *get_args(hint)))
+    return tuple(value) if wanted and isinstance(value, list) else value
 
 
 def _check_figures(told: Mapping[str, Any]) -> None:

@@ -19,7 +19,9 @@ class Mine:
 ```
 
 Its jobs are `TrainJob` and `ScoreJob`, or a type of its own with a runner that workers find
-(`autopeft.search.execution.runners`).
+(`autopeft.search.execution.runners`). A job that trains a recipe to the end asks for its weights by
+`keep_above=-math.inf`: a search that is interrupted before its final runs returns the best trial that has
+some.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def test_a_job_is_kept_as_it_was_handed_out(folder: RunFolder) -> None:
     assert [entry.carried for entry in found] == [{}, {"checkpoint": a665}, {}]
     for line in (folder.path / JOBS).read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+@dataclass(frozen=True)
+class SeededJob(TrainJob):
+    """A job of another package, with fields that JSON turns into lists."""
+
+    seeds: tuple[int, int] = (0, 1)
+    weights: tuple[float, ...] | None = None
+
+
+def test_tuples_of_a_job_come_back_as_tuples(folder: RunFolder) -> None:
+    given = [
+        SeededJob("trial-0", "trial", "trial 0", RECIPE, seed=3, steps=4, seeds=(2, 3)),
+        SeededJob("trial-1", "trial", "trial 1", RECIPE, seed=3, steps=4, weights=(0.5, 1.0)),
+    ]
+    jobs = LoggedJobs(Source(given), folder)
+    for _ in given:
+        jobs.next()
+    assert [entry.job for entry in handed_out(folder)] == given
 
 
 def test_everything_is_passed_on(folder: RunFolder) -> None:

@@ -240,7 +240,7 @@ def test_where_no_confirmed_weights_are_left_the_best_trial_is_returned(
     assert (result.winner.to_dict(), result.confirmed) == (lora(50).to_dict(), False)
     assert f"{result.origin} won, but its weights are no longer there" in result.finding
     stage.checkpoints.held.clear()
-    with pytest.raises(AutoPEFTError, match="The weights of the best trial are no longer in"):
+    with pytest.raises(AutoPEFTError, match="There are no weights of the best trial in"):
         finished(stage, tmp_path / "again")
 
 

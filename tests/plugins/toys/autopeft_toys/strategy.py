@@ -3,6 +3,7 @@ stands for the mean. It keeps no file: what it needs to go on is in the records 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -149,6 +150,8 @@ class Toy:
             self._steps,
             number=number,
             counts=record.counts,
+            # For the best trial of a search that is interrupted.
+            keep_above=-math.inf,
             seeds=(seed, seed + 1),
         )
 
