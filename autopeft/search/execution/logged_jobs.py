@@ -17,14 +17,14 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import AutoPEFTError, UsageError
@@ -155,12 +155,12 @@ class HandedOut:
             type_ = _job_type(str(line["type"]))
             names = [f.name for f in fields(type_) if f.name != "files"]
             told = {name: line[name] for name in names if name in line or name not in _LATER}
-            hints = get_type_hints(type_)
-            told = {name: _tuple_again(hints[name], value) for name, value in told.items()}
             if told.get("keep_above") is not None:
                 # JSON has no infinity, which stands for "keep them whatever the score".
                 told["keep_above"] = float(told["keep_above"])
-            _checked(cast(Any, type_))(**told)
+            # As JSON, in which a tuple is a list.
+            found = _checked(cast(Any, type_)).validate_json(json.dumps(told))
+            told = {name: getattr(found, name) for name in told}
             _check_figures(told)
             self.job = type_(**told)
             carried = line["files"] or {}
@@ -169,12 +169,6 @@ class HandedOut:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"does not hold a job: {what}.") from error
-
-
-def _tuple_again(hint: Any, value: Any) -> Any:
-    """What JSON has made a list, where a field is a tuple or may be one."""
-    wanted = any(get_origin(one) is tuple for one in (hint, *get_args(hint)))
-    return tuple(value) if wanted and isinstance(value, list) else value
 
 
 def _check_figures(told: Mapping[str, Any]) -> None:
@@ -209,10 +203,10 @@ def _job_type(name: str) -> type[Job]:
 
 
 @cache
-def _checked(type_: Any) -> Callable[..., object]:
-    """A type of jobs that checks the types of its fields."""
+def _checked(type_: Any) -> TypeAdapter[Any]:
+    """What checks the types of a type of jobs' fields."""
     checking = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=True)
-    return cast(Callable[..., object], checked_dataclass(type_, frozen=True, config=checking))
+    return TypeAdapter(checked_dataclass(type_, frozen=True, config=checking))
 
 
 def handed_out(folder: RunFolder) -> list[HandedOut]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,14 @@ class SeededJob(TrainJob):
 
     seeds: tuple[int, int] = (0, 1)
     weights: tuple[float, ...] | None = None
+    parts: list[tuple[str, int]] = field(default_factory=list)
 
 
 def test_tuples_of_a_job_come_back_as_tuples(folder: RunFolder) -> None:
     given = [
         SeededJob("trial-0", "trial", "trial 0", RECIPE, seed=3, steps=4, seeds=(2, 3)),
         SeededJob("trial-1", "trial", "trial 1", RECIPE, seed=3, steps=4, weights=(0.5, 1.0)),
+        SeededJob("trial-2", "trial", "trial 2", RECIPE, seed=3, steps=4, parts=[("a", 1), ("b", 2)]),
     ]
     jobs = LoggedJobs(Source(given), folder)
     for _ in given:
