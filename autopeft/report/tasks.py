@@ -28,6 +28,7 @@ def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
             "(autopeft[gym]), of which those of train, select and test share no prompt.",
             "A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",
             f"Kinds of task, for --kind: {kinds}.",
+            "`autopeft search --task trec --budget 0.5%` finds a recipe for one.",
         ),
         right=frozenset({"rows", "classes"}),
         fold=frozenset({"what it is", "licence"}),

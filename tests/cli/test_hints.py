@@ -172,7 +172,9 @@ def test_peft_has_no_words_for_it(place: Path, say: Say) -> None:
 
 @pytest.mark.parametrize("words", [("methods",), ("spaces", "--model", "bert"), ("tasks",)])
 def test_lists_say_how_to_see_one(place: Path, say: Say, words: tuple[str, ...]) -> None:
-    for hint in hints(say(*words)):
+    found = hints(say(*words))
+    assert found
+    for hint in found:
         parse(hint)
 
 
