@@ -231,12 +231,14 @@ def test_a_search_goes_on_without_a_node(cluster: RayCluster, tmp_path: Path) ->
     command += ["--model", str(model), "--task", str(data), "--text", "body", "--label", "verdict"]
     command += ["--trials", str(trials), "--steps", "400", "--max-length", "32", "--sampler", "random"]
     environment = cluster.environment | {"AUTOPEFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    search = subprocess.Popen(
-        [*command, "--out", str(out), "--address", cluster.address],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with (tmp_path / "said.txt").open("w") as said:
+        search = subprocess.Popen(
+            [*command, "--out", str(out), "--address", cluster.address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
 
     def nodes() -> set[str]:
         told = [file.read_text() for file in (out / "logs").glob("trial-*.txt")]
@@ -254,6 +256,7 @@ def test_a_search_goes_on_without_a_node(cluster: RayCluster, tmp_path: Path) ->
         search.kill()
         search.wait()
     assert search.returncode == 0
+    assert "as many workers as the cluster has room for" in (tmp_path / "said.txt").read_text()
     result = json.loads(told)
     assert sum(result["trials"].values()) == trials
     assert result["confirmed"]
