@@ -150,7 +150,7 @@ def write_package(
 
     A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it. Manifest
     and card come last, so that they speak of nothing that is not whole; where the work fails or is
-    interrupted, nothing stays in the folder.
+    interrupted, nothing stays in the folder. Every file has the mode that the umask gives a new one.
 
     Raises:
         UsageError: the folder is not empty.
@@ -166,6 +166,9 @@ def write_package(
         _copy_files(saved, own, target)
         if write_beside is not None:
             write_beside(target)
+            for path in target.rglob("*"):
+                if path.is_file():  # safetensors lets nobody else read what it writes
+                    shutil.copymode(target / RECIPE, path)
         told = {"exported": exported} if exported else {}
         write_json(target / MANIFEST, {**saved.card.to_dict(), **told})
         write_card(target, text, notify)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,13 @@ from autopeft.recipe import Recipe
 from autopeft.runs.markdown import plain
 
 EXACT = [{"lora": {"rank": 3, "sites": ["q", "k", "up"]}}, {"ia3": {"sites": ["v", "down"]}}]
+SINGLE = [{"adalora": {"rank": 2, "sites": ["q"]}}]  # every format says it
 ADAPTER = [{"lora": {"rank": 2}}, {"serial_adapter": {"bottleneck": 4}}]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained runs: of a decoder `exact` and `adapter`, and of a classifier `classes`."""
+    """Trained runs: of a decoder `exact`, `adapter` and `single`, and of a classifier `classes`."""
     folder = tmp_path_factory.mktemp("home")
     save_decoder(folder / "llama")
     save_backbone(folder / "bert")
@@ -56,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPEFT_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        for name, layers in (("exact", EXACT), ("adapter", ADAPTER)):
+        for name, layers in (("exact", EXACT), ("adapter", ADAPTER), ("single", SINGLE)):
             train(name, layers, task="chats.jsonl", model="llama", max_length=32)
         train("classes", EXACT, task="reviews.csv", text="body", label="verdict", model="bert", max_length=24)
     return folder
@@ -97,6 +100,19 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 
 def test_names_are_those_that_are_offered() -> None:
     assert ("autopeft", *FORMATS) == FORMAT_NAMES
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_every_file_of_every_format_has_the_mode_of_a_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for name in FORMAT_NAMES:
+            autopeft.export("single", tmp_path / name, format=name)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".gguf", ".json", ".yaml", ".md"}
+    assert {str(p): stat.S_IMODE(p.stat().st_mode) for p in files} == {str(p): mode for p in files}
 
 
 def test_a_merged_language_model_needs_nothing_of_ours(tmp_path: Path) -> None:
