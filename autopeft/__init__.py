@@ -7,7 +7,6 @@ The whole public API. Names are imported on first use, so that the command line 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from autopeft.tasks import Task, load_task
     from autopeft.training.fixed import FixedOutcome, train
 
-__version__ = version("autopeft")
+    __version__: str
 
 _HOMES = {
     "AutoPEFTError": "errors",
@@ -104,9 +103,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"autopeft.{name}")
-    if name not in _HOMES:
+    if name == "__version__":
+        # What reads it takes longer to import than the rest, and only then is Ctrl-C heard (see `cli`).
+        value = import_module("importlib.metadata").version("autopeft")
+    elif name in _HOMES:
+        value = getattr(import_module(f"autopeft.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'autopeft' has no attribute {name!r}")
-    value = getattr(import_module(f"autopeft.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -12,11 +12,16 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `autopeft.cli.app.main`), also where Ctrl-C or SIGTERM
-    comes while the commands are still being imported."""
-    with terminable():
-        try:
+    comes while the commands are still being imported, or when the command has just ended.
+
+    Args:
+        argv: the words of the command. `None` for those of this process, which ends when it has ended.
+    """
+    try:
+        with terminable(last=argv is None):
             from autopeft.cli.app import main as run
-        except KeyboardInterrupt:
-            print(f"error: {sentence()}", file=sys.stderr)
-            return exit_code()
-        return run(argv)
+
+            return run(argv)
+    except KeyboardInterrupt:
+        print(f"error: {sentence()}", file=sys.stderr)
+        return exit_code()

@@ -10,7 +10,7 @@ from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Run
 from autopeft.errors import UsageError
 from autopeft.export.arguments import ChatArguments
-from autopeft.interruption import Terminated
+from autopeft.interruption import Terminated, forget
 
 __all__ = ["chat"]
 
@@ -51,6 +51,7 @@ def chat(run: Run, given: Given) -> None:
                 raise
             except KeyboardInterrupt:
                 notify("\n(stopped)")
+                forget()
             except UsageError as error:
                 notify(f"error: {error}")
             echo("")
@@ -65,6 +66,7 @@ def _lines() -> Iterator[str]:
             raise
         except KeyboardInterrupt:
             notify(f"\n{_HELP}")
+            forget()
             continue
         except EOFError:
             return

@@ -67,6 +67,15 @@ class Slow:
             time.sleep(100)
 sys.meta_path.insert(0, Slow())
 """
+SLOW_END = """
+import sys, time
+leave = sys.exit
+def stuck(code):
+    print("stuck", flush=True)
+    time.sleep(0.5)
+    leave(code)
+sys.exit = stuck
+"""
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +350,43 @@ def test_while_the_commands_are_imported(start: Start, number: Signals) -> None:
     assert command.interrupt(number) == 128 + number, command.out
     assert SAID[number] in command.out
     assert "Traceback" not in command.out
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_signals_until_the_process_is_gone_do_not_change_its_exit_code(start: Start, number: Signals) -> None:
+    """Python takes all handlers away some time before it ends."""
+    command = start("methods", patch=SLOW_IMPORT)
+    command.wait_for(lambda: "stuck" in command.out)
+    while command.process.poll() is None:
+        command.process.send_signal(number)
+        time.sleep(0.001)
+    assert command.process.returncode == 128 + number, command.out
+    assert command.out.count(SAID[number]) == 1
+    assert "Traceback" not in command.out
+
+
+def test_signals_when_a_command_has_ended_do_not_change_its_exit_code(start: Start) -> None:
+    command = start("spaces", patch=SLOW_END)
+    command.wait_for(lambda: "stuck" in command.out)
+    while command.process.poll() is None:
+        command.process.send_signal(SIGINT)
+        time.sleep(0.001)
+    assert command.process.returncode == 0, command.out
+    assert "Traceback" not in command.out
+
+
+def test_a_swarm_of_ctrl_c_is_one(start: Start) -> None:
+    sizes = ("--trials", "2", "--steps", "10", "--baselines", "none", "--workers", "0")
+    command = start(*SEARCH, *sizes, patch=STUCK.format(job="trial-1"))
+    command.wait_for(lambda: "stuck in" in command.out)
+    for _ in range(50):
+        os.killpg(command.process.pid, SIGINT)
+        time.sleep(0.02)
+    assert command.end() == 130, command.out
+    assert "Traceback" not in command.out
+    assert "Interrupted. Go on with: autopeft search --resume" in command.out
+    (run,) = runs_of(command)
+    assert run.trials().records[0].state == "complete"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def endure(search: Searching, fault: Fault, rng: random.Random) -> None:
     else:
         assert code in ENDS[fault.what, fault.whom], f"{fault}: exit code {code}\n{out}"
         check_words(search, fault, out)
+    if fault.what == "swarm":
+        assert search.left() == []
+        assert list(search.temporary.iterdir()) == []
     search.mend()
     if (search.run / "result.json").exists():
         check_winner(search)
@@ -147,6 +150,27 @@ def of(*named: str) -> tuple[Fault, ...]:
 def test_signals_to_workers_and_to_the_group_lose_nothing(make: Make) -> None:
     faults = of("stop-worker-between", "kill-worker-between", "terminate-group-after")
     survive(make(trials=4), faults, random.Random(3))
+
+
+@pytest.mark.slow
+def test_swarms_of_ctrl_c_lose_nothing_and_leave_nothing_behind(make: Make) -> None:
+    faults = of("swarm-group-before", "swarm-group-between", "swarm-group-after")
+    survive(make(trials=4, workers=2), faults, random.Random(5))
+
+
+@pytest.mark.slow
+def test_a_swarm_of_ctrl_c_when_the_search_has_ended(make: Make) -> None:
+    search = make(trials=2, steps=45)
+    search.start()
+    while not search.finished and not search.ended:
+        time.sleep(0.01)
+    search.strike(Fault("swarm", "group", "after"), random.Random(6))
+    out = search.end(SECONDS)
+    assert search.driver.returncode in (0, 130), out
+    assert "Traceback" not in out
+    assert search.left() == []
+    assert list(search.temporary.iterdir()) == []
+    check_winner(search)
 
 
 @pytest.mark.slow

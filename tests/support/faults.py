@@ -51,6 +51,7 @@ ENDS = {
     ("stop", "gcs"): {1},
     ("terminate", "driver"): {143},
     ("terminate", "group"): {143},
+    ("swarm", "group"): {130},
     ("fill", "disk"): {1},
     ("lock", "disk"): {1},
     ("remove", "run"): {1},
@@ -69,8 +70,8 @@ class Fault:
     """What befalls a search.
 
     Attributes:
-        what: `kill`, `stop` (SIGSTOP), `terminate` (SIGTERM), `fill`, `lock` (read-only), `remove`,
-            or `none`.
+        what: `kill`, `stop` (SIGSTOP), `terminate` (SIGTERM), `swarm` (fifty Ctrl-C within a second), `fill`,
+            `lock` (read-only), `remove`, or `none`.
         whom: `driver`, its process `group`, `worker`, `raylet`, `gcs`, the `disk` of the run folder, the
             `run` folder, the folder of the private `ray`.
         moment: `before` the first trial of the process, `between` trials, `after` them.
@@ -261,6 +262,10 @@ class Searching:
         elif fault.what == "remove":
             (self._away,) = [self.run] if fault.whom == "run" else self.temporary.glob("apf-*")
             self._away.rename(self._away.with_name("away"))
+        elif fault.what == "swarm":
+            for _ in range(50):
+                os.killpg(self.driver.pid, signal.SIGINT)
+                time.sleep(0.02)
         elif fault.whom == "group":
             os.killpg(self.driver.pid, signal.SIGTERM)
         else:
@@ -282,6 +287,9 @@ class Searching:
 
     def _is_moment(self, fault: Fault, more: int) -> bool:
         if fault.whom in ("worker", *_NAMES) and not self._pids(fault.whom):
+            return False
+        # Python says itself that it was interrupted while it starts.
+        if fault.what == "swarm" and not (self._pids("gcs") or self.jobs()):
             return False
         # A Ray that is still being started does not start without its folder, which ends the search.
         if fault.whom == "ray" and not (list(self.temporary.glob("apf-*")) and self._pids("worker")):
