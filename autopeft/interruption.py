@@ -50,7 +50,8 @@ class _Heard:
 
 
 def forget() -> None:
-    """Let the next signal be the first one: what the last one was to end has ended, and the command goes on."""
+    """Let the next signal be the first one: what the last one was to end has ended, and the command goes
+    on."""
     _Heard.number, _Heard.last, _Heard.ending = None, {}, None
 
 
