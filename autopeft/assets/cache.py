@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from platformdirs import user_cache_dir
 from autopeft.errors import AssetError
 
 __all__ = [
+    "PACKAGED",
     "SPARE_DISK",
     "cache_dir",
     "cache_folder",
@@ -36,6 +39,7 @@ __all__ = [
     "writable_folder",
 ]
 
+PACKAGED = "assets"  # the folder of models and tokenizers from packages, which are public
 SPARE_DISK = 1 << 30  # bytes that are left free on the disk
 _SUMS = "sha256.json"
 _VERIFIED: dict[Path, dict[str, tuple[int, int, int, str]]] = {}
@@ -52,12 +56,19 @@ def cache_dir() -> Path:
 def cache_folder(name: str) -> Path:
     """A folder of the cache, made where it is missing.
 
+    Others cannot enter it, since it may hold the tokens of private texts; packaged models alone are open to
+    whom the umask lets in.
+
     Raises:
         AssetError: the cache cannot be written.
     """
     folder = cache_dir() / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o777 if name == PACKAGED else 0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if name != PACKAGED and found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            with suppress(OSError):  # on a disk that is read-only it stays as it is
+                folder.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
     except OSError as error:
         raise AssetError(
             f"The cache folder {folder} cannot be made ({error}): set AUTOPEFT_CACHE to another."

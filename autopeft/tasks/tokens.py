@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
+from autopeft.assets import cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
 
@@ -40,6 +40,7 @@ BESIDE = "beside_"
 """What the name of a tensor in a batch begins with that a kind of task reads and no model takes."""
 POSITION_MASK = f"{BESIDE}position_mask"
 """In batches without `attention_mask`: ones (B, L) at the positions of hidden states."""
+_NOT_KEPT = "Tokens are not kept, and are made again each time"
 _CHUNK = 1_000
 _FORMAT = 1
 _MOST_FOR_A_LETTER = 100  # tokens; a letter has up to 4 bytes, and a text some special tokens
@@ -319,7 +320,11 @@ def kept_arrays(
     """
     if not cached:
         return make()
-    folder = cache_dir() / "encoded" / key()
+    try:
+        folder = cache_folder("encoded") / key()
+    except AssetError as error:
+        warn_once(f"{_NOT_KEPT}: {error}")
+        return make()
     arrays = _read(folder, rows)
     if arrays is None:
         arrays = make()
@@ -457,9 +462,8 @@ def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
 
     try:
-        cache_folder("encoded")
         publish(folder, fill)
-    except (OSError, AssetError) as error:
-        warn_once(f"Tokens are not kept, and are made again each time: {error}")
+    except OSError as error:
+        warn_once(f"{_NOT_KEPT}: {error}")
         return False
     return True

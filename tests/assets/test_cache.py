@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -171,6 +172,38 @@ def test_training_without_a_cache_that_can_be_written(place: Path, caplog: pytes
     (place / "cache").write_text("no folder")
     unmade = train(place, "unmade")
     assert without == usual == filled == unmade
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_what_is_kept_of_private_texts_is_open_to_nobody_else(place: Path) -> None:
+    """Also where an earlier version has left it open."""
+    train(place, "first")
+    folders = [path for path in (place / "cache").iterdir() if path.is_dir()]
+    assert {path.name for path in folders} >= {"encoded", "trunk", "measured"}
+    assert {path.name: mode_of(path) for path in folders} == {path.name: 0o700 for path in folders}
+    for path in folders:
+        path.chmod(0o755)
+    train(place, "again")
+    assert mode_of(place / "cache" / "encoded") == 0o700
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_packaged_models_are_open_to_others_and_what_is_sealed_stays_so(place: Path) -> None:
+    assert mode_of(cache_folder(cache.PACKAGED)) == 0o755
+    folder = cache_folder("encoded")
+    folder.chmod(0o555)
+    assert mode_of(cache_folder("encoded")) == 0o500
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_a_search_and_a_model_in_memory_without_a_cache(place: Path) -> None:
