@@ -24,7 +24,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             tmp_path / "journal.log",
             [Parameter("rank", "categorical", ranks, sizes=ranks)],
             to_lora,
-            sampler="random",
+            sampler=more.pop("sampler", "random"),
             seed=0,
             trials=effort.trials,
             rungs=more.pop("rungs", Rungs.of(effort.steps, "none")),

@@ -341,7 +341,8 @@ class SearchArguments(Arguments):
         int | None,
         Option(
             help="Trials at a time; 0 runs them one by one in this process, without Ray: for notebooks, for "
-            "a debugger, or where Ray does not start.",
+            "a debugger, or where Ray does not start. 0 and 1 try the same recipes. More try others, since "
+            "the sampler proposes from the trials that have ended by then.",
             panel=WORKERS,
             least=0,
             changeable=True,

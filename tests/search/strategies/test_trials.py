@@ -257,6 +257,19 @@ def test_two_objectives_keep_small_recipes_going(make_stage: Make, tmp_path: Pat
     assert numbers[1] < numbers[0]
 
 
+def test_what_is_proposed_depends_on_what_has_ended(make_stage: Make, tmp_path: Path) -> None:
+    """So a search is repeated with one trial at a time; with several, the next is proposed by fewer results."""
+
+    def proposed(workers: int) -> list[int]:
+        stage = make_stage(effort=replace(EFFORT, trials=20), sampler="tpe")
+        stage.play(honest, workers=workers)
+        (tmp_path / "journal.log").unlink()
+        return [rank_of(job) for job in stage.jobs if job.kind == "trial"]
+
+    assert proposed(1) == proposed(1)
+    assert proposed(1) != proposed(4)
+
+
 def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
     stage = make_stage(ranks=(1, 2))
     stage.play(honest)
