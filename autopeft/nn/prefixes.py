@@ -73,13 +73,17 @@ class Prefixes(PerSite[PromptRows]):
 
 
 class PrefixConfig(MethodConfig):
-    """Length l, width of the MLP that makes the rows (`null`: there is none) and dropout."""
+    """Length l, width of the MLP that makes the rows (`null`: there is none), dropout, and the deviation of
+    the normal that weights start from, biases at zero (`null`: as `PromptEncoder` and `PromptRows` say)."""
 
     length: int = Field(default=10, ge=1, le=4096, description="l")
     reparameterization: int | None = Field(
         default=None, ge=1, le=8192, description="width of the MLP; null: bare rows"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on keys and values")
+    std: float | None = Field(
+        default=None, gt=0, le=1, description="of the normal that all weights start from"
+    )
 
 
 class PrefixMethod:
@@ -105,10 +109,6 @@ class PrefixMethod:
         if config.reparameterization is None:
             self.part_names = ("rows",)
 
-    def _std(self) -> float | None:
-        """Of the normal that everything starts from; `None`: as `PromptEncoder` and `PromptRows` say."""
-        return None
-
     def _hidden(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, int]:
         """The stack's width for each type of attention."""
         return {_type_of_attention(s): spec.stack(s.stack).hidden for s in sites}
@@ -133,7 +133,7 @@ class PrefixMethod:
     def _rows(self, site: Site) -> PromptRows:
         """The rows of an attention."""
         c = self.config
-        return PromptRows(c.length, 2 * site.kv_features, mid=c.reparameterization, std=self._std())
+        return PromptRows(c.length, 2 * site.kv_features, mid=c.reparameterization, std=c.std)
 
     def _encoders(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, PromptEncoder]:
         """The MLP of each type of attention."""
@@ -141,7 +141,7 @@ class PrefixMethod:
         if c.reparameterization is None:
             return {}
         widths = self._hidden(sites, spec).items()
-        return {key: PromptEncoder(c.length, h, c.reparameterization, std=self._std()) for key, h in widths}
+        return {key: PromptEncoder(c.length, h, c.reparameterization, std=c.std) for key, h in widths}
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         rows = {site.key: self._rows(site) for site in sites}

@@ -180,6 +180,16 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": linear(1500),
         },
     ),
+    "prefix_tuning-std": (
+        {"reparameterization": 1500, "std": 0.02},
+        {
+            "encoders.*.embedding": normal(0.02),
+            "encoders.*.down.weight": normal(0.02),
+            "encoders.*.down.bias": ZEROS,
+            "at.*.up.weight": normal(0.02),
+            "at.*.up.bias": ZEROS,
+        },
+    ),
     "prefix_propagation": ({}, {"rows.*": normal(0.02)}),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
     # Rows of an orthogonal matrix that is much wider than high.

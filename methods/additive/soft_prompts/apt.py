@@ -118,9 +118,6 @@ class APT(PrefixMethod):
         if not config.token_gate:
             self.traits = replace(self.traits, sees_text=False)
 
-    def _std(self) -> float:
-        return float(self.config.std)
-
     def among(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[Site, ...]:
         """With token gates, the attentions of the stack that reads the text."""
         return tuple(s for s in sites if not self.config.token_gate or s.stack == spec.stacks[0].name)

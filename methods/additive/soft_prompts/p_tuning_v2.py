@@ -31,6 +31,3 @@ class PTuningV2(PrefixMethod):
         length: int = Field(default=4, ge=1, le=4096, description="l")
         dropout: float = Field(default=0.1, ge=0, lt=1, description="on keys and values")
         std: float = Field(default=0.02, gt=0, le=1, description="of the normal that rows start from")
-
-    def _std(self) -> float:
-        return float(self.config.std)
