@@ -24,8 +24,10 @@ def soft_top_k(
 
     Each iteration sets a = ε·ln k − ε·logsumexp((s + b)/ε), b = min(0, −(s + a)), from b = −s; then λ =
     exp((s + a + b)/ε). ε falls from `start` by `decay` in each iteration down to the `temperature`; without
-    `start` it is that from the first. Lei et al. 2023, arXiv:2304.04947; Σλ is k when the iterations have
-    converged, which 20 of them need not. k = 1 gives the softmax of s/ε, and where k is all there is, λ is 1.
+    `start` it is that from the first. Lei et al. 2023, arXiv:2304.04947, as lucidrains/CoLT5-attention
+    (colt5_attention/coor_descent.py) has it; other ports begin at b = 0, with the same limit. Σλ is k when
+    the iterations have converged, which 20 of them need not. k = 1 gives the softmax of s/ε, and where k is
+    all there is, λ is 1.
 
     Args:
         scores: s (batch, n).

@@ -165,7 +165,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "pafi": ({}, {"entries.values": ZEROS}),
-    "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
+    "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": normal(WIDTH**-0.5), "norms.*": ZEROS}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
     "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -10,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import Activation, Bottleneck, Bottlenecks, soft_top_k
-from autopeft.spec import BackboneSpec, Site
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.nn import Activation, Bottleneck, Bottlenecks, TensorDeltas, soft_top_k
+from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["CoDA"]
 
@@ -22,14 +23,17 @@ class ConditionalAdapter(Bottleneck):
 
     def __init__(self, width: int, config: CoDA.Config) -> None:
         super().__init__(width, config.bottleneck, activation=config.activation, init="lora")
-        self.router = nn.Parameter(torch.randn(width))
+        self.router = nn.Parameter(torch.randn(width) * width**-0.5)
 
 
 class CoDAModule(Bottlenecks[ConditionalAdapter]):
-    """An adapter and a router for each layer."""
+    """An adapter and a router for each layer, and deltas of the norms of these layers."""
 
-    def __init__(self, children: dict[str, ConditionalAdapter], config: CoDA.Config) -> None:
+    def __init__(
+        self, children: dict[str, ConditionalAdapter], norms: Sequence[TensorSpec], config: CoDA.Config
+    ) -> None:
         super().__init__(children)
+        self.norms = TensorDeltas(norms)
         self.config = config
 
     def routed(self, site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -38,9 +42,8 @@ class CoDAModule(Bottlenecks[ConditionalAdapter]):
         c, (batch, n) = self.config, x.shape[:2]
         lengths = torch.full((batch,), n, device=x.device) if mask is None else mask.long().sum(1)
         k = ((lengths + c.reduction - 1) // c.reduction).clamp(min=1)
-        unit = nn.functional.normalize
         # No product of matrices, whose rounding may depend on the place of a row, or be of 16 bits.
-        scores = (unit(x.float(), dim=-1) * unit(self[site].router.float(), dim=0)).sum(-1)
+        scores = (x.float() * self[site].router.float()).sum(-1)
         weights = soft_top_k(
             scores,
             k,
@@ -70,7 +73,14 @@ class CoDAModule(Bottlenecks[ConditionalAdapter]):
         return torch.scatter_add(x + light, 1, index, change)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        return {**super().parts(), "router": [own.router for own in self.children_by_site()]}
+        routers = [own.router for own in self.children_by_site()]
+        return {**super().parts(), "router": routers, "norms": list(self.norms.parameters())}
+
+    def weight_targets(self) -> Sequence[WeightTarget]:
+        return [WeightTarget(tensor=name) for name in self.norms.names]
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        return self.norms.apply_to(str(target.tensor), current)
 
 
 @register("coda")
@@ -79,31 +89,40 @@ class CoDA:
 
     Lei et al. 2023, arXiv:2304.04947 (conditional adapters). The frozen layer runs for the chosen tokens
     alone, whose queries attend to all (k-to-all); all others pass by. Xₙ is X behind the layer's first norm,
-    or X itself where norms come after. The k tokens of the largest scores are chosen, λ their soft weights
-    (`soft_top_k`), by which the router learns; scores are cosines of Xₙ and w. T, ε, its start and decay are
-    those of a published reimplementation of the router (lucidrains/CoLT5-attention). Training and evaluation
-    choose alike; padding is not chosen and does not count in n. What else acts in the layer has an effect on
-    chosen tokens alone. `reduction: 1` is the dense layer with a parallel adapter.
+    or X itself where norms come after. Scores are s = Xₙ·w. The k tokens of the largest scores are chosen, λ
+    their soft weights (`soft_top_k`), by which the router learns. Gains and biases of the layer's norms are
+    trained too (`train_norms`), as zero-initialised deltas. Training and evaluation choose alike; padding is
+    not chosen and does not count in n. What else acts in the layer has an effect on chosen tokens alone.
+    `reduction: 1` is the dense layer with a parallel adapter.
+
+    The authors published no code, and of the paper we could read the first page. The formula of Y, the
+    scores, k-to-all and what is trained are as a port to Whisper, which cites the paper's equations, and
+    notes on the paper's second version have them. T, ε, its start and its decay are those that
+    lucidrains/CoLT5-attention (coor_descent.py, transformer_block.py) reports of the paper: ε 0.03 for text,
+    1 for speech. That code is of another paper, CoLT5. By default it solves for 9/8·k, and λ is 1 in its
+    forward (`straight_through`). W_up and biases start at zero. w is N(0, 1/√d), so that scores have a
+    deviation of about 1 on every width, to which a start of ε at 4 fits; from N(0, 1), which
+    lucidrains/CoLT5-attention has, nearly all chosen λ are 1 and the router gets no gradient.
 
     For encoders: the choice looks at the whole sequence, so that a causal stack would see the future. On an
     encoder-decoder it is listed for the encoder (the decoder stays dense, as in the paper). The authors'
-    pretraining of the routed model on the backbone's own objective is not part of the method here. There is
-    no code of theirs. W_up and biases start at zero, w from N(0, 1). Not the identity at init; not mergeable.
-    λ teaches the router by the chosen tokens alone. Where the head reads one token, as most encoders' does,
-    and w does not choose that one in the last layer, the last router never learns, and its layer is passed
-    by: leave the last layer out (`at: 0-4` of six), or let the head read the mean (`mean_pooling`).
-    2dm + m + d + d parameters for each layer.
+    pretraining of the routed model on the backbone's own objective is not part of the method here. Not the
+    identity at init; not mergeable. λ teaches the router by the chosen tokens alone. Where the head reads one
+    token, as most encoders' does, and w does not choose that one in the last layer, the last router never
+    learns, and its layer is passed by: leave the last layer out (`at: 0-4` of six), or let the head read the
+    mean (`mean_pooling`).
+    2dm + m + d + d parameters for each layer, and those of its norms, 2·2d in BERT.
     """
 
     traits = Traits(
-        ways=frozenset({"region"}),
+        ways=frozenset({"region", "weight"}),
         sites=("layer",),
         default_sites=("layer",),
         identity=False,
         gateable=False,
     )
     size_field: ClassVar[str] = "bottleneck"
-    part_names: tuple[str, ...] = ("down", "up", "router")
+    part_names: tuple[str, ...] = ("down", "up", "router", "norms")
 
     class Config(MethodConfig):
         bottleneck: int = Field(default=64, ge=1, le=8192, description="m")
@@ -113,9 +132,18 @@ class CoDA:
         temperature: float = Field(default=0.03, gt=0, le=10, description="ε of the router")
         start: float = Field(default=4.0, gt=0, le=100, description="ε of the first iteration")
         decay: float = Field(default=0.7, gt=0, le=1, description="of ε in each iteration")
+        train_norms: bool = Field(default=True, description="gains and biases of its layers' norms")
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if not config.train_norms:
+            self.part_names = ("down", "up", "router")
+            self.traits = replace(self.traits, ways=frozenset({"region"}))
+
+    def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
+        layers = {(s.stack, s.layer) for s in sites}
+        norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]
+        return [t for t in norms if self.config.train_norms and (t.stack, t.layer) in layers]
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         causal = next((s for s in sites if spec.stack(s.stack).causal), None)
@@ -126,8 +154,10 @@ class CoDA:
                 f"each would see those behind it; {way_out}, or use parallel_adapter."
             )
         n = sum(Bottleneck.size(s.in_features, self.config.bottleneck) + s.in_features for s in sites)
+        n += sum(t.size for t in self._norms(sites, spec))
         return ParameterCount(n, n)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         self.parameter_count(sites, spec)
-        return CoDAModule({s.key: ConditionalAdapter(s.in_features, self.config) for s in sites}, self.config)
+        adapters = {s.key: ConditionalAdapter(s.in_features, self.config) for s in sites}
+        return CoDAModule(adapters, self._norms(sites, spec), self.config)

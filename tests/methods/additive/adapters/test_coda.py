@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
+from support.toy import build
 from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
+from transformers import BertConfig
 
+from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import Hybrid, attach, attach_many
 from autopeft.recipe import Recipe
@@ -33,11 +39,106 @@ def layers_of(hybrid: Hybrid) -> list[nn.Module]:
     return [hybrid.injection.base.get_submodule(path) for path in stack.layers]
 
 
+def exact(scores: Sequence[float], k: int) -> list[float]:
+    """λ that maximises s·λ + ε·H(λ), ε = 0.5, under Σλ = k and 0 ≤ λ ≤ 1. Its optimality conditions give
+    λ = min(1, exp((s − τ)/ε)); the τ at which the sum is k is found by bisection."""
+
+    def at(tau: float) -> list[float]:
+        return [math.exp(min(0.0, (s - tau) / 0.5)) for s in scores]
+
+    below, above = min(scores) - 100.0, max(scores) + 100.0
+    for _ in range(200):
+        tau = (below + above) / 2
+        below, above = (tau, above) if sum(at(tau)) > k else (below, tau)
+    return at(below)
+
+
+def after_20(scores: Sequence[float], k: int) -> list[float]:
+    """λ as the defaults have it: twenty coordinate steps, ε from 4 by 0.7 down to 0.03, from b = −s."""
+    if k == len(scores):
+        return [1.0] * k  # nothing else has the sum k
+    eps, a, b = 4.0, 0.0, [-s for s in scores]
+    for step in range(20):
+        eps = max(0.03, 4.0 * 0.7**step)
+        inner = [(s + low) / eps for s, low in zip(scores, b, strict=True)]
+        top = max(inner)
+        a = eps * (math.log(k) - top - math.log(sum(math.exp(v - top) for v in inner)))
+        b = [min(0.0, -s - a) for s in scores]
+    return [math.exp((s + a + low) / eps) for s, low in zip(scores, b, strict=True)]
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("reference", "options"),
+    [(after_20, {}), (exact, {"temperature": 0.5, "iterations": 1000})],
+    ids=["twenty steps", "exact"],
+)
+def test_chosen_tokens_and_their_weights_are_those_of_the_papers_problem(
+    reference: Callable[[Sequence[float], int], list[float]], options: dict[str, Any], reduction: int
+) -> None:
+    """In plain Python, on the tokens that are there alone: s = Xₙ·w, the ⌈n/reduction⌉ largest, and their λ.
+
+    Rows have lengths from 1 to 11, padding stands in front, behind and between, and tokens are repeated.
+    """
+    torch.manual_seed(0)
+    module, (site, *_) = build("coda", spec_of(tiny_config("bert")), reduction=reduction, **options)
+    width, masks = site.in_features, [[1] * 11, [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0], [1] + [0] * 10]
+    masks += [[1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0], [0] * 5 + [1] * 6]
+    x = nn.functional.layer_norm(torch.randn(len(masks), 11, width), (width,)) * torch.rand(11, 1).add(0.5)
+    x[:, 7] = x[:, 5]
+    x[0, 3] = x[0, 1]
+    rows, weights = module.routed(site, x, torch.tensor(masks))
+    w = module[site].router.double().tolist()
+    for row, mask in enumerate(masks):
+        there = [i for i, real in enumerate(mask) if real]
+        scores = [
+            math.fsum(a * b for a, b in zip(x[row, i].double().tolist(), w, strict=True)) for i in there
+        ]
+        k = -(-len(there) // reduction)
+        chosen = sorted(range(len(there)), key=lambda j: (-scores[j], j))[:k]
+        assert rows[row, :k].tolist() == [there[j] for j in chosen]
+        expected = [reference(scores, k)[j] for j in chosen]
+        assert weights[row, :k].tolist() == pytest.approx(expected, abs=2e-4)
+        assert not weights[row, k:].any()
+
+
+@pytest.mark.parametrize("width", [64, 1024])
+def test_the_weights_teach_a_fresh_router_on_any_width(width: int) -> None:
+    """From N(0, 1) scores of a wide model would lie so far apart that all chosen λ are 1."""
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=4)
+    module, (site,) = build("coda", spec_of(config))
+    x = nn.functional.layer_norm(torch.randn(30, 48, width), (width,))
+    _, weights = module.routed(site, x, None)
+    router = module[site].router
+    gradients = [torch.autograd.grad(row.sum(), router, retain_graph=True)[0].norm() for row in weights]
+    assert sum(float(g) > 1e-3 for g in gradients) >= 27
+    assert 0.1 < float(((weights > 0.01) & (weights < 0.99)).float().mean()) < 0.5
+
+
+@pytest.mark.parametrize(("name", "tensors"), [("bert", 4), ("t5", 2)])
+def test_the_norms_of_its_layers_are_trained_and_counted(name: str, tensors: int) -> None:
+    """A layer of BERT has two norms with a gain and a bias each, a layer of T5's encoder has two gains."""
+    without = attach(tiny_model(name), recipe(train_norms=False, at="first 1"), seed=0)
+    model, inputs = tiny_model(name), inputs_of(name)
+    hybrid = attach(model, recipe(at="first 1"), seed=0)
+    module: Any = hybrid.modules["coda"]
+    changes = list(module.norms.parameters())
+    assert len(changes) == tensors
+    more = hybrid.graph.parameter_count().deployed - without.graph.parameter_count().deployed
+    assert more == sum(p.numel() for p in changes) == tensors * hybrid.spec.stacks[0].hidden
+    assert all(re.search(r"\.0\.", tensor) for tensor in module.norms.names)
+    gradients = torch.autograd.grad(model(**inputs).logits.square().sum(), changes)
+    assert all(bool(gradient.any()) for gradient in gradients)
+    assert module.parts()["norms"] == changes
+    assert "norms" not in without.graph.entries["coda"].method.part_names
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("reduction", [2, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_layer_is_the_formula_over_the_dense_layer(name: str, reduction: int, attention: str) -> None:
-    """Against the backbone's own layer, run whole: Y = X + f(Xₙ) + λ·(layer(X) − X)."""
+    """Y = X + f(Xₙ) + λ·(layer(X) − X), against the backbone's own layer, run whole with the same norms."""
     if name == "mpnet" and attention == "sdpa":
         attention = "eager"
     model, inputs = tiny_model(name, attention=attention), inputs_of(name)
@@ -59,6 +160,9 @@ def test_a_layer_is_the_formula_over_the_dense_layer(name: str, reduction: int, 
     layer.register_forward_hook(mine, with_kwargs=True)
     dense.register_forward_hook(theirs, with_kwargs=True)
     module: Any = hybrid.modules["coda"]
+    with torch.no_grad():
+        for tensor in module.norms.names:
+            bare.base_model.get_parameter(tensor).add_(module.norms[tensor])
     routed = module.routed
 
     def watched(*args: Any) -> Any:
@@ -206,6 +310,8 @@ def test_what_acts_inside_acts_on_chosen_tokens_alone() -> None:
         for own in hybrid.modules["coda"].children_by_site():  # type: ignore[operator]
             own.up.weight.zero_()
             own.up.bias.zero_()
+        for change in hybrid.modules["coda"].norms.parameters():  # type: ignore[union-attr, operator]
+            change.zero_()
     dense = logits(model, inputs)
     others = {k: v for k, v in hybrid.root.state_dict().items() if not k.startswith("coda.")}
     hybrid.detach()
