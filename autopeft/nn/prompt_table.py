@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -23,12 +24,21 @@ class PromptTable(nn.Module):
     """A prompt (length, d) in front of the embeddings, the parameter `table`.
 
     From `uniform` [−0.5, 0.5], `normal` N(0, 0.02), or `vocabulary`, rows of the token embedding. With
-    `words`, ids of tokens, it begins as their embeddings, repeated or cut to the length.
+    `words`, ids of tokens, it begins as their embeddings, repeated or cut to the length. With `labels`, ids
+    of the tokens of each, its first rows are the means of their embeddings, one row for each label as far as
+    there are rows; the others are as `init` has them.
     """
 
-    def __init__(self, length: int, width: int, init: PromptInit, words: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        length: int,
+        width: int,
+        init: PromptInit,
+        words: Sequence[int] | None = None,
+        labels: Sequence[Sequence[int]] = (),
+    ) -> None:
         super().__init__()
-        self.init, self.words = init, words
+        self.init, self.words, self.labels = init, words, labels
         self.table = nn.Parameter(torch.empty(length, width))
         # Drawn here, so that the seed of the modules' init settles which rows are copied later.
         self._seed = int(torch.randint(2**62, ()))
@@ -37,25 +47,28 @@ class PromptTable(nn.Module):
         else:
             nn.init.uniform_(self.table, -0.5, 0.5)
 
+    @torch.no_grad()
     def initialise_prompt(self, embedding: Tensor) -> None:
         """Copy rows of the token embeddings (V, d): those of the `words`, or with init `vocabulary` random
-        ones of the first 5,000."""
+        ones of the first 5,000; then the means of the `labels`."""
         length, known = len(self.table), min(_FREQUENT, len(embedding))
+        given = [*(self.words or ()), *chain.from_iterable(self.labels)]
+        wrong = next((word for word in given if not 0 <= word < len(embedding)), None)
+        if wrong is not None:
+            raise MethodError(
+                f"A prompt is to begin as the token {wrong}, but this vocabulary has those from 0 to "
+                f"{len(embedding) - 1:,}; give ids of this model's tokenizer."
+            )
+        rows: Tensor | None = None
         if self.words is not None:
-            wrong = next((word for word in self.words if not 0 <= word < len(embedding)), None)
-            if wrong is not None:
-                raise MethodError(
-                    f"A prompt is to begin as the token {wrong}, but this vocabulary has those from 0 to "
-                    f"{len(embedding) - 1:,}; give ids of this model's tokenizer."
-                )
             rows = torch.tensor(self.words).repeat(-(-length // len(self.words)))
         elif self.init == "vocabulary":
             draw = torch.Generator().manual_seed(self._seed)
             rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-length // known))])
-        else:
-            return
-        with torch.no_grad():
+        if rows is not None:
             self.table.copy_(embedding[rows[:length].to(embedding.device)])
+        for row, label in zip(self.table, self.labels, strict=False):
+            row.copy_(embedding[torch.tensor(label, device=embedding.device)].mean(0))
 
     @torch.no_grad()
     def start_from(self, stored: tuple[Stored, ...]) -> None:
@@ -75,9 +88,9 @@ def prompt_width(name: str, sites: Sequence[Site], spec: BackboneSpec, init: str
     Raises:
         MethodError: there is not one such place, or it has no vocabulary to copy from.
     """
-    if init == "vocabulary" and spec.modality != "text":
+    if init in ("vocabulary", "labels") and spec.modality != "text":
         raise MethodError(
-            f"{name} with init 'vocabulary' copies token embeddings, which the "
+            f"{name} with init {init!r} copies token embeddings, which the "
             f"{spec.modality} backbone {spec.family!r} does not have; use init 'uniform' or 'normal'."
         )
     if len(sites) != 1:

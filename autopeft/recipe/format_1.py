@@ -54,6 +54,7 @@ CHANGED: dict[str, dict[str, Changed]] = {
     "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
     # Bare rows, which are `p_tuning_v2` now.
     "prefix_tuning": {"reparameterization": Changed(None), "std": Changed(None, added=True)},
+    "prompt_tuning": {"label_words": Changed(None, added=True)},
     "serial_adapter": {"embeddings_norm": Changed(False, added=True, idle=_trains_no_norms)},
     "sora": {"threshold": Changed(3e-4), "shrinkage": Changed(None, added=True)},
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.tiny import tiny_inputs, tiny_model
 from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
 
@@ -55,9 +56,68 @@ def test_vocabulary_smaller_than_the_prompt_repeats_rows() -> None:
     assert set(module.table[:, 0].tolist()) == {0, 1, 2, 3}
 
 
-def test_vision_has_no_vocabulary() -> None:
+def test_class_labels_begin_the_prompt_and_frequent_tokens_fill_it() -> None:
+    """Lester et al. 2021, §3.2: a row for each label, the mean of its tokens where they are several, in the
+    order of the classes; the rest is drawn as `vocabulary` draws it."""
+    embedding = torch.randn(6000, 6, generator=torch.Generator().manual_seed(0))
+    labels = [5500, [7, 5999], [1, 2, 3, 1]]
+    torch.manual_seed(3)
+    module, _ = build("prompt_tuning", toy_spec(), length=50, init="labels", label_words=labels)
+    module.initialise_prompt(embedding)
+    table = module.table.detach()
+    assert torch.equal(table[0], embedding[5500])
+    torch.testing.assert_close(table[1], (embedding[7] + embedding[5999]) / 2)
+    torch.testing.assert_close(table[2], (2 * embedding[1] + embedding[2] + embedding[3]) / 4)
+    torch.manual_seed(3)
+    sampled, _ = build("prompt_tuning", toy_spec(), length=50, init="vocabulary")
+    sampled.initialise_prompt(embedding)
+    assert torch.equal(table[3:], sampled.table[3:])
+    copied = (table[3:, None] == embedding[:5000]).all(-1).nonzero()[:, 1]
+    assert len(set(copied.tolist())) == 47, "distinct tokens of the first 5,000"
+
+
+def test_labels_beyond_the_length_are_left_out() -> None:
+    module, _ = build("prompt_tuning", toy_spec(), length=2, init="labels", label_words=[3, [1, 2], 0])
+    module.initialise_prompt(torch.arange(4.0)[:, None].expand(-1, 6))
+    assert module.table[:, 0].tolist() == [3, 1.5]
+
+
+def test_labels_from_a_recipe_are_rows_of_the_models_embedding() -> None:
+    model = tiny_model("t5")
+    text = "model: [{prompt_tuning: {length: 4, init: labels, label_words: [9, [5, 17]]}}]"
+    recipe = Recipe.from_yaml(f"autopeft: 2\nname: p\n{text}\n")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    table = attach(model, recipe).root.get_parameter("prompt_tuning.table").detach()
+    embedding = model.get_input_embeddings().weight.detach()
+    torch.testing.assert_close(table[:2], torch.stack([embedding[9], embedding[[5, 17]].mean(0)]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "labels"},
+        {"init": "labels", "label_words": []},
+        {"init": "labels", "label_words": [3, []]},
+        {"label_words": [3]},
+        {"init": "vocabulary", "label_words": [3]},
+    ],
+)
+def test_labels_without_words_and_words_that_nothing_reads_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="label_words"):
+        configured("prompt_tuning", **options)
+
+
+@pytest.mark.parametrize("words", [[[2, 11]], [-1]])
+def test_labels_outside_the_vocabulary_are_refused(words: list[Any]) -> None:
+    module, _ = build("prompt_tuning", toy_spec(), init="labels", label_words=words)
+    with pytest.raises(MethodError, match="from 0 to 10"):
+        module.initialise_prompt(torch.ones(11, 6))
+
+
+@pytest.mark.parametrize("options", [{"init": "vocabulary"}, {"init": "labels", "label_words": [3]}])
+def test_vision_has_no_vocabulary(options: dict[str, Any]) -> None:
     spec = replace(toy_spec(), modality="vision")
-    method = configured("prompt_tuning", init="vocabulary")
+    method = configured("prompt_tuning", **options)
     with pytest.raises(MethodError, match="'uniform'"):
         method.parameter_count(sites_of(method, spec), spec)
 
