@@ -95,12 +95,12 @@ class CoDA:
     not chosen and does not count in n. What else acts in the layer has an effect on chosen tokens alone.
     `reduction: 1` is the dense layer with a parallel adapter.
 
-    The authors published no code, and of the paper we could read the first page. The formula of Y, the
-    scores, k-to-all and what is trained are as a port to Whisper, which cites the paper's equations, and
-    notes on the paper's second version have them. T, ε, its start and its decay are those that
-    lucidrains/CoLT5-attention (coor_descent.py, transformer_block.py) reports of the paper: ε 0.03 for text,
-    1 for speech. That code is of another paper, CoLT5. By default it solves for 9/8·k, and λ is 1 in its
-    forward (`straight_through`). W_up and biases start at zero. w is N(0, 1/√d), so that scores have a
+    The authors published no code, and of the paper only abstract and introduction could be read. The formula
+    of Y, the scores and k-to-all are as a port to Whisper has them, which cites the paper's equations; that
+    norms are trained is said by notes on the paper's second version. T, ε, its start and its decay are those
+    that lucidrains/CoLT5-attention (coor_descent.py, transformer_block.py) reports of the paper: ε 0.03 for
+    text, 1 for speech. That code is of another paper, CoLT5. By default it solves for 9/8·k, and λ is 1 in
+    its forward (`straight_through`). W_up and biases start at zero. w is N(0, 1/√d), so that scores have a
     deviation of about 1 on every width, to which a start of ε at 4 fits; from N(0, 1), which
     lucidrains/CoLT5-attention has, nearly all chosen λ are 1 and the router gets no gradient.
 

@@ -28,7 +28,7 @@ class PromptTuning:
     that there is no row for are left out. Vision backbones have no vocabulary and get the rows at the end.
     With a recipe's `from:` it begins with a stored prompt of the same shape that `prompt_tuning`, `spot`,
     `tpt` or `p_tuning` left: they leave rows among the embeddings alone. The sequence grows by `length`. The
-    paper's default is 100 rows, and finds marginal gains above 20. Not the identity at init; not mergeable.
+    paper has 100 rows by default and finds marginal gains above 20. Not the identity at init; not mergeable.
     length·d parameters.
     """
 
