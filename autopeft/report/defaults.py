@@ -14,10 +14,16 @@ from autopeft.report.sheet import Sheet
 
 __all__ = ["Default", "Published", "Training", "published_defaults", "read_defaults", "sources_sheet"]
 
-OWN = "own"
+OWN, OWN_OPTION = "own", "own option"
 _PAPER = r"(arXiv:\d{4}\.\d{4,5}|ACL:\d{4}\.[a-z0-9-]+\.\d+)"
 _FILES = r"[\w.-]+/[\w.-]+( [\w./+-]+\.\w+)+"
-_CITED = re.compile(rf"({_PAPER}( §[\d.]+)?|{_FILES})( \(from memory\))?")
+_PAGE = r"page [\w-]+(\.[\w-]+)+/\S+"
+_CITED = re.compile(rf"({_PAPER}( §[\d.]+)?( \(notes\))?|{_FILES}|{_PAGE})( \(from memory\))?")
+
+_FORMS = (
+    "'arXiv:ID' or 'ACL:ID' with an optional § and '(notes)', 'owner/repository file …' or 'page host/path'; "
+    "separate several by '; '"
+)
 
 Text = str | bool | int | float
 """A cell: words, or a bare value."""
@@ -34,8 +40,11 @@ class Default(_Strict):
         default: what the config has; of `sites`, the sites of a recipe that names none.
         means: where the default is null, what it comes to beside the other defaults.
         published: what the source has, where this project has something else.
-        source: papers (`arXiv:ID §place`, or `ACL:ID` where there is no preprint) and files
-            (`owner/repository file …`), separated by semicolons, or `own`: nobody has published a default.
+        source: papers (`arXiv:ID §place`, or `ACL:ID` where there is no preprint; with `(notes)` where not
+            their own text was read but notes on it or a translation), files (`owner/repository file …`) and
+            web pages (`page host/path`), separated by semicolons; or `own`: no published default was found;
+            or `own option`: the option exists in this project alone.
+        sought: of `own`, where a published default was looked for, in the form of `source`.
         why: why the default is not what was published, or why it was chosen.
     """
 
@@ -43,24 +52,32 @@ class Default(_Strict):
     means: Text | None = None
     published: Text | list[str] | None = None
     source: str
+    sought: str | None = None
     why: str | None = None
 
     @model_validator(mode="after")
     def _says_where_from(self) -> Default:
-        if self.source != OWN and not all(_CITED.fullmatch(s) for s in self.source.split("; ")):
-            raise ValueError(
-                f"source {self.source!r} must be 'own', 'arXiv:ID' or 'ACL:ID' with an optional §, or "
-                "'owner/repository file …'; separate several by '; '"
-            )
-        if self.source == OWN and self.published is not None:
-            raise ValueError("what was published has a source other than 'own'")
-        if (self.source == OWN or self.published is not None) and not self.why:
+        ours = self.source in (OWN, OWN_OPTION)
+        if not ours and not _cites(self.source):
+            raise ValueError(f"source {self.source!r} must be 'own', 'own option' or {_FORMS}")
+        if ours and self.published is not None:
+            raise ValueError(f"what was published has a source other than {self.source!r}")
+        if (ours or self.published is not None) and not self.why:
             raise ValueError("a default that is not the published one needs a 'why'")
+        if self.sought is not None and self.source != OWN:
+            raise ValueError("'sought' is for a source 'own'; leave it out")
+        if self.sought is not None and not _cites(self.sought):
+            raise ValueError(f"sought {self.sought!r} must be {_FORMS}")
         if self.published is not None and self.published == self.default:
             raise ValueError("'published' is the default itself; leave it out")
         if self.default is None and self.means is None:
             raise ValueError("a default of null needs 'means', what it comes to")
         return self
+
+
+def _cites(text: str) -> bool:
+    """Whether each of the sources in `text` has one of the forms."""
+    return all(_CITED.fullmatch(cited) for cited in text.split("; "))
 
 
 class Training(_Strict):
@@ -114,7 +131,7 @@ def sources_sheet(name: str) -> Sheet | None:
             option,
             _cell(row.default if row.means is None else row.means),
             "" if row.published is None else _cell(row.published),
-            row.source,
+            row.source if row.sought is None else f"{row.source}; sought in {row.sought}",
             row.why or "",
         )
         for option, row in entry.options.items()

@@ -95,10 +95,16 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
         ({"default": 1, "source": "arXiv:2106.09685; somewhere"}, "must be 'own'"),
         ({"default": 1, "source": "ACL:emnlp-main.884"}, "must be 'own'"),
         ({"default": 1, "source": "microsoft/LoRA"}, "must be 'own'"),
-        ({"default": 1, "source": "own"}, "needs a 'why'"),
+        ({"default": 1, "source": "page of the paper"}, "must be 'own'"),
+        ({"default": 1, "source": "arXiv:2106.09685 (heard of)"}, "must be 'own'"),
+        ({"default": 1, "source": "own", "sought": "arXiv:2106.09685"}, "needs a 'why'"),
+        ({"default": 1, "source": "own option"}, "needs a 'why'"),
+        ({"default": 1, "source": "own", "sought": "far and wide", "why": "It is."}, "sought 'far and wide'"),
+        ({"default": 1, "source": "own option", "sought": "arXiv:2106.09685", "why": "It is."}, "leave it out"),
+        ({**ROW, "sought": "arXiv:2106.09685"}, "leave it out"),
         ({**ROW, "published": 2}, "needs a 'why'"),
         ({**ROW, "published": 1, "why": "It is."}, "leave it out"),
-        ({"default": 1, "source": "own", "published": 2, "why": "It is."}, "other than 'own'"),
+        ({"default": 1, "source": "own option", "published": 2, "why": "It is."}, "other than 'own option'"),
         ({**ROW, "default": None}, "needs 'means'"),
         ({**ROW, "reason": "It is."}, "Extra inputs"),
     ],
@@ -108,6 +114,21 @@ def test_a_row_without_its_source_is_refused(row: dict[str, Any], message: str) 
     assert Published.model_validate({**entry, "options": {"rank": ROW}}).options["rank"].default == 1
     with pytest.raises(ValidationError, match=message):
         Published.model_validate({**entry, "options": {"rank": row}})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "arXiv:2106.09685 §4.1 (notes)",
+        "ACL:2023.emnlp-main.884 (notes); microsoft/LoRA README.md loralib/layers.py",
+        "page ar5iv.labs.arxiv.org/html/2106.09685; arXiv:2106.09685",
+    ],
+)
+def test_what_was_read_or_looked_through_is_a_paper_notes_on_it_files_or_a_page(source: str) -> None:
+    entry = {"paper": "arXiv:2106.09685", "training": {"source": "x"}}
+    for row in ({"source": source}, {"source": "own", "sought": source, "why": "It is."}):
+        given = {**entry, "options": {"rank": {"default": 1, **row}}}
+        assert Published.model_validate(given).options["rank"].source in (source, "own")
 
 
 def test_papers_that_arxiv_has_not_are_named_by_the_acl_anthology() -> None:
