@@ -128,8 +128,10 @@ class IPA:
     Lu et al. 2023, arXiv:2305.15065. φ is a language model of its own over the same vocabulary, here of the
     Llama family with tied embeddings, drawn N(0, 0.02) in the size that the options give. It reads the text
     behind a control token that the base does not see; the `bins` controls are drawn as its embeddings are
-    spread. The authors' φ is GPT-2 large, pretrained: `policy.take(model)` of an attached module starts it
-    from a language model of the same shape, and saved it is an entry's `from:`. The base gets no gradient.
+    spread. `policy.take(model)` of an attached module starts it from a pretrained model instead, and saved it
+    is an entry's `from:`. It takes decoders of the Llama family whose sizes are the options' and whose output
+    embeddings are their input embeddings, and refuses all others. So it refuses the authors' φ, GPT-2 large:
+    GPT-2 has learnt positions, biases and an FFN without gate. The base may be GPT-2. It gets no gradient.
     Not the identity at init.
 
     `training: quark` (Lu et al. 2022, arXiv:2205.13636) learns from rewards: before the first step the base

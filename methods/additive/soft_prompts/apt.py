@@ -85,12 +85,18 @@ class APT(PrefixMethod):
     prefix token and text, h what the attention reads of the text (behind the norm on pre-norm backbones):
     `summary` is [CLS] (`first`) on encoders, the `last` token on decoders, which have read all of it there,
     and the `mean` on encoders behind which a decoder reads. λ is a scalar of each attention. `token_gate:
-    false` and `layer_gate: false` are the paper's ablations; without both it is `p_tuning_v2`. With token
+    false` and `layer_gate: false` leave one of them out; without both it is `p_tuning_v2`. With token
     gates prefixes are the text's own: of two stacks the encoder has them, and a decoder's see all of its
-    text, which a language model must not. The authors published no code: everything else is as in P-tuning
-    v2, length 4, no MLP, dropout 0.1, rows from N(0, `std`); W is N(0, 0.02), so that α starts near ½, and λ
-    is one and decays towards one. A gate at zero is no absent prefix: its keys still take part in the
+    text, which a language model must not. A gate at zero is no absent prefix: its keys still take part in the
     softmax. Not the identity at init; not mergeable.
+
+    No code of the authors was found, and of the paper's text the introduction alone. It tells of a gate that
+    gives each prefix token a weight, and of a weight in each layer that balances prefix and text. Notes on
+    the paper say that the gate reads the hidden states of the layer before, and that P-tuning v2 is what it
+    is compared with at equal lengths. The formula of α, what of the hidden states it reads, that α and λ
+    multiply keys and values alike, and how both start are this project's: W is N(0, 0.02), so that α starts
+    near ½, and λ is one and decays towards one. All else is as in P-tuning v2: length 4, no MLP, dropout 0.1,
+    rows from N(0, `std`).
 
     2·l·kv + d·l + 1 parameters for each attention.
     """

@@ -31,8 +31,10 @@ class PTP:
     are of whole rows without padding, and η is `step_size`·ε·‖e(x)‖. Its text attack by other words is not
     built. Each step takes one forward more, with `adversarial` `steps` more than that. δ is not trained.
 
-    The authors have published no code. That the loss is the sum of both, σ, ε, η and the number of steps are
-    from memory: report them with each result. Evaluation is the host's.
+    No code of the authors was found, and of the paper its abstract and pages on it alone. They name noise and
+    adversarial perturbations, of the text and of embeddings, and say that prompts learn from the rows and
+    from the perturbed ones. That the loss is this sum, the ball, w, σ, ε, η, the number of steps and the share
+    of masked tokens are choices of this project: report them with each result. Evaluation is the host's.
     """
 
     traits = Traits(level="training", stochastic=True)

@@ -124,6 +124,11 @@ class TPT:
     target's task begins `from:` what came of it. Between tasks of one model no projector is needed:
     `prompt_tuning` or `spot` with `from:`.
 
+    Of the paper's two trainings of a projector this is task tuning. Not built is distance minimising, which
+    needs prompts of one task trained on both models and moves the projected one towards the other. Nor is the
+    choice of a source by the overlap of the neurons in the FFN that two prompts activate (the authors'
+    `neuron_similarity`): a recipe names its source.
+
     `activation` is LeakyReLU, or Tanh, which the authors take from base to large; `norm` is the LayerNorm of
     their experiments, over d_t of each row. W₁, W₂ and their biases start as torch starts them; weight decay
     pulls the LayerNorm's gain to one. Not the identity at init; not mergeable. length·d_t parameters;

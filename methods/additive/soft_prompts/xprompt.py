@@ -158,9 +158,15 @@ class XPrompt:
     other steps with a new optimizer. At least one row and one piece stay.
 
     Rows that are pruned are removed, so that the sequence is shorter; pruned pieces are zero. The paper
-    searches both rates from 10% to 90% in steps of 10% on dev, which a search over them does here. Not the
+    searches the rates from 10% to 90% in steps of 10% on dev, which a search over them does here. Not the
     identity at init; not mergeable. l·d parameters while tuning; d/k for each piece that is left, at most
     l·d, which a budget counts, are deployed.
+
+    The authors' repository holds a README alone, and the paper was read in a translation (§4 and §5.3 of it).
+    That gives I as it stands here, the order (rows, then pieces of those that stay), the return to the values
+    before the pruning, and the sizes. What it leaves open is this project's reading: that a pruned row goes
+    where the paper sets its mask to zero, that pieces compete among all rows and not within each, that E is
+    taken anew once the rows are pruned, and that both trainings have as many steps.
     """
 
     traits = Traits(

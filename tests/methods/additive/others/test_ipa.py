@@ -20,6 +20,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
@@ -291,6 +292,13 @@ def test_a_model_of_another_shape_is_no_start(changes: dict[str, Any]) -> None:
     with pytest.raises(MethodError, match="is no decoder of the shape of ipa"):
         module.policy.take(small(**changes))
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_a_gpt2_is_a_base_and_no_start() -> None:
+    module = attached("gpt2", ffn=48)[2]
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2)
+    with pytest.raises(MethodError, match="GPT2LMHeadModel is no decoder of the shape of ipa"):
+        module.policy.take(GPT2LMHeadModel(config))
 
 
 # Refused
