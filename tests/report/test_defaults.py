@@ -100,7 +100,7 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
         ({"default": 1, "source": "own", "sought": "arXiv:2106.09685"}, "needs a 'why'"),
         ({"default": 1, "source": "own option"}, "needs a 'why'"),
         ({"default": 1, "source": "own", "sought": "far and wide", "why": "It is."}, "sought 'far and wide'"),
-        ({"default": 1, "source": "own option", "sought": "arXiv:2106.09685", "why": "It is."}, "leave it out"),
+        ({**ROW, "source": "own option", "sought": "arXiv:2106.09685", "why": "It is."}, "leave it out"),
         ({**ROW, "sought": "arXiv:2106.09685"}, "leave it out"),
         ({**ROW, "published": 2}, "needs a 'why'"),
         ({**ROW, "published": 1, "why": "It is."}, "leave it out"),

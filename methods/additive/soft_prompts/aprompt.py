@@ -104,7 +104,7 @@ class APrompt:
     they add to the scores before the attention scales them (s is 1 in T5). Prompts, prefixes and tokens
     behind the last position have zeros there. All stand in each stack; what an encoder's last rows have
     become is left to the decoder, as prompt-tuning leaves it. A length or width of zero leaves a group out.
-    No code of the authors was found, and the paper was read in a translation (§4, §5.3 and §6 of it). It calls
+    No code of the authors was found, and the paper was read in a translation (its §4, §5.3 and §6). It calls
     query-key prompts small matrices appended to queries and keys, and does not tell along which axis: this is
     the reading that keeps all lengths. The paper has length 10, and 1 to 50 of the others. Later prompts,
     key-value prompts and P_q start from N(0, 0.02), P_qk at zero (of this project). Not the identity at init,

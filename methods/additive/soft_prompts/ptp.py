@@ -33,8 +33,9 @@ class PTP:
 
     No code of the authors was found, and of the paper its abstract and pages on it alone. They name noise and
     adversarial perturbations, of the text and of embeddings, and say that prompts learn from the rows and
-    from the perturbed ones. That the loss is this sum, the ball, w, σ, ε, η, the number of steps and the share
-    of masked tokens are choices of this project: report them with each result. Evaluation is the host's.
+    from the perturbed ones. That the loss is this sum, the ball, w, σ, ε, η, the number of steps and the
+    share of masked tokens are choices of this project: report them with each result. Evaluation is the
+    host's.
     """
 
     traits = Traits(level="training", stochastic=True)

@@ -23,7 +23,7 @@ _ROUNDING = 1e-5  # of 1/k, by which a weight may miss it
 def surviving(selection: Tensor, *, reference: bool = False) -> Tensor:
     """Which of the k terms stay, as bools (k): those with softmax(c) ≥ 1/k, and always the largest c.
 
-    With `reference`, as the authors' search script has it: c/Σc in place of the softmax.
+    With `reference`, as the authors' `run_glue_search.py` has it: c/Σc in place of the softmax.
     """
     c = selection.detach().double()
     weights = c / c.sum() if reference else c.softmax(dim=0)
@@ -149,6 +149,13 @@ class AutoLoRA(LowRankMethod):
     from scratch, on all rows: LoRAs of these ranks, and all else that the recipe trains from its first
     values.
 
+    The authors' repository has two such searches. `run_glue_search.py`, which its README tells to start,
+    begins with c at one and compares c/Σc with 1/k (`reference_threshold: true`); in the paper that is an
+    ablation without the constraint Σα = 1 (§5.5). `run_bionlp_search.py` begins with c at zero and compares
+    softmax(c), as the paper does (§4.4) and as this method does by default. Both weigh the terms by
+    softmax(c), hold 0.3 of the rows out and train c at 3e-4. A third, in `finetune/lora_glue.py`, steps c
+    along its plain gradient at the paper's 1e-3, and is not built.
+
     A (k × in) is Kaiming-uniform (a = √5), B (out × k) zero, c one: the identity at init. s is α/k in the
     search and α/r_m at a site of rank r_m afterwards, as in the authors' retraining (finetune/peft/tuners/
     lora.py); without `rescale` it stays α/k when ranks fall. α is 16 and k is 8 there.
@@ -172,7 +179,7 @@ class AutoLoRA(LowRankMethod):
             default=True, description="train at α/r_m once the ranks are found, else at α/k"
         )
         reference_threshold: bool = Field(
-            default=False, description="compare c/Σc with 1/k, as the authors' code"
+            default=False, description="compare c/Σc with 1/k, as the authors' run_glue_search.py"
         )
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:

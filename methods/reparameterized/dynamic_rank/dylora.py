@@ -102,8 +102,8 @@ class DyLoRA(LowRankMethod):
     b of A (R × in) and column b of B (out × R) alone, and the first b − 1 take part as constants; else it
     trains the first b. What a step does not train stays bitwise as it is (as the paper has it; in the
     authors' code Adam's momentum and weight decay go on). `sampling`: `uniform`, as in their code, or
-    `geometric`, P(b) ∝ (1 − p)^(b−1), which the paper compares (from memory). A is Kaiming-uniform (a = √5),
-    B zero: the identity at init.
+    `geometric`, P(b) ∝ (1 − p)^(b−1), which is in no file of theirs: p is this project's. A is
+    Kaiming-uniform (a = √5), B zero: the identity at init.
 
     Evaluation, merging and deployment use `deployed_rank`, R by default; the module's `use(b)` reads out any
     other rank afterwards, which is saved and loaded as such. Behind a gate the gate takes the place of α/R,

@@ -90,14 +90,15 @@ class LoRADropout(LowRankMethod):
 
     Lin et al. 2024, arXiv:2404.09610. The masks are drawn once for each site and forward pass and hold for
     all its tokens and rows, so that a (1 − p)² share of the entries of ΔW acts. The rank is never dropped,
-    and nothing is rescaled by 1/(1 − p) (the paper's formula, as far as known: there is no official code). A
-    is Kaiming-uniform (a = √5), B zero: the identity at init. The paper averages the loss of several draws in
-    a step, as `draws` does; how many is not known, and each takes a forward and a backward. Micro-batches
-    have draws of their own, and several entries share the forwards of the largest `draws`. AdaLoRA as a host
-    is not built.
+    and nothing is rescaled by 1/(1 − p), as in the paper's formulas (§3.2, read in a translation; no code was
+    found). A is Kaiming-uniform (a = √5), B zero: the identity at init. The paper averages the loss of N
+    draws in a step (§3.3), as `draws` does; N was not found, and each takes a forward and a backward.
+    Micro-batches have draws of their own, and several entries share the forwards of the largest `draws`.
+    AdaLoRA as a host is not built.
 
-    Predictions and scores are the paper's: the mean of the output distributions of `ensemble` masked models
-    (N = 4, as far as known), whose masks come from `seed`, so that they are the same each time. That takes N
+    Predictions and scores are the mean of the output distributions of `ensemble` masked models, as the
+    paper's are of N (§3.4; 4 is this project's), whose masks come from `seed`, so that they are the same each
+    time. That takes N
     forward passes (see `autopeft.hybrid.predictive`). A bare forward and `generate` are one model without
     masks, and so is everything with `ensemble: 0`: ΔW is then (1 − p)² of itself, its mean under the masks,
     or all of itself with `expected: false`, which is four times at p = 0.5 what was trained. Behind a gate
