@@ -98,12 +98,11 @@ class LoRADropout(LowRankMethod):
 
     Predictions and scores are the mean of the output distributions of `ensemble` masked models, as the
     paper's are of N (§3.4; 4 is this project's), whose masks come from `seed`, so that they are the same each
-    time. That takes N
-    forward passes (see `autopeft.hybrid.predictive`). A bare forward and `generate` are one model without
-    masks, and so is everything with `ensemble: 0`: ΔW is then (1 − p)² of itself, its mean under the masks,
-    or all of itself with `expected: false`, which is four times at p = 0.5 what was trained. Behind a gate
-    the gate takes the place of s. Mergeable, and exported to peft, with `ensemble: 0` alone. r·(in + out)
-    parameters for each site.
+    time. That takes N forward passes (see `autopeft.hybrid.predictive`). A bare forward and `generate` are
+    one model without masks, and so is everything with `ensemble: 0`: ΔW is then (1 − p)² of itself, its mean
+    under the masks, or all of itself with `expected: false`, which is four times at p = 0.5 what was trained.
+    Behind a gate the gate takes the place of s. Mergeable, and exported to peft, with `ensemble: 0` alone.
+    r·(in + out) parameters for each site.
     """
 
     class Config(LowRankConfig):
