@@ -16,7 +16,7 @@ __all__ = ["Default", "Published", "Training", "published_defaults", "read_defau
 
 OWN, OWN_OPTION = "own", "own option"
 _PAPER = r"(arXiv:\d{4}\.\d{4,5}|ACL:\d{4}\.[a-z0-9-]+\.\d+)"
-_FILES = r"[\w.-]+/[\w.-]+( [\w./+-]+\.\w+)+"
+_FILES = r"[\w.-]+/[\w.-]+( [\w+-]*[./_][\w./+-]+)+"
 _PAGE = r"page [\w-]+(\.[\w-]+)+/\S+"
 _CITED = re.compile(rf"({_PAPER}( §[\d.]+)?( \(notes\))?|{_FILES}|{_PAGE})( \(from memory\))?")
 
@@ -66,8 +66,11 @@ class Default(_Strict):
             raise ValueError("a default that is not the published one needs a 'why'")
         if self.sought is not None and self.source != OWN:
             raise ValueError("'sought' is for a source 'own'; leave it out")
-        if self.sought is not None and not _cites(self.sought):
-            raise ValueError(f"sought {self.sought!r} must be {_FORMS}")
+        if self.source == OWN and (self.sought is None or not _cites(self.sought)):
+            raise ValueError(
+                f"a source 'own' needs 'sought', where a published default was looked for, in the form "
+                f"{_FORMS}; got {self.sought!r}. If only this project has the option, its source is 'own option'"
+            )
         if self.published is not None and self.published == self.default:
             raise ValueError("'published' is the default itself; leave it out")
         if self.default is None and self.means is None:
@@ -81,7 +84,7 @@ def _cites(text: str) -> bool:
 
 
 class Training(_Strict):
-    """What the authors train with."""
+    """What the authors train with, and where that was read, in the form of `Default.source`."""
 
     init: str | None = None
     optimizer: str | None = None
@@ -92,6 +95,12 @@ class Training(_Strict):
     dropout: Text | None = None
     batch: Text | None = None
     source: str
+
+    @model_validator(mode="after")
+    def _says_where_from(self) -> Training:
+        if not _cites(self.source):
+            raise ValueError(f"source {self.source!r} must be {_FORMS}")
+        return self
 
 
 class Published(_Strict):

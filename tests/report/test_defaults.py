@@ -99,7 +99,8 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
         ({"default": 1, "source": "arXiv:2106.09685 (heard of)"}, "must be 'own'"),
         ({"default": 1, "source": "own", "sought": "arXiv:2106.09685"}, "needs a 'why'"),
         ({"default": 1, "source": "own option"}, "needs a 'why'"),
-        ({"default": 1, "source": "own", "sought": "far and wide", "why": "It is."}, "sought 'far and wide'"),
+        ({"default": 1, "source": "own", "why": "It is."}, "needs 'sought'"),
+        ({"default": 1, "source": "own", "sought": "far and wide", "why": "It is."}, "needs 'sought'"),
         ({**ROW, "source": "own option", "sought": "arXiv:2106.09685", "why": "It is."}, "leave it out"),
         ({**ROW, "sought": "arXiv:2106.09685"}, "leave it out"),
         ({**ROW, "published": 2}, "needs a 'why'"),
@@ -110,7 +111,7 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
     ],
 )
 def test_a_row_without_its_source_is_refused(row: dict[str, Any], message: str) -> None:
-    entry = {"paper": "arXiv:2106.09685", "training": {"source": "x"}}
+    entry = {"paper": "arXiv:2106.09685", "training": {"source": "arXiv:2106.09685"}}
     assert Published.model_validate({**entry, "options": {"rank": ROW}}).options["rank"].default == 1
     with pytest.raises(ValidationError, match=message):
         Published.model_validate({**entry, "options": {"rank": row}})
@@ -125,16 +126,22 @@ def test_a_row_without_its_source_is_refused(row: dict[str, Any], message: str) 
     ],
 )
 def test_what_was_read_or_looked_through_is_a_paper_notes_on_it_files_or_a_page(source: str) -> None:
-    entry = {"paper": "arXiv:2106.09685", "training": {"source": "x"}}
+    entry = {"paper": "arXiv:2106.09685", "training": {"source": "arXiv:2106.09685"}}
     for row in ({"source": source}, {"source": "own", "sought": source, "why": "It is."}):
         given = {**entry, "options": {"rank": {"default": 1, **row}}}
         assert Published.model_validate(given).options["rank"].source in (source, "own")
 
 
+def test_training_without_its_source_is_refused() -> None:
+    entry = {"paper": "arXiv:2106.09685", "options": {"rank": ROW}}
+    with pytest.raises(ValidationError, match="source 'x' must be"):
+        Published.model_validate({**entry, "training": {"source": "x"}})
+
+
 def test_papers_that_arxiv_has_not_are_named_by_the_acl_anthology() -> None:
     paper = "ACL:2023.emnlp-main.884"
     row = {"default": 1, "source": f"{paper} §2.3"}
-    entry = {"paper": paper, "training": {"source": "x"}, "options": {"rank": row}}
+    entry = {"paper": paper, "training": {"source": "arXiv:2106.09685"}, "options": {"rank": row}}
     assert Published.model_validate(entry).paper == paper
     with pytest.raises(ValidationError, match="paper"):
         Published.model_validate({**entry, "paper": "ACL:884"})
@@ -148,6 +155,10 @@ def test_sources_are_shown_with_the_methods() -> None:
     assert rows["experts"][4].endswith(".")
     assert rows["sites"][1] == "k, v, cross_k, cross_v, down"
     assert "learning rate: 0.0003" in sheet.notes[0]
+    looked_for = sources_sheet("sam")
+    assert looked_for is not None
+    files = "fuzihaofzh/AnalyzeParameterEfficientFinetune src/runner.py"
+    assert {row[0]: row[3] for row in looked_for.rows}["epsilon"] == f"own; sought in {files}"
     assert sources_sheet("output_shift") is None
     data = describe("lora")["defaults"]
     assert data["options"]["rank"]["source"] == "microsoft/LoRA examples/NLU/roberta_base_mnli.sh"

@@ -127,10 +127,11 @@ class FAR:
     `up` and `down`, and in a gated FFN (Llama, T5 v1.1) `gate_proj` too, or the `sites` named. With `rest:
     trained` all else in its layers is trained too, attention and norms; embeddings stay frozen.
 
-    The paper was read in notes. They have the norms, the order and one fine-tuning without a restart. Notes on
-    the authors' next paper (arXiv:2208.02070) have priming over the first 10 % of the steps, and FAR at 10 %
-    with 41.4 of DistilBERT's 66.9 million parameters trained: all but nine tenths of the FFN, so embeddings
-    and the rest are trained there. Whether a share is of each map, as here, or of all together was not found.
+    The paper was read in notes. They have the norms, the order and one fine-tuning without a restart. Notes
+    on the authors' next paper (arXiv:2208.02070) have priming over the first 10 % of the steps, and FAR at
+    10 % with 41.4 of DistilBERT's 66.9 million parameters trained: all but nine tenths of the FFN, so that
+    embeddings and the rest are trained there. Whether a share is of each map, as here, or of all together was
+    not found.
 
     k·(in + 1) parameters for each map with a bias and k·in for others, k the nearest whole number to
     retention·out, and the sizes of the rest; while it is primed out·(in + 1), which no budget counts. Such a

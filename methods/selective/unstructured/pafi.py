@@ -46,13 +46,14 @@ class PaFi:
     """θ = θ₀ + scatter(idx, v), idx the k entries of smallest |θ₀|, v (k) zero at init.
 
     Liao et al. 2023, arXiv:2305.16742. The mask needs no data: it is one for the backbone, whatever the task
-    and the seed, so that tasks share its indices. That, and that the magnitude of the pretrained entries alone
-    decides, is in the paper's abstract. What else is said here could not be found in it, and the authors'
-    repository (BaohaoLiao/pafi_hiwi) holds no code. A port by others ranks all entries together (`pafi.py` of
-    Aradhye2002/selective-peft-toolkit), as `scope: global` does, and every parameter that trains, norms and
-    embeddings too. Here weights and biases of the transformer's layers are ranked, and norms, embeddings and
-    the pooler stay frozen. `scope: per_tensor` keeps the same share of each tensor instead of the smallest of
-    all. `keep` is k, or a share of the base model. Of equal magnitudes the first ones are taken.
+    and the seed, so that tasks share its indices. That, and that the magnitude of the pretrained entries
+    alone decides, is in the paper's abstract. Its sections on the mask were not found, and the authors'
+    repository (BaohaoLiao/pafi_hiwi) holds no code. A port by others (`pafi.py` of
+    Aradhye2002/selective-peft-toolkit) ranks all entries together, as `scope: global` does, and those of all
+    parameters that it is given, norms and embeddings too. Here weights and biases of the transformer's layers
+    are ranked, and norms, embeddings and the pooler stay frozen. `scope: per_tensor` keeps the same share of
+    each tensor instead of the smallest of all. `keep` is k, or a share of the base model. Of equal magnitudes
+    the first ones are taken.
 
     Mergeable. k parameters (and k indices, which are storage).
     """
