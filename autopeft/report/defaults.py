@@ -18,7 +18,7 @@ OWN, OWN_OPTION = "own", "own option"
 _PAPER = r"(arXiv:\d{4}\.\d{4,5}|ACL:\d{4}\.[a-z0-9-]+\.\d+)"
 _FILES = r"[\w.-]+/[\w.-]+( [\w+-]*[./_][\w./+-]+)+"
 _PAGE = r"page [\w-]+(\.[\w-]+)+/\S+"
-_CITED = re.compile(rf"({_PAPER}( §[\d.]+)?( \(notes\))?|{_FILES}|{_PAGE})( \(from memory\))?")
+_CITED = re.compile(rf"{_PAPER}( §[\d.]+)?( \(notes\))?|{_FILES}|{_PAGE}")
 
 _FORMS = (
     "'arXiv:ID' or 'ACL:ID' with an optional § and '(notes)', 'owner/repository file …' or 'page host/path'; "
@@ -69,7 +69,7 @@ class Default(_Strict):
         if self.source == OWN and (self.sought is None or not _cites(self.sought)):
             raise ValueError(
                 f"a source 'own' needs 'sought', where a published default was looked for, in the form "
-                f"{_FORMS}; got {self.sought!r}. If only this project has the option, its source is 'own option'"
+                f"{_FORMS}; got {self.sought!r}. An option that only this project has is an 'own option'"
             )
         if self.published is not None and self.published == self.default:
             raise ValueError("'published' is the default itself; leave it out")

@@ -23,6 +23,11 @@ def test_every_option_of_every_method_and_composition_has_its_row() -> None:
     assert set(method_names()) < set(published_defaults())
 
 
+def test_nothing_that_is_shown_of_a_method_rests_on_memory() -> None:
+    assert "from memory" not in TEXT
+    assert [name for name in method_names() if "from memory" in (get_method(name).__doc__ or "")] == []
+
+
 def _other(value: Any) -> Any:
     """Another default, close to the first where it is a number."""
     if isinstance(value, bool):
@@ -96,7 +101,7 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
         ({"default": 1, "source": "ACL:emnlp-main.884"}, "must be 'own'"),
         ({"default": 1, "source": "microsoft/LoRA"}, "must be 'own'"),
         ({"default": 1, "source": "page of the paper"}, "must be 'own'"),
-        ({"default": 1, "source": "arXiv:2106.09685 (heard of)"}, "must be 'own'"),
+        ({"default": 1, "source": "arXiv:2106.09685 (from memory)"}, "must be 'own'"),
         ({"default": 1, "source": "own", "sought": "arXiv:2106.09685"}, "needs a 'why'"),
         ({"default": 1, "source": "own option"}, "needs a 'why'"),
         ({"default": 1, "source": "own", "why": "It is."}, "needs 'sought'"),
