@@ -123,6 +123,28 @@ def test_gates_at_one_are_p_tuning_v2_exactly(name: str) -> None:
     assert torch.equal(*states)
 
 
+def test_keys_and_values_are_both_gated() -> None:
+    """λ·α ⊙ P_k and λ·α ⊙ P_v, with a λ for each layer and an α for each text and token of the prefix."""
+    model, module, hybrid = attached("bert")
+    gates, plain, found = watched(module), type(module).key_value, list[tuple[Any, Tensor, Tensor]]()
+
+    def watch(site: Any, x: Tensor, call: Any) -> Any:
+        found.append((site, *plain(module, site, x, call)))
+        return found[-1][1:]
+
+    module.key_value = watch
+    with torch.no_grad():
+        for i, own in enumerate(module.children_by_site()):
+            own.scale.fill_(0.5 + i)
+    logits(model, tiny_inputs("bert", pad=2))
+    assert len(found) == len(hybrid.graph.sites())
+    for (site, keys, values), alpha in zip(found, gates, strict=True):
+        rows, kv = module[site].rows, site.kv_features
+        factor = (module[site].scale * alpha)[..., None]
+        torch.testing.assert_close(keys, factor * rows[:, :kv])
+        torch.testing.assert_close(values, factor * rows[:, kv:])
+
+
 def test_a_layer_gate_at_zero_is_no_absent_prefix() -> None:
     """Keys and values are zero, and still take their share of the softmax."""
     model, module, hybrid = attached("bert")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dropped import assert_dropped
 from support.tiny import randomise, tiny_inputs, tiny_model
 from support.toy import configured, counted, sites_of, toy_spec
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel, RobertaConfig
 
 from autopeft.backbones import spec_of
@@ -59,7 +61,7 @@ def _generated(module: Any, feature: Tensor) -> Tensor:
     g = module.generator
     down = sum(torch.kron(s, r) for s, r in zip(g.down_rules, g.down, strict=True))
     up = sum(torch.kron(s, r) for s, r in zip(g.up_rules, g.up, strict=True))
-    hidden = torch.nn.functional.gelu(feature @ down + g.bias)
+    hidden = F.gelu(feature @ down + g.bias)
     return (hidden @ up).view(len(feature), module.slot.length, -1)
 
 
@@ -90,6 +92,49 @@ def test_it_computes_the_papers_formula(deeper: str, layers: bool) -> None:
         layer.register_forward_hook(lambda _, __, output, i=i: add(i, output))
     expected = model(inputs_embeds=embeds, attention_mask=longer).logits
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deeper", ["previous", "sentence"])
+def test_dropout_acts_on_the_sentence_and_in_front_of_the_second_map(deeper: str) -> None:
+    """Not on what layers make of [CLS]; where the sentence is read there too, it is the one that was drawn."""
+    # W₂ puts the hidden features out as they are: one row as wide as they are.
+    config = {"length": 1, "bottleneck": 32, "phm_dim": 1, "dropout": 0.25, "deeper": deeper}
+    model, module, hybrid = attached("bert", **config)
+    inputs = tiny_inputs("bert", batch=100)
+    sentence = tiny_model("bert").base_model(**inputs).last_hidden_state[:, 0]
+    g, seen, made = module.generator, list[tuple[Any, Tensor, Tensor]](), module._rows
+    with torch.no_grad():
+        g.up_rules.fill_(1.0)
+        g.up[0] = torch.eye(32)
+
+    def watched(site: Any, feature: Tensor) -> Tensor:
+        seen.append((site, feature, made(site, feature)))
+        return seen[-1][2]
+
+    module._rows = watched
+    read: list[Tensor] = []
+    for layer in model.base_model.encoder.layer:
+        layer.register_forward_hook(lambda _, __, output: read.append(output[:, 0]))
+    for training in (True, False):
+        seen.clear()
+        read.clear()
+        hybrid.root.train(training)
+        model(**inputs)
+        features = [feature for _, feature, _ in seen]
+        if training:
+            assert_dropped(features[0], sentence, 0.25)
+        else:
+            torch.testing.assert_close(features[0], sentence, atol=1e-5, rtol=1e-5)
+        of_layers = read[len(model.base_model.encoder.layer) :]  # behind those of the pass without the prompt
+        for i, feature in enumerate(features[1:]):
+            assert torch.equal(feature, features[0] if deeper == "sentence" else of_layers[i])
+        for site, feature, rows in seen:
+            hidden = F.gelu(feature @ (g.down_rules[0] * g.down[0]) + g.bias)
+            found = (rows - module.biases[site.key])[:, 0]
+            if training:
+                assert_dropped(found, hidden, 0.25)
+            else:
+                torch.testing.assert_close(found, hidden, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "vit", "gpt2"])

@@ -1,4 +1,4 @@
-"""InfoPrompt: the variational head, both InfoNCE terms against loops, and where their gradients go."""
+"""InfoPrompt: the variational head, its terms against loops and their sum, and where their gradients go."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured
 from support.training import encoded_task, tiny_bert
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from autopeft.errors import CompositionError, MethodError
 from autopeft.hybrid import Hybrid, attach
@@ -96,17 +97,36 @@ def test_without_its_terms_it_is_a_prompt_with_one_forward() -> None:
     assert all(p.grad is None for p in module.critic.parameters())
 
 
+def head_term(module: Any, rows: Tensor, tokens: Tensor, mask: Tensor) -> float:
+    """−log of the prompt's share among itself and the real tokens, text by text."""
+    total, label = 0.0, module.words.mean(0)
+    for i in range(len(rows)):
+        score = [float((rows[i].mean(0) @ label).detach()) / 4]
+        score += [float((tokens[i, t] @ label).detach()) / 4 for t in range(len(mask[i])) if mask[i, t]]
+        total -= math.log(math.exp(score[0]) / sum(map(math.exp, score)))
+    return total / len(rows)
+
+
+def representation_term(module: Any, rows: Tensor, after: Posterior, before: Posterior) -> float:
+    """−log of the share of a draw with the prompt among itself and four without it, drawn from seed 1."""
+    torch.manual_seed(1)
+    own = after.mean + torch.randn(len(rows), 1, 6)[:, 0] * after.log_std.exp()
+    others = before.mean[:, None] + torch.randn(len(rows), 4, 6) * before.log_std.exp()[:, None]
+    total = 0.0
+    for i in range(len(rows)):
+        context = torch.stack([module.critic(row) for row in rows[i]]).mean(0)
+        score = [float((module.output(own[i]) @ context).detach()) / 4]
+        score += [float((module.output(others[i, j]) @ context).detach()) / 4 for j in range(4)]
+        total -= math.log(math.exp(score[0]) / sum(map(math.exp, score)))
+    return total / len(rows)
+
+
 def test_the_head_s_term_is_a_loop_over_the_tokens() -> None:
     _, module = attached()
     rows, tokens = torch.randn(3, 2, 16, requires_grad=True), torch.randn(3, 5, 16)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     found = module.head_loss(rows, tokens, mask)
-    total = 0.0
-    for i in range(3):
-        score = [float(rows[i].mean(0) @ module.words.mean(0)) / 4]
-        score += [float(tokens[i, t] @ module.words.mean(0)) / 4 for t in range(5) if mask[i, t]]
-        total -= math.log(math.exp(score[0]) / sum(map(math.exp, score)))
-    assert float(found.detach()) == pytest.approx(total / 3, rel=1e-4)
+    assert float(found.detach()) == pytest.approx(head_term(module, rows, tokens, mask), rel=1e-4)
     (gradient,) = torch.autograd.grad(found, rows)
     assert gradient.any()
     far = torch.zeros(3, 2, 16) + 100 * module.words.mean(0).detach()
@@ -116,23 +136,73 @@ def test_the_head_s_term_is_a_loop_over_the_tokens() -> None:
 def test_the_representation_s_term_is_a_loop_over_the_draws() -> None:
     _, module = attached(negatives=4)
     rows = torch.randn(3, 2, 16, requires_grad=True)
-    after = Posterior(torch.randn(3, 6, requires_grad=True), torch.zeros(3, 6))
-    before = Posterior(torch.randn(3, 6), torch.zeros(3, 6))
+    after = Posterior(torch.randn(3, 6, requires_grad=True), torch.randn(3, 6))
+    before = Posterior(torch.randn(3, 6), torch.randn(3, 6))
     torch.manual_seed(1)
     found = module.representation_loss(rows, after, before)
-    torch.manual_seed(1)
-    own, others = after.mean + torch.randn(3, 1, 6)[:, 0], before.mean[:, None] + torch.randn(3, 4, 6)
-    total = 0.0
-    for i in range(3):
-        context = torch.stack([module.critic(rows[i, j]) for j in range(2)]).mean(0)
-        score = [float((module.output(own[i]) @ context).detach()) / 4]
-        score += [float((module.output(others[i, j]) @ context).detach()) / 4 for j in range(4)]
-        total -= math.log(math.exp(score[0]) / sum(map(math.exp, score)))
-    assert float(found.detach()) == pytest.approx(total / 3, rel=1e-4)
+    expected = representation_term(module, rows, after, before)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
     gradients = torch.autograd.grad(found, [rows, after.mean], allow_unused=True)
     assert gradients[0] is None, "the context is detached"
     assert gradients[1] is not None
     assert gradients[1].any(), "it reaches the prompt through the forward with it"
+
+
+def test_the_divergence_is_that_of_two_normals() -> None:
+    mean, log_std = torch.randn(3, 6), torch.randn(3, 6)
+    found = Posterior(mean, log_std).divergence()
+    expected = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(found, expected)
+
+
+WEIGHTS = [(0.3, 0.0, 0.0), (0.0, 0.7, 0.0), (0.0, 0.0, 0.5), (0.3, 0.7, 0.5)]
+
+
+@pytest.mark.parametrize(("beta", "gamma", "kappa"), WEIGHTS)
+def test_the_loss_is_the_weighted_sum_of_its_terms(beta: float, gamma: float, kappa: float) -> None:
+    """β·L_rep + γ·L_head + κ·(KL with the prompt + KL without it), made from what the model's parts see."""
+    model, inputs = tiny_model("bert", hidden_size=16), tiny_inputs("bert", batch=3, pad=2)
+    inputs["attention_mask"][0, 4:] = 0
+    config = {"beta": beta, "gamma": gamma, "kappa": kappa, "decay": 0.5, "negatives": 4}
+    hybrid = attach(model, recipe(**config), seed=0)
+    randomise(hybrid.root, std=0.6)
+    module: Any = hybrid.modules["infoprompt"]
+    hybrid.root.train()
+    read: list[Tensor] = []
+    model.classifier.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    made: list[tuple[Tensor, Tensor]] = []
+    prompt = module.prompt
+
+    def watched(site: Any, x: Tensor, call: Any) -> Tensor:
+        made.append((prompt(site, x, call), x))
+        return made[-1][0]
+
+    module.prompt = watched
+
+    class Step:
+        """The rows once more; what is drawn behind that forward begins at seed 1."""
+
+        def again(self) -> Tensor:
+            found = logits(model, inputs)
+            torch.manual_seed(1)
+            return found
+
+    module.before_step(3, 12)
+    logits(model, inputs)
+    step: Any = Step()
+    found = module.loss_terms(step)
+    if beta or kappa:
+        assert not torch.allclose(read[0], read[1], atol=1e-3), "once with the prompt and once without it"
+        after, before = (Posterior(module.mean(h), module.log_std(h).clamp(-2, 10)) for h in read)
+        assert bool((module.log_std(read[0]) < -2).any()), "some are cut"
+        kl = sum(
+            float(kl_divergence(Normal(p.mean, p.log_std.exp()), Normal(0.0, 1.0)).mean().detach())
+            for p in (after, before)
+        )
+    expected = beta and beta * representation_term(module, made[0][0], after, before)
+    expected += gamma and gamma * head_term(module, *made[0], inputs["attention_mask"])
+    expected += kappa and kappa * kl
+    assert float(found) == pytest.approx((1 - 0.5 * 3 / 12) * expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("term", ["beta", "gamma", "kappa"])

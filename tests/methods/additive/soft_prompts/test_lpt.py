@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.dropped import assert_dropped
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured, sites_of
 from torch import Tensor
@@ -15,6 +16,7 @@ from autopeft.errors import CompositionError, MethodError, UsageError
 from autopeft.graph import first_layer
 from autopeft.hybrid import Hybrid, attach, attach_many
 from autopeft.injection.depth import trunk_depths
+from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
 from autopeft.training.checks import check_recipe
@@ -92,6 +94,45 @@ def test_it_computes_the_papers_formula(kind: str, attention: str) -> None:
     for layer in layers[1:]:
         states = layer(states, hide.expand(-1, -1, 12, -1))
     torch.testing.assert_close(ours[mask == 1], states[:, 3:][mask == 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_acts_on_the_rows_while_they_train(kind: str) -> None:
+    """Each text has a draw of its own, of a table too."""
+    _, module, hybrid = attached("bert", generator=kind, dropout=0.25)
+    (site,) = hybrid.graph.sites()
+    states, call = torch.randn(100, 9, 32), Call(Context())
+    expected = _rows(module, kind, states, [9] * 100)
+    torch.testing.assert_close(module.eval().prompt(site, states, call), expected)
+    found = module.train().prompt(site, states, call)
+    assert_dropped(found, expected, 0.25)
+    assert not torch.equal(found[0] == 0, found[1] == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("gpt2", False), ("gpt2", True), ("llama", False), ("llama", True)]
+)
+def test_decoders_make_the_rows_of_the_last_token(name: str, left: bool) -> None:
+    """Of what layer p reads of it, on whichever side padding is."""
+    model, module, _ = attached(name, layer=1)
+    inputs = tiny_inputs(name, pad=0 if left else 2)
+    if left:
+        inputs["attention_mask"][0, :2] = 0
+    else:
+        inputs["attention_mask"][0, 5:] = 0
+    states = tiny_model(name)(**inputs, output_hidden_states=True).hidden_states[1]
+    last = states[[0, 1], [6, 6] if left else [4, 6]]
+    seen: list[Tensor] = []
+    prompt = module.prompt
+
+    def watched(*args: Any) -> Tensor:
+        seen.append(prompt(*args))
+        return seen[-1]
+
+    module.prompt = watched
+    model(**inputs)
+    expected = module.up(F.relu(module.down(last))).view(2, 3, -1)
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

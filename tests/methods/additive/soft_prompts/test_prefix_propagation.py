@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.dropped import assert_dropped
 from support.tiny import randomise, tiny_inputs, tiny_model
 from support.toy import configured, sites_of
 from torch import Tensor
@@ -15,9 +16,9 @@ from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 
 
-def attached(name: str = "bert") -> tuple[Any, Any, Hybrid]:
+def attached(name: str = "bert", **config: Any) -> tuple[Any, Any, Hybrid]:
     model = tiny_model(name)
-    entry = {"prefix_propagation": {"length": 3}}
+    entry = {"prefix_propagation": {"length": 3, **config}}
     hybrid = attach(model, Recipe.from_dict({"autopeft": 2, "name": "p", "model": [entry]}), seed=0)
     randomise(hybrid.root, std=0.5)
     return model, hybrid.modules["prefix_propagation"], hybrid
@@ -58,6 +59,31 @@ def test_it_computes_the_papers_formula() -> None:
     states = base(inputs_embeds=embeds, attention_mask=mask).last_hidden_state[:, 3:]
     expected = model.classifier(base.pooler(states))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_on_what_layers_add_while_they_train() -> None:
+    """Drawn for each text and layer; what layers have made of the rows is not dropped."""
+    model, module, hybrid = attached(length=20, dropout=0.25)
+    inputs, added = tiny_inputs("bert", batch=40), list[Tensor]()
+    entering: list[Tensor] = []
+    for i, layer in enumerate(base_model_of(model).encoder.layer):
+        key = f"encoder-{i}-layer"
+        # Registered before and behind the method's own hook: the difference is what it adds.
+        layer.register_forward_pre_hook(lambda _, args: entering.append(args[0]), prepend=True)
+        layer.register_forward_pre_hook(lambda _, args: added.append(args[0] - entering[-1]))
+        assert module.rows[key].shape == (20, 32)
+    for training in (True, False):
+        added.clear()
+        hybrid.root.train(training)
+        model(**inputs)
+        assert len(added) == len(module.rows)
+        for found, rows in zip(added, module.rows.values(), strict=True):
+            assert not found[:, 20:].any()
+            if training:
+                assert_dropped(found[:, :20], rows, 0.25)
+                assert not torch.equal(found[0] == 0, found[1] == 0)
+            else:
+                torch.testing.assert_close(found[:, :20], rows.expand(40, -1, -1), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_read_the_text() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dropped import assert_dropped
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_inputs, tiny_model
 from support.toy import build, configured, sites_of, size
 from support.training import VOCABULARY, encoded_task
@@ -20,6 +21,7 @@ from autopeft.counting import count
 from autopeft.errors import CompositionError, DataError, MethodError, UsageError
 from autopeft.hybrid import Hybrid, attach, attach_many, load
 from autopeft.injection.depth import trunk_depths
+from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan
@@ -162,6 +164,26 @@ def test_it_computes_the_formula(places: list[int] | None, form: str, attention:
         states = layer(states, hide.expand(-1, -1, count + 9, -1))
         rows, text = (None if rows is None else states[:, :3]), states[:, count:]
     torch.testing.assert_close(ours[mask == 1], text[mask == 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("searching", [True, False])
+def test_dropout_acts_on_what_is_made_while_it_trains(searching: bool) -> None:
+    """Not on the rows of the layers below, of which a search keeps a share."""
+    options = {"dropout": 0.25}
+    model = tiny_model("bert")
+    module, hybrid = (attached(model, **options) if searching else kept(model, [0, 2], **options))[1:]
+    sites = {site.key: site for site in hybrid.graph.sites()}
+    x, carried = torch.randn(100, 9, 32), torch.randn(100, 3, 32)
+    assert len(module._there()) > 1
+    for i, key in enumerate(module._there()):
+        made, below = _generated(module, i, x), torch.zeros(())
+        call = Call(Context(), carried=carried if i else None)
+        if searching:
+            gate = module.gates[i].sigmoid()
+            made, below = gate * made, (1 - gate) * carried if i else below
+        torch.testing.assert_close(module.eval().prompt(sites[key], x, call), made + below)
+        found = module.train().prompt(sites[key], x, call)
+        assert_dropped(found - below, made, 0.25)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from autopeft.methods.selective.structured.sensitivity_tuning import SensitivityTuningModule
 from pydantic import ValidationError
+from support.dropped import assert_dropped
 from support.tiny import LogitsObjective, logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import configured, toy_spec
 from support.training import encoded_task, snapshot, tiny_bert
@@ -175,6 +176,35 @@ def test_chosen_entries_are_the_most_sensitive_ones() -> None:
         module = module_of(hybrid)
         assert [t.name for t in module.tensors] == list(sizes)
         assert sorted(flat.topk(40).indices.tolist()) == module.entries.index.tolist()
+
+
+@pytest.mark.parametrize("module", ["lora", "adapter"])
+def test_dropout_at_inputs_but_for_the_output_projections_and_whole_rows_left_out(module: str) -> None:
+    """Modules that hand on what they are fed, or its GELU, and are fed ones."""
+    spec = spec_of(tiny_config("bart"))
+    drops = {"dropout": 0.25, "drop_path": 0.4}
+    built: Any = configured("sensitivity_tuning", module=module, rank=32, keep="40%", **drops).build(
+        spec.sites, spec
+    )
+    sites = [s for s in spec.sites if s.key in built.at and (s.in_features, s.out_features) == (32, 32)]
+    assert {s.name for s in sites} == {"q", "k", "v", "o", "cross_q", "cross_k", "cross_v", "cross_o"}
+    ones, one = torch.ones(400, 32), torch.ones(())
+    f = torch.nn.functional.gelu if module == "adapter" else torch.clone
+    for site in sites:
+        child = built[site]
+        child.put_in()
+        with torch.no_grad():
+            for p in child.parameters():
+                p.copy_(torch.eye(32) if p.ndim == 2 else torch.zeros(32))
+        torch.testing.assert_close(child.eval().added(ones, ones), f(ones))
+        found = child.train().added(ones, ones)
+        gone = (found == 0).all(1)
+        assert abs(float(gone.double().mean()) - 0.4) < 4 * (0.4 * 0.6 / 400) ** 0.5
+        left = found[~gone] * 0.6
+        if site.name in ("o", "cross_o"):
+            torch.testing.assert_close(left, f(one).expand_as(left))
+        else:
+            assert_dropped(left, f(one / 0.75) * 0.75, 0.25)
 
 
 def test_budgets_of_all_sizes_share_a_measurement() -> None:
