@@ -19,7 +19,7 @@ from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid import attach, load
 from autopeft.recipe import Recipe, TrainingSection, recipe_names
-from autopeft.recipe.layers import spindle_sizes
+from autopeft.recipe.layers import resolve_layers, spindle_sizes
 from autopeft.spec import BackboneSpec
 
 BERT = spec_of(BertConfig())
@@ -74,6 +74,91 @@ TRAINING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# What each entry trains with: the layers, the method, the sites that it sits at and all options, those also
+# that the recipe leaves to the method. The recipes say where figures differ from a source, and why.
+PFEIFFER = {
+    # adapter-hub/adapters configuration/adapter_config.py, SeqBnConfig: ReLU, no dropout, norms frozen.
+    "variant": "pfeiffer", "activation": "relu", "scale": 1.0, "bias": True, "dropout": 0.0,
+    "train_norms": None, "embeddings_norm": True,
+}  # fmt: skip
+LINEAR = {
+    # AGI-Edgerunners/LLM-Adapters finetune.py, peft/src/peft/tuners/bottleneck.py: 256, tanh, 1, no dropout.
+    "bottleneck": 256, "activation": "tanh", "scale": 1.0, "bias": False, "dropout": 0.0,
+}  # fmt: skip
+PREFIX = {"dropout": 0.0}  # of no source does the prefix have dropout
+OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
+    "compacter++": [
+        # rabeehk/compacter seq2seq/configs/compacter++.json: hypercomplex_division 4, unfreeze_layer_norms,
+        # task_reduction_factor 32 (768 / 32 = 24); seq2seq/adapters/adapter_configuration.py: the rank.
+        ("all", "compacter", "ffn", {
+            "variant": "compacter_plus_plus", "bottleneck": 24, "phm_dim": 4, "rank": 1, "activation": "gelu",
+            "train_norms": True,
+        }),
+    ],
+    "houlsby": [
+        # google-research/adapter-bert README.md, modeling.py: size 64, GELU, all LayerNorms are trained.
+        ("all", "serial_adapter", "attention ffn", {
+            "variant": "houlsby", "bottleneck": 64, "activation": "gelu", "scale": 1.0, "bias": True,
+            "dropout": 0.0, "train_norms": None, "embeddings_norm": True,
+        }),
+    ],
+    "llm-adapters-lora": [
+        # AGI-Edgerunners/LLM-Adapters math_running_commands: r 32, α 64, five maps; finetune.py: 0.05.
+        ("all", "lora", "q k v up down", {
+            "rank": 32, "alpha": 64.0, "dropout": 0.05, "rank_stabilized": False,
+        }),
+    ],
+    # AGI-Edgerunners/LLM-Adapters math_running_commands: up_proj and down_proj, in parallel.
+    "llm-adapters-parallel": [("all", "linear_adapter", "up down", {"variant": "parallel", **LINEAR})],
+    # AGI-Edgerunners/LLM-Adapters math_running_commands: 10 virtual tokens, in peft an nn.Embedding: N(0, 1).
+    "llm-adapters-prefix": [
+        ("all", "p_tuning_v2", "attention", {
+            "length": 10, "reparameterization": None, "dropout": 0.0, "std": 1.0,
+        }),
+    ],
+    # arXiv:2304.01933: series adapters behind the MLP; the rest as in parallel.
+    "llm-adapters-series": [("all", "linear_adapter", "down", {"variant": "series", **LINEAR})],
+    "mam": [
+        # jxhe/unify-parameter-efficient-tuning exps/run_glue.sh: attn_bn 16, mid_dim 800, ffn_bn 16, scalar
+        # 2; src/transformers/models/roberta/modeling_roberta.py: dropout 0.1.
+        ("all", "prefix_tuning", "attention", {"length": 16, "reparameterization": 800, **PREFIX}),
+        ("all", "parallel_adapter", "ffn", {
+            "bottleneck": 16, "scale": 2.0, "activation": "relu", "bias": True, "dropout": 0.1, "input": None,
+        }),
+    ],
+    # adapters, SeqBnConfig: reduction_factor 16 (of BERT-base: 768 / 16 = 48).
+    "pfeiffer": [("all", "serial_adapter", "ffn", {"bottleneck": 48, **PFEIFFER})],
+    "s4": [
+        # arXiv:2301.01821: the groups and their strategies. Sizes are this project's, by 0.5 %; α is 2·r.
+        ("g1", "serial_adapter", "ffn", {"bottleneck": 16, **PFEIFFER}),
+        ("g1", "lora", "q v", {"rank": 8, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False}),
+        ("g2", "serial_adapter", "ffn", {"bottleneck": 16, **PFEIFFER}),
+        ("g2", "prefix_tuning", "attention", {"length": 16, "reparameterization": 512, **PREFIX}),
+        ("g3", "serial_adapter", "ffn", {"bottleneck": 13, **PFEIFFER}),
+        ("g3", "prefix_tuning", "attention", {"length": 14, "reparameterization": 512, **PREFIX}),
+        ("g3", "bitfit", "layer", {"terms": "all", "pooler": True}),
+        ("g4", "prefix_tuning", "attention", {"length": 14, "reparameterization": 512, **PREFIX}),
+        ("g4", "bitfit", "layer", {"terms": "all", "pooler": True}),
+        ("g4", "lora", "q v", {"rank": 7, "alpha": 14.0, "dropout": 0.0, "rank_stabilized": False}),
+    ],
+    "sapa-prefix": [
+        # cambridgeltl/autopeft: ReLU, parallel scale 4, MLP 800, no dropout; sizes are a point of its space.
+        ("all", "serial_adapter", "ffn", {"bottleneck": 24, **PFEIFFER}),
+        ("all", "parallel_adapter", "ffn", {
+            "bottleneck": 24, "scale": 4.0, "activation": "relu", "bias": True, "dropout": 0.0, "input": None,
+        }),
+        ("all", "prefix_tuning", "attention", {"length": 12, "reparameterization": 800, **PREFIX}),
+    ],
+    "unipelt": [
+        # morningmoni/UniPELT run_glue.py: lora_r 8, lora_alpha 16, prefix_len 10, mid_dim 512;
+        # transformers/adapters/configuration.py, pfeiffer: reduction 16 (768 / 16 = 48).
+        ("all", "lora", "q v", {"rank": 8, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False}),
+        ("all", "prefix_tuning", "attention", {"length": 10, "reparameterization": 512, "dropout": 0.0}),
+        ("all", "serial_adapter", "ffn", {"bottleneck": 48, **PFEIFFER}),
+    ],
+}  # fmt: skip
+
+
 def graph_of(name: str, spec: BackboneSpec) -> CompositionGraph:
     return build_graph(Recipe.named(name), spec)
 
@@ -95,7 +180,7 @@ def with_options(name: str, **options: Any) -> Recipe:
 def test_every_fixed_recipe_has_its_rows() -> None:
     names = set(recipe_names())
     assert {*COUNTS, "houlsby"} == names
-    assert FITTING.keys() == TRAINING.keys() == names
+    assert FITTING.keys() == TRAINING.keys() == OPTIONS.keys() == names
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -151,6 +236,21 @@ def test_the_file_names_its_source_and_its_count(name: str) -> None:
     assert re.search(r"\b[\w-]+/[\w-]+\b", comment), "no repository or file of the authors"
     wanted = {"houlsby": 2_379_264, "compacter++": 57_088}.get(name) or COUNTS[name][1]
     assert f"{wanted:,}" in comment
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_it_has_the_options_of_its_sources(name: str) -> None:
+    spec, recipe = (COUNTS.get(name) or (BERT,))[0], Recipe.named(name)
+    layers = {at: resolve_layers(at, spec.stacks[0].layers) for at in ("all", "g1", "g2", "g3", "g4")}
+    found, expected = [], []
+    for entry in build_graph(recipe, spec).entries.values():
+        options = entry.method.config.model_dump(exclude={"sites"})
+        names = {site.name for site in entry.sites if "cross" not in site.name}
+        found.append((entry.method.name, names, {s.layer for s in entry.sites}, options))
+    for at, method, sites, options in OPTIONS[name]:
+        expected.append((method, set(sites.split()), set(layers[at]), options))
+    assert found == expected
+    assert spec.stacks[0].layers > 4
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -96,7 +96,7 @@ def test_it_computes_the_papers_formula(deeper: str, layers: bool) -> None:
 
 @pytest.mark.parametrize("deeper", ["previous", "sentence"])
 def test_dropout_acts_on_the_sentence_and_in_front_of_the_second_map(deeper: str) -> None:
-    """Not on what layers make of [CLS]; where the sentence is read there too, it is the one that was drawn."""
+    """Not on what layers make of [CLS]; where the sentence is read there too, it is the same draw."""
     # W₂ puts the hidden features out as they are: one row as wide as they are.
     config = {"length": 1, "bottleneck": 32, "phm_dim": 1, "dropout": 0.25, "deeper": deeper}
     model, module, hybrid = attached("bert", **config)
