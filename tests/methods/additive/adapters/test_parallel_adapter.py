@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.dropped import assert_dropped
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
 from torch import Tensor
@@ -17,6 +18,7 @@ from autopeft.backbones import layout_of, spec_of
 from autopeft.errors import CompositionError
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
+from autopeft.nn import ACTIVATIONS, Activation
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -56,6 +58,24 @@ def test_a_relu_ffn_widened_by_the_adapter_computes_the_same() -> None:
         wide_down.bias.copy_(down.bias + 4 * adapter.up.bias)
     expected = y + module.delta(sites[0], x, y, CALL)
     torch.testing.assert_close(wide_down(torch.relu(wide_up(x))), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_behind_the_activation_while_it_trains() -> None:
+    """Of maps that hand on what they are fed, which is positive."""
+    module, sites = build("parallel_adapter", toy_spec(), bottleneck=6, dropout=0.25, scale=2.0)
+    own, x = module[sites[0]], 1 + torch.rand(2000, 6)
+    with torch.no_grad():
+        for linear in (own.down, own.up):
+            linear.weight.copy_(torch.eye(6))
+            linear.bias.zero_()
+    torch.testing.assert_close(module.eval().delta(sites[0], x, x, CALL), 2 * x)
+    assert_dropped(module.train().delta(sites[0], x, x, CALL), 2 * x, 0.25)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swish", "tanh"])
+def test_the_activation_is_the_one_that_is_given(activation: Activation) -> None:
+    module, _ = build("parallel_adapter", toy_spec(), activation=activation)
+    assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}
 
 
 def test_a_learned_scale_starts_at_one_and_stays_behind_a_gate() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.dropped import assert_dropped
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
 from transformers import BertConfig, LlamaConfig
@@ -125,6 +126,32 @@ def test_pfeiffer_reads_the_normed_residual_stream_and_leaves_norms_alone() -> N
     torch.testing.assert_close(module.delta(sites[0], x, y, pre), 2 * module[sites[0]](y + residual))
     gated = replace(post, gated=True)
     torch.testing.assert_close(module.delta(sites[0], x, y, gated), module[sites[0]](norm(y + residual)))
+
+
+def test_dropout_acts_behind_the_activation_while_it_trains() -> None:
+    """Of maps that hand on what they are fed, which is positive."""
+    module, sites = build(
+        "serial_adapter",
+        toy_spec(),
+        bottleneck=6,
+        dropout=0.25,
+        scale=2.0,
+        variant="houlsby",
+        activation="relu",
+    )
+    own, x = module[sites[0]], 1 + torch.rand(2000, 6)
+    with torch.no_grad():
+        for linear in (own.down, own.up):
+            linear.weight.copy_(torch.eye(6))
+            linear.bias.zero_()
+    torch.testing.assert_close(module.eval().delta(sites[0], x, x, CALL), 2 * x)
+    assert_dropped(module.train().delta(sites[0], x, x, CALL), 2 * x, 0.25)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swish", "tanh"])
+def test_the_activation_is_the_one_that_is_given(activation: Activation) -> None:
+    module, _ = build("serial_adapter", toy_spec(), activation=activation, variant="houlsby")
+    assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}
 
 
 def test_pfeiffer_needs_a_residual() -> None:

@@ -5,7 +5,10 @@ import torch
 from hypothesis import given
 from support.tiny import randomise
 from support.toy import CALL, build, counted, toy_spec, toy_specs
+from transformers import T5Config
 
+from autopeft.backbones import spec_of
+from autopeft.method import decay_targets
 from autopeft.spec import BackboneSpec
 
 
@@ -34,6 +37,14 @@ def test_scales_what_the_side_says_and_merges_exactly(name: str) -> None:
     weight, bias = module.merged(site, layer.weight, layer.bias)
     torch.testing.assert_close(torch.nn.functional.linear(x, weight, bias), out, atol=1e-5, rtol=1e-5)
     assert module.merged(site, layer.weight, None)[1] is None
+
+
+def test_sits_at_keys_values_and_the_ffns_last_map_and_decays_towards_one() -> None:
+    spec = spec_of(T5Config(d_model=8, d_kv=4, num_heads=2, d_ff=12, num_layers=1, vocab_size=9))
+    module, sites = build("ia3", spec)
+    names = {"encoder": {"k", "v", "down"}, "decoder": {"k", "v", "cross_k", "cross_v", "down"}}
+    assert {stack: {s.name for s in sites if s.stack == stack} for stack in names} == names
+    assert decay_targets([module]) == {id(p): 1.0 for p in module.parameters()}
 
 
 @pytest.mark.parametrize("name", ["k", "down"])

@@ -16,6 +16,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import AutoPEFTError, MethodError
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
+from autopeft.method import decay_targets
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec, Site
 
@@ -138,6 +139,11 @@ def test_vectors_and_router_learn() -> None:
         total = total + out.square().sum()
     total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_vectors_decay_towards_one_and_routers_towards_zero() -> None:
+    module, _ = build("mov", toy_spec(kv=8), experts=3)
+    assert decay_targets([module]) == {id(own.factors): 1.0 for own in module.children_by_site()}
 
 
 def test_sixteen_bits_are_routed_in_thirty_two() -> None:

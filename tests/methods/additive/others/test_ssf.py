@@ -24,7 +24,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
-from autopeft.method import WeightTarget
+from autopeft.method import WeightTarget, decay_targets
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -98,6 +98,14 @@ def test_scales_and_shifts_the_output_alone() -> None:
     nn.init.ones_(own.scale)
     nn.init.zeros_(own.shift)
     assert not module.delta(sites[0], x, y, CALL).any()
+
+
+def test_scales_decay_towards_one_and_shifts_towards_zero() -> None:
+    """Those outside of the layers too."""
+    hybrid = attach(tiny_model("vit"), _recipe("ssf"))
+    scales = [p for name, p in hybrid.root.named_parameters() if name.endswith("scale")]
+    assert len(scales) == len(list(hybrid.root.parameters())) / 2
+    assert decay_targets(hybrid.modules.values()) == {id(p): 1.0 for p in scales}
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear without bias", "norm"])

@@ -10,7 +10,7 @@ from support.tiny import randomise
 from support.toy import build, counted, toy_spec, toy_specs
 from torch import Tensor
 
-from autopeft.method import WeightTarget
+from autopeft.method import WeightTarget, decay_targets
 from autopeft.spec import BackboneSpec
 
 
@@ -52,6 +52,27 @@ def test_row_norms_are_the_magnitudes() -> None:
     randomise(module)
     changed = module.weight(target, weight, weight)
     torch.testing.assert_close(changed.norm(dim=1), module[target.site].magnitude.abs())
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(5.0, 2.5), (None, 2.0)])
+def test_it_computes_the_papers_formula(alpha: float | None, scale: float) -> None:
+    """W' = m·V/‖V‖ with V = W₀ + (α/r)·B·A, r = 2."""
+    module, target, weight = _initialised(alpha=alpha)
+    randomise(module)
+    pair = module[target.site]
+    direction = weight + scale * pair.B @ pair.A
+    expected = pair.magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(module.weight(target, weight, weight), expected)
+
+
+def test_magnitudes_decay_towards_the_norms_of_the_pretrained_rows() -> None:
+    module, target, weight = _initialised()
+    randomise(module)
+    pair, targets = module[target.site], decay_targets([module])
+    found = targets.pop(id(pair.magnitude))
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, weight.norm(dim=1))
+    assert set(targets) == {id(own.magnitude) for own in module.children_by_site() if own is not pair}
 
 
 def test_other_deltas_are_added_past_the_normalisation() -> None:
