@@ -122,6 +122,15 @@ def test_what_is_deployed_is_the_prompt_itself(encoder: str, tmp_path: Any) -> N
     assert [n for n, _ in loaded.root.named_parameters()] == ["p_tuning.embedding"]
 
 
+def test_dropout_acts_between_the_layers_of_the_lstm() -> None:
+    module, sites = build("p_tuning", toy_spec(), dropout=0.25)
+    first, second = (module.eval().prompt(sites[0], X, CALL) for _ in range(2))
+    assert torch.equal(first, second)
+    first, second = (module.train().prompt(sites[0], X, CALL) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert module.lstm.dropout == 0.25
+
+
 def test_gradients_reach_the_lstm() -> None:
     module, sites = build("p_tuning", toy_spec())
     module.prompt(sites[0], X, CALL).pow(2).sum().backward()

@@ -55,6 +55,15 @@ def test_the_posterior_is_as_large_as_it_says() -> None:
     assert [k for k, _ in last.named_buffers() if "encoder-0" in k] == []
 
 
+def test_pairs_without_a_posterior_have_dropout_too() -> None:
+    module, sites = build("laplace_lora", toy_spec(), sub="last_layer", dropout=0.25)
+    randomise(module, std=0.5)
+    x = torch.randn(50, 6)
+    for site in sites:
+        plain = module.eval().delta(site, x, x, CALL)
+        assert not torch.allclose(module.train().delta(site, x, x, CALL), plain, atol=1e-2)
+
+
 # On a logistic regression
 
 

@@ -9,6 +9,7 @@ from autopeft.methods.reparameterized.lora_improvements.periodic_lora import Per
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.dropped import assert_dropped
 from support.laws import KAIMING, ZEROS, violations
 from support.tiny import logits, randomise, snapshot, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, counted, toy_spec, toy_specs
@@ -51,6 +52,19 @@ def test_count_is_what_it_holds(spec: BackboneSpec, stages: int, rank: int) -> N
     deployed, trained, held, held_trained = counted("periodic_lora", spec, stages=stages, rank=rank)
     assert deployed == held == stages * trained
     assert trained == held_trained
+
+
+def test_dropout_acts_on_what_the_live_pair_reads_alone() -> None:
+    pair = PeriodicPair(16, 16, 16, 2, dropout=0.25).train()
+    x = 1 + torch.rand(1000, 16)
+    with torch.no_grad():
+        pair.past_down.copy_(torch.eye(16))
+        pair.past_up.copy_(torch.eye(16))
+        assert torch.equal(pair(x), x)
+        pair.A.copy_(torch.eye(16))
+        pair.B.copy_(torch.eye(16))
+        assert_dropped(pair(x) - x, x, 0.25)
+        torch.testing.assert_close(pair.eval()(x), 2 * x)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3])

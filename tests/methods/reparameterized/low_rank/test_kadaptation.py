@@ -120,7 +120,9 @@ def test_dropout_acts_on_the_entries_of_the_change_while_training() -> None:
     x = torch.eye(6)
     offset, change = module.offset(sites[0]).detach(), module.change(sites[0]).detach()
     module.train()
-    rows = (module.delta(sites[0], x, x, CALL) - offset).T.detach()
+    twice = module.delta(sites[0], torch.stack([x, x]), x, CALL).detach()
+    assert torch.equal(twice[0], twice[1]), "one draw for all rows"
+    rows = (twice[0] - offset).T
     kept = rows.abs() > 1e-6
     torch.testing.assert_close(rows[kept], 2 * change[kept], atol=1e-5, rtol=1e-4)
     assert 0 < int(kept.sum()) < change.numel()
