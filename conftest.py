@@ -33,7 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("slow") is None and is_fast(item.nodeid):
+        long = item.get_closest_marker("slow") or item.get_closest_marker("mutants")
+        if long is None and is_fast(item.nodeid):
             item.add_marker("fast")
 
 
