@@ -42,6 +42,16 @@ class Scale:
         return rows, 2 * rows
 
 
+class Factor:
+    """Merged it is a times the weight, and it adds a to the bias."""
+
+    def __init__(self, a: float) -> None:
+        self.a = a
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.a * weight, None if bias is None else bias + self.a
+
+
 def _specs(*names: str) -> list[ChildSpec]:
     return [ChildSpec(n, n, frozenset({"hook"}), (SITE,)) for n in names]
 
@@ -67,6 +77,15 @@ def test_weights_add_in_a_sum_and_compound_in_a_chain() -> None:
     torch.testing.assert_close(Chain().weight(target, children, w0, current), current + 11 * w0)
 
 
+def test_merged_changes_add_in_a_sum_and_compound_in_a_chain() -> None:
+    weight, bias, children = torch.randn(4, 4), torch.randn(4), list[Any]([Factor(2.0), Factor(3.0)])
+    for kind, factor in ((Sum, 1 + 1 + 2), (Chain, 2 * 3)):
+        merged, shifted = kind().merged(SITE, children, weight, bias)
+        torch.testing.assert_close(merged, factor * weight)
+        assert shifted is not None
+        torch.testing.assert_close(shifted, bias + 5)
+
+
 def test_prefixes_follow_each_other() -> None:
     keys, values = Sum().key_value(SITE, [Scale("a", 2.0), Scale("b", 3.0)], X, CALL)
     assert keys[0, :, 0].tolist() == [2.0, 3.0]
@@ -86,6 +105,14 @@ def test_gate_is_the_masked_mean_of_a_sigmoid_and_replaces_the_childs_scale() ->
             expected[b] += g * child.a * Y[b]
     torch.testing.assert_close(delta, expected)
     assert all(c.gated == [True] for c in children)
+
+
+def test_a_gate_that_is_not_masked_counts_padding() -> None:
+    gate = Gate.build(_specs("a"), {"masked": False})
+    call = Call(Context(mask=torch.tensor([[1, 1, 1], [1, 0, 0]])))
+    linear: Any = gate.gates["a"].at[SITE.key]  # type: ignore[union-attr, operator]
+    expected = torch.sigmoid(X @ linear.weight[0] + linear.bias).mean(1)[:, None, None]
+    torch.testing.assert_close(gate.delta(SITE, [Scale("a", 2.0)], X, Y, call), expected * 2 * Y)
 
 
 def test_gate_scales_keys_and_values_of_each_example() -> None:

@@ -246,6 +246,16 @@ def test_where_most_rows_differ_further_ones_add_nothing() -> None:
     )
 
 
+def test_of_few_groups_the_variance_is_that_of_further_ones() -> None:
+    """On all ten the sides differ: their variance by nine, and z² rows that differ as much."""
+    apart = np.array([[0.5, -0.3, 0.2, 0.4, -0.1, 0.6, -0.2, 0.3, 0.1, 0.7]])
+    squares = apart**2
+    more = 1.959964**2 * (squares**2).sum() / squares.sum() / 100
+    expected = np.var(apart, ddof=1) / 10 + more
+    found = rows_variance(apart, np.zeros((1, 10)), ScoredSplit("accuracy", 10))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> ScoredSplit:
     """Rows with a user's metric, of which neither range nor variance is known."""
@@ -296,6 +306,14 @@ def test_parts_that_are_missing_or_do_not_match_are_not_used() -> None:
         found = compare(scores, scores, split, name="x", parts=(mine, parts))
         assert not found.by_rows
         assert found.paired
+
+
+@pytest.mark.parametrize(("groups", "enough"), [(9, False), (10, True)])
+def test_nine_groups_are_too_few_to_compare_by_rows(groups: int, enough: bool) -> None:
+    scores, parts = side([np.repeat([1.0, 0.0], [groups - 4, 4])] * 2)
+    own = {seed: values[:groups] for seed, values in parts.items()}
+    found = compare(scores, scores, ScoredSplit("accuracy", groups), name="x", parts=(own, own))
+    assert found.by_rows == enough
 
 
 def test_an_answer_that_no_seed_changes_leaves_the_noise_of_the_winner_and_of_the_rows() -> None:
