@@ -121,14 +121,15 @@ class SAM:
     """θ = θ₀ + scatter(idx, v), idx in each tensor the ⌊ρ·size⌋ entries of largest |Σ_B clip(∂loss(B)/∂θ)|.
 
     Fu et al. 2022, arXiv:2211.15583: the Second-order Approximation Method, not the optimizer of that name.
-    v is zero at init. Of a loss with gradient g and a diagonal Hessian h the best k entries to move are those
-    of largest g²/|h| (Theorem 3); with one bound for all h these are those of largest |g|. The gradients of
-    `batches` batches at θ₀, with the fresh head and the backbone's dropout, are summed with their signs, so
-    that what cancels counts for nothing; the whole gradient of a batch, that of the head included, is clipped
-    to the norm `clip`. The mask is fixed from then on. `score: g2_over_h` estimates h too, by `probes` random
-    signs for each batch (Hutchinson), with the factor that clipped g, and |h| counts as `epsilon` at least.
-    That needs second derivatives, for which attention is computed without its fused kernels, and a batch goes
-    through the model as a whole.
+    v is zero at init. Of a loss with gradient g and a diagonal Hessian h ≥ 0 the best k entries to move are
+    those of largest g²/|h| (Theorem 3); with one bound for all h these are those of largest |g|. The
+    gradients of `batches` batches at θ₀, with the fresh head and the backbone's dropout, are summed with
+    their signs, so that what cancels counts for nothing; the whole gradient of a batch, that of the head
+    included, is clipped to the norm `clip`. The mask is fixed from then on. `score: g2_over_h` estimates h
+    too, by `probes` random signs for each batch (Hutchinson), with the factor that clipped g. A negative h
+    counts by its magnitude, as in the authors' code, and |h| as `epsilon` at least. That needs second
+    derivatives, for which attention is computed without its fused kernels, and a batch goes through the
+    model as a whole.
 
     `keep` is ρ, of every tensor alike, or k, which is shared out as ρ = k/size of all and rounded down: a
     tensor of few entries may keep none. Of equal scores the first ones are kept. A tensor that the loss does

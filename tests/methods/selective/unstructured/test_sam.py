@@ -169,6 +169,22 @@ def test_a_flat_entry_counts_with_epsilon() -> None:
     assert chosen("sam", rows, keep=1, batches=1, score="g2_over_h", epsilon=0.5) == [0]
 
 
+@pytest.mark.parametrize("signs", [(1, 1, 1, 1), (-1, -1, -1, -1), (-1, 1, -1, 1), (1, -1, 1, -1)])
+def test_a_negative_curvature_counts_by_its_magnitude(signs: tuple[int, ...]) -> None:
+    """Theorem 3 ranks by |g²/h|, and its proof wants h ≥ 0: an entry in which the loss curves downwards is
+    neither the best of all nor left out."""
+    c, magnitudes = [1.0, -1.0, 0.5, 2.0], [10.0, 0.5, 0.2, 4.0]  # g²/|h| is 0.1, 2, 1.25 and 1
+    rows = [batch(c, [s * h for s, h in zip(signs, magnitudes, strict=True)])]
+    ranked = [chosen("sam", rows, keep=k, batches=1, score="g2_over_h", clip=0.0) for k in (1, 2, 3)]
+    assert ranked == [[1], [1, 2], [1, 2, 3]]
+
+
+def test_curvatures_of_batches_cancel_before_their_magnitude_counts() -> None:
+    rows = [batch([1.0, 1.0], [10.0, 1.0]), batch([1.0, 1.0], [-10.0, 1.0])]
+    assert chosen("sam", rows, keep=1, batches=2, score="g2_over_h", clip=0.0) == [0]
+    assert chosen("sam", rows, keep=1, batches=1, score="g2_over_h", clip=0.0) == [1]
+
+
 def test_many_signs_give_the_diagonal_of_the_hessian() -> None:
     from autopeft.methods.selective.unstructured.sam import SAM, _Curvature
 
