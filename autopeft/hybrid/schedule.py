@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from autopeft.errors import UsageError, near
+from autopeft.method import shortened
 from autopeft.recipe import TrainingSection
 
 __all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "group_factor", "warmup_steps"]
@@ -47,9 +48,9 @@ def factor(schedule: str, step: int, total: int, warmup: int) -> float:
 
 def group_factor(group: Mapping[str, Any], training: TrainingSection, step: int, total: int) -> float:
     """`factor` for an optimizer group: by its own `schedule` and `warmup` where it has them, else the
-    recipe's."""
+    recipe's. A rate that is `meant_for` more steps is higher (`autopeft.method.shortened`)."""
     name, share = group.get("schedule", training.schedule), group.get("warmup", training.warmup)
-    return factor(name, step, total, warmup_steps(share, total))
+    return factor(name, step, total, warmup_steps(share, total)) * shortened(group.get("meant_for", 0), total)
 
 
 class RecipeSchedule:
@@ -61,6 +62,7 @@ class RecipeSchedule:
     Attributes:
         name: of the schedule.
         warmup: share of the steps with a rising rate.
+        meant_for: how many steps the group's rate is meant for; 0 for any number.
         total: steps of the training, once it has begun.
     """
 
@@ -68,6 +70,7 @@ class RecipeSchedule:
         own = group or {}
         self.name: str = own.get("schedule", training.schedule)
         self.warmup: float = own.get("warmup", training.warmup)
+        self.meant_for: int = own.get("meant_for", 0)
         self.total: int | None = None
 
     @classmethod
@@ -84,7 +87,8 @@ class RecipeSchedule:
                 )
             return 1.0
         # A scheduler looks one step past the end.
-        return factor(self.name, min(step, self.total), self.total, warmup_steps(self.warmup, self.total))
+        part = factor(self.name, min(step, self.total), self.total, warmup_steps(self.warmup, self.total))
+        return part * shortened(self.meant_for, self.total)
 
     @staticmethod
     def begin(scheduler: LambdaLR, step: int, total: int) -> None:

@@ -51,7 +51,15 @@ from autopeft.method.modules import (
     WeightModule,
     WeightTarget,
 )
-from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
+from autopeft.method.optimization import (
+    DecayTarget,
+    decay,
+    decay_targets,
+    no_such_part,
+    part_names,
+    parts_of,
+    shortened,
+)
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Sample, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
@@ -118,6 +126,7 @@ __all__ = [
     "registered_method",
     "reserve",
     "reserved_rows",
+    "shortened",
 ]
 
 __doc__ = f"""{__doc__}

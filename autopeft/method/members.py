@@ -189,8 +189,9 @@ MEMBERS: tuple[Member, ...] = (
         "parameter_groups",
         "module",
         "when the optimizer is built: `params`, a `name` that comes behind the entry's, and what takes the "
-        "place of the recipe's `lr`, `weight_decay`, `schedule` and `warmup`; with `clip: group` it is "
-        "clipped by itself",
+        "place of the recipe's `lr`, `weight_decay`, `schedule` and `warmup`; `lr_factor` multiplies the "
+        "recipe's `lr`; with `meant_for`, a number of steps, `lr` is higher in a phase of fewer "
+        "(`shortened`); with `clip: group` it is clipped by itself",
         (),
         "list[dict]",
     ),

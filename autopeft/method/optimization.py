@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,10 +11,20 @@ from torch import Tensor, nn
 
 from autopeft.errors import MethodError, near
 
-__all__ = ["DecayTarget", "decay", "decay_targets", "no_such_part", "part_names", "parts_of"]
+__all__ = ["DecayTarget", "decay", "decay_targets", "no_such_part", "part_names", "parts_of", "shortened"]
 
 DecayTarget = float | Tensor | None
 """The value (or values, of the parameter's shape) that a parameter decays towards; `None`: it does not."""
+
+
+def shortened(meant: int, steps: float) -> float:
+    """What a rate or a penalty that is meant for a training of `meant` steps is multiplied by in one of
+    `steps`: √(meant / steps) in a shorter one, 1 in a longer one.
+
+    Adam's steps have about the size of the rate, so that n of them reach n times the rate where gradients
+    agree, and √n times the rate where they are noise. The square root keeps the reach of noise.
+    """
+    return math.sqrt(max(1.0, meant / max(1.0, steps)))
 
 
 def part_names(method: Any) -> tuple[str, ...] | None:

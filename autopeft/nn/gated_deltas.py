@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from autopeft.method import LossStep
+from autopeft.method import LossStep, shortened
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.spec import TensorSpec
@@ -23,6 +23,8 @@ Joint = Literal["sum", "product"]
 _EDGE = 1e-4  # from which u stays away at either end, as in the authors' code
 _PIECE = 1 << 18  # entries whose gates are there together
 _SEEDS = 1 << 62  # from which the seed of a draw is taken
+_CLOSED = 1e-20  # what |w| is multiplied by where a gate is closed; the smallest open gate is about 1e-7
+_STEPS = 3207  # of the search in the authors' README: 3 epochs of CoLA's 8,551 rows in batches of 8
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,25 @@ def _expected(gate: HardConcrete, locations: Sequence[Tensor], joint: Joint, sha
 
 
 class DiffPruningConfig(SearchConfig):
-    """Options of both variants of diff pruning."""
+    """Options of both variants of diff pruning.
 
-    penalty: float = Field(default=1.25e-7, ge=0, le=1, description="λ, of each gate that is open")
+    `penalty` and `location_learning_rate` are those of a search of 3,207 steps or more, and larger in a
+    shorter one (`shortened`): with λ = 1.25e-7 the penalty's gradient is below Adam's ε, so that no gate
+    would leave 1 in the first 158 steps.
+    """
+
+    penalty: float = Field(
+        default=1.25e-7, ge=0, le=1, description="λ, of each gate that is open, in a search of 3,207 steps"
+    )
     low: float = Field(default=-1.5, ge=-100, lt=0, description="l, to which gates are stretched below")
     high: float = Field(default=1.5, gt=1, le=100, description="r, to which they are stretched above")
     location: float = Field(default=5.0, ge=-20, le=20, description="a at first; large ones are open")
-    location_learning_rate: float = Field(default=0.1, gt=0, le=10, description="of a, at all steps")
+    location_learning_rate: float = Field(
+        default=0.1, gt=0, le=10, description="of a, at all steps of a search of 3,207 steps"
+    )
+    search_rate: float = Field(
+        default=0.2, gt=0, le=10, description="learning rate of w, times that of v, which is the recipe's"
+    )
 
 
 class GatedEntries(SearchedEntries):
@@ -246,6 +260,7 @@ class GatedEntries(SearchedEntries):
     ) -> None:
         super().__init__(tensors, k, config.search, rewinds=False)
         self.config, self._grouped, self._joint = config, grouped, joint
+        self._penalty = config.penalty
 
     def deltas(self) -> GatedDeltas:
         c = self.config
@@ -265,37 +280,46 @@ class GatedEntries(SearchedEntries):
         assert self.gated is not None
         return self.gated.added_to(name, current, drawn=self.training)
 
+    def scores(self, name: str) -> Tensor:
+        """|z·w|; of closed gates |w|, made so small that they follow the others."""
+        assert self.gated is not None
+        change, w = self.change(name).abs(), self.gated[name].detach().abs()
+        return torch.where(change > 0, change, _CLOSED * w)
+
     def start(self, name: str) -> Tensor:
         """w without its gates."""
         assert self.gated is not None
         return self.gated[name]
 
     def before_step(self, step: int, total: int) -> None:
-        """Draw the gates, which all rows of a step share."""
+        """Draw the gates, which all rows of a step share; `total` says how long the search is, and so λ."""
         if self.gated is not None:
+            self._penalty = self.config.penalty * shortened(_STEPS, self.share * total)
             self.gated.draw()
 
     def loss_terms(self, step: LossStep) -> Tensor | None:
         """λ times the expected number of open gates, whose gradient comes after the backward."""
-        gated, penalty = self.gated, self.config.penalty
+        gated, penalty = self.gated, self._penalty
         return penalty * gated.expected(self._joint) if gated is not None and penalty else None
 
     def after_backward(self, step: int, total: int) -> None:
         """Make the gradients of w and a of what the backward has left."""
         if self.gated is not None:
-            self.gated.complete_gradients(self.config.penalty, self._joint)
+            self.gated.complete_gradients(self._penalty, self._joint)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """w, and the locations at a constant rate of their own, without decay and clipped by themselves."""
+        """w at a share of the recipe's rate; the locations at a constant rate of their own, without decay and
+        clipped by themselves."""
         if self.gated is None:
             return super().parameter_groups()
         locations = {
             "name": "locations",
             "params": self.gated.all_locations(),
             "lr": self.config.location_learning_rate,
+            "meant_for": _STEPS,
             "weight_decay": 0.0,
             "schedule": "constant",
             "warmup": 0.0,
             "clip": "group",
         }
-        return [{"params": self.gated.differences()}, locations]
+        return [{"params": self.gated.differences(), "lr_factor": self.config.search_rate}, locations]

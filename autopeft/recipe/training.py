@@ -127,14 +127,16 @@ class TrainingSection(Part):
         Args:
             names: the entry's name, then its method.
             part: which part of it; empty for the whole.
-            own: `lr` and `weight_decay` that a module itself asks for.
+            own: `lr` and `weight_decay` that a module itself asks for, or an `lr_factor`, by which it
+                multiplies what the entry's group or the section says.
         """
         of_part = self.group(*names, part=part) if part else None
         of_entry, asked = self.group(*names), own or {}
+        said = None if of_entry is None else of_entry.learning_rate
         rates = (
             None if of_part is None else of_part.learning_rate,
             asked.get("lr"),
-            None if of_entry is None else of_entry.learning_rate,
+            (self.learning_rate if said is None else said) * asked.get("lr_factor", 1.0),
         )
         decays = (
             None if of_part is None else of_part.weight_decay,
@@ -142,6 +144,6 @@ class TrainingSection(Part):
             None if of_entry is None else of_entry.weight_decay,
         )
         return GroupSettings(
-            next((rate for rate in rates if rate is not None), self.learning_rate),
+            next(rate for rate in rates if rate is not None),
             next((decay for decay in decays if decay is not None), self.weight_decay),
         )

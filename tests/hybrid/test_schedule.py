@@ -77,10 +77,13 @@ def test_a_schedule_of_unknown_length_is_refused() -> None:
         scheduler.step()
 
 
-def test_a_group_may_have_a_schedule_of_its_own() -> None:
+@pytest.mark.parametrize(("meant_for", "times"), [(0, 1.0), (3, 1.0), (4, 1.0), (16, 2.0), (36, 3.0)])
+def test_a_group_may_have_a_schedule_of_its_own(meant_for: int, times: float) -> None:
+    """And a rate that is meant for longer trainings, which is higher in this one of 4 steps."""
+    own = {"lr": 0.1, "schedule": "constant", "warmup": 0.0, "meant_for": meant_for}
     groups = [
         {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5},
-        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1, "schedule": "constant", "warmup": 0.0},
+        {"params": [torch.nn.Parameter(torch.zeros(1))], **own},
     ]
     training = TrainingSection(schedule="linear", warmup=0.25)
     optimizer = torch.optim.SGD(groups)
@@ -94,5 +97,5 @@ def test_a_group_may_have_a_schedule_of_its_own() -> None:
         assert rates == pytest.approx([0.5 * factors[0], 0.1 * factors[1]])
         optimizer.step()
         scheduler.step()
-    assert [rates[1] for rates in seen] == [0.1] * 4
+    assert [rates[1] for rates in seen] == [0.1 * times] * 4
     assert [rates[0] for rates in seen] == pytest.approx([0.25, 0.5, 1 / 3, 1 / 6])

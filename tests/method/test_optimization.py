@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from autopeft.errors import MethodError
-from autopeft.method import DecayTarget, decay, decay_targets, no_such_part, parts_of
+from autopeft.method import DecayTarget, decay, decay_targets, no_such_part, parts_of, shortened
 
 
 class Two(nn.Module):
@@ -19,6 +19,14 @@ class Two(nn.Module):
 
     def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
         return {getattr(self, name): target for name, target in self.targets.items()}
+
+
+def test_a_rate_for_longer_trainings_keeps_the_reach_of_noise() -> None:
+    """√n steps' worth of it; and in longer ones it is as given, to the last bit."""
+    assert [shortened(100, n) for n in (100, 101, 10**6)] == [1.0, 1.0, 1.0]
+    assert [n**0.5 * shortened(100, n) for n in (1, 4, 50)] == pytest.approx([10.0] * 3)
+    assert shortened(100, 0.5) == shortened(100, 1) == 10.0
+    assert shortened(0, 7) == 1.0
 
 
 def test_only_targets_other_than_zero_are_told() -> None:

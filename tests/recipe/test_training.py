@@ -42,6 +42,11 @@ def test_settings_come_from_part_then_module_then_entry_then_method_then_section
     own = {"lr": 0.7, "weight_decay": 0.0}
     assert section.settings("top", "lora", own=own) == (0.7, 0.0)
     assert section.settings("top", "lora", part="up", own=own) == (0.7, 0.04)
+    slower = {"lr_factor": 0.5}
+    assert section.settings("ia3", "ia3", own=slower).learning_rate == 0.05
+    assert section.settings("top", "lora", own=slower).learning_rate == 0.15
+    assert section.settings("top", "lora", part="up", own=slower).learning_rate == 0.15
+    assert section.settings("top", "lora", part="down", own=slower).learning_rate == 0.5
     assert section.parts("top", "lora") == ("up", "down")
     assert section.parts("lora") == ("up",)
 

@@ -22,14 +22,21 @@ class UDiffPruning:
     the steps trains w, zero at first, and a, 5 at first, for every entry of the base model, embeddings and
     norms included, with the loss plus λ·Σ P(z > 0). z = clamp(s·(r − l) + l, 0, 1) with
     s = sigmoid(log u − log(1 − u) + a); each step draws one u for each entry, and evaluation has u = ½. w
-    trains as the recipe says; a by the same optimizer at the constant rate `location_learning_rate`, without
-    decay and clipped by itself.
+    trains at `search_rate` times the recipe's rate, a by the same optimizer at the constant rate
+    `location_learning_rate`, without decay and clipped by itself.
 
-    Then idx are the k entries with the largest |z·w| at u = ½, of all tensors together, the head left out.
-    v (k) starts at their w, without gates, and the other steps train it with a new optimizer and schedule;
-    head and other methods go on from where they are. (The authors' code ranks by the gates that the last step
-    drew, and the head's entries among the others; it bisects a threshold.) The authors train w at 1e-5 and v
-    at 5e-5; the recipe has one rate for both. `keep` is k, or a share of the whole base model.
+    λ and the rate of a are the authors' for searches of n ≥ 3,207 steps, as in their README (3 epochs of CoLA
+    in batches of 8; on SST-2 they have the same for 25,257). In a shorter one both are √(3207/n) times as
+    large (own), so that noise moves a as far as in theirs and the penalty weighs as much against it. As they
+    are they would close no gate in a short search: the gradient of the penalty at a = 5, 8·10⁻¹⁰, is below
+    Adam's ε, and a gate that has no other gradient leaves 1 in step 159.
+
+    Then idx are the k entries with the largest |z·w| at u = ½, of all tensors together, the head left out;
+    where fewer gates are open, those with the largest |w| follow. v (k) starts at their w, without gates, and
+    the other steps train it at the recipe's rate with a new optimizer and schedule; head and other methods go
+    on from where they are. (The authors' code ranks by the gates that the last step drew, and the head's
+    entries among the others; it bisects a threshold. Its head trains at the rates of w and v.) `keep` is k,
+    or a share of the whole base model.
 
     Mergeable. k parameters (and k indices, which are storage). What the search needs is not counted: w and a
     in fp32 for each entry of the base model, and of both the gradient and the optimizer's state (by Adam 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,22 @@ from torch import Tensor
 from autopeft.errors import MethodError
 from autopeft.hybrid import attach, load
 from autopeft.nn import gated_deltas
+from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.training.loop import train
+from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.plan import TrainingPlan
 
 K = 60
 METHODS = ("u_diff_pruning", "s_diff_pruning")
+AUTHORS = 3207  # steps of a search on CoLA: 3 epochs of 8,551 rows in batches of 8
+SLOW = {"location_learning_rate": 0.1 * (4 / AUTHORS) ** 0.5}  # 0.1 in the four steps of the search of PLAN
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def seen(request: Any) -> Seen:
     """With another method beside it, decay, and gates that close."""
-    config = {"keep": K, "penalty": 1e-3, "location": 1.0}
-    return trained(recipe_of(request.param, {"lora": {"rank": 2}}, training={"weight_decay": 0.1}, **config))
+    return trained(recipe_of(request.param, {"lora": {"rank": 2}}, training={"weight_decay": 0.1}, keep=K))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -106,6 +110,23 @@ def test_the_mask_stays_and_nothing_dense_is_left(seen: Seen) -> None:
     assert not torch.equal(second, seen.after[0][f"autopeft.{seen.hybrid.recipe.name}.entries.values"])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_where_fewer_gates_are_open_than_entries_are_kept_the_largest_closed_ones_follow(method: str) -> None:
+    module = configured(method, keep=9).build((), toy_spec(layers=1))
+    module.begin_search()
+    torch.manual_seed(0)
+    names = [t.name for t in module.entries.tensors]
+    with torch.no_grad():
+        for name in names:
+            module.dense[name].copy_(torch.randn(module.dense[name].shape))
+            module.dense.locations[module.dense._key(name)].fill_(-20.0)
+        module.dense.locations[module.dense._key(names[0])].view(-1)[3:7] = 20.0
+    largest = torch.cat([module.dense[name].detach().flatten().abs() for name in names])
+    largest[3:7] += 10.0
+    module.end_search()
+    assert set(module.entries.index.tolist()) == set(largest.topk(9).indices.tolist()) > {3, 4, 5, 6}
+
+
 # Gates
 # ---------------------------------------------------------------------------------------------------
 
@@ -114,9 +135,87 @@ def _locations(seen: Seen) -> Tensor:
     return flat({k: v for k, v in seen.before[0].items() if ".dense.locations." in k})
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_at_the_length_of_a_quick_search_gates_close_and_choose(method: str) -> None:
+    """Of 60 steps 30 search. A gate of an entry that the loss does not reach closes, such as that of a row of
+    an embedding whose token is in no text; gates of those that are chosen are open; and what is chosen is not
+    what has moved most."""
+    seen = trained(recipe_of(method, keep=K), plan=replace(PLAN, steps=60))
+    gates, differences, chosen = _gates(seen), _differences(seen), seen.chosen[0]
+    still = differences == 0
+    assert 0.05 < float(still.double().mean()) < 0.5
+    assert not gates[still].any()
+    assert 0.5 < float((gates == 0).double().mean()) < 0.99
+    assert float(gates[chosen].min()) > 0.5
+    largest = differences.abs().topk(K).indices
+    assert len(set(largest.tolist()) - set(chosen.tolist())) > K // 10
+
+
+@pytest.mark.parametrize(
+    ("steps", "times"),
+    [(30, (AUTHORS / 30) ** 0.5), (1604, (AUTHORS / 1604) ** 0.5), (AUTHORS, 1), (25_257, 1)],
+)
+def test_short_searches_have_a_larger_penalty_and_rate_and_long_ones_the_authors(
+    steps: int, times: float
+) -> None:
+    recipe = recipe_of("u_diff_pruning", keep=K, search=0.5)
+    hybrid = attach(tiny_bert(), recipe, seed=0)
+    module: Any = hybrid.modules["u_diff_pruning"]
+    module.begin_search()
+    module.before_step(0, 2 * steps)
+    optimizer = PhaseOptimizer(hybrid.parameter_groups(), recipe.training, steps)
+    for step in (0, steps - 1):
+        optimizer.schedule(step)
+        (group,) = (g for g in optimizer.inner.param_groups if g["name"].endswith("locations"))
+        assert group["lr"] == 0.1 * times
+    module.after_backward(0, 2 * steps)
+    p = torch.sigmoid(torch.tensor(5.0))
+    for a in module.dense.all_locations():
+        torch.testing.assert_close(a.grad, (1.25e-7 * times * p * (1 - p)).expand_as(a))
+    term = module.loss_terms(NO_STEP)
+    assert float(term) == pytest.approx(1.25e-7 * times * float(p) * module.entries.total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "below_one", "zero"), [(15, 4, 6), (30, 6, 8), (300, 26, 31), (AUTHORS, 159, 174)]
+)
+def test_a_gate_without_a_gradient_of_the_loss_closes(steps: int, below_one: int, zero: int) -> None:
+    """In how many steps follows from Adam on the gradient of the penalty alone, which is near ε = 1e-8."""
+    module = configured("u_diff_pruning", keep=1, search=0.5).build((), toy_spec(layers=1))
+    module.begin_search()
+    training = Recipe.from_dict({"layers": [{"attach": ["lora"]}]}).training
+    groups = [{"lr": 1e-3, **g} for g in module.parameter_groups()]
+    optimizer = PhaseOptimizer(groups, training, steps)
+    location = module.dense.all_locations()[0]
+    gates = []
+    for step in range(zero):
+        optimizer.schedule(step)
+        module.before_step(step, 2 * steps)
+        module.after_backward(step, 2 * steps)
+        optimizer.step()
+        gates.append(float(module.dense.gate(location).detach().flatten()[0]))
+    assert [z < 1 for z in gates].index(True) + 1 == below_one
+    assert [z == 0 for z in gates].index(True) + 1 == zero
+
+
+def test_differences_train_at_a_fifth_of_the_rate_at_which_their_values_go_on() -> None:
+    recipe = recipe_of("s_diff_pruning", keep=K, training={"learning_rate": 0.05})
+    hybrid = attach(tiny_bert(), recipe, seed=0)
+    module: Any = hybrid.modules["s_diff_pruning"]
+    rates = []
+    for change in (module.begin_search, module.end_search):
+        change()
+        rates.append({g["name"]: g["lr"] for g in hybrid.parameter_groups()})
+    searching, sparse = rates
+    expected = {"s_diff_pruning": 0.01, "s_diff_pruning.locations": 0.1, "head": 0.05}
+    assert searching == pytest.approx(expected)
+    assert sparse == {"s_diff_pruning": 0.05, "head": 0.05}
+
+
 def test_locations_train_at_a_constant_rate_of_their_own() -> None:
     """Adam moves each by the rate in every step, while the recipe's rate falls."""
-    seen = trained(recipe_of("u_diff_pruning", keep=K, penalty=1.0, training={"max_grad_norm": 0.0}))
+    training = {"max_grad_norm": 0.0}
+    seen = trained(recipe_of("u_diff_pruning", keep=K, penalty=1.0, training=training, **SLOW))
     torch.testing.assert_close(
         _locations(seen), torch.full((seen.module.entries.total,), 4.6), atol=0.01, rtol=0
     )
@@ -124,7 +223,7 @@ def test_locations_train_at_a_constant_rate_of_their_own() -> None:
 
 def test_decay_does_not_reach_them() -> None:
     moved = [
-        _locations(trained(recipe_of("u_diff_pruning", keep=K, training={"weight_decay": decay})))
+        _locations(trained(recipe_of("u_diff_pruning", keep=K, training={"weight_decay": decay}, **SLOW)))
         for decay in (0.0, 0.5)
     ]
     torch.testing.assert_close(*moved, atol=0.1, rtol=0)
@@ -136,8 +235,8 @@ def test_they_are_clipped_by_themselves() -> None:
     differences, locations = module.parameter_groups()
     assert "clip" not in differences
     assert locations == {
-        "name": "locations", "params": module.dense.all_locations(), "lr": 0.1, "weight_decay": 0.0,
-        "schedule": "constant", "warmup": 0.0, "clip": "group",
+        "name": "locations", "params": module.dense.all_locations(), "lr": 0.1, "meant_for": AUTHORS,
+        "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "clip": "group",
     }  # fmt: skip
     both = [id(p) for g in (differences, locations) for p in g["params"]]
     assert sorted(both) == sorted(id(p) for p in module.dense.parameters())
@@ -237,7 +336,7 @@ def _expected_with_autograd(deltas: Any, joint: str) -> Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_stopped_while_it_searches_keeps_what_acts(method: str, tmp_path: Path) -> None:
     left = iter(range(2))
-    recipe = recipe_of(method, keep=K, location=0.5)
+    recipe = recipe_of(method, keep=K, location=0.5, **SLOW)
     seen = trained(recipe, plan=PLAN, should_stop=lambda seen: next(left, None) is None)
     assert seen.module.dense is None
     assert bool(seen.module.entries.values.any())
