@@ -45,6 +45,15 @@ def test_gates_are_closed_and_open_as_often_as_the_formula_says(
     assert 0 <= float(z.min()) <= float(z.max()) <= 1
 
 
+def test_u_stays_a_ten_thousandth_away_from_either_end() -> None:
+    """As in the authors' code, so that no draw moves a gate by more than log 9,999."""
+    torch.manual_seed(0)
+    noise = HardConcrete().noise(torch.empty(DRAWS))
+    assert [float(noise.min()), float(noise.max())] == pytest.approx(
+        [-math.log(9999), math.log(9999)], rel=1e-3
+    )
+
+
 def test_without_noise_they_are_those_of_one_half() -> None:
     gate, a = HardConcrete(), torch.linspace(-8, 8, 50)
     half = torch.full_like(a, 0.5)

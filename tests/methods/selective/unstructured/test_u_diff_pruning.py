@@ -280,6 +280,24 @@ def test_a_step_draws_once_for_all_of_its_rows(method: str) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("low", "high", "gate"), [(-1.5, 1.5, 0.693176), (-0.1, 1.1, 0.777270), (-2.0, 1.2, 0.339387)]
+)
+def test_gates_are_stretched_to_the_limits_of_the_config(
+    method: str, low: float, high: float, gate: float
+) -> None:
+    """At a = 1 and u = ½ s is 0.731059, and a gate s·(r − l) + l."""
+    module = configured(method, keep=3, low=low, high=high, location=1.0).build((), toy_spec(layers=1))
+    module.begin_search()
+    with torch.no_grad():
+        for w in module.dense.differences():
+            w.fill_(1.0)
+    expected = gate if method == "u_diff_pruning" else gate**2  # of entry and tensor
+    changes = torch.cat([module.change(t.name).flatten() for t in module.entries.tensors])
+    torch.testing.assert_close(changes, torch.full_like(changes, expected), atol=1e-4, rtol=0)
+
+
 def test_evaluation_has_no_draws() -> None:
     module = configured("u_diff_pruning", keep=3, location=0.0).build((), toy_spec(layers=1))
     module.begin_search()
