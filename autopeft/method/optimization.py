@@ -18,10 +18,10 @@ DecayTarget = float | Tensor | None
 
 
 def shortened(meant: int, steps: float) -> float:
-    """What a rate or a penalty that is meant for a training of `meant` steps is multiplied by in one of
-    `steps`: √(meant / steps) in a shorter one, 1 in a longer one.
+    """√(meant / steps), and at least 1: by what a training of `steps` multiplies a rate or a penalty that is
+    meant for one of `meant` steps.
 
-    Adam's steps have about the size of the rate, so that n of them reach n times the rate where gradients
+    A step of Adam has about the size of the rate, so that n steps reach n times the rate where gradients
     agree, and √n times the rate where they are noise. The square root keeps the reach of noise.
     """
     return math.sqrt(max(1.0, meant / max(1.0, steps)))
