@@ -154,6 +154,15 @@ def test_the_activation_is_the_one_that_is_given(activation: Activation) -> None
     assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}
 
 
+def test_pfeiffer_reads_the_output_as_the_layer_adds_it() -> None:
+    """Granite multiplies it on its way into the residual stream."""
+    module, sites = build("serial_adapter", toy_spec())
+    randomise(module)
+    x, y, residual = torch.randn(3, 2, 6).unbind()
+    found = module.delta(replace(sites[0], multiplier=0.4), x, y, replace(CALL, residual=residual))
+    torch.testing.assert_close(found, module[sites[0]](0.4 * y + residual))
+
+
 def test_pfeiffer_needs_a_residual() -> None:
     module, sites = build("serial_adapter", toy_spec())
     with pytest.raises(CompositionError, match="houlsby"):

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from autopeft.errors import TaskError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.loss_step import Step
-from autopeft.method import FEATURE, Sample
+from autopeft.method import FEATURE, Sample, decay_targets
+from autopeft.recipe import Recipe
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.kinds import get_kind
@@ -100,6 +101,26 @@ def test_terms_of_all_tokens_are_those_of_the_learnt_ones(decoder: Any, data: En
         terms.append(module.loss_terms(step))
         assert module.loss_terms(step) is None, "what was kept is gone"
     torch.testing.assert_close(terms[0], terms[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_bases_distribution_is_a_constant(decoder: Any, data: EncodedTask) -> None:
+    """Also where a LoRA beside the policy has a gradient."""
+    body = recipe(kl_coef=0.3).to_dict() | {"layers": [{"attach": ["lora"]}]}
+    hybrid = attach(decoder, Recipe.from_dict(body), seed=0)
+    randomise(hybrid.root, std=0.3)
+    batch = data.train.collate(range(5))
+    out = decoder(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits
+    module: Any = hybrid.modules["ipa"]
+    assert out.requires_grad
+    assert module.base is not None
+    assert not module.base.requires_grad
+
+
+def test_gains_of_norms_decay_towards_one(decoder: Any) -> None:
+    hybrid = attach(decoder, recipe(), seed=0)
+    gains = [p for p in hybrid.root.parameters() if p.ndim == 1]
+    assert gains
+    assert decay_targets(hybrid.modules.values()) == {id(p): 1.0 for p in gains}
 
 
 def test_without_coefficients_nothing_is_kept(decoder: Any, data: EncodedTask) -> None:

@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
     LlamaConfig,
     PersimmonConfig,
     PreTrainedConfig,
@@ -52,6 +53,7 @@ def test_counts_of_the_paper() -> None:
     assert _count(ViTConfig(), {"ssf": {"outer": False}}) == vit
     assert _count(ViTConfig(), at="first 6") == vit // 2
     assert _count(BertConfig()) == vit + 2 * d  # the embeddings' norm; nothing comes behind the last layer
+    assert _count(GPT2Config()) == vit + 2 * d  # of a fused projection q, k and v; the final norm
 
 
 @pytest.mark.parametrize(

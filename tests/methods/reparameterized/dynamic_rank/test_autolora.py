@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from autopeft.methods.reparameterized.dynamic_rank.autolora import AutoLoRAModule
+from autopeft.methods.reparameterized.dynamic_rank.autolora import AutoLoRAModule, surviving
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -360,6 +360,12 @@ def test_what_is_found_trains_on_without_a_search() -> None:
 def test_where_it_cannot_train_it_says_so() -> None:
     with pytest.raises(UsageError, match="trains in phases"):
         attach(tiny_bert(), recipe(), seed=0).callback()
+
+
+def test_the_largest_term_stays_whatever_the_authors_threshold_says() -> None:
+    """c/Σc says nothing of negative sums and of zero."""
+    for c, stays in (([-1.0, -3.0], [True, True]), ([0.0, 0.0], [True, False])):
+        assert surviving(torch.tensor(c), reference=True).tolist() == stays
 
 
 def test_dropout_acts_in_training_only() -> None:

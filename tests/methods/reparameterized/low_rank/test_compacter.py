@@ -17,6 +17,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError, MethodError
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
+from autopeft.nn import ACTIVATIONS, Activation
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -94,6 +95,12 @@ def test_delta_is_a_bottleneck_of_kronecker_sums_and_reads_y() -> None:
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert torch.equal(module.reads(sites[0], x, y, CALL), y)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swish", "tanh"])
+def test_the_activation_is_the_one_that_is_given(activation: Activation) -> None:
+    module, _ = build("compacter", toy_spec(), phm_dim=3, bottleneck=6, activation=activation)
+    assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}
 
 
 def test_projection_equals_that_of_adapters() -> None:

@@ -102,6 +102,20 @@ def test_merged_weight_equals_the_delta() -> None:
         assert bias is None
 
 
+def test_a_gate_takes_the_place_of_a_constant_scale_and_not_of_a_learned_one() -> None:
+    x = torch.randn(2, 3, 6)
+    for scale in (3.0, "learned"):
+        module, sites = build("krona", toy_spec(), scale=scale)
+        randomise(module)
+        pair = module[sites[0]]
+        if pair.scale is not None:
+            torch.nn.init.constant_(pair.scale, 3.0)
+        product = x @ torch.kron(pair.A, pair.B).T
+        torch.testing.assert_close(module.delta(sites[0], x, x, CALL), 3 * product)
+        gated = product if pair.scale is None else 3 * product
+        torch.testing.assert_close(module.delta(sites[0], x, x, GATED), gated)
+
+
 def test_the_residual_variant_adds_a_learned_multiple_of_x() -> None:
     plain, sites = build("krona", toy_spec(), variant="parallel", scale=4.0)
     module, _ = build("krona", toy_spec(), variant="parallel_residual", scale=4.0)
@@ -109,14 +123,14 @@ def test_the_residual_variant_adds_a_learned_multiple_of_x() -> None:
     missing, unexpected = module.load_state_dict(plain.state_dict(), strict=False)
     assert {k.rsplit(".", 1)[-1] for k in missing} == {"residual"}
     assert not unexpected
-    x = torch.randn(2, 3, 6)
+    x, y = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
     for call in (CALL, GATED):
-        before = plain.delta(sites[0], x, x, call)
-        assert torch.equal(module.delta(sites[0], x, x, call), before)
+        before = plain.delta(sites[0], x, y, call)
+        assert torch.equal(module.delta(sites[0], x, y, call), before)
         torch.nn.init.constant_(module[sites[0]].residual, 0.7)
-        torch.testing.assert_close(module.delta(sites[0], x, x, call), before + 0.7 * x)
+        torch.testing.assert_close(module.delta(sites[0], x, y, call), before + 0.7 * x)
         torch.nn.init.zeros_(module[sites[0]].residual)
-    module.delta(sites[0], x, x, CALL).sum().backward()
+    module.delta(sites[0], x, y, CALL).sum().backward()
     torch.testing.assert_close(module[sites[0]].residual.grad, x.sum().reshape(1))
 
 
