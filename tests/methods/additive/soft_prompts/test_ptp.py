@@ -95,8 +95,11 @@ def test_without_a_perturbation_the_loss_is_the_host_s(
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_adversarial_perturbation_stays_in_its_ball_and_is_at_its_edge(steps: int) -> None:
     hybrid = attached(perturbation="adversarial", epsilon=0.05, steps=steps)
+    with torch.no_grad():
+        hybrid.model.get_input_embeddings().weight[0] = 1.0  # padding, which is zero in a new model alone
     step = step_on(hybrid)
     ids, mask = step.batch["input_ids"], step.batch["attention_mask"]
+    assert not mask.all()
     e = hybrid.model.get_input_embeddings()(ids).detach() * mask[..., None]
     delta = policy_of(hybrid).worst(step)
     radius = 0.05 * torch.linalg.vector_norm(e, dim=(1, 2))
