@@ -129,6 +129,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 @pytest.mark.mutants
+@pytest.mark.timeout(0)  # each run of tests has its own
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_it_is_seen(mutant: Mutant, checkout: Checkout) -> None:
     assert checkout.attempt(mutant), f"{mutant.what}: {', '.join(mutant.tests)} pass"
