@@ -177,9 +177,11 @@ def test_a_second_search_goes_on_from_the_values_of_the_first() -> None:
 # ---------------------------------------------------------------------------------------------------
 
 
-def test_the_penalty_is_the_mean_distance_in_either_phase() -> None:
+@pytest.mark.parametrize("norms", ["trained", "frozen"])
+def test_the_penalty_is_the_mean_distance_in_either_phase(norms: str) -> None:
+    """Over all entries of the base model, those that it may not choose too."""
     spec = toy_spec(layers=1)
-    module = configured("lt_sft", keep=5, l1_full=0.3, l1_sparse=0.7).build((), spec)
+    module = configured("lt_sft", keep=5, l1_full=0.3, l1_sparse=0.7, norms=norms).build((), spec)
     module.begin_search()
     randomise(module.dense)
     total = sum(float(p.detach().abs().sum()) for p in module.dense.parameters())
