@@ -12,6 +12,7 @@ from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import counted, duration, limits_text, number, percent, size
 from autopeft.resources.calibration import Calibration
 from autopeft.search.api import DryRun, Sample, SearchResult
+from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.significance import uncorrected
 
 __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
@@ -118,6 +119,10 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     """What a search would do: size of the space, feasible share, samples with counts, time and memory."""
     ready = found.prepared
     effort, estimate = ready.effort, found.estimate
+
+    def baseline(b: Baseline) -> str:
+        return f"{b.name} ({counted(b.sweep_runs + b.fresh_runs(effort.seeds), 'run')})"
+
     facts: list[tuple[str, str]] = [
         ("task", f"{ready.task.name} ({ready.task.metric})"),
         *(("scored by", line) for line in _stand_in(ready.task.metric, ready.trial_metric)),
@@ -134,7 +139,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
             f"{counted(effort.trials, 'trial')} of {counted(effort.steps, 'step')}, "
             f"then {counted(effort.top, 'finalist')} with {counted(effort.seeds, 'seed')}",
         ),
-        ("baselines", ", ".join(b.name for b in found.baselines) or "none fits"),
+        ("baselines", ", ".join(map(baseline, found.baselines)) or "none fits"),
         ("time, about", duration(estimate.seconds)),
         ("memory, about", f"{estimate.memory / _GIB:.1f} GiB"),
     ]
@@ -210,7 +215,15 @@ def dry_run_data(found: DryRun) -> dict[str, Any]:
             for s in found.samples
         ],
         "limits": ready.within.to_dict(),
-        "baselines": [{"name": b.name, "counts": dict(b.counts)} for b in found.baselines],
+        "baselines": [
+            {
+                "name": b.name,
+                "counts": dict(b.counts),
+                "runs": b.sweep_runs + b.fresh_runs(ready.effort.seeds),
+                "tried": list(dict.fromkeys(b.titles)),
+            }
+            for b in found.baselines
+        ],
         "seconds": found.estimate.seconds,
         "trial_seconds": found.estimate.trial_seconds,
         "memory_bytes": found.estimate.memory,

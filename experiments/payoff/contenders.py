@@ -23,7 +23,7 @@ from lib.worker import run_here
 from autopeft import Recipe, recommend
 from autopeft.counting import count
 from autopeft.graph import build_graph
-from autopeft.recipe.pooling import pooled
+from autopeft.recipe.pooling import pooled, trained_entries
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import TrainJob
@@ -109,8 +109,8 @@ class Runs:
         tests = [r for r in finals if r.kind == "test" and r.state == "complete"]
         confirmed = [r for r in finals if r.kind == "confirm" and r.state == "complete"]
         spent = sum(r.seconds for r in (*trials, *confirmed))
-        if not tests:  # LoRA itself is returned: its runs are the baseline's
-            found = self._baseline("winner", "lora")
+        if not tests:  # LoRA or the head alone is returned: its runs are the baseline's
+            found = self._baseline("winner", "lora" if trained_entries(recipe) else "head")
             assert found is not None
             found.seconds = spent
             return found

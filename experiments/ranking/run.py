@@ -79,13 +79,14 @@ def cells() -> Iterator[Cell]:
 @lru_cache
 def recipes(budget: str) -> dict[str, Recipe]:
     """By hash: LoRA at three rates and the one beyond, on all layers and on the last half, and methods alone
-    at their higher rate."""
+    at their higher rate. At a budget that is too small for LoRA on all layers: at the middle rate and the next
+    higher one, at each place of the baseline."""
     spec = spec_of(load_config(resolve_model(MODEL)))
     limit = Budget.parse(budget)
     baseline = lora_baseline(spec, limit.limits(spec), 3)
     assert baseline is not None
     first = range(baseline.first_runs)
-    beyond = [baseline.beyond[i] for i in first if i in baseline.beyond]
+    beyond = [j for i in first for j in baseline.beyond.get(i, ())]
     tried = [Recipe.from_dict(dict(baseline.candidates[i])) for i in (*first, *beyond)]
     slowest = min(tried[i].training.learning_rate for i in first)
     found = [recipe for recipe in tried if recipe.training.learning_rate >= slowest]

@@ -38,7 +38,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
                     "baseline",
                     tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)),
                     {"deployed": 5},
-                    kind="head",  # it is compared with, and cannot win
+                    kind="middle",  # it is compared with, and cannot win
                 )
             ],
         )

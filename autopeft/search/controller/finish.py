@@ -11,6 +11,7 @@ from autopeft.effort import Effort
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import trained_entries
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import CountTable, Sample, TrialRecord
 from autopeft.search.controller.controller import Controller
@@ -194,6 +195,7 @@ def _finding(
             return None
         return f"This is the best so far and not the {ready.goal}: {_unconfirmed(controller)}."
     beside = controller.confirmation.best_baseline
+    took_part = [verdict.runs.name for verdict in controller.confirmation.verdicts()]
     named = {c.baseline: c for c in comparisons}
     return finding(
         ready.goal,
@@ -201,7 +203,8 @@ def _finding(
         None if beside is None else named.get(beside.name),
         returned=_returned(won.final, controller.confirmation.baselines()),
         by_trial=won.final.number is not None,
-        highest=None if beside is None else beside.name,
+        head_alone=not trained_entries(Recipe.from_dict(dict(won.recipe))),
+        highest=None if beside is None or beside.name in took_part else beside.name,
         unfinished=not all(f.whole for f in controller.confirmation.finalists),
         margin=ready.arguments.margin / 100,
     )

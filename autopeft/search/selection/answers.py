@@ -148,12 +148,13 @@ def finding(
     *,
     returned: str | None = None,
     by_trial: bool = False,
+    head_alone: bool = False,
     highest: str | None = None,
     unfinished: bool = False,
     margin: float = MARGIN,
 ) -> str | None:
-    """What a search for its goal has found, in one sentence that says no more than *test* shows; `None` where
-    the goal is the best and a hybrid was found.
+    """What a search for its goal has found, in a sentence or two that say no more than *test* shows; `None`
+    where the goal is the best and a hybrid was found.
 
     Args:
         answer: what reaches the goal on *select*; `None` where nothing did.
@@ -161,8 +162,8 @@ def finding(
             is the winner.
         returned: name of the baseline that is the winner; `by_trial` where a trial is the winner, of the very
             same recipe.
-        highest: name of the baseline that ranks highest on *select*. Where the goal is the best, LoRA alone
-            of the baselines may be returned.
+        head_alone: whether that baseline is the head alone.
+        highest: name of a baseline that ranks higher on *select* and may not be returned.
         unfinished: whether a run of a finalist failed, so that it cannot win.
     """
     near = within(margin)
@@ -170,10 +171,27 @@ def finding(
     if goal == "best" and (returned is None or by_trial):
         return None if returned is None else f"The best that was found is {returned}."
     if goal == "best":
-        above = (
-            f" The baseline {highest} ranks higher on select, but no baseline other than LoRA is returned."
+        said = f"{nothing} beats {returned}: it is returned."
+        if head_alone:
+            any_hybrid = "any hybrid that ended all of its runs" if unfinished else "any hybrid found"
+            said = (
+                f"The head alone does as well as {any_hybrid} ({near}, as far as select tells): it is "
+                "returned, and nothing is placed on the backbone."
+            )
+        if highest is not None:
+            said += (
+                f" The baseline {highest} ranks higher on select, but of the baselines only LoRA and the head "
+                "alone may be returned, inside the budget and the limits."
+            )
+        return said
+    if head_alone and comparison is None:
+        return (
+            "The head alone ranks highest of the baselines on select, and nothing that is as good costs less: "
+            "it is returned, and nothing is placed on the backbone."
         )
-        return f"{nothing} beats {returned}: it is returned.{'' if highest in (None, returned) else above}"
+    if head_alone:
+        rest = finding(goal, answer, comparison, unfinished=unfinished, margin=margin)
+        return f"The head alone is returned, and nothing is placed on the backbone. {rest}"
     takes = _TAKES[goal]
     if comparison is None and returned is not None:
         return f"{nothing} is as good as {returned} ({near}) with {_LESS[goal]}: it is returned."

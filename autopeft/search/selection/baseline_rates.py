@@ -18,13 +18,15 @@ _LARGER = 1.2
 
 
 class Sweep(NamedTuple):
-    """A recipe with several learning rates in ascending order, none of them above `fastest`."""
+    """A recipe with several learning rates in ascending order, none of them above `fastest`; with
+    `middle_first` the others are tried only where the middle one is the best of all recipes."""
 
     title: str
     recipe: Mapping[str, Any]
     counts: Counts
     rates: Sequence[float]
     fastest: float
+    middle_first: bool = False
 
     def member(self, rate: float) -> BaselineRecipe:
         """The recipe with one rate."""
@@ -33,36 +35,47 @@ class Sweep(NamedTuple):
         return BaselineRecipe(self.title, recipe, self.counts)
 
     @property
+    def first(self) -> Sequence[float]:
+        """Rates that are tried in any case."""
+        return self.rates[self._middle : self._middle + 1] if self.middle_first else self.rates
+
+    @property
     def slower(self) -> list[float]:
-        """Rates below the first, nearest first; none where there is but one."""
-        return rounded(self.rates[0] / power for power in self._powers)
+        """Rates below those that come first, nearest first; of a single rate none."""
+        left = self.rates[: self._middle][::-1] if self.middle_first else ()
+        return [*left, *rounded(self.rates[0] / power for power in self._powers)]
 
     @property
     def faster(self) -> list[float]:
-        """Rates above the last, nearest first, up to `fastest`; none where there is but one."""
+        """Rates above those that come first, nearest first, up to `fastest`; of a single rate none."""
         found = [self.rates[-1]]
         for power in self._powers:
             rate = min(self.rates[-1] * power, self.fastest)
             if rate > _LARGER * found[-1]:
                 found.append(rate)
-        return rounded(found[1:])
+        left = self.rates[self._middle + 1 :] if self.middle_first else ()
+        return [*left, *rounded(found[1:])]
+
+    @property
+    def _middle(self) -> int:
+        return len(self.rates) // 2
 
     @property
     def _powers(self) -> list[float]:
         return [_STRIDE**i for i in range(1, _FURTHER + 1)] if len(self.rates) > 1 else []
 
 
-def with_rates(sweeps: Sequence[Sweep]) -> tuple[list[BaselineRecipe], dict[int, int]]:
-    """Each recipe with its rates, and after all of these those with the rates beyond; by the place of what
-    has the first or the last rate, the place of what has the next one beyond."""
-    members = [sweep.member(rate) for sweep in sweeps for rate in sweep.rates]
-    beyond: dict[int, int] = {}
+def with_rates(sweeps: Sequence[Sweep]) -> tuple[list[BaselineRecipe], dict[int, tuple[int, ...]]]:
+    """Each recipe with the rates that come first, and after all of these those with further rates; by the
+    place of a member, those of the members with the next rates."""
+    members = [sweep.member(rate) for sweep in sweeps for rate in sweep.first]
+    beyond: dict[int, tuple[int, ...]] = {}
     first = 0
     for sweep in sweeps:
-        last = first + len(sweep.rates) - 1
+        last = first + len(sweep.first) - 1
         for end, rates in ((first, sweep.slower), (last, sweep.faster)):
             for rate in rates:
-                beyond[end] = len(members)
+                beyond[end] = (*beyond.get(end, ()), len(members))
                 end = len(members)
                 members.append(sweep.member(rate))
         first = last + 1

@@ -1,5 +1,5 @@
-"""The runs of a baseline: a sweep of its candidates with up to two seeds, and of rates beyond where that of
-the best is the first or the last; then fresh seeds of the best, and of another where one of these is lost."""
+"""The runs of a baseline: a sweep of its candidates with up to two seeds, and of the rates next to that of the
+best where these were left for later; then fresh seeds of the best, and of another where one of these is lost."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _SECOND_SEED = SEED_STRIDE // 2
 class BaselineRuns(RepeatedRuns):
     """A baseline: a sweep of its candidates on *select* with the search's own seed, a second seed for the
     better half, then fresh seeds of the best; where each candidate is a run of its own, one fresh seed for
-    each. Where nothing is trained, the runs score alone. While the best has the first or the last rate, the
-    sweep goes on with the next one beyond.
+    each. Where nothing is trained, the runs score alone. While the best has a rate next to which there are
+    further ones (see `Baseline.beyond`), the sweep goes on with these.
 
     A high rate may lose one of three seeds and neither of the sweep's. Where that happens to the LoRA that a
     search has to beat, the next best candidate with a lower rate has its fresh seeds too, and *select*
@@ -61,28 +61,30 @@ class BaselineRuns(RepeatedRuns):
         self.lost_seed: str | None = None
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
-        """The runs of the sweep that can begin: those of every candidate; once these have ended, one with the
-        rate beyond the best one, if that is the first or the last; then those of the better half with a
-        second seed. None where there is nothing to choose, or while runs are open."""
+        """The runs of the sweep that can begin: those of every candidate that comes first; once these have
+        ended, those with the rates next to that of the best one, as far as there are further ones; then those
+        of the better half with a second seed. None where there is nothing to choose, or while runs are
+        open."""
         if self._open or self.started:
             return []
         if not self._begun:
             self._begun = True
             return [self._sweep_job(i, seed, steps) for i in range(self._baseline.first_runs)]
         beyond, second = self._beyond, self._second
-        if beyond is not None and second:
-            return [self._sweep_job(beyond, seed, steps)]
+        if beyond and second:
+            return [self._sweep_job(i, seed, steps) for i in beyond]
         self._second = 0
-        if beyond is not None:  # the best have two seeds by now
-            return [self._sweep_job(beyond, seed, steps), self._second_job(beyond, seed, steps)]
+        if beyond:  # the best have two seeds by now
+            each = ((self._sweep_job(i, seed, steps), self._second_job(i, seed, steps)) for i in beyond)
+            return [job for pair in each for job in pair]
         return [self._second_job(i, seed, steps) for i in self._ranked()[:second]]
 
     @property
-    def _beyond(self) -> int | None:
-        """The candidate with the rate beyond that of the best one, where it is not tried yet."""
+    def _beyond(self) -> list[int]:
+        """Candidates with the rates next to that of the best one, which are not tried yet."""
         ranked = self._ranked()
-        found = self._baseline.beyond.get(ranked[0]) if self._further and ranked else None
-        return None if found in self._candidate.values() else found
+        found = self._baseline.beyond.get(ranked[0], ()) if self._further and ranked else ()
+        return [i for i in found if i not in self._candidate.values()]
 
     def _second_job(self, index: int, seed: int, steps: int) -> Job:
         return self._sweep_job(index, seed + _SECOND_SEED, steps, again=True)
@@ -270,6 +272,11 @@ class BaselineRuns(RepeatedRuns):
         return self._baseline.kind == "lora"
 
     @property
+    def head_alone(self) -> bool:
+        """Whether it is the head alone, which is the answer where it is as good."""
+        return self._baseline.kind == "head"
+
+    @property
     def single(self) -> bool:
         """Whether it is of one recipe, and not a mean of several."""
         return not self._baseline.each
@@ -281,11 +288,11 @@ class BaselineRuns(RepeatedRuns):
 
     @property
     def sweep_left(self) -> int:
-        """Runs of the sweep that have not ended, as far as it is begun; with one of a rate beyond, while
+        """Runs of the sweep that have not ended, as far as it is begun; with one of a further rate, while
         there may be one."""
         if not self._begun:
             return 0
-        may_go_on = self._further and not self.started and bool(self._open or self._beyond is not None)
+        may_go_on = self._further and not self.started and bool(self._open or self._beyond)
         return len(self._open) + self._second + may_go_on
 
     @property
@@ -324,7 +331,7 @@ class BaselineRuns(RepeatedRuns):
         self._chosen = chosen = ranked[0] if ranked else 0
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
         self.counts, self.searched = self._baseline.counts_of(chosen), self._searched(chosen)
-        return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior)
+        return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior or self.head_alone)
 
     def _searched(self, index: int) -> list[tuple[str | None, float]]:
         """What the sweep ranked a candidate by."""

@@ -12,17 +12,21 @@ get.
 | `few-shot` | the backbone as it is, with 4 rows of train before each prompt | nothing |
 
 LoRA's places are q and v of all layers and of the last half of them; larger efforts try all of attention and
-every linear map too. The head is for tasks that start with a new one, the last two are for those that do not:
-a new head answers at random. All but these three lie inside the budget. LoRA is as large as the limits of the
-search beside the budget allow, too. What keeps these, then what reaches the lower limit of a range, goes
-before others; where no LoRA does, it is there to be compared with alone. Where the best rate of LoRA or of
-the head is the first or the last of those tried, the sweep goes on beyond it.
+every linear map too. Where the budget is too small for rank 1 on q and v of all layers, q and v together, q
+alone and v alone are tried, each on the most of the last layers that fit, and on the last half where a higher
+rank fits there, else on the last third (`experiments/tiny_lora`). The head is for tasks that start with a new
+one, the last two are for those that do not: a new head answers at random. All but these three lie inside the
+budget. LoRA is as large as the limits of the search beside the budget allow, too. What keeps these, then what
+reaches the lower limit of a range, goes before others; where no LoRA does, it is there to be compared with
+alone. Where the best rate of LoRA or of the head is the first or the last of those tried, the sweep goes on
+beyond it. At small budgets each place begins with its middle rate alone, and the sweep goes on with the rates
+next to it at the best place: six places are then no more trainings than two places with all of their rates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -75,6 +79,9 @@ _LORA_RANK, _LORA_POWER, _LORA_FASTEST = 12, 0.75, 3e-2
 _SECOND = 6
 _HEAD_RATES, _HEAD_FASTEST = (1e-3, 5e-3, 2e-2), 1e-1
 _MAX_RANK = 1024
+# At small budgets a place has so many LoRAs at most, so that all of them begin no more trainings than
+# elsewhere two places with three rates do.
+_TINY_DEPTHS = 2
 # LoRA's head learns at the middle of the rates that the default space offers, so that what differs is the
 # modules. `experiments/single_methods` found LoRA better with it than with 1e-3. Layers before a head's last
 # map learn more slowly (`experiments/head_rates`).
@@ -94,8 +101,8 @@ class Baseline:
             mean: there is no sweep and nothing to choose.
         titles, tables: name and counts of each candidate, where they differ.
         shots: rows of train before each prompt where nothing is trained; `None` where something is.
-        beyond: by candidate, the one with the next rate beyond, where it has the first or the last rate. That
-            one is tried only where this one is best.
+        beyond: by candidate, those of the same recipe with the next rates, which are tried only where this
+            one is best.
     """
 
     name: str
@@ -106,13 +113,15 @@ class Baseline:
     titles: tuple[str, ...] = field(default=(), repr=False)
     tables: tuple[CountTable, ...] = field(default=(), repr=False)
     shots: int | None = None
-    beyond: Mapping[int, int] = field(default_factory=dict, repr=False)
+    beyond: Mapping[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def first_runs(self) -> int:
         """Candidates that the sweep trains with its first seed in any case, which come before those that it
         may go on to: none where there is no choice."""
-        return 0 if self.each or len(self.candidates) == 1 else len(self.candidates) - len(self.beyond)
+        if self.each or len(self.candidates) == 1:
+            return 0
+        return len(self.candidates) - sum(map(len, self.beyond.values()))
 
     @property
     def second_runs(self) -> int:
@@ -121,8 +130,10 @@ class Baseline:
 
     @property
     def sweep_runs(self) -> int:
-        """Training runs that it takes to choose, but for those of rates beyond the first and the last."""
-        return self.first_runs + self.second_runs
+        """Training runs that it takes to choose, whichever candidate is best; where the best one has further
+        rates that others have not, a few more follow."""
+        further = min((len(self.beyond.get(i, ())) for i in range(self.first_runs)), default=0)
+        return self.first_runs + further + self.second_runs
 
     def fresh_runs(self, seeds: int) -> int:
         """Runs with fresh seeds, where each choice is trained with `seeds` of them. What neither trains nor
@@ -298,9 +309,12 @@ def lora_baseline(
     every linear map; and on q and v of the last half of the layers.
 
     It sits on every layer, or on the last layers where rank 1 is too large, or where their higher rank
-    reaches a lower limit that all layers miss.
+    reaches a lower limit that all layers miss. Where rank 1 on q and v of all layers is too large, q alone
+    and v alone are tried too, and each of the three also on the last half of the layers, or the last third
+    where the half takes no higher rank; of each place the middle rate comes first.
 
-    `None` where even one layer at rank 1 is over the budget, or the backbone has no attention to put LoRA on.
+    `None` where even one site of one layer at rank 1 is over the budget, or the backbone has no attention to
+    put LoRA on.
 
     Args:
         admits: whether a recipe keeps the limits beside the budget; on the same layers a smaller rank does
@@ -308,16 +322,35 @@ def lora_baseline(
         deep: whether the head's hidden layers have a rate of their own.
     """
     fitting: list[_Fitting] = []
-    for place, sites in _lora_places(spec, places):
-        for layers in (_depths(spec), _last_half(spec)) if not fitting else (_depths(spec),):
+    tiny = _is_tiny(spec, limits[1])
+    for place, sites, depths in _lora_places(spec, places, tiny):
+        here: list[_Fitting] = []
+        for layers in depths:
             found = _largest_lora(spec, limits, sites, layers, most_rank, admits)
-            if found is not None and found not in [(f.rank, f.at) for f in fitting if f.place == place]:
-                base = _lora(found[0], sites, found[1], deep)
-                fitting.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
+            if found is None or found in [(f.rank, f.at) for f in here]:
+                continue
+            # Fewer layers of the same rank are a part of what is tried already.
+            if tiny and (len(here) == _TINY_DEPTHS or any(f.rank >= found[0] for f in here)):
+                continue
+            base = _lora(found[0], sites, found[1], deep)
+            here.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
+        fitting += here
     reaching = [f for f in fitting if f.counts.deployed >= limits[0]]
     inside = [f for f in reaching if admits(f.recipe)] or reaching or fitting
-    sweeps = [Sweep(f.title, f.recipe, f.counts, lora_rates(f.rank, rates), _LORA_FASTEST) for f in inside]
+    sweeps = [
+        Sweep(f.title, f.recipe, f.counts, lora_rates(f.rank, rates), _LORA_FASTEST, middle_first=tiny)
+        for f in inside
+    ]
     return _swept("LoRA rank sweep" if len(inside) > 1 else None, "lora", sweeps)
+
+
+def _is_tiny(spec: BackboneSpec, most: int) -> bool:
+    """Whether rank 1 at LoRA's first place is too large on all layers."""
+    (_, sites, _), *_ = _lora_places(spec, 1, False)
+    try:
+        return count(Recipe.from_dict(_lora(1, sites, "all")), spec).deployed > most
+    except SiteError:
+        return False
 
 
 class _Fitting(NamedTuple):
@@ -360,30 +393,33 @@ def untrained(spec: BackboneSpec, shots: int) -> Baseline:
     return Baseline(name, (recipe.to_dict(),), counts, kind="few-shot" if shots else "untuned", shots=shots)
 
 
-def _lora_places(spec: BackboneSpec, places: int) -> Iterator[tuple[str, list[str] | None]]:
-    """Names of places for LoRA, and their sites; `None` stands for the method's own, q and v."""
+class _Place(NamedTuple):
+    """Sites of LoRA (`None` for the method's own, q and v), and for each LoRA there its layers, of which the
+    first that fit are taken."""
+
+    name: str
+    sites: list[str] | None
+    depths: list[list[str]]
+
+
+def _lora_places(spec: BackboneSpec, places: int, tiny: bool) -> list[_Place]:
+    """The first `places` for LoRA, and beside them single maps where the budget is `tiny`."""
     have = spec.site_names()
+    layers = min(s.layers for s in spec.stacks)
+    every = ["all", *(f"last {k}" for k in range(layers, 0, -1))]
+    depths = [every, *([f"last {layers // n}"] for n in ((2, 3) if tiny else (2,)) if layers >= n)]
     # A fused projection is named by its parts where the backbone tells them apart.
     linear = [s for s in LINEAR_SITES if s in have and not (s == "qkv" and "q" in have)]
     attention: list[str] = [s for s in ("q", "k", "v", "qkv", "o") if s in linear]
     fused = "qkv" in linear
-    first = ("qkv", ["qkv"]) if fused else ("q, v", None)
-    yield first
+    found = [_Place("qkv", ["qkv"], depths) if fused else _Place("q, v", None, depths)]
+    if tiny and not fused:
+        found += [_Place(site, [site], depths) for site in ("q", "v") if site in linear]
     if places > 1 and len(attention) > (1 if fused else 2):
-        yield ", ".join(attention), attention
+        found.append(_Place(", ".join(attention), attention, [every]))
     if places > 2 and len(linear) > len(attention):
-        yield "every linear map", linear
-
-
-def _depths(spec: BackboneSpec) -> list[str]:
-    """All layers, then fewer and fewer."""
-    return ["all", *(f"last {k}" for k in range(min(s.layers for s in spec.stacks), 0, -1))]
-
-
-def _last_half(spec: BackboneSpec) -> list[str]:
-    """The last half of the layers; nothing where there is but one."""
-    half = min(s.layers for s in spec.stacks) // 2
-    return [f"last {half}"] if half else []
+        found.append(_Place("every linear map", linear, [every]))
+    return found
 
 
 def _largest_lora(

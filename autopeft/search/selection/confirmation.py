@@ -40,7 +40,7 @@ class Confirmation:
         has_weights: whether the weights of a run are kept, by its job.
 
     Attributes:
-        winner: the finalist, or the LoRA baseline, that reaches the goal on *select*, once all have ended.
+        winner: the finalist, LoRA or the head alone, that reaches the goal on *select*, once all have ended.
         passed_over: what would have won and cannot be returned, as the training of its weights failed; and
             the error.
         left_out: names of baselines for which there was no time.
@@ -279,7 +279,7 @@ class Confirmation:
 
     def _awaited(self, race: BaselineRuns) -> bool:
         """Whether the winner is chosen when a baseline has ended, as it decides as well."""
-        return race.prior or (self.judge.cost is not None and race.single)
+        return race.prior or race.head_alone or (self.judge.cost is not None and race.single)
 
     def verdicts(self, goal: Goal | None = None) -> list[Verdict]:
         """What is known of all that may win, what promises most first; where a goal is named, as if the

@@ -46,11 +46,13 @@ class NonInferiority:
     Attributes:
         difference: of their mean scores over fresh seeds.
         within: probability that the true difference is above minus the margin.
+        level: probability that it is not below 0.
         weight: w, the share of the difference that is believed, from 0 where the rows tell nothing to 1.
     """
 
     difference: float
     within: float
+    level: float
     weight: float
 
 
@@ -96,8 +98,9 @@ def non_inferiority(
     variance = seed * sum(1 / len(side) for side in scores) + rows
     prior = max(2 * seed, margin**2)
     weight = prior / (prior + variance) if prior else 1.0
-    within = _above(weight * difference + margin, math.sqrt(weight * variance), noise.degrees)
-    return NonInferiority(difference, within, weight)
+    spread = math.sqrt(weight * variance)
+    within, level = (_above(weight * difference + m, spread, noise.degrees) for m in (margin, 0.0))
+    return NonInferiority(difference, within, level, weight)
 
 
 def _rows(

@@ -1,9 +1,14 @@
 """Who wins: of what was trained with fresh seeds, the best, the smallest or the cheapest.
 
-*Select* alone decides. The LoRA baseline takes part, so that a search returns it where nothing is better. A
-baseline outside the budget or the limits of the search is compared with, and never returned.
+*Select* alone decides. The LoRA baseline takes part, so that a search returns it where nothing is better, and
+so does the head alone. A baseline outside the budget or the limits of the search is compared with, and never
+returned.
 
-- `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
+- `best` is what promises most (see `promise`); of equals LoRA, then the smaller one. The head alone is the
+  answer where it promises most itself, and where it is as good as what does: within the margin of it with a
+  probability of 60 % (see below), and not below it by more than noise, which is a probability of 2.5 % that
+  it is level. So a hybrid that is better by more than noise stays the winner, however wide the margin, and
+  rows or seeds that tell nothing do not let the head win.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
   baseline with a probability of 60 % (see `non_inferiority`). That baseline itself is, and takes part:
   nothing that costs more wins, by its predicted steps or by its measured ones. Without baselines the margin
@@ -25,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.pareto import order
@@ -47,6 +52,8 @@ __all__ = ["ALIKE", "ENOUGH", "LEAST_WEIGHT", "Judge", "Verdict", "best_baseline
 ENOUGH, LEAST_WEIGHT = 0.6, 0.5
 """Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
 has to count for at least."""
+_NOISE = 0.025
+"""Probability of being level below which a recipe is worse by more than noise: that of an interval of 95 %."""
 ALIKE = 0.25
 """Share by which a step may take longer than the shortest one and count as short as that: nine of ten
 predictions of a step's time are within a fifth of what is measured (`experiments/resources`)."""
@@ -117,6 +124,11 @@ class Verdict:
         return self.runs.whole
 
     @property
+    def head_alone(self) -> bool:
+        """Whether it is the baseline that trains the head alone."""
+        return isinstance(self.runs, BaselineRuns) and self.runs.head_alone
+
+    @property
     def place(self) -> tuple[bool, float, bool, float]:
         """Sorts what promises most first."""
         first, size, _ = order(self.promise, self.deployed)
@@ -130,10 +142,12 @@ def best_baseline(races: Sequence[BaselineRuns]) -> BaselineRuns | None:
 
 
 def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge: Judge) -> list[Verdict]:
-    """What is known of the finalists and of the LoRA baseline, what promises most first.
+    """What is known of the finalists, of the LoRA baseline and of the head alone, what promises most first;
+    where the goal is the best, the head alone comes before all where it is as good as the first of the
+    others.
 
     Where the goal is not the best, the best baseline takes part, if it was trained: the others are measured
-    by it in any case. Neither takes part outside budget and limits. Where there is no baseline, the one that
+    by it in any case. None takes part outside budget and limits. Where there is no baseline, the one that
     promises most stands for it.
     """
     leader = best_baseline(races)
@@ -150,10 +164,14 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     predicted = judge.step_cost is not None or unknown
     cost = (lambda side: judge.cost_of_step(side.recipe)) if predicted else (lambda side: side.step_time)
     found = []
+
+    def beside(side: RepeatedRuns, other: RepeatedRuns) -> NonInferiority | None:
+        noise = _noise((side, other), everyone, LOST * judge.select.span)
+        return non_inferiority(side, other, noise, judge.select, judge.margin)
+
     for side in runs:
         same = side is reference
-        noise = _noise((side, reference), everyone, LOST * judge.select.span)
-        seen = None if same else non_inferiority(side, reference, noise, judge.select, judge.margin)
+        seen = None if same else beside(side, reference)
         own, others = cost(side), cost(reference) if trains[id(reference)] else None
         found.append(
             Verdict(
@@ -162,12 +180,24 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
                 seen,
                 side.counts.get("deployed"),
                 own,
-                same or (seen is not None and seen.within >= ENOUGH and seen.weight >= LEAST_WEIGHT),
+                same or _is_sure(seen),
                 others,
                 _above(own, others) or _above(side.step_time, reference.step_time),
             )
         )
-    return sorted(found, key=lambda verdict: verdict.place)
+    found.sort(key=lambda verdict: verdict.place)
+    if judge.cost is None and found[0].whole:
+        for head in [v for v in found[1:] if v.head_alone and v.whole]:
+            seen = beside(head.runs, found[0].runs)
+            if _is_sure(seen) and seen.level >= _NOISE:
+                found.remove(head)
+                found.insert(0, head)
+    return found
+
+
+def _is_sure(seen: NonInferiority | None) -> TypeGuard[NonInferiority]:
+    """Whether a recipe counts as within the margin."""
+    return seen is not None and seen.within >= ENOUGH and seen.weight >= LEAST_WEIGHT
 
 
 def _above(mine: float | None, other: float | None) -> bool:
@@ -182,7 +212,7 @@ def _noise(pair: Sequence[RepeatedRuns], everyone: Sequence[RepeatedRuns], fall:
 
 
 def _may_win(race: BaselineRuns, judge: Judge, leader: BaselineRuns | None) -> bool:
-    named = race.prior or (judge.cost is not None and race is leader and race.trained)
+    named = race.prior or race.head_alone or (judge.cost is not None and race is leader and race.trained)
     return bool(race.recipe) and named and judge.inside(race.recipe)
 
 

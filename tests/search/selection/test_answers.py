@@ -111,9 +111,20 @@ def test_whatever_the_goal_of_the_search_the_best_baseline_is_among_the_small_an
     assert (found["smallest"].name, found["smallest"].counts["deployed"]) == ("head", 0)
     best = found["best"]
     assert best is not None
-    assert best.name == "trial 3", (
-        "the head is compared with, and returned where a goal asks for what is small"
-    )
+    assert best.name == "head", "it is as good as the trial"
+    found = told(finalists, [lora((0.79, 0.79, 0.79)), other("single", 0.80)])
+    assert {goal: a and a.name for goal, a in found.items()} == {
+        "best": "trial 3", "smallest": "single", "cheapest": "trial 3"
+    }  # fmt: skip
+
+
+def test_the_head_alone_is_the_smallest_where_it_is_within_the_margin_of_lora() -> None:
+    found = told([trial(3, 4, (0.80, 0.80, 0.802))], [lora((0.81, 0.81, 0.81)), other("head", 0.808)])
+    assert found["smallest"] is not None
+    assert (found["smallest"].name, found["smallest"].size_share) == ("head", 0.0)
+    found = told([trial(3, 4, (0.80, 0.80, 0.802))], [lora((0.81, 0.81, 0.81)), other("head", 0.77)])
+    assert found["smallest"] is not None
+    assert found["smallest"].name != "head"
 
 
 @pytest.mark.parametrize(
@@ -181,12 +192,9 @@ def test_a_fallback_is_said_to_be_one() -> None:
 
 def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
     assert finding("best", None, None, returned="LoRA") == "Nothing found beats LoRA: it is returned."
-    assert finding("best", None, None, returned="LoRA", highest="LoRA") == finding(
-        "best", None, None, returned="LoRA"
-    )
-    assert finding("best", None, None, returned="LoRA", highest="the best single method") == (
-        "Nothing found beats LoRA: it is returned. The baseline the best single method ranks higher on "
-        "select, but no baseline other than LoRA is returned."
+    above = finding("best", None, None, returned="LoRA", highest="the best single method")
+    assert str(above).startswith(
+        "Nothing found beats LoRA: it is returned. The baseline the best single method ranks higher on select"
     )
     assert finding("best", None, None, returned="the best single method", by_trial=True) == (
         "The best that was found is the best single method."
@@ -204,6 +212,17 @@ def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
         "Nothing is known that tells the cheapest: what promises most is returned."
     )
     assert finding("best", None, None) is None
+
+
+def test_the_head_alone_is_named_first() -> None:
+    """Whatever the goal, and whether it is the best baseline itself."""
+    level = compare(LEVEL, LEVEL, ROWS, name="LoRA")
+    for goal, comparison in (("best", level), ("best", None), ("smallest", level), ("smallest", None)):
+        said = str(finding(goal, ANSWER, comparison, returned="head only", head_alone=True))  # type: ignore[arg-type]
+        assert said.startswith("The head alone ")
+        assert "nothing is placed on the backbone" in said
+        assert ("any hybrid found (within 1 point, as far as select tells)" in said) == (goal == "best")
+        assert ("As good as LoRA (within 1 point, 95 %)" in said) == (goal != "best" and comparison is level)
 
 
 def test_without_a_baseline_select_alone_tells() -> None:

@@ -46,7 +46,7 @@ def test_what_lies_beyond_comes_after_all_and_is_reached_from_the_ends() -> None
     members, beyond = with_rates([sweep([1e-3, 2e-3, 4e-3]), sweep([3e-3, 9e-3], 1e-2)])
     rates = [rate_of(m) for m in members]
     assert rates == [1e-3, 2e-3, 4e-3, 3e-3, 9e-3, 3.33e-4, 1.11e-4, 1.2e-2, 3.6e-2, 1e-3, 3.33e-4]
-    assert beyond == {0: 5, 5: 6, 2: 7, 7: 8, 3: 9, 9: 10}
+    assert beyond == {0: (5,), 5: (6,), 2: (7,), 7: (8,), 3: (9,), 9: (10,)}
     assert all(m.recipe.training.groups["head"].learning_rate == 1 for m in members)
 
 

@@ -183,7 +183,7 @@ def test_each_seed_draws_examples_of_its_own() -> None:
 def going_on() -> BaselineRuns:
     """Three rates, a to c; then those beyond: d and e below a, f above c."""
     recipes = tuple(Recipe.from_dict({"name": f"r{i}"}).to_dict() for i in range(6))
-    beyond = {0: 3, 3: 4, 2: 5}
+    beyond = {0: (3,), 3: (4,), 2: (5,)}
     return BaselineRuns(0, Baseline("b", recipes, {"deployed": 1}, titles=tuple("abcdef"), beyond=beyond))
 
 

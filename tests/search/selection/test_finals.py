@@ -60,7 +60,7 @@ def test_of_past_runs_those_of_what_is_a_finalist_now_are_done() -> None:
 
 
 def test_a_sweep_that_may_go_on_has_one_run_more_unless_it_is_cut_short() -> None:
-    lora_rates = replace(BASELINES[0], beyond={2: 1})  # two rates, and one above
+    lora_rates = replace(BASELINES[0], beyond={2: (1,)})  # two rates, and one above
     found = FinalWork([lora_rates], 0, lambda job: None, {})
     assert found.left(Finals(NORMAL))["baseline"] == 2 + 2 + 1 + 3
     assert found.left(Finals(NORMAL, second=False))["baseline"] == 2 + 3

@@ -107,7 +107,55 @@ def test_lora_wins_where_nothing_promises_more() -> None:
 
 def test_no_other_baseline_wins() -> None:
     found = confirmed(0, WORSE, 1.0)
-    assert winner([found], [baseline(BETTER, "single"), baseline(BETTER, "head")]) is found
+    assert winner([found], [baseline(BETTER, "single"), baseline(BETTER, "middle")]) is found
+
+
+ALMOST = (0.798, 0.799, 0.800)
+
+
+def best(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], **more: Any) -> RepeatedRuns:
+    found = chosen("best", verdicts(finalists, races, replace(JUDGE, goal="best", **more)))
+    assert found is not None
+    return found.runs
+
+
+def test_the_head_alone_wins_where_it_is_as_good() -> None:
+    head, hybrid = baseline(ALMOST, "head", deployed=0), confirmed(0, LEVEL, 1.0)
+    assert best([hybrid], [head]) is head
+    assert best([hybrid], [baseline(WORSE), head]) is head
+    assert best([confirmed(0, WORSE, 1.0)], [baseline(LEVEL), head]) is head, "as good as LoRA"
+    assert best([hybrid], [baseline(BETTER, "head")]) is not hybrid
+
+
+def test_a_hybrid_that_is_better_by_more_than_noise_stays_the_winner() -> None:
+    """However wide the margin is."""
+    head, hybrid = baseline(LEVEL, "head", deployed=0), confirmed(0, BETTER, 1.0)
+    for margin in (0.01, 0.1):
+        assert best([hybrid], [head], margin=margin) is hybrid
+        assert best([hybrid], [baseline(WORSE), head], margin=margin) is hybrid
+
+
+def test_lack_of_evidence_does_not_let_the_head_win() -> None:
+    """Few rows, or seeds that lie far apart: that it is as good is not seen then."""
+    head, hybrid = baseline(ALMOST, "head", deployed=0), confirmed(0, LEVEL, 1.0)
+    assert best([hybrid], [head], select=ScoredSplit("accuracy", 100)) is hybrid
+    assert (
+        best([confirmed(0, ALMOST, 1.0)], [baseline(LEVEL, "head")], select=ScoredSplit("accuracy", 100))
+        is not hybrid
+    )
+    wide = baseline((0.72, 0.79, 0.86), "head", deployed=0)
+    assert best([confirmed(0, (0.74, 0.81, 0.88), 1.0)], [wide]) is not wide
+
+
+def test_the_head_alone_wins_inside_the_budget_alone() -> None:
+    head, hybrid = baseline(BETTER, "head", deployed=0, cost=0.2), confirmed(0, LEVEL, 1.0)
+    assert best([hybrid], [head], inside=lambda recipe: recipe["cost"] >= 1) is hybrid
+
+
+def test_a_head_alone_that_lost_a_run_does_not_pass_for_as_good() -> None:
+    head, hybrid = baseline(ALMOST, "head", deployed=0), confirmed(0, LEVEL, 1.0)
+    head.runs[next(iter(head.runs))].select = None
+    assert best([hybrid], [head]) is hybrid
 
 
 @pytest.mark.parametrize("goal", ["best", "smallest", "cheapest"])
