@@ -79,8 +79,8 @@ def cells() -> Iterator[Cell]:
 @lru_cache
 def recipes(budget: str) -> dict[str, Recipe]:
     """By hash: LoRA at three rates and the one beyond, on all layers and on the last half, and methods alone
-    at their higher rate. At a budget that is too small for LoRA on all layers: at the middle rate and the next
-    higher one, at each place of the baseline."""
+    at their higher rate. At a budget that is too small for LoRA on all layers it is tried at the middle rate
+    and the next higher one, at each place of the baseline."""
     spec = spec_of(load_config(resolve_model(MODEL)))
     limit = Budget.parse(budget)
     baseline = lora_baseline(spec, limit.limits(spec), 3)

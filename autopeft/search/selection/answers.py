@@ -180,14 +180,14 @@ def finding(
             )
         if highest is not None:
             said += (
-                f" The baseline {highest} ranks higher on select, but of the baselines only LoRA and the head "
-                "alone may be returned, inside the budget and the limits."
+                f" The baseline {highest} ranks higher on select, but of the baselines only LoRA and the "
+                "head alone may be returned, inside the budget and the limits."
             )
         return said
     if head_alone and comparison is None:
         return (
-            "The head alone ranks highest of the baselines on select, and nothing that is as good costs less: "
-            "it is returned, and nothing is placed on the backbone."
+            "The head alone ranks highest of the baselines on select, and nothing that is as good costs "
+            "less: it is returned, and nothing is placed on the backbone."
         )
     if head_alone:
         rest = finding(goal, answer, comparison, unfinished=unfinished, margin=margin)

@@ -1,5 +1,5 @@
-"""The runs of a baseline: a sweep of its candidates with up to two seeds, and of the rates next to that of the
-best where these were left for later; then fresh seeds of the best, and of another where one of these is lost."""
+"""The runs of a baseline: a sweep of its candidates with up to two seeds, and of the rates next to that of
+the best where these come later; then fresh seeds of the best, and of another where one of these is lost."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ ENOUGH, LEAST_WEIGHT = 0.6, 0.5
 """Probability from which on a recipe counts as within the margin, and what the difference that *select* shows
 has to count for at least."""
 _NOISE = 0.025
-"""Probability of being level below which a recipe is worse by more than noise: that of an interval of 95 %."""
+"""Probability of being level below which a recipe is worse by more than noise, as of an interval of 95 %."""
 ALIKE = 0.25
 """Share by which a step may take longer than the shortest one and count as short as that: nine of ten
 predictions of a step's time are within a fifth of what is measured (`experiments/resources`)."""

@@ -50,6 +50,16 @@ def test_what_lies_beyond_comes_after_all_and_is_reached_from_the_ends() -> None
     assert all(m.recipe.training.groups["head"].learning_rate == 1 for m in members)
 
 
+def test_where_the_middle_comes_first_the_others_are_its_neighbours() -> None:
+    two = [sweep(rates)._replace(middle_first=True) for rates in ([1e-3, 2e-3, 4e-3], [3e-3, 9e-3, 1e-1])]
+    members, beyond = with_rates(two)
+    rates = [rate_of(m) for m in members]
+    assert rates[:2] == [2e-3, 9e-3]
+    assert [rates[i] for i in beyond[0]] == [1e-3, 4e-3]
+    assert [rates[i] for i in beyond[1]] == [3e-3, 1e-1]
+    assert [[rates[j] for j in beyond[i]] for i in beyond[0]] == [[3.33e-4], [1.2e-2]]
+
+
 def test_rates_are_spread_by_ratio() -> None:
     assert spread([1e-3, 2e-3, 1.6e-2], 3) == [1e-3, 4e-3, 1.6e-2]
     assert spread([1e-3, 2e-3, 1.6e-2], 1) == [2e-3]

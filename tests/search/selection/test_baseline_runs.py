@@ -223,6 +223,18 @@ def test_where_the_second_seed_brings_an_end_to_the_top_what_lies_beyond_has_bot
     assert chosen(race) == "f"
 
 
+def test_where_the_middle_rate_comes_first_both_its_neighbours_follow_at_the_best_place() -> None:
+    """Three places, each at its middle rate; the neighbours of the second are f and g, then h beyond g."""
+    recipes = tuple(Recipe.from_dict({"name": f"r{i}"}).to_dict() for i in range(10))
+    beyond = {0: (3, 4), 1: (5, 6), 2: (8, 9), 6: (7,)}
+    baseline = Baseline("b", recipes, {"deployed": 1}, titles=tuple("abcdefghij"), beyond=beyond)
+    assert (baseline.first_runs, baseline.second_runs, baseline.sweep_runs) == (3, 2, 7)
+    race = BaselineRuns(0, baseline)
+    rounds = sweep(race, (0.5, 0.7, 0.6), (0.6, 0.8), [0.7], (0.8, 0.75))
+    assert rounds == [["r0", "r1", "r2"], ["r5", "r6"], ["r7"], ["r6", "r1"]]
+    assert chosen(race) == "g"
+
+
 def test_what_is_left_of_a_sweep_that_may_go_on_holds_one_run_more() -> None:
     race = going_on()
     assert race.sweep_left == 0, "it has not begun"

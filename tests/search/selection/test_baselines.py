@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, GPT2Config, T5Config
+from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, count
@@ -253,6 +253,132 @@ def test_lora_goes_from_place_to_place() -> None:
     assert (baseline.first_runs, baseline.second_runs, baseline.sweep_runs) == (8, 4, 13)
     assert baseline.fresh_runs(4) == 4
     assert baseline.label(1) == "LoRA rank 12 on q, v of all layers, learning rate 0.0045"
+
+
+LLAMA = spec_of(
+    LlamaConfig(
+        hidden_size=256, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=500,
+        intermediate_size=512,
+    )
+)  # fmt: skip
+T5 = spec_of(T5Config(d_model=64, num_layers=6, num_heads=4, d_kv=16, d_ff=128, vocab_size=500))
+
+
+@pytest.mark.parametrize(
+    ("spec", "most", "tried"),
+    [
+        # q and v of a layer take 1,536 parameters at rank 1, 9,216 on all layers.
+        (MINILM, 900, ["rank 1 on q of the last layer", "rank 1 on v of the last layer"]),
+        (
+            MINILM,
+            2_304,
+            [
+                "rank 1 on q, v of the last layer",
+                "rank 1 on q of the last 3 layers",
+                "rank 1 on v of the last 3 layers",
+            ],
+        ),
+        (
+            MINILM,
+            5_000,
+            [
+                "rank 1 on q, v of the last 3 layers",
+                "rank 1 on q of all layers",
+                "rank 2 on q of the last 3 layers",
+                "rank 1 on v of all layers",
+                "rank 2 on v of the last 3 layers",
+            ],
+        ),
+        (
+            MINILM,
+            9_215,
+            [
+                "rank 1 on q, v of the last 5 layers",
+                "rank 2 on q, v of the last 2 layers",
+                "rank 1 on q of all layers",
+                "rank 3 on q of the last 3 layers",
+                "rank 1 on v of all layers",
+                "rank 3 on v of the last 3 layers",
+            ],
+        ),
+        # Keys and values are a quarter as wide: q takes 512 a layer, v 320.
+        (LLAMA, 320, ["rank 1 on v of the last layer"]),
+        (
+            LLAMA,
+            2_000,
+            [
+                "rank 1 on q, v of the last 2 layers",
+                "rank 1 on q of the last 3 layers",
+                "rank 1 on v of the last 6 layers",
+                "rank 3 on v of the last 2 layers",
+            ],
+        ),
+        # Encoder and decoder have the same layers: a map takes 256 on both.
+        (
+            T5,
+            800,
+            [
+                "rank 1 on q, v of the last layer",
+                "rank 1 on q of the last 3 layers",
+                "rank 1 on v of the last 3 layers",
+            ],
+        ),
+    ],
+)
+def test_where_rank_1_on_all_layers_is_too_large_single_maps_and_upper_layers_are_tried(
+    spec: BackboneSpec, most: int, tried: list[str]
+) -> None:
+    baseline = lora_baseline(spec, (0, most), rates=3)
+    assert baseline is not None
+    assert list(dict.fromkeys(baseline.titles)) == [f"LoRA {what}" for what in tried]
+    assert all(0 < table["deployed"] <= most for table in baseline.tables)
+
+
+@pytest.mark.parametrize(("spec", "unit"), [(MINILM, 768), (LLAMA, 512), (T5, 256)])
+def test_a_single_map_fills_what_its_layers_divide(spec: BackboneSpec, unit: int) -> None:
+    layers = min(s.layers for s in spec.stacks)
+    for count_of in range(1, layers + 1):
+        baseline = lora_baseline(spec, (0, unit * count_of), rates=3)
+        assert baseline is not None
+        assert max(table["deployed"] for table in baseline.tables) == unit * count_of
+
+
+def test_the_sweep_of_a_small_budget_costs_little_more_than_another() -> None:
+    """Each place at its middle rate, then the best one's neighbours."""
+    ordinary = lora_baseline(MINILM, (0, 113_566), 3)
+    assert ordinary is not None
+    for most in range(768, 9_216, 96):
+        small = lora_baseline(MINILM, (0, most), 3)
+        assert small is not None
+        assert small.first_runs <= ordinary.first_runs == 6
+        assert small.sweep_runs <= ordinary.sweep_runs + 2
+        for i in range(small.first_runs):
+            rank = small.candidates[i]["layers"][0]["attach"][0]["lora"]["rank"]
+            below, middle, above = lora_rates(rank, 3)
+            learnt = [small.candidates[j]["training"]["learning_rate"] for j in (i, *small.beyond[i])]
+            assert learnt == [middle, below, above]
+
+
+def test_larger_budgets_have_the_places_that_they_had() -> None:
+    """As they were before small budgets had places of their own."""
+    for most in (9_216, 20_000, 113_566):
+        baseline = lora_baseline(MINILM, (0, most), rates=3)
+        assert baseline is not None
+        rank = most // 9_216
+        recipes = [
+            {
+                "autopeft": 2,
+                "name": "lora-baseline",
+                "layers": [{"at": at, "attach": [{"lora": {"rank": r}}]}],
+                "training": {"learning_rate": rate, "groups": {"head": {"learning_rate": 0.01}}},
+            }
+            for at, r in (("all", rank), ("last 3", most // 4_608))
+            for rate in lora_rates(r, 3)
+        ]
+        expected = [Recipe.from_dict(recipe).to_dict() for recipe in recipes]
+        assert [dict(c) for c in baseline.candidates[: baseline.first_runs]] == expected
+        further = baseline.candidates[baseline.first_runs :]
+        assert {c["layers"][0]["at"] for c in further} == {"all", "last 3"}
 
 
 def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:

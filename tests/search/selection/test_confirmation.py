@@ -152,6 +152,43 @@ def test_what_beats_lora_wins_and_no_other_baseline_does(make_stage: Make, tmp_p
     assert [c.baseline for c in result.comparisons] == ["LoRA of rank 30", "LoRA of rank 99"]
 
 
+HEAD = Baseline("head only", ({"autopeft": 2, "name": "head-only"},), {"deployed": 0}, kind="head")
+
+
+def beside_head(score: float) -> Callable[[Job], JobResult]:
+    """`honest`, and what the head alone scores."""
+
+    def outcome(job: Job) -> JobResult:
+        if job.recipe.get("layers"):
+            return honest(job)
+        scores = dict.fromkeys(job.splits, score + job.seed / 1e6)
+        return JobResult(job.id, scores, files={WEIGHTS: job.id.encode()})
+
+    return outcome
+
+
+# Hybrids of rank 50 score 0.050, and the rows move a difference by 0.003.
+@pytest.mark.parametrize(("score", "wins"), [(0.060, True), (0.049, True), (0.046, True), (0.040, False)])
+def test_the_head_alone_is_returned_where_it_is_as_good(
+    make_stage: Make, tmp_path: Path, score: float, wins: bool
+) -> None:
+    rows = ScoredSplit("accuracy", 10_000)
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(30), HEAD], judge=Judge("best", 0.01, rows))
+    stage.play(beside_head(score))
+    result, run = finished(stage, tmp_path)
+    assert (result.origin == "head only") == wins
+    tested = [job for job in stage.jobs if job.kind == "test"]
+    if wins:
+        assert result.found()[0].startswith("The head alone does as well as any hybrid found")
+        assert result.counts["deployed"] == 0
+        assert [c.baseline for c in result.comparisons] == ["LoRA of rank 30"]
+        assert (run.winner / WEIGHTS).read_bytes() == b"baseline-1-0-s1001"
+        assert tested == [], "test was touched with the baseline's runs"
+    else:
+        assert (result.winner.to_dict(), result.finding) == (lora(50).to_dict(), None)
+        assert len(tested) == 2
+
+
 def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
     make_stage: Make, tmp_path: Path
 ) -> None:
