@@ -14,7 +14,7 @@ from support.searching import EFFORT, Stage, baseline, finished, honest, lora
 
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid.store import WEIGHTS
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge
@@ -54,6 +54,14 @@ def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Pat
     assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1001"
     assert result.comparisons == (), "it is not compared with itself"
     assert [b.name for b in result.baselines] == ["LoRA of rank 100"]
+
+
+def test_a_better_baseline_that_may_not_be_returned_is_named(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[baseline(100), baseline(200, kind="single")])
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path)
+    assert result.origin == "LoRA of rank 100"
+    assert "The baseline LoRA of rank 200 ranks higher on select" in result.finding
 
 
 def unstable(job: Job) -> JobResult:
@@ -162,7 +170,8 @@ def beside_head(score: float) -> Callable[[Job], JobResult]:
         if job.recipe.get("layers"):
             return honest(job)
         scores = dict.fromkeys(job.splits, score + job.seed / 1e6)
-        return JobResult(job.id, scores, files={WEIGHTS: job.id.encode()})
+        kept = isinstance(job, TrainJob) and job.keep_above is not None
+        return JobResult(job.id, scores, files={WEIGHTS: job.id.encode()} if kept else {})
 
     return outcome
 
@@ -184,6 +193,7 @@ def test_the_head_alone_is_returned_where_it_is_as_good(
         assert [c.baseline for c in result.comparisons] == ["LoRA of rank 30"]
         assert (run.winner / WEIGHTS).read_bytes() == b"baseline-1-0-s1001"
         assert tested == [], "test was touched with the baseline's runs"
+        assert not [job for job in stage.jobs if job.id.startswith("weights-")]
     else:
         assert (result.winner.to_dict(), result.finding) == (lora(50).to_dict(), None)
         assert len(tested) == 2
