@@ -312,9 +312,7 @@ class _Approximation:
             return self._score()
 
     def _score(self) -> Scored:
-        return score_by_rows(
-            self.hybrid.model, self.rows.measure, self.rows.metric, parts=False, batch_size=_BATCH
-        )
+        return score_by_rows(self.hybrid.model, self.rows.measure, self.rows.metric, batch_size=_BATCH)
 
     def _said(self, found: Scored) -> str:
         """A score, and the loss where there is one."""

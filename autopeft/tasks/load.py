@@ -119,7 +119,9 @@ def load_task(
         class_weights: "balanced", or one positive number per class.
         drop_empty: whether rows of a user's data without a text or a label are left out, not refused.
         seed: of the splits. Those that are given are used: validation alone becomes *test* (as in GLUE), and
-            *select* is cut from train (a tenth, 2,000 rows at most). One split alone is cut 80/10/10.
+            *select* is cut from train (a tenth, 2,000 rows at most). One split alone is cut 80/10/10. Rows of
+            one text stay together where they are cut, of data without a name here also copies that differ by
+            white space, case or a full stop (see `autopeft.tasks.copies`).
         rows: at most so many rows of each split.
         scored_by: class names of the head that scores the rows, where nothing is trained on them: one split
             alone is then *test* as a whole, however small, and some classes may be absent.
@@ -285,7 +287,8 @@ def _from_tables(
     classes, encoded = kind.encode_labels(parts, order)
     digest, fields = _digest(raws), parts[0].fields
     whole = asked.scored_by is not None and len(raws) == 1
-    splits = _arrange(raws, encoded, kind, asked.seed, whole=whole)
+    # The splits of tasks that have a name stay as scores of them were recorded.
+    splits = _arrange(raws, encoded, kind, asked.seed, whole=whole, near=cluster_of(name) is None)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
     further = [name for name in fields if name in tables["train"].columns]
     further += kind.further_columns(tables["train"], chosen)
@@ -348,6 +351,7 @@ def _arrange(
     seed: int,
     *,
     whole: bool = False,
+    near: bool = False,
 ) -> dict[SplitName, Split]:
     given = {
         name: Split(raw.texts, raw.pairs, part, raw.fields)
@@ -363,9 +367,9 @@ def _arrange(
     alike = kind.alike(train)
     held_out = given.get("test", given.get("validation"))
     if held_out is not None:
-        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed, alike)
+        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed, alike, near=near)
         return {"train": train.take(rest), "select": train.take(select), "test": held_out}
-    test, select, rest = cut(*rows, [tenth, tenth], seed, alike)
+    test, select, rest = cut(*rows, [tenth, tenth], seed, alike, near=near)
     return {"train": train.take(rest), "select": train.take(select), "test": train.take(test)}
 
 

@@ -1,8 +1,8 @@
 """Stratified splits and subsets that depend on the rows and the seed alone.
 
 Order comes from sha256 over seed and text, never from a random generator whose stream may change between
-    versions: a split can be repeated years later, and does not depend on the order of the rows in the file.
-    Rows with equal texts stay together.
+versions: a split can be repeated years later, and does not depend on the order of the rows in the file.
+Rows with equal texts stay together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from autopeft.errors import DataError
+from autopeft.tasks.copies import Input, normal_input
 
 __all__ = ["SELECT_LIMIT", "cut", "row_digest", "stratified_order"]
 
@@ -29,27 +30,30 @@ def stratified_order(
     pairs: Sequence[str] | None,
     strata: Sequence[int],
     seed: int,
-    alike: Sequence[str] | None = None,
+    alike: Sequence[Input] | None = None,
+    *,
+    near: bool = False,
 ) -> list[int]:
     """Row indices in a seeded order whose every prefix has nearly the shares of the strata of the whole.
 
     `strata` has one for each row (`TaskKind.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
     prefix of share p holds p·n of it, rounded. Rows with equal pair and equal text, or equal values of
-    `alike` where that is given (`TaskKind.alike`), are neighbours, under the stratum of the first.
+    `alike` where that is given (`TaskKind.alike`), are neighbours, under the stratum of the first; with
+    `near` also those whose values have one normal form (see `autopeft.tasks.copies`).
     """
-    together: dict[tuple[str, str | None], list[int]] = defaultdict(list)
-    for index, key in enumerate(_keys(alike or texts, pairs)):
+    seconds: Sequence[str | None] = pairs or [None] * len(texts)
+    together: dict[Input, list[int]] = defaultdict(list)
+    for index, key in enumerate(_keys(texts, pairs, alike, near)):
         together[key].append(index)
-    # Groups whose rows have one text, as `alike` tells them apart, have one digest: their key orders them.
-    groups: dict[tuple[bytes, str], list[int]] = {}
-    for (same, _), rows in together.items():
-        told = {(texts[i], None if pairs is None else pairs[i]) for i in rows}
-        digest = min(row_digest(text, pair, seed) for text, pair in told)
-        groups[digest, "" if alike is None else same] = rows
-    members: dict[int, list[tuple[bytes, str]]] = defaultdict(list)
+    # Groups whose rows have one text, as `alike` tells them apart, have one digest: their values order them.
+    groups: dict[tuple[bytes, Input], list[int]] = {}
+    for rows in together.values():
+        digest = min(row_digest(text, pair, seed) for text, pair in {(texts[i], seconds[i]) for i in rows})
+        groups[digest, () if alike is None else min(alike[i] for i in rows)] = rows
+    members: dict[int, list[tuple[bytes, Input]]] = defaultdict(list)
     for name, rows in groups.items():
         members[strata[rows[0]]].append(name)
-    keyed: list[tuple[float, tuple[bytes, str]]] = []
+    keyed: list[tuple[float, tuple[bytes, Input]]] = []
     for names in members.values():
         for place, name in enumerate(sorted(names)):
             keyed.append(((place + 0.5) / len(names), name))
@@ -62,7 +66,9 @@ def cut(
     strata: Sequence[int],
     sizes: Sequence[int],
     seed: int,
-    alike: Sequence[str] | None = None,
+    alike: Sequence[Input] | None = None,
+    *,
+    near: bool = False,
 ) -> list[list[int]]:
     """Cut parts of about `sizes` rows off; returns their row indices and, last, those of the rest, ascending.
 
@@ -72,8 +78,8 @@ def cut(
     Raises:
         DataError: nothing would be left.
     """
-    order = stratified_order(texts, pairs, strata, seed, alike)
-    every = _keys(alike or texts, pairs)
+    order = stratified_order(texts, pairs, strata, seed, alike, near=near)
+    every = _keys(texts, pairs, alike, near)
     keys = [every[i] for i in order]
     parts: list[list[int]] = []
     start = 0
@@ -92,6 +98,9 @@ def cut(
     return [*parts, rest]
 
 
-def _keys(texts: Sequence[str], pairs: Sequence[str] | None) -> list[tuple[str, str | None]]:
-    seconds: Sequence[str | None] = pairs or [None] * len(texts)
-    return list(zip(texts, seconds, strict=True))
+def _keys(
+    texts: Sequence[str], pairs: Sequence[str] | None, alike: Sequence[Input] | None, near: bool
+) -> list[Input]:
+    """Of each row what those that stay together have in common."""
+    keys = alike or list(zip(texts, *(() if pairs is None else (pairs,)), strict=True))
+    return [normal_input(key) for key in keys] if near else list(keys)

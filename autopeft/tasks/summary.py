@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.display import number, score
+from autopeft.tasks.copies import Input, normal_input
 from autopeft.tasks.kinds import TaskKind, get_metric
-from autopeft.tasks.split import SPLIT_NAMES, Split
+from autopeft.tasks.split import SPLIT_NAMES, Split, SplitName
 from autopeft.tasks.table import listed
 from autopeft.tasks.task import Task
 
 __all__ = ["Constant", "DataSummary", "summarise"]
 
 _SAMPLE = 1_000  # rows of a split that are tokenised for the share of long ones
-_MANY_CUT = 0.1
+_MANY_CUT = _MANY_COPIES = 0.1
 _EVEN = 1e-9
 _HEADINGS = {"text": "text", "text_pair": "second text", "label": "label"}
 
@@ -97,7 +98,8 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
         for name in SPLIT_NAMES
     ]
-    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, kind)]
+    inputs = {name: list(map(normal_input, kind.inputs_of(task.splits[name]))) for name in SPLIT_NAMES}
+    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, inputs, kind)]
     shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items() if share is not None)
     if shares:
         facts.append(("truncated", f"{shares} to {max_length} tokens"))
@@ -105,7 +107,7 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         scores = ", ".join(f"{score:.4f} on {split}" for split, score in constant.scores.items())
         facts.append((constant.name, f"{task.metric} {scores}"))
     remarks = kind.remarks(task.splits, task.labels, task.metric, weighted=task.class_weights is not None)
-    remarks += [*_seen_before(task.splits), *_long(cut["train"], tokenizer, max_length)]
+    remarks += [*_copied(inputs), *_long(cut["train"], tokenizer, max_length)]
     use = kind.use(task.splits["train"], tokenizer, max_length)
     return DataSummary(tuple(facts), tuple(remarks), constant, use)
 
@@ -127,7 +129,7 @@ def _constant(task: Task) -> Constant | None:
         answers = np.full_like(labels, answer)
         scores[split] = kind.score(metric, answers, labels)
         if split == "test":
-            parts = tuple(kind.pseudo_values(metric, answers, labels).tolist())
+            parts = tuple(kind.pseudo_values(metric, answers, labels, task.text_ids("test")).tolist())
     return Constant(name, scores, parts)
 
 
@@ -160,24 +162,21 @@ def _read(task: Task) -> Iterator[tuple[str, str]]:
 # Rows that are there more than once
 # ------------------------------------------------------------------------------------------------------
 
-
-def _keys(split: Split) -> list[tuple[str, str | None]]:
-    seconds: Sequence[str | None] = split.pairs or [None] * len(split)
-    return list(zip(split.texts, seconds, strict=True))
+Inputs = Mapping[SplitName, Sequence[Input]]
 
 
-def _repeated(splits: Mapping[Any, Split], kind: TaskKind) -> Iterator[tuple[str, str]]:
-    """Rows whose texts stand before them in the same split; a text may have several right answers, where
+def _repeated(splits: Mapping[SplitName, Split], inputs: Inputs, kind: TaskKind) -> Iterator[tuple[str, str]]:
+    """Rows that are copies of one before them in the same split; a text may have several right answers, where
     models write them."""
     counts: dict[str, int] = {}
     contrary = 0
-    for name, split in splits.items():
-        if again := len(split) - len(set(_keys(split))):
+    for name, own in inputs.items():
+        if again := len(own) - len(set(own)):
             counts[name] = again
-        labels: dict[Hashable, set[str]] = {}
-        for key, label in kind.judged(split):
-            labels.setdefault(key, set()).add(label)
-        contrary += sum(len(found) > 1 for found in labels.values())
+        answers: dict[Input, set[str]] = {}
+        for key, answer in zip(own, kind.answers_of(splits[name]), strict=True):
+            answers.setdefault(key, set()).add(answer)
+        contrary += sum(len(found) > 1 for found in answers.values())
     if counts:
         parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
         said = "several answers" if kind.writes else "labels that contradict each other"
@@ -185,11 +184,22 @@ def _repeated(splits: Mapping[Any, Split], kind: TaskKind) -> Iterator[tuple[str
         yield "repeated", f"rows whose {kind.row_name} stands before them, which are kept: {parts}{more}"
 
 
-def _seen_before(splits: Mapping[Any, Split]) -> Iterator[str]:
-    """Rows to score on that are rows to train on as well: only where the data came with such splits."""
-    seen = set(_keys(splits["train"]))
-    for name in ("select", "test"):
-        keys = _keys(splits[name])
-        again = sum(key in seen for key in keys)
-        if again:
-            yield f"{again:,} of {len(keys):,} rows of {name} stand in train as well, which flatters scores."
+def _copied(inputs: Inputs) -> Iterator[str]:
+    """Rows to score on that stand in a split which decides what is scored, and those that are copies of one
+    another: together they say no more than one of them."""
+    for name, before in (("select", ["train"]), ("test", ["train", "select"])):
+        own = inputs[name]  # type: ignore[index]
+        for other in before:
+            known = set(inputs[other])  # type: ignore[index]
+            if again := sum(one in known for one in own):
+                yield (
+                    f"{again:,} of {len(own):,} rows of {name} stand in {other} as well, but for white space, case "
+                    "or a full stop, which flatters scores. Leave them out of one of the two; of data in one "
+                    "split, such rows are kept together."
+                )
+        different = len(set(own))
+        if len(own) - different > _MANY_COPIES * len(own):
+            yield (
+                f"{different:,} of the {len(own):,} rows of {name} are different; the others are copies, which "
+                "intervals do not count."
+            )

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autopeft.errors import TaskError
+from autopeft.tasks.copies import text_ids
 from autopeft.tasks.kinds import Loss, Metric, TaskKind, get_kind
 from autopeft.tasks.split import SPLIT_NAMES, Rows, Split, SplitName, rows_sha256
 from autopeft.tasks.splits import stratified_order
@@ -85,6 +89,11 @@ class Task:
         """Outputs of a head for this task: the number of classes, or 1."""
         return self.task_kind.num_labels(self.labels)
 
+    def text_ids(self, name: SplitName) -> NDArray[np.int64]:
+        """Which of the different texts of a split each of its rows has, (rows,); copies have the same (see
+        `autopeft.tasks.copies`)."""
+        return text_ids(self.task_kind.inputs_of(self.splits[name]))
+
     def loss(self) -> Loss:
         """What is minimised."""
         return self.task_kind.loss(self.labels, self.class_weights)
@@ -98,6 +107,7 @@ class Task:
             "metric": self.metric,
             "class_weights": self.class_weights,
             "rows": {name: len(self.splits[name]) for name in SPLIT_NAMES},
+            "texts": {name: len(np.unique(self.text_ids(name))) for name in SPLIT_NAMES},
             "pairs": self.splits["train"].pairs is not None,
             "columns": dict(self.reading.columns),
             "ignored": list(self.reading.ignored),

@@ -255,7 +255,6 @@ def _train(
             hybrid.model,
             data.splits[name],
             data.task.metric,
-            parts=False,
             loss=False,
             forward=sharing_forward(hybrid, data.splits[name], data.task.task_kind),
             asked=asked_in(data.task, name) if name == "test" else None,

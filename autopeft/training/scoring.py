@@ -130,7 +130,7 @@ def evaluate(
     Raises:
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
     """
-    return score_by_rows(model, split, metric, parts=False, loss=False, **options).score
+    return score_by_rows(model, split, metric, loss=False, **options).score
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,15 @@ def score_by_rows(
     split: EncodedSplit,
     metric: str,
     *,
-    parts: bool = True,
+    text_ids: NDArray[Any] | None = None,
     loss: bool = True,
     asked: Asked | None = None,
     **options: Any,
 ) -> Scored:
-    """As `evaluate`, with the loss, and with the contributions of groups of rows where `parts` are wanted.
+    """As `evaluate`, with the loss, and with the contributions of groups of rows where `text_ids` are given.
 
     Args:
+        text_ids: which of the different texts each row has, (rows,); see `Task.text_ids`.
         loss: without it the rows are read once where the metric compares texts: to be answered.
         asked: what each row asks, where samples of the answers are wanted (see `samples_of` and `sampled`).
 
@@ -171,7 +172,7 @@ def score_by_rows(
     how = _generation([known])
     alone = how is not None and not loss
     outputs = predict(model, split, generation=how, texts_alone=alone, **options)
-    found = kind.pseudo_values(known, outputs, split.truth) if parts else ()
+    found = () if text_ids is None else kind.pseudo_values(known, outputs, split.truth, text_ids)
     samples: tuple[Sample, ...] = ()
     if asked is not None and known.generated:
         samples = samples_of(known, asked, kind.decisions(outputs).tolist(), split.truth.tolist())

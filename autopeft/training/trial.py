@@ -188,6 +188,7 @@ def _trial(
                     split,
                     data.task.metric if name == "test" else metric or data.task.metric,
                     plan,
+                    text_ids=data.task.text_ids(name),  # type: ignore[arg-type]  # splits that tasks have
                     loss=name != "test",
                     asked=asked if name == last else None,
                 )

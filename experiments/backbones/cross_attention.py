@@ -112,7 +112,7 @@ def untuned(bench: tuple[Any, Any]) -> dict[str, Any]:
     """The backbone as it is, as a row."""
     model, data = bench
     with attach(model, Recipe.from_dict({"name": "untuned"})) as hybrid:
-        found = score_by_rows(hybrid.model, data.select, "likelihood", parts=False)
+        found = score_by_rows(hybrid.model, data.select, "likelihood")
     told = {"recipe": UNTUNED, "rate": 0.0, "seed": 0, "steps": 0, "deployed": 0}
     return {**told, "score": round(found.score, 6), "loss": round(float(found.loss or 0.0), 6)}
 

@@ -239,7 +239,7 @@ def test_the_loss_told_is_that_of_the_file(decoder: tuple[Path, Rows], tmp_path:
     assert found.rank == 4
     to_lora(hybrid, found, tmp_path)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path).eval()
-    again = score_by_rows(loaded.base_model.model, rows.measure, rows.metric, parts=False)
+    again = score_by_rows(loaded.base_model.model, rows.measure, rows.metric)
     assert again.loss == pytest.approx(found.cost.after.loss, abs=1e-4)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from autopeft.counting import Counts
 from autopeft.effort import Effort
 from autopeft.hybrid.store import WEIGHTS
@@ -164,6 +166,7 @@ def ready_to_finish() -> Any:
             metric="accuracy",
             source=SimpleNamespace(notice=None),
             splits=dict.fromkeys(("select", "test"), SimpleNamespace(labels=[0, 1] * 500)),
+            text_ids=lambda name: np.arange(1000),
             task_kind=get_kind("classification"),
             labels=("no", "yes"),
         ),

@@ -218,6 +218,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                     hybrid.model,
                     rows,
                     _metric_of(context, job, split),
+                    text_ids=context.task.text_ids(split),  # type: ignore[arg-type]
                     batch_size=context.plan.eval_rows,
                     device=context.plan.torch_device(),
                     forward=sharing_forward(hybrid, rows, kind),
@@ -255,6 +256,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
                 hybrid.model,
                 rows,
                 _metric_of(context, job, split),
+                text_ids=context.task.text_ids(split),  # type: ignore[arg-type]
                 batch_size=context.plan.eval_rows,
                 device=context.plan.torch_device(),
                 forward=sharing_forward(hybrid, rows, kind),

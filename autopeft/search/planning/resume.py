@@ -60,7 +60,8 @@ def prepare_again(
 
     Raises:
         UsageError: the run is finished, an argument may not differ, data or backbone are not those that the
-            run was begun with, or it was begun on a cluster and nobody says where it shall go on.
+            run was begun with or hold copies that it counted as rows of their own, or it was begun on a
+            cluster and nobody says where it shall go on.
     """
     given = {k: v for k, v in changes.items() if v is not None}
     _refuse(given)
@@ -73,6 +74,13 @@ def prepare_again(
     _tell_forgotten(folder, manifest["arguments"], given, notify or _log.warning)
     ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
+    # Versions that told no `texts` counted each row as one.
+    before = _at(manifest, ("data", "texts")) or _at(manifest, ("data", "rows"))
+    if before != ready.task.describe()["texts"]:
+        raise UsageError(
+            f"{folder.name} was begun before copies of a text counted as one, and its data have some: its "
+            f"scores cannot be compared with new ones. Start from what it found: {_anew(folder, manifest)}"
+        )
     return ready
 
 

@@ -109,7 +109,7 @@ def _rows(
     split: ScoredSplit,
     means: Sequence[float],
 ) -> float:
-    groups = matched_groups((parts[0], parts[1]), scores[0], scores[1])
+    groups = matched_groups((parts[0], parts[1]), scores[0], scores[1], split)
     return math.fsum(map(split.variance, means)) if groups is None else rows_variance(*groups, split)
 
 

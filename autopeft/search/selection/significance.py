@@ -25,7 +25,22 @@ means do not: what cancels, as where each side collapses to one class or the oth
 further rows. Where no seed differs, it is what one row is worth beside a perfect score. Where most groups
 differ all this is next to nothing; of 300 rows without a difference it makes ±1.3 points.
 
-Where contributions of rows are not known (runs of before they were kept) the rows of the two sides count as
+**Copies** of a text tell no more than the text: a model answers them alike, and twenty copies of thirty texts
+say of other texts what thirty rows say. So the unit of all above is the text, of as many rows as it has
+copies (`autopeft.tasks.copies` says what a copy is):
+
+- All copies of a text are in one group. What a group contributes is summed over its rows before it is
+  squared, which gives the variance of clusters of rows (the jackknife that leaves out clusters: MacKinnon,
+  Nielsen and Webb, arXiv:2301.04527; paired answers of language models: Miller, arXiv:2411.00640).
+- The z² rows more are z² texts more. One with many copies moves a score further than one with few, so what a
+  group shows is divided by what the sizes of its texts let expect, and multiplied by the same of all texts.
+- Where contributions are not known, the texts are counted, and Kish's design effect says how much their
+  unequal sizes add (`ScoredSplit.variance`).
+
+Where no row is a copy, none of this changes a figure. Groups of before could part copies: a search that such
+a version began does not go on where its data have some.
+
+Where contributions of rows are not known (runs of before they were kept) the texts of the two sides count as
 independent, and paired t over the differences of equal seeds stands in: wider, as the overlap is unknown.
 
 The half-widths of both parts add in squares (MOVER: Zou and Donner 2008, doi:10.1002/sim.3095; Howe 1974,
@@ -55,6 +70,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
+from autopeft.tasks.kinds.metric import groups_of
 from autopeft.tasks.scored import ScoredSplit
 
 __all__ = [
@@ -96,6 +112,7 @@ class Comparison:
         seeds: of the winner and of the baseline that gave a score; none of a baseline that is not trained.
         paired: whether the differences of equal seeds count, as both have the same.
         rows: of *test*.
+        texts: how many of them are different, which is what counts; fewer than `rows` where some are copies.
         within_noise: whether the interval holds 0; with one seed true where the rows alone could make the
             difference, else `None`: not known.
         margin: by how much the winner may be worse and still count as equally good.
@@ -114,6 +131,7 @@ class Comparison:
     margin: float = MARGIN
     as_good: bool | None = None
     by_rows: bool = False
+    texts: int | None = None
 
     def sentence(self, winner: str = "The winner") -> str:
         """The comparison in one plain sentence; differences are in points, hundredths of the score."""
@@ -129,12 +147,16 @@ class Comparison:
         count = f"{mine} seeds each" if mine == other else f"{mine} and {other} seeds"
         if not other:
             count = f"{mine} seeds"
+        rows = f"{self.rows:,} test rows"
+        if self.texts is not None and self.texts < self.rows:
+            rows = f"{self.texts:,} different test rows"
+            count += f", {self.texts:,} different rows among {self.rows:,} of test"
         if self.low is None or self.high is None:
             count = re.sub(r"\b1 seeds", "one seed", count)
             if min(mine, other or mine) > 1:
                 return f"{start} ({count}): how far other rows would move this is not known."
             if self.within_noise:
-                return f"{start} ({count}): {self.rows:,} test rows alone cannot tell this from noise."
+                return f"{start} ({count}): {rows} alone cannot tell this from noise."
             return f"{start} ({count}): with so few seeds the noise is not known."
         interval = f"{points(self.low, small, sign=True)} to {points(self.high, small, sign=True)}"
         verdict = "the difference is within noise" if self.within_noise else "more than noise explains"
@@ -176,25 +198,29 @@ def compare(
     mine, other = _finite(winner), _finite(baseline)
     seeds = len(mine), len(other)
     if not mine or not other:
-        return Comparison(name, None, None, None, seeds, False, split.rows, None, margin)
+        return Comparison(name, None, None, None, seeds, False, split.rows, None, margin, texts=split.texts)
     a, b = _mean(mine.values()), _mean(other.values())
     difference = round(a - b, _DIGITS)
-    groups = None if parts is None else matched_groups(parts, mine, other)
+    groups = None if parts is None else matched_groups(parts, mine, other, split)
     if groups is None:
         rows = _Z * math.sqrt(split.variance(a) + split.variance(b))
     else:
         rows = _Z * math.sqrt(rows_variance(*groups, split))
     if not math.isfinite(rows):
-        return Comparison(name, difference, None, None, seeds, False, split.rows, None, margin)
+        return Comparison(
+            name, difference, None, None, seeds, False, split.rows, None, margin, texts=split.texts
+        )
     if min(seeds) < 2:
         unknown = None if abs(difference) > rows else True
-        return Comparison(name, difference, None, None, seeds, False, split.rows, unknown, margin)
+        return Comparison(
+            name, difference, None, None, seeds, False, split.rows, unknown, margin, texts=split.texts
+        )
     paired = groups is None and mine.keys() == other.keys()
     half = math.hypot(_seeds_half(mine, other, paired=paired), rows)
     low, high = difference - half, difference + half
     return Comparison(
         name, difference, low, high, seeds, paired, split.rows, low <= 0 <= high,
-        margin, low > -margin, groups is not None,
+        margin, low > -margin, groups is not None, split.texts,
     )  # fmt: skip
 
 
@@ -228,14 +254,17 @@ def compare_with_constant(
 
 
 def matched_groups(
-    parts: tuple[Parts, Parts], mine: Mapping[int, float], other: Mapping[int, float]
+    parts: tuple[Parts, Parts], mine: Mapping[int, float], other: Mapping[int, float], split: ScoredSplit
 ) -> tuple[Numbers, Numbers] | None:
-    """Contributions of both sides, (seeds, groups) each; `None` where some are missing or do not match."""
+    """Contributions of both sides, (seeds, groups) each; `None` where some are missing or do not match, also
+    those of groups that part copies."""
     found = [
         [side.get(seed, ()) for seed in scores] for side, scores in zip(parts, (mine, other), strict=True)
     ]
     sizes = {len(values) for side in found for values in side}
     if len(sizes) != 1 or min(sizes) < _FEWEST_GROUPS:
+        return None
+    if split.sizes and sizes != {groups_of(split.sizes).max() + 1}:
         return None
     return np.array(found[0]), np.array(found[1])
 
@@ -246,7 +275,7 @@ def rows_variance(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
 
     Args:
         mine, other: (seeds, groups).
-        split: the rows.
+        split: the rows; contributions of groups that keep its copies together.
     """
     groups = mine.shape[1]
     apart = mine.mean(0) - other.mean(0)
@@ -259,15 +288,26 @@ def rows_variance(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
 
 
 def _row_apart(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
-    """The square of what a row on which the sides differ adds to a score; infinite where none does and
+    """The square of what a text on which the sides differ adds to a score; infinite where none does and
     nothing is known of the metric's range."""
-    worth, apart = _typical(mine.mean(0) - other.mean(0))  # both 0 where only single seeds differ
-    by_seed, differing = _typical(mine[:, None] - other)
+    weights = _weights(split)
+    worth, apart = _typical((mine.mean(0) - other.mean(0)) / weights)  # both 0 where only single seeds differ
+    by_seed, differing = _typical((mine[:, None] - other) / weights)
     if not differing:
         return split.least_variance
     if min(apart, differing / (len(mine) * len(other))) < _Z**2:
         worth = max(worth, by_seed)
     return float(worth / mine.shape[1] ** 2)
+
+
+def _weights(split: ScoredSplit) -> Numbers | float:
+    """How far a text of each group moves the score, beside one of all texts, (groups,): root mean squares of
+    their sizes. 1 where no row is a copy."""
+    if not split.sizes:
+        return 1.0
+    groups, squares = groups_of(split.sizes), np.square(split.sizes, dtype=np.float64)
+    weights: Numbers = np.sqrt(np.bincount(groups, squares) / np.bincount(groups) / squares.mean())
+    return weights
 
 
 def _typical(apart: Numbers) -> tuple[float, float]:

@@ -46,7 +46,7 @@ classes), so that a kind needs no state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -57,6 +57,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import TaskError
+from autopeft.tasks.copies import Input
 from autopeft.tasks.kinds.breakdown import shares_in_words
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
@@ -192,15 +193,18 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     def strata(self, labels: Sequence[Any]) -> list[int]:
         """The stratum of each row; splits and subsets have nearly the shares of the whole."""
 
-    def alike(self, rows: Split) -> list[str]:
-        """A text for each row; rows with equal ones never part when splits are cut."""
-        return list(rows.texts)
+    def inputs_of(self, rows: Split) -> list[Input]:
+        """The texts that a model reads of each row: rows whose texts have one normal form are copies (see
+        `autopeft.tasks.copies`)."""
+        return list(zip(rows.texts, *(() if rows.pairs is None else (rows.pairs,)), strict=True))
 
-    def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
-        """What each row asks, and its answer: where one is asked twice, answers that differ contradict."""
-        pairs: Sequence[str | None] = rows.pairs or [None] * len(rows)
-        asked = zip(rows.texts, pairs, strict=True)
-        return [(key, repr(label)) for key, label in zip(asked, rows.labels, strict=True)]
+    def alike(self, rows: Split) -> list[Input]:
+        """Texts of each row; rows with equal ones never part when splits are cut."""
+        return self.inputs_of(rows)
+
+    def answers_of(self, rows: Split) -> list[str]:
+        """The answer to each row as a text: those of copies that differ contradict each other."""
+        return [repr(label) for label in rows.labels]
 
     def settled(self, names: Sequence[str], *, pairs: bool, backbone: BackboneSpec | None) -> TaskKind:
         """The kind for a task with these classes, with what its options left open (see `register_options`).

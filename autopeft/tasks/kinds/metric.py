@@ -8,16 +8,17 @@ cannot fail after all training was done.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Metric", "ScoredRows", "jackknife_variance", "pseudo_values", "shrunk"]
+__all__ = ["Metric", "ScoredRows", "groups_of", "jackknife_variance", "pseudo_values", "shrunk"]
 
 _GROUPS = 100
 _SIMULATED_ROWS = 500
@@ -26,7 +27,7 @@ Numbers = NDArray[Any]
 
 
 class ScoredRows(Protocol):
-    """The rows that a score was measured on.
+    """The rows that a score was measured on, each text once.
 
     Attributes:
         rows: number of rows.
@@ -119,26 +120,52 @@ def shrunk(share: float, rows: int) -> float:
 
 
 def pseudo_values(
-    score: Callable[[Numbers, Numbers], float], predictions: Numbers, labels: Numbers
+    score: Callable[[Numbers, Numbers], float],
+    predictions: Numbers,
+    labels: Numbers,
+    text_ids: Numbers | None = None,
 ) -> Numbers:
     """What each group of rows contributes to a score, (groups,): their mean is the score, but for a term of
-    order 1/rows, and their variance over the number of groups that of the score over rows.
+    order 1/groups, and their variance over the number of groups that of the score over other texts.
 
-    Groups depend on the number of rows alone, so that those of two models on the same rows can be subtracted.
+    Groups depend on the number of rows alone, and on which of them are copies, so that those of two models on
+    the same rows can be subtracted. A group of many rows needs no weight: without it the score is moved more.
 
     Args:
         score: of predictions and labels.
-        predictions, labels: shape (rows, …), at least two rows; there are 100 groups at most.
+        predictions, labels: shape (rows, …), of at least two different texts.
+        text_ids: which of the different texts each row has, (rows,); see `autopeft.tasks.copies`. `None`
+            where all differ. All rows of a text are in one group (see `groups_of`).
 
     Source: the jackknife that leaves out one group after the other (Tukey 1958; Efron and Stein 1981,
-    doi:10.1214/aos/1176345462).
+    doi:10.1214/aos/1176345462), of clusters of rows where some are copies (MacKinnon, Nielsen and Webb,
+    arXiv:2301.04527).
     """
-    groups = np.arange(len(labels)) % min(_GROUPS, len(labels))
-    # Rows of a data file may come in order: which group a row is in must not follow from its label.
-    groups = np.random.default_rng(0).permutation(groups)
+    sizes = np.ones(len(labels), dtype=np.int64) if text_ids is None else np.bincount(text_ids)
+    groups = groups_of(sizes)
     count = int(groups.max()) + 1
+    if text_ids is not None:
+        groups = groups[text_ids]
     left = np.array([float(score(predictions[groups != g], labels[groups != g])) for g in range(count)])
     return count * float(score(predictions, labels)) - (count - 1) * left
+
+
+def groups_of(sizes: Sequence[int] | Numbers) -> Numbers:
+    """The group of each text, (texts,), of 100 at most, which are as equally large as their texts allow.
+
+    Args:
+        sizes: rows of each text, (texts,).
+    """
+    count = min(_GROUPS, len(sizes))
+    groups = np.empty(len(sizes), dtype=np.int64)
+    # Rows of a data file may come in order: which group a row is in must not follow from its label.
+    order = np.argsort(np.random.default_rng(0).permutation(len(sizes)))
+    loads = [(0, group) for group in range(count)]
+    for text in order[np.argsort(-np.asarray(sizes)[order], kind="stable")]:  # the longest first (LPT)
+        rows, group = heapq.heappop(loads)
+        groups[text] = group
+        heapq.heappush(loads, (rows + int(sizes[text]), group))
+    return groups
 
 
 def jackknife_variance(

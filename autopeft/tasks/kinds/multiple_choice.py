@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
+from autopeft.tasks.copies import Input, normal_form
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.choices import (
@@ -107,17 +108,21 @@ class MultipleChoice(Decoder):
         """The place of the right choice."""
         return [int(label) for label in labels]
 
-    def alike(self, rows: Split) -> list[str]:
+    def alike(self, rows: Split) -> list[Input]:
         """What stands before the questions, where something does: those on one text stay together. Else a
         question with its right choice: many rows may ask the same of other choices."""
         passages = rows.fields.get(PASSAGES, [""] * len(rows))
         found = zip(passages, rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
-        return [passage or f"{text}\n{own[int(label)]}" for passage, text, own, label in found]
+        return [(passage or f"{text}\n{own[int(label)]}",) for passage, text, own, label in found]
 
-    def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
-        """Questions with their choices in any order, and the text of the right one."""
-        found = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
-        return [((text, frozenset(own)), own[int(label)]) for text, own, label in found]
+    def inputs_of(self, rows: Split) -> list[Input]:
+        """Questions with their choices in any order."""
+        found = zip(rows.texts, rows.fields[CHOICES], strict=True)
+        return [(text, *sorted(own, key=normal_form)) for text, own in found]
+
+    def answers_of(self, rows: Split) -> list[str]:
+        """The text of the right choice."""
+        return [own[int(label)] for own, label in zip(rows.fields[CHOICES], rows.labels, strict=True)]
 
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
         """How often each place is the right one."""

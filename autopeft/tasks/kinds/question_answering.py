@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from autopeft.errors import DataError, TaskError
+from autopeft.tasks.copies import Input
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.contract import TaskKind
 from autopeft.tasks.kinds.loss import Loss
@@ -118,9 +119,9 @@ class QuestionAnswering(TaskKind):
         """Whether the row has an answer."""
         return [int(bool(answers)) for answers in labels]
 
-    def alike(self, rows: Split) -> list[str]:
+    def alike(self, rows: Split) -> list[Input]:
         """The contexts: questions on one text stay together."""
-        return list(rows.pairs or rows.texts)
+        return [(text,) for text in rows.pairs or rows.texts]
 
     def check(self, name: str, train: Split, names: Sequence[str]) -> None:
         """Raises `DataError` where no row with an answer is left to train on."""

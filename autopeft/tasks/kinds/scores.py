@@ -74,20 +74,29 @@ class Scores(ABC):
         found = minimize_scalar(at, bounds=(_COLDEST, _HOTTEST), method="bounded")
         return min(plain, float(found.fun))
 
-    def pseudo_values(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def pseudo_values(
+        self,
+        metric: Metric,
+        outputs: NDArray[Any],
+        labels: NDArray[Any],
+        text_ids: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """What each group of rows contributes to the score, (groups,); see
-        `autopeft.tasks.kinds.metric.pseudo_values`. Empty where there is one row, and where the metric cannot
-        score the rest of the rows.
+        `autopeft.tasks.kinds.metric.pseudo_values`. Empty where all rows have one text, and where the metric
+        cannot score the rest of the rows.
+
+        Args:
+            text_ids: which of the different texts each row has, (rows,); `None` where all differ.
 
         Raises:
             TaskError, AutoPEFTError: see `score`.
         """
         found, truth = self._scored(metric, outputs, labels)
-        if len(truth) < 2:
+        if len(truth if text_ids is None else np.unique(text_ids)) < 2:
             return np.empty(0)
         try:
             if metric.by_row is None:
-                parts = pseudo_values(metric.score, found, truth)
+                parts = pseudo_values(metric.score, found, truth, text_ids)
             else:
                 rows = np.asarray(metric.by_row(found, truth), dtype=np.float64)
                 whole = metric.of_sums
@@ -95,6 +104,7 @@ class Scores(ABC):
                     lambda values, _: float(values.mean() if whole is None else whole(values.sum(axis=0))),
                     rows,
                     truth,
+                    text_ids,
                 )
         # Code of any package, at the end of a search whose training must not be lost.
         except Exception:

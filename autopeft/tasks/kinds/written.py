@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import TaskError
+from autopeft.tasks.copies import Input
 from autopeft.tasks.kinds.answers import IGNORED, EncodedWriting
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.conversations import asked_columns, conversation_columns, problems_of
@@ -80,9 +81,9 @@ class WrittenAnswers(LanguageModel):
         super().check_metric(metric, names, rows)
         check_installed(metric)
 
-    def alike(self, rows: Split) -> list[str]:
+    def alike(self, rows: Split) -> list[Input]:
         """What is asked, whatever its capitals and white space."""
-        return [" ".join(text.casefold().split()) for text in rows.texts]
+        return [(" ".join(text.casefold().split()),) for text in rows.texts]
 
     # Training
     # --------------------------------------------------------------------------------------------------
