@@ -187,19 +187,19 @@ def _repeated(splits: Mapping[SplitName, Split], inputs: Inputs, kind: TaskKind)
 def _copied(inputs: Inputs) -> Iterator[str]:
     """Rows to score on that stand in a split which decides what is scored, and those that are copies of one
     another: together they say no more than one of them."""
-    for name, before in (("select", ["train"]), ("test", ["train", "select"])):
-        own = inputs[name]  # type: ignore[index]
-        for other in before:
-            known = set(inputs[other])  # type: ignore[index]
+    earlier: dict[SplitName, set[Input]] = {}
+    for name in SPLIT_NAMES:
+        own, different = inputs[name], set(inputs[name])
+        for other, known in earlier.items():
             if again := sum(one in known for one in own):
+                stand = f"{again:,} of {len(own):,} rows of {name} stand in {other} as well"
                 yield (
-                    f"{again:,} of {len(own):,} rows of {name} stand in {other} as well, but for white space, case "
-                    "or a full stop, which flatters scores. Leave them out of one of the two; of data in one "
-                    "split, such rows are kept together."
+                    f"{stand}, which flatters scores: leave them out of one of the two. White space, case "
+                    "and full stops make no difference here."
                 )
-        different = len(set(own))
-        if len(own) - different > _MANY_COPIES * len(own):
+        if earlier and len(own) - len(different) > _MANY_COPIES * len(own):
             yield (
-                f"{different:,} of the {len(own):,} rows of {name} are different; the others are copies, which "
-                "intervals do not count."
+                f"Of {len(own):,} rows of {name} {len(different):,} are different: they say as much as so "
+                "many rows, and intervals are as wide."
             )
+        earlier[name] = different

@@ -299,3 +299,19 @@ def test_the_list_of_tasks_is_true_of_the_tasks() -> None:
             found = (sum(sizes(task)), len(task.labels), task.metric)
             assert found == (info.rows, info.classes, info.metric)
             assert task.source.licence == info.licence
+
+
+def test_near_copies_of_ones_own_rows_stay_in_one_split(tmp_path: Path) -> None:
+    """Those of a packaged task may part: scores of its splits are recorded."""
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [
+            (f"a film {i // 2}" + " " * (i % 2) + "." * (i % 2), "yes" if i % 4 > 1 else "no")
+            for i in range(200)
+        ]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    task = load_task(str(path))
+    texts = [{text.rstrip(" .") for text in task.splits[name].texts} for name in SPLIT_NAMES]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 100
+    assert task.describe()["texts"] == {"train": 80, "select": 10, "test": 10}
+    assert sizes(task) == [160, 20, 20]

@@ -14,6 +14,7 @@ from autopeft.assets import fetch_member
 from autopeft.backbones import spec_of_model
 from autopeft.errors import AssetError
 from autopeft.tasks import Task, load_task, packaged
+from autopeft.tasks.copies import normal_form
 from autopeft.tasks.packaged import PACKAGED, read_packaged
 from autopeft.tasks.task import SPLIT_NAMES
 
@@ -59,6 +60,14 @@ def test_texts_are_clean_and_splits_share_none(name: str) -> None:
         assert [len(task.splits[s]) / PACKAGED[name].rows for s in SPLIT_NAMES] == pytest.approx(
             [0.8, 0.1, 0.1], abs=1e-3
         )
+
+
+def test_near_copies_of_a_packaged_task_lie_where_recorded_scores_had_them() -> None:
+    """Five rows of test and four of select differ from one of train by white space, case or a full stop."""
+    task = load_task("sms-spam")
+    known = {normal_form(text) for text in task.splits["train"].texts}
+    found = {name: sum(normal_form(t) in known for t in task.splits[name].texts) for name in SPLIT_NAMES[1:]}
+    assert found == {"select": 4, "test": 5}
 
 
 def test_wikitext_keeps_its_splits() -> None:

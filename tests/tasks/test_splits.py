@@ -81,7 +81,7 @@ def test_regression_is_stratified_by_rank() -> None:
 
 
 def test_no_row_is_lost_where_rows_of_one_text_are_not_alike() -> None:
-    texts, alike = ["same"] * 40, [f"row {i // 2}" for i in range(40)]
+    texts, alike = ["same"] * 40, [(f"row {i // 2}",) for i in range(40)]
     order = stratified_order(texts, None, [0] * 40, 3, alike)
     assert sorted(order) == list(range(40))
     parts = cut(texts, None, [0] * 40, [8, 8], 3, alike)
@@ -97,7 +97,7 @@ def test_too_few_rows_are_refused() -> None:
 
 def test_rows_that_are_alike_never_part_and_others_stay_where_they_were() -> None:
     texts = [f"text {i % 30}" if i < 60 else f"TEXT {i % 30}" for i in range(90)]
-    alike = [text.casefold() for text in texts]
+    alike = [(text.casefold(),) for text in texts]
     parts = cut(texts, None, [0] * 90, [9, 9], 3, alike)
     held = [{alike[i] for i in part} for part in parts]
     assert not held[0] & held[1]
@@ -105,7 +105,27 @@ def test_rows_that_are_alike_never_part_and_others_stay_where_they_were() -> Non
     assert not held[1] & held[2]
     assert sorted(i for part in parts for i in part) == list(range(90))
     plain = [f"text {i}" for i in range(50)]
-    assert cut(plain, None, [0] * 50, [5, 5], 3, plain) == cut(plain, None, [0] * 50, [5, 5], 3)
+    own = [(text,) for text in plain]
+    assert cut(plain, None, [0] * 50, [5, 5], 3, own) == cut(plain, None, [0] * 50, [5, 5], 3)
     turned = list(range(90))[::-1]
     again = cut([texts[i] for i in turned], None, [0] * 90, [9, 9], 3, [alike[i] for i in turned])
     assert [sorted(turned[i] for i in part) for part in again] == parts, "the order of rows says nothing"
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_near_copies_stay_together_where_that_is_asked_and_others_where_they_were(pairs: bool) -> None:
+    texts = (
+        [f"Row {i}" for i in range(40)] + [f" row {i} ." for i in range(40)] + [f"own {i}" for i in range(40)]
+    )
+    seconds = [f"Pair {i % 40}." if i % 2 else f"pair {i % 40}" for i in range(120)] if pairs else None
+    alike = list(zip(texts, seconds, strict=True)) if seconds else [(text,) for text in texts]
+    told = [f"{text.casefold().strip(' .')}" for text in texts]
+    apart = cut(texts, seconds, [0] * 120, [12, 12], 3, alike)
+    assert {told[i] for i in apart[0]} & {told[i] for i in apart[2]}
+    parts = cut(texts, seconds, [0] * 120, [12, 12], 3, alike, near=True)
+    assert sorted(i for part in parts for i in part) == list(range(120))
+    sides = [{told[i] for i in part} for part in parts]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    some = slice(80, None)
+    without = (texts[some], seconds and seconds[some], [0] * 40, [4, 4], 3, alike[some])
+    assert cut(*without, near=True) == cut(*without)

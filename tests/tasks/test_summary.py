@@ -163,6 +163,41 @@ def test_repeated_and_long_rows(tmp_path: Path, tokenizer: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("change", ["{} ", " {}", "{}.", "{} .", "THE FILM{}"])
+def test_rows_of_test_that_are_near_copies_of_train_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any, change: str
+) -> None:
+    """Two hundred of them, each a row of train but for a space, its case or a full stop."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    plain = [f"the film {i}" for i in range(200)]
+    near = [change.format(text.removeprefix("the film") if "FILM" in change else text) for text in plain]
+    task = folder(tmp_path / "data", [(text, "abc"[i % 3]) for i, text in enumerate(near)])
+    assert not set(near) & set(plain)
+    found = summarise(task, tokenizer, 16).remarks
+    in_train = [remark for remark in found if "of 200 rows of test stand in train as well" in remark]
+    in_select = [remark for remark in found if "of 200 rows of test stand in select as well" in remark]
+    told = [int(remarks[0].split()[0]) for remarks in (in_train, in_select)]
+    assert told == [200 - told[1], told[1]]
+    assert told[1] > 5, "a tenth of what train was is select"
+    assert "leave them out" in in_train[0]
+
+
+def test_copies_within_a_split_are_told_and_contradictions_of_near_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    texts = ["new {}", "New {}", "new  {}.", " new {}"]
+    test = [(texts[i // 30].format(i % 30), "abc"[(i % 30 + (i == 119)) % 3]) for i in range(120)]
+    summary = summarise(folder(tmp_path / "data", test), tokenizer, 16)
+    assert facts(summary)["repeated"].endswith(
+        "kept: 90 of test; 1 texts have labels that contradict each other"
+    )
+    assert any("Of 120 rows of test 30 are different" in remark for remark in summary.remarks)
+    assert not any("train" in remark for remark in summary.remarks)
+    assert summary.constant is not None
+    assert len(summary.constant.parts) == 30, "as hybrids contribute, so that they can be compared"
+
+
 def test_empty_rows_are_dropped_where_that_is_asked(tmp_path: Path, tokenizer: Any) -> None:
     rows: list[tuple[Any, ...]] = [(i, f"film {i}", i / 7) for i in range(100)]
     rows[3], rows[5] = (3, " ", 1.0), (5, "film", "")

@@ -16,11 +16,11 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import UsageError
-from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob, UntrainedJob
 from autopeft.search.execution import runners
 from autopeft.search.execution.runners import JobContext, runner_of, runs
 from autopeft.search.execution.worker import WorkerSetup, execute
-from autopeft.tasks import load_task
+from autopeft.tasks import Split, load_task
 from autopeft.training import TrainingPlan
 
 
@@ -112,6 +112,27 @@ def test_a_type_has_one_runner() -> None:
         runs(CountJob)(lambda context, job: JobResult(job.id))
     with pytest.raises(UsageError, match="derived from Job, but got <class 'int'>"):
         runs(int)  # type: ignore[arg-type]
+
+
+def test_copies_contribute_as_one_whatever_the_job(setup: WorkerSetup) -> None:
+    def doubled(split: Split) -> Split:
+        return split.joined(replace(split, texts=[f" {text.upper()} ." for text in split.texts]))
+
+    splits = {name: doubled(split) for name, split in setup.task.splits.items()}
+    copied = replace(setup, task=replace(setup.task, splits=splits))
+    recipe = {"name": "r", "layers": [{"attach": [{"lora": {"rank": 1}}]}]}
+    both = {"splits": ("select", "test"), "recipe": recipe}
+    trained = ran(copied, job(TrainJob, steps=1, keep_above=-1.0, **both))
+    assert trained.error is None
+    scored = ran(copied, job(ScoreJob, files=trained.files, recipe=recipe, splits=("test",)))
+    untuned = ran(copied, job(UntrainedJob, **both))
+    texts = {name: len(set(split.texts)) for name, split in setup.task.splits.items()}
+    for found in (trained, scored, untuned):
+        assert found.error is None
+        assert len(found.pseudo_values) == texts["test"]
+    for found in (trained, untuned):
+        assert len(found.select_values) == texts["select"]
+    assert scored.pseudo_values == trained.pseudo_values
 
 
 MODULE = """

@@ -64,6 +64,34 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
     assert again.rungs.steps == (43, 130)
 
 
+@pytest.mark.parametrize("copies", [0, 30])
+def test_a_run_that_counted_copies_as_rows_of_their_own_does_not_go_on(
+    prepared: Path, tmp_path: Path, copies: int
+) -> None:
+    """Its manifest tells no `texts`; without copies it goes on as ever."""
+    lines = write_reviews(tmp_path / "data.csv", 120 - copies).read_text().splitlines(keepends=True)
+    lines += [line.replace(",", " .,") for line in lines[1 : 1 + copies]]
+    (tmp_path / "data.csv").write_text("".join(lines))
+    ready = prepare(
+        SearchArguments(
+            task=str(tmp_path / "data.csv"), text="body", label="verdict", budget="5%",
+            model=str(prepared / "model"), trials=7, steps=9, space="lora",
+        )
+    )  # fmt: skip
+    folder = RunFolder.create("data", ready.key(), out=tmp_path / "run")
+    folder.write_text(SPACE, ready.space.text)
+    manifest = json.loads(json.dumps(ready.manifest()))
+    folder.write_json("manifest.json", manifest)
+    assert prepare_again(folder, {}).task.splits == ready.task.splits
+    assert sum(manifest["data"].pop("texts").values()) == 120 - copies
+    folder.write_json("manifest.json", manifest)
+    if copies:
+        with pytest.raises(UsageError, match=r"before copies of a text counted as one.* --from "):
+            prepare_again(folder, {})
+    else:
+        assert prepare_again(folder, {}).task.splits == ready.task.splits
+
+
 @pytest.mark.parametrize("rank_by", ["loss", "calibrated-loss"])
 def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str) -> None:
     """A default may be another one in the version that goes on."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from autopeft.search.selection.significance import (
     ScoredSplit,
     compare,
     compare_with_constant,
+    matched_groups,
     rows_variance,
     selection_bias,
     uncorrected,
@@ -127,11 +129,13 @@ def _accuracy(predictions: Any, labels: Any) -> float:
     return float((predictions == labels).mean())
 
 
-def side(models: list[np.ndarray]) -> tuple[dict[int, float], dict[int, tuple[float, ...]]]:
+def side(
+    models: list[np.ndarray], texts: Any = None
+) -> tuple[dict[int, float], dict[int, tuple[float, ...]]]:
     scores = {1000 + i: float(m.mean()) for i, m in enumerate(models)}
     truth = np.ones(len(models[0]))
     parts = {
-        1000 + i: tuple(pseudo_values(lambda p, y: float((p == y).mean()), m, truth))
+        1000 + i: tuple(pseudo_values(lambda p, y: float((p == y).mean()), m, truth, texts))
         for i, m in enumerate(models)
     }
     return scores, parts
@@ -233,6 +237,120 @@ def test_sides_that_err_alike_are_seldom_called_as_good_where_one_is_worse_by_th
         scores = [dict.fromkeys(range(3), next(iter(own.values()))) for own in (mine, other)]
         said += bool(compare(*scores, split, name="LoRA", parts=both).as_good)
     assert said / 400 <= 0.025 + 0.016
+
+
+# Copies
+# ---------------------------------------------------------------------------------------------------------
+
+COPIES: dict[str, Any] = {
+    "250 × 2": lambda rng: np.full(250, 2),
+    "100 × 5": lambda rng: np.full(100, 5),
+    "30 × 20": lambda rng: np.full(30, 20),
+    "300 × 1 and some × 20": lambda rng: np.where(rng.random(310) < 10 / 310, 20, 1),
+    "geometric": lambda rng: rng.geometric(0.2, 100),
+}
+
+
+def copied(
+    a: list[np.ndarray], b: list[np.ndarray], sizes: np.ndarray, *, known: bool = True, margin: float = 0.01
+) -> Comparison:
+    """Answers to texts, each of so many copies; `known` to be copies, or taken as rows of their own."""
+    texts = np.repeat(np.arange(len(sizes)), sizes)
+    sides = [side([answers[texts] for answers in own], texts if known else None) for own in (a, b)]
+    split = ScoredSplit("accuracy", len(texts), sizes=tuple(sizes.tolist()) if known else ())
+    parts = sides[0][1], sides[1][1]
+    return compare(sides[0][0], sides[1][0], split, name="LoRA", parts=parts, margin=margin)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_make_no_difference_of_noise(name: str) -> None:
+    """Two recipes of equal accuracy, each of which some texts suit better, whatever the seed."""
+    rng, claims, before, times = np.random.default_rng(0), 0, 0, 120
+    for _ in range(times):
+        sizes = COPIES[name](rng)
+        hard, both = 1.5 * rng.normal(size=len(sizes)), []
+        for _side in range(2):
+            ease = 1.9 - hard - 1.5 * rng.normal(size=len(sizes))
+            both.append([(ease > 0.35 * rng.normal(size=len(sizes))) * 1.0 for _ in range(4)])
+        claims += copied(*both, sizes).within_noise is False
+        before += copied(*both, sizes, known=False).within_noise is False
+    # Said of 5 in 100 at most; three standard errors of 120 draws above.
+    assert claims / times <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)
+    assert before > claims, "what counted each copy as a row of its own said it more often"
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_sides_that_err_alike_on_copies_are_seldom_called_as_good(name: str) -> None:
+    """The worse side errs where the other does, and on one text in a hundred more."""
+    rng, said, times = np.random.default_rng(0), 0, 200
+    for _ in range(times):
+        sizes = COPIES[name](rng)
+        ease = rng.random(len(sizes))
+        said += bool(copied([(ease < 0.80) * 1.0] * 2, [(ease < 0.81) * 1.0] * 2, sizes).as_good)
+    assert said / times <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / times)
+
+
+@given(st.integers(0, 100), st.integers(20, 250), st.integers(1, 3), st.floats(0.5, 1.0))
+def test_where_all_texts_differ_copies_change_no_digit(
+    seed: int, rows: int, seeds: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = ([(rng.random(rows) < share) * 1.0 for _ in range(seeds)] for _ in range(2))
+    found, plain = copied(a, b, np.ones(rows, dtype=np.int64)), by_rows(a, b)
+    assert (found.low, found.high, found.within_noise) == (plain.low, plain.high, plain.within_noise)
+
+
+@pytest.mark.parametrize("rows", [30, 400])
+@pytest.mark.parametrize("copies", [2, 20])
+def test_as_many_copies_of_each_text_leave_the_interval_of_the_texts(rows: int, copies: int) -> None:
+    rng = np.random.default_rng(2)
+    a, b = answers(rng, 3, rows, 0.0, 0.02), answers(rng, 3, rows, 0.0, 0.02)
+    found, plain = copied(a, b, np.full(rows, copies)), by_rows(a, b)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    assert (found.rows, found.texts) == (rows * copies, rows)
+
+
+def test_a_text_apart_says_no_more_than_none_whatever_its_copies() -> None:
+    sizes = np.array([1] * 60 + [20] * 3)
+    same = [(np.arange(63) % 5 > 0) * 1.0] * 2
+    alike = copied(same, same, sizes)
+    for text in (1, 61):
+        worse = [answers.copy() for answers in same]
+        for answers_of_seed in worse:
+            answers_of_seed[text] = 0.0
+        found = copied(worse, same, sizes)
+        assert found.low is not None
+        assert alike.low is not None
+        assert found.high is not None
+        assert found.high - found.low > -2 * alike.low * 0.95
+        assert found.low < alike.low
+
+
+def test_how_many_rows_differ_is_said() -> None:
+    rng = np.random.default_rng(0)
+    a, b = answers(rng, 3, 30, 0.0, 0.02), answers(rng, 3, 30, 0.0, 0.02)
+    found = copied(a, b, np.full(30, 20))
+    assert "3 seeds each, 30 different rows among 600 of test): " in found.sentence()
+    assert "different" not in by_rows(a, b).sentence()
+    once = copied([np.ones(30)], [np.ones(30)], np.full(30, 20))
+    assert "30 different test rows alone cannot tell this from noise" in once.sentence()
+    few = compare(
+        {1: 0.5, 2: 0.6}, {1: 0.5, 2: 0.6}, ScoredSplit("accuracy", 600, sizes=(200, 200, 200)), name="x"
+    )
+    plain = compare({1: 0.5, 2: 0.6}, {1: 0.5, 2: 0.6}, ScoredSplit("accuracy", 3), name="x")
+    assert (few.low, few.high) == (plain.low, plain.high), "where contributions are not known"
+
+
+def test_contributions_of_groups_that_part_copies_are_not_used() -> None:
+    """As runs of before have stored them: a hundred groups of six hundred rows, of thirty texts."""
+    rng, sizes = np.random.default_rng(0), np.full(30, 20)
+    texts = np.repeat(np.arange(30), sizes)
+    scores, parts = side([own[texts] for own in answers(rng, 3, 30, 0.0, 0.02)])
+    split = ScoredSplit("accuracy", 600, sizes=tuple(sizes.tolist()))
+    assert len(parts[1000]) == 100
+    assert matched_groups((parts, parts), scores, scores, split) is None
+    assert not compare(scores, scores, split, name="x", parts=(parts, parts)).by_rows
+    assert matched_groups((parts, parts), scores, scores, replace(split, sizes=())) is not None
 
 
 def test_where_most_rows_differ_further_ones_add_nothing() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autopeft.tasks import METRICS, ScoredSplit
 from autopeft.tasks.kinds import Metric, get_kind, jackknife_variance
-from autopeft.tasks.kinds.metric import ScoredRows, pseudo_values
+from autopeft.tasks.kinds.metric import ScoredRows, groups_of, pseudo_values
 
 
 def split(labels: Any) -> ScoredRows:
@@ -108,6 +110,55 @@ def test_pseudo_values_of_other_metrics_average_to_the_score(name: str) -> None:
     assert values.mean() == pytest.approx(metric.score(predictions, labels), abs=1e-3)
 
 
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
+def test_groups_are_as_equally_large_as_texts_allow(sizes: list[int]) -> None:
+    groups = groups_of(sizes)
+    rows = np.bincount(groups, sizes, minlength=min(100, len(sizes)))
+    assert len(rows) == min(100, len(sizes))
+    # No larger than the largest text, or than by one text the mean: a text is in one group.
+    assert rows.max() <= max(max(sizes), rows.mean() + max(sizes))
+    assert rows.min() >= 1
+    assert list(groups) == list(groups_of(np.array(sizes)))
+
+
+def _share(predictions: Any, labels: Any) -> float:
+    return float((predictions == labels).mean())
+
+
+def _f1(predictions: Any, labels: Any) -> float:
+    return float(2 * (predictions * labels).sum() / (predictions.sum() + labels.sum()))
+
+
+@pytest.mark.parametrize("rows", [2, 99, 100, 101, 872, 5000])
+def test_rows_that_all_differ_are_grouped_as_ever(rows: int) -> None:
+    """Contributions that earlier runs have stored stay those of the same groups."""
+    expected = np.random.default_rng(0).permutation(np.arange(rows) % min(100, rows))
+    assert groups_of([1] * rows).tolist() == expected.tolist()
+    right = (np.arange(rows) % 3 > 0).astype(float)
+    known = pseudo_values(_share, right, np.ones(rows), np.arange(rows))
+    assert known.tolist() == pseudo_values(_share, right, np.ones(rows)).tolist()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[5] * 60, [1] * 300 + [20] * 10, [1, 2, 3, 4, 5, 6] * 20, [60, 30, 20, 15, 12, *[1] * 63], [9] * 300],
+)
+@pytest.mark.parametrize("score", [_share, _f1])
+def test_contributions_vary_as_the_score_does_over_texts(score: Any, sizes: list[int]) -> None:
+    """Texts are drawn with their sizes, and a text is answered alike wherever it stands."""
+    rng, scores, found = np.random.default_rng(4), [], []
+    for _ in range(150):
+        drawn = rng.choice(sizes, len(sizes))
+        texts = np.repeat(np.arange(len(drawn)), drawn)
+        labels = rng.integers(0, 2, len(drawn))
+        answers = np.where(rng.random(len(drawn)) < 0.8, labels, 1 - labels)
+        scores.append(score(answers[texts], labels[texts]))
+        values = pseudo_values(score, answers[texts], labels[texts], texts)
+        found.append(np.var(values, ddof=1) / len(values))
+    # 150 draws know a standard deviation to 6 % (one standard error), and the jackknife is a little above.
+    assert 0.85 <= math.sqrt(float(np.mean(found))) / float(np.std(scores)) <= 1.35
+
+
 def test_a_metric_that_cannot_score_a_part_has_no_pseudo_values(caplog: pytest.LogCaptureFixture) -> None:
     def only_all(predictions: Any, labels: Any) -> float:
         if len(labels) < 6:
@@ -120,4 +171,6 @@ def test_a_metric_that_cannot_score_a_part_has_no_pseudo_values(caplog: pytest.L
     assert kind.pseudo_values(metric, logits, np.array([0, 1, 0, 1, 0, 1])).size == 0
     assert "only_all" in caplog.text
     assert kind.pseudo_values(METRICS["accuracy"], logits[:1], np.array([0])).size == 0
+    one = np.zeros(6, dtype=np.int64)
+    assert kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]), one).size == 0
     assert list(kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]))) == [1.0] * 6
