@@ -290,6 +290,18 @@ def test_sides_that_err_alike_on_copies_are_seldom_called_as_good(name: str) -> 
     assert said / times <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / times)
 
 
+def test_texts_of_many_copies_make_an_interval_no_wider_than_they_move_the_score() -> None:
+    """A text more on which sides differ is one of all texts, and not one of those with most copies."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(100):
+        sizes = COPIES["300 × 1 and some × 20"](rng)
+        both = [[(rng.random(len(sizes)) < 0.8) * 1.0] * 2 for _ in range(2)]
+        found.append(copied(*both, sizes))
+    needed = 1.96 * float(np.std([one.difference for one in found if one.difference is not None]))
+    half = [(one.high - one.low) / 2 for one in found if one.low is not None and one.high is not None]
+    assert 0.9 * needed < np.mean(half) < 1.4 * needed
+
+
 @given(st.integers(0, 100), st.integers(20, 250), st.integers(1, 3), st.floats(0.5, 1.0))
 def test_where_all_texts_differ_copies_change_no_digit(
     seed: int, rows: int, seeds: int, share: float
