@@ -258,7 +258,8 @@ def test_two_objectives_keep_small_recipes_going(make_stage: Make, tmp_path: Pat
 
 
 def test_what_is_proposed_depends_on_what_has_ended(make_stage: Make, tmp_path: Path) -> None:
-    """So a search is repeated with one trial at a time; with several, the next is proposed by fewer results."""
+    """A search repeats itself with one trial at a time. With several, the next one is proposed by fewer
+    results."""
 
     def proposed(workers: int) -> list[int]:
         stage = make_stage(effort=replace(EFFORT, trials=20), sampler="tpe")
