@@ -23,7 +23,7 @@ from autopeft.export.manifest import MANIFEST, Card
 from autopeft.foreign import file_in, local_path
 from autopeft.recipe import Recipe
 from autopeft.runs.files import empty_folder, write_json
-from autopeft.runs.folder import load_run
+from autopeft.runs.folder import load_run, why_not_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +113,10 @@ def load_hybrid(
         )
     wanted = quantize or card.backbone.get("quantize")
     how = None if wanted in (None, "none") else check_quantize(str(wanted))
+    if model is None and card.backbone.get("origin") == "folder":
+        why = why_not_here(saved.folder, "backbone", card.model)
+        if why is not None:
+            raise UsageError(f"{why}. Say where it is now with --model.")
     source = resolve_model(model or card.model, notify=notify, quantize=how)
     trained_on = card.backbone.get("sha256")
     if trained_on and source.sha256 and trained_on != source.sha256:

@@ -17,7 +17,7 @@ from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.foreign import read_table_in, table_of
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.labels import nameless
-from autopeft.runs.folder import as_typed
+from autopeft.runs.folder import as_typed, why_not_here
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
@@ -358,7 +358,12 @@ def _own_name(known: TrainedHybrid) -> str:
         raise TaskError(
             "This hybrid's rows were handed over in memory and are not kept; name data with --task."
         )
-    return str(known.manifest.get("task"))
+    name = str(known.manifest.get("task"))
+    if table_of(data.get("source")).get("origin") == "file":
+        why = why_not_here(known.where, "data", name)
+        if why is not None:
+            raise TaskError(f"{why}. Say where they are now with --task (task=…).")
+    return name
 
 
 def _relabelled(task: Task, known: TrainedHybrid, given: EvaluateArguments) -> Task:

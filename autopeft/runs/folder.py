@@ -39,7 +39,7 @@ from autopeft.runs.files import empty_folder, json_bytes, write_atomic, write_js
 from autopeft.runs.readable import Points, Records
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
-__all__ = ["RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
+__all__ = ["RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs", "why_not_here"]
 
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
@@ -54,6 +54,22 @@ def as_typed(path: str | Path) -> str:
     """A path as one would type it here: short where it lies below this folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
+
+
+def why_not_here(run: str | Path, what: str, name: str) -> str | None:
+    """Why the file or folder that a run was begun with is not found; `None` where it is there.
+
+    Args:
+        what: `backbone` or `data`, for the sentence.
+        name: as it was typed then; a relative path means another folder wherever one stands.
+    """
+    path = local_path(name)
+    if os.path.exists(path):
+        return None
+    told = f"{str(run)!r} was begun with the {what} {name!r}"
+    if path.is_absolute():
+        return f"{told}, and nothing is there any more"
+    return f"{told}, a path from the folder that it was begun in, and there is no such one from {Path.cwd()}"
 
 
 def go_on(run: Path, words: Sequence[str] = ()) -> str:

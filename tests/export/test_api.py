@@ -73,6 +73,14 @@ def test_outcome_run_and_export_predict_and_score_alike(outcome: FixedOutcome, h
     assert again.score == pytest.approx(outcome.scores["select"], abs=1e-9)
 
 
+def test_a_run_that_moved_says_where_its_data_were(
+    outcome: FixedOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskError, match=r"was begun with the data 'reviews.csv'.*--task"):
+        autopeft.evaluate(outcome.folder.resolve())
+
+
 def test_a_table_is_answered_row_for_row_and_written(outcome: FixedOutcome, tmp_path: Path) -> None:
     rows = pandas.DataFrame({"body": ["the film was good", "", "the story was bad"]})
     rows.to_csv(tmp_path / "rows.csv", index=False)

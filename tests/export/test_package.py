@@ -111,6 +111,18 @@ def test_another_backbone_is_refused(run: Path, tmp_path: Path) -> None:
         load_saved(find_saved(run), model=str(other))
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_where_a_run_that_moved_looked_for_its_backbone_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    name = "bert" if relative else str(tmp_path / "bert")
+    whole = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**whole, "model": name}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"was begun with the backbone .*bert.* --model"):
+        load_saved(find_saved(run))
+
+
 def test_a_backbone_that_moved_is_found_by_its_new_place(run: Path, tmp_path: Path, backbone: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(backbone, moved)

@@ -14,7 +14,7 @@ from autopeft.errors import UsageError, near
 from autopeft.foreign import file_in
 from autopeft.recipe.pooling import BY_POOLER, POOLINGS
 from autopeft.runs.documents import read_result
-from autopeft.runs.folder import RunFolder, as_typed, go_on
+from autopeft.runs.folder import RunFolder, as_typed, go_on, why_not_here
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.option_checks import AUTO, RANKS, samplers
 from autopeft.search.planning.precision import kept_precision
@@ -71,6 +71,7 @@ def prepare_again(
             f"{folder.name} is finished. Another search starts from what it found: {_anew(folder, manifest)}"
         )
     arguments, effort = _read(folder, manifest, given)
+    _check_here(folder, manifest, arguments)
     _tell_forgotten(folder, manifest["arguments"], given, notify or _log.warning)
     ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
@@ -160,6 +161,7 @@ def prepare_here(
     manifest = folder.manifest()
     given = {"workers": 0, "log": None, **({} if metric is None else {"metric": metric})}
     arguments, effort = _read(folder, manifest, given)
+    _check_here(folder, manifest, arguments)
     ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
     return ready
@@ -263,6 +265,19 @@ def _need_metric(folder: RunFolder, said: Mapping[str, Any], given: Mapping[str,
         )
     if "metric" in given and metric_text(given["metric"]) != begun:
         raise UsageError(f"A resumed search keeps its metric; {folder.name} was begun with {begun!r:.80}.")
+
+
+def _check_here(folder: RunFolder, manifest: Mapping[str, Any], arguments: SearchArguments) -> None:
+    """Refuse to go on where files that the run was begun with are not found, as after it was moved."""
+    for what, name, origin, found in (
+        ("data", arguments.task, "file", ("data", "source", "origin")),
+        ("backbone", arguments.model, "folder", ("backbone", "origin")),
+    ):
+        why = why_not_here(folder.path, what, name) if isinstance(name, str) else None
+        if why is not None and _at(manifest, found) == origin:
+            back = Path(name).is_absolute()
+            way = "Put it back" if back else f"Go on from that folder, or put {name!r} into this one"
+            raise UsageError(f"{why}. {way} (a link does).")
 
 
 def _check(folder: RunFolder, manifest: Mapping[str, Any], ready: Prepared) -> None:

@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = SearchArguments(
         task=str(data), text="body", label="verdict", budget="5%", model=str(model), trials=7, steps=130,
         space="lora", fidelity="data", objective="score,params", sampler="nsga2", seed=4, select_rows=9,
-        pooling="own",
+        pooling="own", max_length=32,
     )  # fmt: skip
     ready = prepare(arguments)
     folder = RunFolder.create("data", ready.key(), out=place / "run")
@@ -132,7 +132,7 @@ def test_a_short_search_has_another_sampler(prepared: Path, trials: int, sampler
     ready = prepare(
         SearchArguments(
             task=str(prepared / "data.csv"), text="body", label="verdict", budget="5%",
-            model=str(prepared / "model"), trials=trials, steps=9, space="lora",
+            model=str(prepared / "model"), trials=trials, steps=9, space="lora", max_length=32,
         )
     )  # fmt: skip
     assert ready.sampler == sampler
@@ -216,6 +216,24 @@ def test_other_data_are_refused(begun: RunFolder) -> None:
             prepare_again(begun, {})
     finally:
         file.write_text(before)
+
+
+@pytest.mark.parametrize("absent", ["model", "data.csv"])
+def test_a_run_that_was_moved_says_so(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    """Relative paths are those from the folder that it was begun in."""
+    monkeypatch.chdir(prepared)
+    named = {"text": "body", "label": "verdict", "budget": "5%", "space": "lora"}
+    run = _begin(tmp_path / "moved", task="data.csv", model="model", **named)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    for name in {"model", "data.csv"} - {absent}:
+        (elsewhere / name).symlink_to(prepared / name)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UsageError, match=f"was begun with the .* {absent!r}.*Go on from that folder"):
+        prepare_again(run, {})
+    (elsewhere / absent).symlink_to(prepared / absent)
+    assert prepare_again(run, {}).model_name == "model"
 
 
 def test_a_finished_run_points_to_another_search(begun: RunFolder) -> None:
@@ -314,7 +332,7 @@ def test_every_sampler_goes_with_two_objectives(begun: RunFolder, sampler: str) 
 
 
 def _begin(folder: Path, **given: Any) -> RunFolder:
-    ready = prepare(SearchArguments(**given))
+    ready = prepare(SearchArguments(max_length=32, **given))
     begun = RunFolder.create(ready.task_name, ready.key(), out=folder)
     begun.write_json("manifest.json", ready.manifest())
     begun.write_text(SPACE, ready.space.text)
@@ -368,7 +386,7 @@ def test_a_loaded_model_is_found_again_or_handed_over_again(begun: RunFolder, tm
     assert manifest["arguments"]["model"] == manifest["model"]
     assert prepare_again(run, {}).model_name == manifest["model"]
     shutil.rmtree(manifest["model"])
-    with pytest.raises(UsageError, match="No model"):
+    with pytest.raises(UsageError, match="nothing is there any more"):
         prepare_again(run, {})
     assert prepare_again(run, {"model": pair}).source.sha256 == manifest["backbone"]["sha256"]
     with torch.no_grad():
@@ -384,7 +402,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "task": manifest["task"], "budget": "5%", "model": manifest["model"], "effort": None, "trials": 7,
         "steps": 130, "time": None, "seed": 4, "sampler": "nsga2", "fidelity": "data",
         "objective": "score,params", "warm_start": [], "baselines": None, "fresh_baselines": False,
-        "workers": None, "cpus_per_trial": 1, "gpus_per_trial": None, "address": None, "max_length": 128,
+        "workers": None, "cpus_per_trial": 1, "gpus_per_trial": None, "address": None, "max_length": 32,
         "batch_size": 32, "micro_batch": None, "precision": "fp32", "shortcuts": True, "text": "body",
         "text_pair": None, "label": "verdict", "metric": None, "class_weights": None, "stand_in": True,
         "train_rows": None, "select_rows": 9, "test_rows": None, "confirm": None, "confirm_seeds": None,
