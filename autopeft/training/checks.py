@@ -7,6 +7,7 @@ from autopeft.graph import on_sharded
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.policies import Policies
 from autopeft.method import LimitsTexts
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.kinds.generation import room_of
@@ -15,7 +16,7 @@ from autopeft.training.contracts import Trainable
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.together import team_of
 
-__all__ = ["check", "check_recipe"]
+__all__ = ["check", "check_positions", "check_recipe"]
 
 
 def check(
@@ -67,24 +68,46 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
         )
 
 
+def check_positions(spec: BackboneSpec, data: EncodedTask) -> None:
+    """Refuse rows, of any split, that have more tokens than the backbone has positions.
+
+    Raises:
+        UsageError: there is one.
+    """
+    name, longest = _longest(spec, data)
+    if spec.max_positions is not None and longest > spec.max_positions:
+        raise UsageError(
+            f"A row of {name} has {longest:,} tokens, and the backbone has positions for "
+            f"{spec.max_positions:,}: cut the rows with --max-length {spec.max_positions} (max_length)."
+        )
+
+
 def _check_lengths(hybrid: Trainable, data: EncodedTask) -> None:
     """Refuse rows, of any split, that are longer than what is attached leaves room for."""
     if not isinstance(hybrid, Hybrid):
         return
     spec, modules = hybrid.spec, hybrid.modules.values()
+    check_positions(spec, data)
     prompts = spec.max_positions is not None and any(hasattr(module, "prompt") for module in modules)
     room = room_of(hybrid.model)
     if room is None or not (prompts or any(isinstance(module, LimitsTexts) for module in modules)):
         return
+    name, longest = _longest(spec, data)
+    if longest > room:
+        raise UsageError(
+            f"A row of {name} has {longest:,} tokens, and {hybrid.recipe.name} has room for {room:,}, "
+            f"the rows of its prompts left out; shorten the texts to {room:,} (max length), or its "
+            "prompts, or let its methods take longer texts."
+        )
+
+
+def _longest(spec: BackboneSpec, data: EncodedTask) -> tuple[str, int]:
+    """The split with the longest row, in tokens that the first stack reads."""
+    found = [("train", 0)]
     for name, split in data.splits.items():
         lengths = split.lengths if len(spec.stacks) == 1 else split.prompt_lengths
-        longest = int(lengths.max()) if len(lengths) else 0
-        if longest > room:
-            raise UsageError(
-                f"A row of {name} has {longest:,} tokens, and {hybrid.recipe.name} has room for {room:,}, "
-                f"the rows of its prompts left out; shorten the texts to {room:,} (max length), or its "
-                "prompts, or let its methods take longer texts."
-            )
+        found.append((name, int(lengths.max()) if len(lengths) else 0))
+    return max(found, key=lambda one: one[1])
 
 
 def _check_together(hybrid: Trainable) -> None:

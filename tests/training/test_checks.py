@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.tiny import tiny_config, tiny_model
 from support.training import encoded_task
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
 
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import attach
@@ -84,3 +84,18 @@ def test_a_row_without_room_is_refused_before_the_first_step(split: str, made: A
     with pytest.raises(UsageError, match=f"row of {split} has {longest} tokens, .* room for {longest - 1},"):
         train(tight, data, plan, on_step=lambda step, loss: told.append(step))
     assert not told
+
+
+def test_a_row_beyond_the_positions_is_refused_before_the_first_step() -> None:
+    data = encoded_task()
+    longest = max(int(part.lengths.max()) for part in data.splits.values())
+    hybrids = []
+    for positions in (longest, longest - 1):
+        config = tiny_config("bert")
+        config.max_position_embeddings = positions
+        recipe = Recipe.from_dict({"name": "c", "layers": [{"attach": ["lora"]}]})
+        hybrids.append(attach(BertForSequenceClassification(config), recipe, seed=0))
+    plan = TrainingPlan(steps=1, batch_size=4, device="cpu")
+    assert train(hybrids[0], data, plan).steps == 1
+    with pytest.raises(UsageError, match=f"has {longest} tokens, .* positions for {longest - 1}: "):
+        train(hybrids[1], data, plan)

@@ -43,9 +43,11 @@ from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows, Task, get_metric
+from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
+from autopeft.training.checks import check_positions
 from autopeft.training.modes import check_checkpointing
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
@@ -249,6 +251,7 @@ def prepare(
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify, anew=anew)
     _check_model(source, task, plan)
+    _check_rows(source, spec, task, plan)
     spec = with_head(spec, task.task_kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
     space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within
@@ -299,6 +302,15 @@ def _check_model(source: ModelSource, task: Task, plan: TrainingPlan) -> None:
     task.task_kind.check_weights(source)
     if plan.memory_saving:
         check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
+
+
+def _check_rows(source: ModelSource, spec: BackboneSpec, task: Task, plan: TrainingPlan) -> None:
+    """Refuse rows that every trial would fail at: of a length, or from a tokenizer, that does not do."""
+    processor, train = task.task_kind.load_processor(source), task.splits["train"]
+    shortest = min(range(len(train)), key=lambda row: len(train.texts[row]))
+    task.task_kind.encode(train.take([shortest]), processor, plan.max_length, cached=False)
+    if spec.max_positions is not None and plan.max_length > spec.max_positions:
+        check_positions(spec, encode(task, processor, plan.max_length))
 
 
 def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:

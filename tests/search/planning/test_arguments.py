@@ -121,7 +121,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     model, data = save_backbone(tmp_path / "model"), write_reviews(tmp_path / "data.csv")
     named = {"text": "body", "label": "verdict"}
-    return {"task": str(data), "model": str(model), "budget": "5%", "space": "lora", **named}
+    return {
+        "task": str(data),
+        "model": str(model),
+        "budget": "5%",
+        "space": "lora",
+        "max_length": 32,
+        **named,
+    }
 
 
 @pytest.mark.parametrize(

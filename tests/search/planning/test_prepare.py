@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support.saved_model import save_backbone, write_reviews
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
@@ -34,7 +35,47 @@ def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "trials": 2,
         "steps": 4,
         "pooling": "own",
+        "max_length": 32,
     }
+
+
+@pytest.fixture
+def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of a search for tags of words; one sentence has 70 of them."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    sentences = ["the O\n" * (i % 9) + "film B-ART\n" + "was O\n" * (i // 9) + "good O" for i in range(60)]
+    sentences.append("story B-ART\n" * 70)
+    (tmp_path / "words.conll").write_text("\n\n".join(sentences))
+    return {
+        "task": str(tmp_path / "words.conll"),
+        "budget": "5%",
+        "model": str(save_backbone(tmp_path / "model")),
+        "space": "lora",
+        "max_length": 32,
+    }
+
+
+def test_a_length_that_the_tokenizer_does_not_take_is_refused_at_the_start(tags: dict[str, Any]) -> None:
+    assert prepare(SearchArguments(**tags)).plan.max_length == 32
+    with pytest.raises(UsageError, match=r"max_length=33 does not fit the tokenizer, which takes 4 to 32"):
+        prepare(SearchArguments(**{**tags, "max_length": 33}))
+
+
+def test_rows_beyond_the_positions_of_the_backbone_are_refused_at_the_start(tags: dict[str, Any]) -> None:
+    AutoTokenizer.from_pretrained(tags["model"], model_max_length=1000).save_pretrained(tags["model"])
+    assert prepare(SearchArguments(**{**tags, "max_length": 64})).plan.max_length == 64
+    with pytest.raises(
+        UsageError, match=r"has 72 tokens, and the backbone has positions for 64.*--max-length 64"
+    ):
+        prepare(SearchArguments(**{**tags, "max_length": 80}))
+
+
+def test_a_tokenizer_that_does_not_tell_words_apart_is_refused_at_the_start(tags: dict[str, Any]) -> None:
+    for file in Path(tags["model"]).glob("tokenizer*"):
+        file.unlink()
+    ByT5Tokenizer().save_pretrained(tags["model"])
+    with pytest.raises(UsageError, match="tags of words need a tokenizer with"):
+        prepare(SearchArguments(**tags))
 
 
 @pytest.mark.parametrize("rank_by", ["loss", "calibrated-loss"])

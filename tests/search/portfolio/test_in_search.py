@@ -20,7 +20,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     data, model = write_reviews(tmp_path / "data.csv"), save_backbone(tmp_path / "model")
     return {
         "task": str(data), "model": str(model), "text": "body", "label": "verdict", "budget": "5%",
-        "space": "lora", "trials": 12,
+        "space": "lora", "trials": 12, "max_length": 32,
     }  # fmt: skip
 
 
