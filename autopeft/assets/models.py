@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,6 +44,7 @@ __all__ = [
     "ModelSource",
     "check_weights",
     "load_config",
+    "load_generation_config",
     "load_model",
     "load_tokenizer",
     "loaded",
@@ -144,6 +146,22 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
     assert isinstance(config, PretrainedConfig)
     check_layers(config.to_dict(), repr(found.alias or found.path))
     return config
+
+
+def load_generation_config(source: ModelSource) -> GenerationConfig:
+    """What a model's files say of generation; an empty one where they say nothing.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+
+    def read() -> GenerationConfig:
+        try:
+            return GenerationConfig.from_pretrained(source.path)
+        except OSError:  # there is none
+            return GenerationConfig()
+
+    return loaded(read, source, "generation configuration")
 
 
 def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:

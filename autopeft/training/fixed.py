@@ -139,6 +139,7 @@ def train(call: TrainCall) -> FixedOutcome:
     spec = spec_of(unquantized(load_config(source), name))
     _check_graph(recipe, spec, source)
     task, effort = _task(given, spec, call.notify)
+    task.task_kind.check_weights(source)
     tokenizer = task.task_kind.load_processor(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     plan = _plan(given, effort.steps, longest)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from autopeft.assets import warn_once
 from autopeft.errors import UsageError
@@ -21,7 +21,7 @@ from autopeft.hybrid.prediction import predictive, stands_for_several
 from autopeft.method import LimitsTexts, reserved_rows
 from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
-__all__ = ["Generation", "generate", "longest_prompt", "room_of"]
+__all__ = ["Generation", "beginning", "generate", "is_token", "longest_prompt", "room_of"]
 
 _MOST_BEAMS = 100
 
@@ -170,17 +170,52 @@ def _beginning(model: Any) -> dict[str, Any]:
     """What a decoder begins with.
 
     Raises:
-        UsageError: the model does not know it.
+        UsageError: the model does not know it, or it is no token.
     """
-    said = [getattr(own, "decoder_start_token_id", None) for own in (model.generation_config, model.config)]
-    start = next((token for token in said if token is not None), None)
-    if start is None:
+    found = beginning(model.config, model.generation_config)
+    if "decoder_start_token_id" not in found:
         raise UsageError(
             f"{type(model).__name__} does not know what its decoder begins with; set decoder_start_token_id "
             "in its config.json."
         )
-    forced = getattr(model.generation_config, "forced_bos_token_id", None)
-    return {"decoder_start_token_id": start, **({} if forced is None else {"forced_bos_token_id": forced})}
+    return found
+
+
+def beginning(config: PretrainedConfig, generation: GenerationConfig) -> dict[str, Any]:
+    """The tokens that a decoder begins with, as far as its configurations name any.
+
+    Raises:
+        UsageError: one of them is no token of the model.
+    """
+    found = {}
+    for name, places in (
+        ("decoder_start_token_id", (generation, config)),
+        ("forced_bos_token_id", (generation,)),
+    ):
+        token = next((t for t in (getattr(place, name, None) for place in places) if t is not None), None)
+        if token is None:
+            continue
+        if not is_token(token, config):
+            raise UsageError(
+                f"The model's decoder would begin with {name}={token!r:.40}, and its tokens are 0 to "
+                f"{(_vocabulary(config) or 1) - 1}: mend its generation_config.json or config.json."
+            )
+        found[name] = token
+    return found
+
+
+def is_token(token: Any, config: Any) -> bool:
+    """Whether something is the number of a token of the model with this configuration."""
+    size = _vocabulary(config)
+    whole = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+    return whole and (size is None or token < size)
+
+
+def _vocabulary(config: Any) -> int | None:
+    """How many tokens a model knows, where its configuration says so."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    found = getattr(text, "vocab_size", None)
+    return found if isinstance(found, int) else None
 
 
 _Fitted: TypeAlias = list[tuple[list[int], int]]

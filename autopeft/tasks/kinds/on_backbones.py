@@ -71,10 +71,10 @@ class OnBackbones:
         return {}
 
     def check_weights(self, source: ModelSource) -> None:
-        """Look at a backbone's weights before any process loads them.
+        """Look at a backbone's weights, and at what lies beside them, before any process loads them.
 
         Raises:
-            UsageError: they lack what the kind takes from them.
+            UsageError: they lack what the kind takes from them, or cannot be used for it.
         """
         return
 

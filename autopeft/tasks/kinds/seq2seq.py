@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
+from autopeft.assets import ModelSource, load_config, load_generation_config
 from autopeft.errors import DataError, UsageError
 from autopeft.tasks.kinds.conversations import MESSAGES, pair_columns, read_conversations, sureness
+from autopeft.tasks.kinds.generation import beginning
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.targets import EncodedTargets, encode_targets
 from autopeft.tasks.kinds.written import UNKNOWN, WrittenAnswers
@@ -91,6 +93,10 @@ class Seq2Seq(WrittenAnswers):
             f"{model!r} has no encoder with a decoder, which {self.name} needs: {other}take a model such as "
             "T5 or BART, a folder or a name on the hub (--model)."
         )
+
+    def check_weights(self, source: ModelSource) -> None:
+        """See `OnBackbones.check_weights`: what the decoder begins with when it writes."""
+        beginning(load_config(source), load_generation_config(source))
 
     def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`decoder_input_ids` (B, T): the labels moved by one, by the model's own rule.

@@ -12,7 +12,7 @@ from transformers.generation.streamers import TextStreamer
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
-from autopeft.tasks.kinds.generation import Generation, generate
+from autopeft.tasks.kinds.generation import Generation, generate, is_token
 
 __all__ = ["Writer", "Written", "own_ends"]
 
@@ -48,6 +48,7 @@ class Writer:
             raise UsageError("The tokenizer has no padding token: set `tokenizer.pad_token`.")
         self.model, self.tokenizer, self.most, self._mean = model, tokenizer, most, mean
         self.end = turn_end(tokenizer, own_ends(model))
+        self._known = 1 + max(tokenizer.get_vocab().values())
 
     def write(
         self,
@@ -66,7 +67,11 @@ class Writer:
         Raises:
             UsageError: the model cannot generate.
         """
-        pieces = _Pieces(self.tokenizer, told, self.end) if told is not None and how.beams == 1 else None
+        pieces = (
+            _Pieces(self.tokenizer, told, self.end, self._known)
+            if told is not None and how.beams == 1
+            else None
+        )
         found = self._generate(prompts, how, device, streamer=pieces)
         texts = [self._text(tokens) for tokens in found]
         if told is not None and how.beams > 1:  # none is the most probable before the end
@@ -104,30 +109,37 @@ class Writer:
         )
 
     def _text(self, tokens: Sequence[int]) -> str:
-        text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        # A model may have more tokens than its tokenizer. Tokenizers in Rust leave those out, and tokenizers
+        # in Python raise whatever they stumble over.
+        known = [token for token in tokens if token < self._known]
+        text = str(self.tokenizer.decode(known, skip_special_tokens=True))
         text = text if self.end.text is None else text.partition(self.end.text)[0]
         # A tokenizer that decodes letters by itself may leave halves of surrogate pairs.
         return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def own_ends(model: nn.Module) -> tuple[int, ...]:
-    """The end tokens that a model's own generation configuration names."""
+    """The end tokens that a model's own generation configuration names. What is no token of the model is
+    left out: it never comes."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = found if isinstance(found, (list, tuple)) else [found]
-    return tuple(token for token in several if isinstance(token, int) and token >= 0)
+    return tuple(token for token in several if is_token(token, getattr(model, "config", None)))
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]  # transformers gives streamers no types
     """Hands on a text in whole words, up to what ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, told: Callable[[str], None], end: TurnEnd) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, told: Callable[[str], None], end: TurnEnd, known: int
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._told, self._tokens, self._end = told, end.tokens, end.text
+        self._told, self._tokens, self._end, self._known = told, end.tokens, end.text, known
         self._held, self._over = "", False
 
     def put(self, value: Tensor) -> None:
         """See `TextStreamer`. What ends an answer need not be a special token."""
-        if self.next_tokens_are_prompt or not any(int(token) in self._tokens for token in value.flatten()):
+        left_out = (int(token) in self._tokens or int(token) >= self._known for token in value.flatten())
+        if self.next_tokens_are_prompt or not any(left_out):
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -10,7 +10,7 @@ from support.cases import recipe_of
 from support.language import TEMPLATE, word_tokenizer
 from support.tiny import randomise, tiny_model
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import ByT5Tokenizer, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from autopeft.assets import warn_once
 from autopeft.errors import CompositionError, UsageError
@@ -21,7 +21,7 @@ from autopeft.tasks.kinds import Generation
 from autopeft.tasks.kinds import generation as generating
 from autopeft.tasks.kinds.chat_templates import turn_end
 from autopeft.tasks.kinds.generation import generate, room_of
-from autopeft.tasks.kinds.writer import Writer
+from autopeft.tasks.kinds.writer import Writer, own_ends
 
 PROMPTS = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
@@ -255,6 +255,34 @@ def test_pieces_are_the_whole(case: str) -> None:
     writer = Writer(model, tokenizer, most=12)
     [whole] = writer.write([[8, 9]], Generation(), told=pieces.append)
     assert "".join(pieces).strip() == whole
+
+
+def test_ends_that_are_no_tokens_are_left_out() -> None:
+    model = tiny_model("llama")
+    words = model.config.vocab_size
+    model.generation_config.eos_token_id = [3, words, 10**30, -1, "</s>"]
+    assert own_ends(model) == (3,)
+    writer = Writer(model, word_tokenizer(None, eos_token="<|end|>"), most=3)
+    assert len(writer.sample([[8, 9]], Generation())) == 1
+
+
+def test_a_tokenizer_in_python_tells_a_text_in_which_the_model_wrote_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, pieces = ByT5Tokenizer(), list[str]()
+    written = [*tokenizer("two", add_special_tokens=False)["input_ids"], len(tokenizer), 10_000]
+
+    def told(*args: Any, streamer: Any = None, **more: Any) -> list[list[int]]:
+        streamer.put(torch.tensor([[5]]))
+        for token in written:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        return [written]
+
+    monkeypatch.setattr("autopeft.tasks.kinds.writer.generate", told)
+    writer = Writer(tiny_model("llama"), tokenizer, most=5)
+    assert writer.write([[5]], Generation(), told=pieces.append) == ["two"]
+    assert "".join(pieces) == "two"
 
 
 def test_what_is_no_language_model_is_refused() -> None:

@@ -31,6 +31,8 @@ from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import prepare
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
@@ -443,3 +445,28 @@ def test_class_weights_and_metrics_of_classes_are_refused(pairs_file: str) -> No
         load_task(pairs_file, class_weights="balanced")
     with pytest.raises(TaskError, match="accuracy"):
         load_task(pairs_file, kind="seq2seq", metric="accuracy")
+
+
+@pytest.mark.parametrize(
+    "said", [{"decoder_start_token_id": 10**6}, {"decoder_start_token_id": -1}, {"forced_bos_token_id": 19}]
+)
+def test_a_decoder_that_would_begin_with_no_token_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, int]
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    file = save_encoder_decoder(tmp_path / "t5") / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
+    given = {"task": str(write_pairs(tmp_path / "pairs.jsonl", 40)), "model": "t5", "max_length": 32}
+    recipe = Recipe.from_dict({"name": "l", "layers": [{"attach": ["lora"]}]})
+    (name,) = said
+
+    def never(*args: Any, **more: Any) -> None:
+        raise AssertionError("it is trained")
+
+    monkeypatch.setattr("autopeft.training.fixed.train_hybrid", never)
+    with pytest.raises(UsageError, match=f"begin with {name}=.* 0 to 18"):
+        autopeft.train(recipe=recipe, out="run", **given)
+    with pytest.raises(UsageError, match=f"begin with {name}="):
+        prepare(SearchArguments(budget="20%", space="lora", **given))
+    assert not (tmp_path / "run").exists()
