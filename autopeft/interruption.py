@@ -94,7 +94,7 @@ def terminable(*, last: bool = False) -> Iterator[None]:
             yield
         finally:
             if last:
-                _Heard.ending = _Heard.ending or time.monotonic()
+                _Heard.ending = time.monotonic()
 
 
 def _as_before(old: Handler) -> Handler:
@@ -139,7 +139,7 @@ def heeded(interrupt: Callable[[], None], stopped: Callable[[], bool]) -> Iterat
             yield
         finally:
             if _Heard.number is not None:  # its results are written now
-                _Heard.ending = _Heard.ending or time.monotonic()
+                _Heard.ending = time.monotonic()
 
 
 def remind() -> None:

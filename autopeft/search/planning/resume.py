@@ -273,8 +273,10 @@ def _check_here(folder: RunFolder, manifest: Mapping[str, Any], arguments: Searc
         ("data", arguments.task, "file", ("data", "source", "origin")),
         ("backbone", arguments.model, "folder", ("backbone", "origin")),
     ):
-        why = why_not_here(folder.path, what, name) if isinstance(name, str) else None
-        if why is not None and _at(manifest, found) == origin:
+        if not isinstance(name, str) or _at(manifest, found) != origin:
+            continue
+        why = why_not_here(folder.path, what, name)
+        if why is not None:
             back = Path(name).is_absolute()
             way = "Put it back" if back else f"Go on from that folder, or put {name!r} into this one"
             raise UsageError(f"{why}. {way} (a link does).")

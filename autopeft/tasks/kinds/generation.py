@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +204,7 @@ def beginning(config: PretrainedConfig, generation: GenerationConfig) -> dict[st
     return found
 
 
-def is_token(token: Any, config: Any) -> bool:
+def is_token(token: Any, config: Any) -> TypeGuard[int]:
     """Whether something is the number of a token of the model with this configuration."""
     size = _vocabulary(config)
     whole = isinstance(token, int) and not isinstance(token, bool) and token >= 0
