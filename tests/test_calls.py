@@ -292,7 +292,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> set[Call]:
             result = autopeft.search(
                 task=str(folder / "reviews.csv"), text="body", label="verdict", model=str(folder / "bert"),
                 space=str(folder / "space.yaml"), budget="5%", trials=3, steps=120, confirm=1,
-                confirm_seeds=1, baselines="head", workers=1, max_length=24, batch_size=16,
+                confirm_seeds=1, baselines="middle", workers=1, max_length=24, batch_size=16,
                 out=str(folder / "run"), reporter=SilentReporter(),
             )  # fmt: skip
     assert result.confirmed

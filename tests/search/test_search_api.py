@@ -254,6 +254,24 @@ def test_a_dry_run_shows_what_the_search_would_begin_with(arguments: dict[str, A
     assert "Recipes that it begins with" not in [sheet.title for sheet in dry_run_sheets(none, "20")]
 
 
+def test_a_dry_run_counts_the_runs_of_a_small_budgets_sweep(arguments: dict[str, Any]) -> None:
+    """A map of these three layers takes 64 parameters at rank 1: q of all of them fits, q and v do not."""
+    given = {**arguments, "budget": "300", "confirm_seeds": 2, "baselines": "lora"}
+    found = plan(**given, samples=0)
+    (lora,) = dry_run_data(found)["baselines"]
+    assert lora["tried"] == [
+        "LoRA rank 1 on q, v of the last 2 layers",
+        "LoRA rank 2 on q, v of the last layer",
+        "LoRA rank 1 on q of all layers",
+        "LoRA rank 4 on q of the last layer",
+        "LoRA rank 1 on v of all layers",
+        "LoRA rank 4 on v of the last layer",
+    ]
+    assert lora["runs"] == 6 + 2 + 3 + 2, "places, rates beside the best, second seeds, fresh seeds"
+    facts = dict(dry_run_sheets(found, "20")[0].rows)
+    assert "(13 runs)" in facts["baselines"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

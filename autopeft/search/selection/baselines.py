@@ -20,7 +20,7 @@ budget. LoRA is as large as the limits of the search beside the budget allow, to
 reaches the lower limit of a range, goes before others; where no LoRA does, it is there to be compared with
 alone. Where the best rate of LoRA or of the head is the first or the last of those tried, the sweep goes on
 beyond it. At small budgets each place begins with its middle rate alone, and the sweep goes on with the rates
-next to it at the best place: six places are then no more trainings than two places with all of their rates.
+next to it at the best place: six places take two trainings more than two places with all of their rates.
 """
 
 from __future__ import annotations
