@@ -22,12 +22,9 @@ def normal_form(text: str) -> str:
     """A text without what copies differ by: white space, case and full stops at its end. Characters that
     Unicode calls compatible, such as full-width letters, become one. A text of full stops alone stays.
 
-    Source: compatibility caseless matching, definition D146 of the Unicode Standard (section 3.13).
+    Source: compatibility caseless matching (Unicode Standard, section 3.13).
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFD", text).casefold()
-        text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    plain = _SPACE.sub(" ", text.casefold()).strip()
+    plain = _SPACE.sub(" ", unicodedata.normalize("NFKD", text).casefold()).strip()
     return plain.rstrip(_STOPS) or plain
 
 

@@ -129,3 +129,8 @@ def test_near_copies_stay_together_where_that_is_asked_and_others_where_they_wer
     some = slice(80, None)
     without = (texts[some], seconds and seconds[some], [0] * 40, [4, 4], 3, alike[some])
     assert cut(*without, near=True) == cut(*without)
+    same = ["same"] * 40
+    told_apart = [(f"{'Choice' if i % 3 else 'choice'} {i}",) for i in range(40)]
+    assert cut(same, None, [0] * 40, [4, 4], 3, told_apart, near=True) == cut(
+        same, None, [0] * 40, [4, 4], 3, told_apart
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autopeft.tasks import METRICS, ScoredSplit
@@ -110,7 +110,8 @@ def test_pseudo_values_of_other_metrics_average_to_the_score(name: str) -> None:
     assert values.mean() == pytest.approx(metric.score(predictions, labels), abs=1e-3)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
+@given(st.lists(st.sampled_from([1, 1, 1, 2, 5, 40, 300]), min_size=1, max_size=400))
+@example([1] * 300 + [20] * 10)
 def test_groups_are_as_equally_large_as_texts_allow(sizes: list[int]) -> None:
     groups = groups_of(sizes)
     rows = np.bincount(groups, sizes, minlength=min(100, len(sizes)))
@@ -118,6 +119,9 @@ def test_groups_are_as_equally_large_as_texts_allow(sizes: list[int]) -> None:
     # No larger than the largest text, or than by one text the mean: a text is in one group.
     assert rows.max() <= max(max(sizes), rows.mean() + max(sizes))
     assert rows.min() >= 1
+    # A text of more rows than groups have on average shares its group with none.
+    many = [groups[i] for i, size in enumerate(sizes) if size * len(rows) >= sum(sizes)]
+    assert all(np.count_nonzero(groups == group) == 1 for group in many)
     assert list(groups) == list(groups_of(np.array(sizes)))
 
 
@@ -171,6 +175,8 @@ def test_a_metric_that_cannot_score_a_part_has_no_pseudo_values(caplog: pytest.L
     assert kind.pseudo_values(metric, logits, np.array([0, 1, 0, 1, 0, 1])).size == 0
     assert "only_all" in caplog.text
     assert kind.pseudo_values(METRICS["accuracy"], logits[:1], np.array([0])).size == 0
+    caplog.clear()
     one = np.zeros(6, dtype=np.int64)
     assert kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]), one).size == 0
+    assert not caplog.text, "that one text says nothing is no failure"
     assert list(kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]))) == [1.0] * 6
