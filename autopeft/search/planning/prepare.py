@@ -251,7 +251,8 @@ def prepare(
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify, anew=anew)
     _check_model(source, task, plan)
-    _check_rows(source, spec, task, plan)
+    if anew:  # a run that goes on, or a job that is run again, shows by itself what it fails at
+        _check_rows(source, spec, task, plan)
     spec = with_head(spec, task.task_kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
     space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within

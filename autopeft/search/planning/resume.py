@@ -89,7 +89,8 @@ def _anew(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """The command, or the call in Python, that begins a search with what a run found."""
     said = manifest.get("arguments")
     table = dict(said) if isinstance(said, Mapping) else {}
-    given = {k: table[k] for k in ("task", "budget", "text", "text_pair", "label", "model") if table.get(k)}
+    names = ("task", "budget", "text", "text_pair", "label", "model", "max_length")
+    given = {name: table[name] for name in names if table.get(name)}
     if any(isinstance(value, Mapping) for value in given.values()):  # what lay in memory is in no file
         budget, found = table.get("budget"), as_typed(folder.path)
         return f"autopeft.search(task=rows, budget={budget!r}, warm_start=[{found!r}])"
