@@ -85,7 +85,7 @@ LINEAR = {
     # AGI-Edgerunners/LLM-Adapters finetune.py, peft/src/peft/tuners/bottleneck.py: 256, tanh, 1, no dropout.
     "bottleneck": 256, "activation": "tanh", "scale": 1.0, "bias": False, "dropout": 0.0,
 }  # fmt: skip
-PREFIX = {"dropout": 0.0}  # of no source does the prefix have dropout
+PREFIX = {"dropout": 0.0, "std": None}  # no source has dropout on it; maps start as torch starts them
 OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "compacter++": [
         # rabeehk/compacter seq2seq/configs/compacter++.json: hypercomplex_division 4, unfreeze_layer_norms,
@@ -153,7 +153,11 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         # morningmoni/UniPELT run_glue.py: lora_r 8, lora_alpha 16, prefix_len 10, mid_dim 512;
         # transformers/adapters/configuration.py, pfeiffer: reduction 16 (768 / 16 = 48).
         ("all", "lora", "q v", {"rank": 8, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False}),
-        ("all", "prefix_tuning", "attention", {"length": 10, "reparameterization": 512, "dropout": 0.0}),
+        # transformers/models/bert/modeling_bert.py: `init_weights` starts the prefix and its MLP too, from 0.02.
+        (
+            "all", "prefix_tuning", "attention",
+            {"length": 10, "reparameterization": 512, "dropout": 0.0, "std": 0.02},
+        ),
         ("all", "serial_adapter", "ffn", {"bottleneck": 48, **PFEIFFER}),
     ],
 }  # fmt: skip
