@@ -153,7 +153,7 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         # morningmoni/UniPELT run_glue.py: lora_r 8, lora_alpha 16, prefix_len 10, mid_dim 512;
         # transformers/adapters/configuration.py, pfeiffer: reduction 16 (768 / 16 = 48).
         ("all", "lora", "q v", {"rank": 8, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False}),
-        # transformers/models/bert/modeling_bert.py: `init_weights` starts the prefix and its MLP too, from 0.02.
+        # transformers/models/bert/modeling_bert.py: `init_weights` starts the prefix and its MLP from 0.02.
         (
             "all", "prefix_tuning", "attention",
             {"length": 10, "reparameterization": 512, "dropout": 0.0, "std": 0.02},
