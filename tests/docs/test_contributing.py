@@ -382,7 +382,7 @@ def test_an_option_is_in_help_signature_docstring_manifest_and_resume(
     assert inspect.signature(find).parameters["patience"].annotation == (int | None)
     assert "patience: end the search after so many trials" in (find.__doc__ or "")
     assert find(patience=2).patience == 2
-    ready = prepare(arguments(**place, budget="5%", space="lora", patience=4))
+    ready = prepare(arguments(**place, budget="5%", space="lora", patience=4, max_length=24))
     assert ready.manifest()["arguments"]["patience"] == 4
     assert "patience" in changeable(arguments)
 

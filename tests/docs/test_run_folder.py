@@ -9,6 +9,7 @@ import pytest
 from support.documents import ROOT, code_in, table
 from support.saved_model import save_backbone, write_reviews
 
+from autopeft.assets.cache import PACKAGED
 from autopeft.runs import folder as run_folder
 from autopeft.search.api import search
 from autopeft.search.planning import precision
@@ -91,4 +92,4 @@ def test_the_folders_of_the_cache_are_described(place: Path) -> None:
     assert made <= named
     source = "".join(p.read_text() for p in (ROOT / "autopeft").rglob("*.py") if "cache" in p.read_text())
     code = re.findall(r'(?:cache_folder\(|cache_dir\(\) / |_FOLDER = )"([\w-]+)"', source)
-    assert named == set(code)
+    assert named == {PACKAGED, *code}

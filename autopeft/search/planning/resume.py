@@ -60,8 +60,8 @@ def prepare_again(
 
     Raises:
         UsageError: the run is finished, an argument may not differ, data or backbone are not those that the
-            run was begun with or hold copies that it counted as rows of their own, or it was begun on a
-            cluster and nobody says where it shall go on.
+            run was begun with, finalists or baselines were compared on copies as on rows of their own, or it
+            was begun on a cluster and nobody says where it shall go on.
     """
     given = {k: v for k, v in changes.items() if v is not None}
     _refuse(given)
@@ -75,12 +75,14 @@ def prepare_again(
     _tell_forgotten(folder, manifest["arguments"], given, notify or _log.warning)
     ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
-    # Versions that told no `texts` counted each row as one.
+    # Versions that told no `texts` counted each row as one, and grouped rows otherwise.
     before = _at(manifest, ("data", "texts")) or _at(manifest, ("data", "rows"))
-    if before != ready.task.describe()["texts"]:
+    grouped = any(run.pseudo_values or run.select_values for run in folder.finals().records)
+    if grouped and before != ready.task.describe()["texts"]:
         raise UsageError(
             f"{folder.name} was begun before copies of a text counted as one, and its data have some: its "
-            f"scores cannot be compared with new ones. Start from what it found: {_anew(folder, manifest)}"
+            "finalists and baselines cannot be compared with new ones. Start from what it found: "
+            f"{_anew(folder, manifest)}"
         )
     return ready
 

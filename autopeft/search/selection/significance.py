@@ -37,8 +37,8 @@ copies (`autopeft.tasks.copies` says what a copy is):
 - Where contributions are not known, the texts are counted, and Kish's design effect says how much their
   unequal sizes add (`ScoredSplit.variance`).
 
-Where no row is a copy, none of this changes a figure. Groups of before could part copies: a search that such
-a version began does not go on where its data have some.
+Where no row is a copy, none of this changes a figure. Groups of before could part copies: a search that has
+compared finalists or baselines by such groups does not go on where its data have some.
 
 Where contributions of rows are not known (runs of before they were kept) the texts of the two sides count as
 independent, and paired t over the differences of equal seeds stands in: wider, as the overlap is unknown.

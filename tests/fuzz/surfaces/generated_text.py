@@ -64,17 +64,17 @@ def _valid() -> Files:
 
 @contextmanager
 def _writing(text: str) -> Iterator[None]:
-    """Within, every answer of a model is this text; the letters stand for tokens."""
+    """Within, every answer of a model is one token, which stands for this text."""
 
-    def generate(model: Any, prompts: Sequence[Any], how: Any, *, streamer: Any, **_: Any) -> list[str]:
+    def generate(model: Any, prompts: Sequence[Any], how: Any, *, streamer: Any, **_: Any) -> list[list[int]]:
         if streamer is not None:
             half = len(text) // 2
             streamer.on_finalized_text(text[:half])
             streamer.on_finalized_text(text[half:], stream_end=True)
-        return [text] * len(prompts)
+        return [[1]] * len(prompts)
 
-    def decode(self: Any, tokens: Sequence[str], **_: Any) -> str:
-        return "".join(tokens)
+    def decode(self: Any, tokens: Sequence[int], **_: Any) -> str:
+        return text if tokens else ""
 
     with (
         mock.patch.object(writer, "generate", generate),

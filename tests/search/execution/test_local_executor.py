@@ -137,6 +137,7 @@ def test_a_job_that_ends_in_time_after_an_interruption_is_not_reminded(
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
     def stubborn(*args: Any) -> JobResult:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # no echo of the first one any more
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second was not heeded")
 

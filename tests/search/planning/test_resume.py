@@ -68,14 +68,14 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
 def test_a_run_that_counted_copies_as_rows_of_their_own_does_not_go_on(
     prepared: Path, tmp_path: Path, copies: int
 ) -> None:
-    """Its manifest tells no `texts`; without copies it goes on as ever."""
+    """Its manifest tells no `texts`. Without copies it goes on as ever, and before its finals with them."""
     lines = write_reviews(tmp_path / "data.csv", 120 - copies).read_text().splitlines(keepends=True)
     lines += [line.replace(",", " .,") for line in lines[1 : 1 + copies]]
     (tmp_path / "data.csv").write_text("".join(lines))
     ready = prepare(
         SearchArguments(
             task=str(tmp_path / "data.csv"), text="body", label="verdict", budget="5%",
-            model=str(prepared / "model"), trials=7, steps=9, space="lora",
+            model=str(prepared / "model"), trials=7, steps=9, space="lora", max_length=24,
         )
     )  # fmt: skip
     folder = RunFolder.create("data", ready.key(), out=tmp_path / "run")
@@ -85,6 +85,8 @@ def test_a_run_that_counted_copies_as_rows_of_their_own_does_not_go_on(
     assert prepare_again(folder, {}).task.splits == ready.task.splits
     assert sum(manifest["data"].pop("texts").values()) == 120 - copies
     folder.write_json("manifest.json", manifest)
+    assert prepare_again(folder, {}).task.splits == ready.task.splits, "nothing was compared yet"
+    folder.append_line("finals.jsonl", TrialRecord("confirm", "a", "complete", {}, select_values=[0.5, 0.6]))
     if copies:
         with pytest.raises(UsageError, match=r"before copies of a text counted as one.* --from "):
             prepare_again(folder, {})
