@@ -194,8 +194,10 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         """The stratum of each row; splits and subsets have nearly the shares of the whole."""
 
     def inputs_of(self, rows: Split) -> list[Input]:
-        """The texts that a model reads of each row, without its label or what it is to write: rows whose texts
-        have one normal form are copies (see `autopeft.tasks.copies`)."""
+        """The texts that a model reads of each row, without its label or what it is to write.
+
+        Rows whose texts have one normal form are copies (see `autopeft.tasks.copies`).
+        """
         return list(zip(rows.texts, *(() if rows.pairs is None else (rows.pairs,)), strict=True))
 
     def alike(self, rows: Split) -> list[Input]:
