@@ -35,7 +35,6 @@ def test_every_surface_is_in_the_table() -> None:
         "data_folder": "data",
         "backbone": "models",
         "model_folder": "models",
-        "chat_template": "chat templates",
         "options": "names",
         "card": "cards",
     }

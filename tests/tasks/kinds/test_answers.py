@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.language import TEMPLATE, chats, word_tokenizer
+from support.language import chats, word_tokenizer
 from support.small_tokenizers import letters_with_marks
 from transformers import PreTrainedTokenizerBase
 
@@ -200,18 +200,12 @@ def test_tokens_are_kept_and_the_template_counts(tmp_path: Path, monkeypatch: py
         ("{{ messages|length }} {{ messages[0].content }}", "otherwise once the next message is there"),
         ("{{ raise_exception('no system here') }}", "no system here"),
         ("{{ messages.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-        ("{% for m in messages %}{% for i in range(90000) %}one{% endfor %}{% endfor %}", "letters"),
         ("{{ messages", "unexpected|expected"),
     ],
 )
 def test_a_template_that_does_not_serve_is_refused(template: str, why: str) -> None:
     with pytest.raises(UsageError, match=f"begins with 'what is one': .*(?:{why})"):
         encoded(TWO, tokenizer=word_tokenizer(template))
-
-
-def test_a_template_of_any_length_is_not_read() -> None:
-    with pytest.raises(UsageError, match=r"chat template of [\d,]+ letters"):
-        encoded(ONE, tokenizer=word_tokenizer(TEMPLATE + "{#" + " " * (1 << 17) + "#}"))
 
 
 def test_rows_without_anything_to_learn_are_refused() -> None:
