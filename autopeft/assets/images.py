@@ -9,7 +9,6 @@ import copy
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +19,15 @@ from numpy.typing import NDArray
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from autopeft.assets.bounds import bounded_model
+from autopeft.assets.making import making_model
 from autopeft.assets.models import PROCESSOR, ModelSource, load_config, loaded, resolve_model
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError
-from autopeft.foreign import file_in, read_table_in
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["ImageProcessor", "image_processor_of", "load_image_processor", "needs_pillow"]
-
-LARGEST_SIDE = 1024
-"""Pixels, of what a model takes; also the largest number in an image processor's settings."""
 
 _NEAR = 1e-5
 _NO_LIMIT = int(1e30)  # as transformers has it for tokenizers
@@ -101,19 +96,16 @@ def load_image_processor(source: ModelSource | str) -> ImageProcessor:
     """The backbone's own image processor. Remote code is never run.
 
     Raises:
-        UsageError: there is no usable one, its settings are beyond any model's, or the backbone does not take
-            what it makes.
+        UsageError: there is no usable one, or the backbone does not take what it makes.
     """
     needs_pillow()
     found = source if isinstance(source, ModelSource) else resolve_model(source)
     folder, where = Path(found.path), found.alias or found.path
-    if folder.is_dir():
-        if file_in(folder, PROCESSOR) is None:
-            raise UsageError(
-                f"The folder {where} has no {PROCESSOR}, which says how images are made ready: save the "
-                "model's image processor there with `save_pretrained`."
-            )
-        _check_settings(read_table_in(folder, PROCESSOR), where)
+    if folder.is_dir() and not (folder / PROCESSOR).is_file():
+        raise UsageError(
+            f"The folder {where} has no {PROCESSOR}, which says how images are made ready: save the "
+            "model's image processor there with `save_pretrained`."
+        )
     config = load_config(found)
     with quiet_transformers():
         inner = loaded(
@@ -133,7 +125,6 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
     Raises:
         UsageError: it makes nothing that the backbone takes.
     """
-    _check_settings(inner.to_dict(), where)
     try:
         tries = [_try_image(*size) for size in ((48, 48), (64, 40))]
         with np.errstate(all="ignore"):  # what is not finite is refused below
@@ -184,32 +175,10 @@ def _affine(
     return scale, offset
 
 
-def _check_settings(settings: Any, where: str) -> None:
-    """Refuse numbers beyond those of any model's images, before anything is made of them."""
-    for name, value in _numbers(settings, ""):
-        if not abs(value) <= LARGEST_SIDE:
-            shown = "a number beyond 10^18" if abs(value) >= 1e18 else f"{value:,}"
-            raise UsageError(
-                f"The image processor of {where!r} has {name}={shown}, but at most {LARGEST_SIDE:,} pixels a "
-                f"side are made; is its {PROCESSOR} damaged?"
-            )
-
-
-def _numbers(value: Any, name: str) -> Iterator[tuple[str, int | float]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _numbers(part, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _numbers(part, name)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield name, value
-
-
 def _positions(config: PretrainedConfig, shape: tuple[int, int, int], where: str) -> int:
     """Positions of the last hidden states that a backbone makes of an image, found without weights."""
     with torch.device("meta"), quiet_transformers():
-        with bounded_model(repr(where)):
+        with making_model(repr(where)):
             model = AutoModelForImageClassification.from_config(copy.deepcopy(config))
         try:
             output = model(pixel_values=torch.empty(1, *shape), output_hidden_states=True)

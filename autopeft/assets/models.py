@@ -5,7 +5,6 @@ Remote code is never run and pickled weights are never read.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -24,11 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from autopeft.assets.bounds import bounded_model, check_layers
 from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import draw_missing, head_names, renamed, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
-from autopeft.assets.model_folder import check_config, check_folder, with_adapter
 from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quantized import unquantized
 from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
@@ -56,8 +53,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
 _HASH_LIMIT = 2 << 30
 PROCESSOR = "preprocessor_config.json"
+_ADAPTER = "adapter_config.json"
 _FEWEST_WORDS = 2  # T5's tokenizer without a vocabulary still has the sign of a space
-_NEW = 10_000_000  # parameters that weights may lack: a pooler
 T = TypeVar("T")
 
 
@@ -136,15 +133,13 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
     """The backbone's configuration, without its weights.
 
     Raises:
-        UsageError: there is no usable configuration, or it has more layers than any model.
+        UsageError: there is no usable configuration.
     """
     found = _as_source(source)
-    check_config(Path(found.path))
     config = loaded(
         lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
     )
     assert isinstance(config, PretrainedConfig)
-    check_layers(config.to_dict(), repr(found.alias or found.path))
     return config
 
 
@@ -222,7 +217,6 @@ def load_model(
     """
     found = _as_source(source)
     changed = unquantized(load_config(found), found.alias or found.path)
-    _check_room(found, changed, auto_class)
     for name, value in (config or {}).items():
         setattr(changed, name, value)
     words = changed.get_text_config()
@@ -251,7 +245,6 @@ def check_weights(source: ModelSource | str, auto_class: type[Any]) -> None:
     """
     found = _as_source(source)
     config = unquantized(load_config(found), found.alias or found.path)
-    _check_room(found, config, auto_class)
     _complete(found, config, auto_class, torch.float32, 0, device_map={"": "meta"})
 
 
@@ -285,7 +278,7 @@ def _complete(
         )
     assert isinstance(model, PreTrainedModel)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise with_adapter(source.path)
+        raise _with_adapter(source.path)
     _check_complete(model, info, source)
     return model
 
@@ -317,7 +310,10 @@ def _from_folder(folder: Path) -> ModelSource:
             + (". Pickled weights can run code when they are read, and are refused: " if pickled else "; ")
             + "save the model with `save_pretrained`, which writes safetensors."
         )
-    check_folder(folder, weights)
+    if (folder / _ADAPTER).exists():
+        raise _with_adapter(str(folder))
+    for path in weights:
+        read_header(path)  # of a download that was cut off, before anything else is done
     size = sum(path.stat().st_size for path in weights)
     digest = None
     if size < _HASH_LIMIT:
@@ -326,29 +322,6 @@ def _from_folder(folder: Path) -> ModelSource:
         parts = [f"{path.name} {sha256_of(path)}" for path in read]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return ModelSource(str(folder), None, "folder", digest)
-
-
-def _check_room(source: ModelSource, config: PretrainedConfig, auto_class: type[Any]) -> None:
-    """Raise where a configuration describes far more numbers than the weights in a folder hold: what is not
-    in them would be drawn anew, and only then refused."""
-    folder = Path(source.path)
-    if source.origin == "package" or not folder.is_dir():
-        return
-    held = sum(t.numbers for file in folder.glob("*.safetensors") for t in read_header(file).values())
-
-    def described() -> int:
-        # A class of a model itself makes one by a method with an underscore.
-        make = getattr(auto_class, "from_config", None) or auto_class._from_config
-        with torch.device("meta"), quiet_transformers(), bounded_model(repr(source.alias or source.path)):
-            model = make(copy.deepcopy(config))
-        return sum(parameter.numel() for parameter in model.base_model.parameters())
-
-    wanted = loaded(described, source, f"model for {_purpose(auto_class)}")
-    if wanted > 2 * held + _NEW:
-        raise UsageError(
-            f"The weights of {source.path!r} do not fit its configuration: it describes {wanted:,} numbers, "
-            f"and they are {held:,}."
-        )
 
 
 def _hub_cache(name: str) -> Path | None:
@@ -387,6 +360,14 @@ def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelS
     raise UsageError(
         f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
         f"tensors are missing or of another shape ({shown}, …)."
+    )
+
+
+def _with_adapter(path: str) -> UsageError:
+    return UsageError(
+        f"{path} holds an adapter of Hugging Face peft ({_ADAPTER}), which transformers loads into the "
+        "backbone: merge it into the model (`merge_and_unload()` of peft) and save that, or move the adapter "
+        "elsewhere."
     )
 
 

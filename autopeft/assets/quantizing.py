@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from autopeft.assets.bounds import bounded_model
+from autopeft.assets.making import making_model
 from autopeft.assets.quantized import is_packed, keep_differentiable
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError, near
@@ -142,7 +142,7 @@ def _outside_layers(config: PreTrainedConfig, auto_class: Any, name: str) -> lis
         UsageError: there are no others.
     """
     make = getattr(auto_class, "from_config", None) or auto_class._from_config
-    with torch.device("meta"), quiet_transformers(), bounded_model(repr(name)):
+    with torch.device("meta"), quiet_transformers(), making_model(repr(name)):
         model = make(copy.deepcopy(config))
     lists = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
     maps = [n for n, m in model.named_modules() if type(m) is nn.Linear]

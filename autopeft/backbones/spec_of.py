@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.assets import head_names, quantization_of
-from autopeft.assets.bounds import bounded_model
+from autopeft.assets.making import making_model
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
 from autopeft.errors import SiteError
 from autopeft.spec import BackboneSpec, LogitsSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
@@ -38,7 +38,7 @@ def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
 
     Raises:
         SiteError: no site map fits the family.
-        UsageError: the config makes no model, or one that is larger than any.
+        UsageError: the config makes no model.
     """
     text = config.to_json_string(use_diff=False)
     spec = _spec_of_json(config.model_type, text)
@@ -61,16 +61,16 @@ def on_meta(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
     """The model that a configuration makes, without memory for its weights.
 
     Raises:
-        UsageError: it makes none, or one that is larger than any model.
+        UsageError: it makes none.
     """
-    with torch.device("meta"), bounded_model(repr(config.model_type)):
+    with torch.device("meta"), making_model(repr(config.model_type)):
         return cast(PreTrainedModel, auto_class.from_config(config))
 
 
 def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
     values = json.loads(text)
     values.pop("model_type", None)
-    with bounded_model(repr(model_type)):  # some classes check again what they are made with
+    with making_model(repr(model_type)):  # some classes check again what they are made with
         config = AutoConfig.for_model(model_type, **values)
     return on_meta(config, auto_class)
 

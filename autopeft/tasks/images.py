@@ -1,7 +1,6 @@
-"""Images of a task: where their bytes are, and pixels that are decoded under limits.
+"""Images of a task: where their bytes are, and their pixels.
 
-What a stranger calls an image may unpack to thousands of times its size. So the header is read first, and
-only images of known formats, few pixels, one frame and 8 bits a channel are decoded.
+Images have a known format, one frame and 8 bits a channel: others would not mean the same to every reader.
 """
 
 from __future__ import annotations
@@ -22,15 +21,11 @@ from autopeft.foreign import read_plain
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IMAGE_SUFFIXES", "MOST_BYTES", "MOST_PIXELS", "ImageFile", "image_of", "is_image", "problem_of"]
+__all__ = ["IMAGE_SUFFIXES", "MOST_BYTES", "ImageFile", "image_of", "is_image", "problem_of"]
 
 MOST_BYTES = 64 << 20
 """Of one image as it is stored."""
 
-MOST_PIXELS = 32_000_000
-"""Of one image: 128 MB as Pillow holds red, green and blue."""
-
-_MOST_NARROW = 100  # how many times as long as wide: some processors fit the shorter side
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -111,8 +106,8 @@ class ImageFile:
         Grey values and palettes are turned into colours. Transparency is left out, as transformers does.
 
         Raises:
-            DataError: it is damaged or cut off, of an unknown format, too large or too narrow, has several
-                frames or more than 8 bits a channel.
+            DataError: it is damaged or cut off, of an unknown format, has several frames, more than 8 bits a
+                channel, or far more pixels than Pillow takes for an image.
         """
         from PIL import ImageOps
 
@@ -211,23 +206,13 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
                 f"{file.name}: is no image of a known format; they can be {', '.join(_FORMATS)}."
             ) from error
         except Image.DecompressionBombError as error:
-            raise DataError(f"{file.name}: has far more pixels than the {MOST_PIXELS:,} at most.") from error
+            raise DataError(f"{file.name}: {error}") from error
         with image:
             _check_header(image, file.name)
             yield image
 
 
 def _check_header(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise DataError(
-            f"{name}: {width:,} × {height:,} pixels, and at most {MOST_PIXELS:,} are decoded; scale it down."
-        )
-    if max(width, height) > _MOST_NARROW * min(width, height):
-        raise DataError(
-            f"{name}: {width:,} × {height:,} pixels are too narrow; an image is at most {_MOST_NARROW} times "
-            "as long as wide."
-        )
     # A camera's JPEG may have further pictures behind its own: of another eye, or of how bright it was.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise DataError(f"{name}: is animated; save the frame that counts as an image of its own.")

@@ -43,7 +43,6 @@ POSITION_MASK = f"{BESIDE}position_mask"
 _NOT_KEPT = "Tokens are not kept, and are made again each time"
 _CHUNK = 1_000
 _FORMAT = 1
-_MOST_FOR_A_LETTER = 100  # tokens; a letter has up to 4 bytes, and a text some special tokens
 Indices = NDArray[np.int64]
 
 
@@ -368,17 +367,10 @@ def tokens_of(
     """What a tokenizer makes of texts; `target` for what an encoder-decoder writes, which some tokenizers
     begin or end with other tokens than what it reads.
 
-    The longest is tried alone first: rules that run wild, or make far more of a text than is there, would
-    take as much time and memory for every other.
-
     Raises:
         UsageError: it stumbles over them, or over what its own files say.
     """
     try:
-        longest = max(texts, key=len)
-        tokens = len(tokenizer(longest, truncation=False, padding=False, verbose=False)["input_ids"])
-        if tokens > _MOST_FOR_A_LETTER * (len(longest) + 1):
-            raise ValueError(f"it makes {tokens:,} tokens of {len(longest):,} letters")
         if target:
             return tokenizer(text_target=list(texts), **options)
         return tokenizer(list(texts), None if pairs is None else list(pairs), **options)

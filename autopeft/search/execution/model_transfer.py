@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.assets import ModelSource, make_room, publish, sha256_of, writable_folder
-from autopeft.assets.model_folder import CHAT_TEMPLATES
 from autopeft.errors import AssetError
 
 __all__ = ["ModelFiles", "SentFiles", "local_source", "pack", "receive"]
@@ -25,6 +24,7 @@ _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _LARGEST = 8 << 30
 _CACHE = 16 << 30
 _FOLDER = "shipped"
+_CHAT_TEMPLATES = "additional_chat_templates"  # the one folder in a model's that transformers reads
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def pack(source: ModelSource) -> ModelFiles | None:
     folder = Path(source.path)
     if not folder.is_dir():
         return None
-    found = [*folder.iterdir(), *(folder / CHAT_TEMPLATES).glob("*.jinja")]
+    found = [*folder.iterdir(), *(folder / _CHAT_TEMPLATES).glob("*.jinja")]
     files = sorted(p for p in found if p.suffix in _SUFFIXES and p.is_file())
     if not files or sum(p.stat().st_size for p in files) > _LARGEST:
         return None
@@ -110,7 +110,7 @@ def local_source(source: ModelSource) -> ModelSource:
 def _unpack(folder: Path, sent: SentFiles) -> None:
     contents = sent.fetch()
     for name, (size, sha256) in sent.files.items():
-        own = name.removeprefix(f"{CHAT_TEMPLATES}/")
+        own = name.removeprefix(f"{_CHAT_TEMPLATES}/")
         if Path(own).name != own or not own.endswith(_SUFFIXES):
             raise AssetError(f"A backbone that arrived has a file {name!r}, which it cannot have.")
         data = contents.get(name)
