@@ -1,15 +1,14 @@
 """Metrics of generated answers: what the model writes, compared with the expected texts.
 
-ROUGE-1 and ROUGE-2 are rouge-score's (Lin 2004), and ROUGE-L has its figures by a faster algorithm: the
-library fills a table of all pairs of words, which takes minutes for an answer of 20,000. chrF is sacrebleu's
-(Popović 2015; Post 2018) with its defaults: of the whole split, not the mean over rows.
+ROUGE is rouge-score's (Lin 2004). chrF is sacrebleu's (Popović 2015; Post 2018) with its defaults: of the
+whole split, not the mean over rows.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -28,12 +27,11 @@ __all__ = [
     "ROUGE_2",
     "ROUGE_L",
     "check_installed",
-    "common_subsequence",
     "mean_variance",
 ]
 
 Texts = NDArray[Any]
-_MOST_WORDS, _MOST_LETTERS = 20_000, 100_000
+_MOST_LETTERS = 100_000
 # As LLM-Adapters scores arithmetic (Hu et al. 2023; AGI-Edgerunners/LLM-Adapters, evaluate.py).
 _NUMBER, _NEAR = re.compile(r"-?[0-9]+(?:\.[0-9]*)?"), 1e-3
 
@@ -66,63 +64,27 @@ def _same_numbers(predictions: Texts, labels: Texts) -> NDArray[Any]:
     return np.asarray(near, dtype=np.float64)
 
 
-def _rouge_l(predictions: Texts, labels: Texts) -> NDArray[Any]:
-    pairs = zip(predictions, labels, strict=True)
-    return np.asarray([_f_measure(_words(said), _words(wanted)) for said, wanted in pairs], dtype=np.float64)
-
-
-def _words(text: Any) -> list[str]:
-    """The words of a text as rouge-score takes them, up to a number that bounds the time."""
-    from rouge_score.tokenize import tokenize
-
-    found: list[str] = tokenize(str(text).encode("utf-8", "replace").decode("utf-8"), None)
-    return found[:_MOST_WORDS]
-
-
-def _f_measure(said: Sequence[str], wanted: Sequence[str]) -> float:
-    common = common_subsequence(said, wanted)
-    return 2 * common / (len(said) + len(wanted)) if common else 0.0
-
-
-def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by the bit-parallel algorithm of Hyyrö (2004, AWOCA): a row
-    of the usual table is one integer, whose zeros are where the length grows."""
-    places: dict[str, int] = {}
-    for i, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << i
-    whole = (1 << len(first)) - 1
-    row = whole
-    for word in second:
-        there = row & places.get(word, 0)
-        row = ((row + there) | (row - there)) & whole
-    return len(first) - row.bit_count()
-
-
-class _Words:
-    """The words of texts, for rouge-score."""
-
-    tokenize = staticmethod(_words)
-
-
 @cache
 def _rouge(name: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([name], tokenizer=_Words())
+    return RougeScorer([name])
 
 
-def _rouge_1(predictions: Texts, labels: Texts) -> NDArray[Any]:
-    return _rouge_n("rouge1", predictions, labels)
+def _rouge_of(name: str) -> Callable[[Texts, Texts], NDArray[Any]]:
+    """The F-measure of each row by one of rouge-score's figures."""
+
+    def by_row(predictions: Texts, labels: Texts) -> NDArray[Any]:
+        pairs = zip(map(_decodable, predictions), map(_decodable, labels), strict=True)
+        found = [_rouge(name).score(wanted, said)[name].fmeasure for said, wanted in pairs]
+        return np.asarray(found, dtype=np.float64)
+
+    return by_row
 
 
-def _rouge_2(predictions: Texts, labels: Texts) -> NDArray[Any]:
-    return _rouge_n("rouge2", predictions, labels)
-
-
-def _rouge_n(name: str, predictions: Texts, labels: Texts) -> NDArray[Any]:
-    pairs = zip(predictions, labels, strict=True)
-    found = [_rouge(name).score(str(wanted), str(said))[name].fmeasure for said, wanted in pairs]
-    return np.asarray(found, dtype=np.float64)
+def _decodable(text: Any) -> str:
+    """A text without halves of surrogate pairs, which rouge-score cannot encode."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def check_installed(metric: Metric) -> None:
@@ -174,19 +136,18 @@ LAST_NUMBER = _mean_of(
 )
 ROUGE_L = _mean_of(
     "rouge_l",
-    "ROUGE-L of generated answers: F-measure of the longest common subsequence of words (a to z, 0 to 9), "
-    "up to 20,000 of each",
-    _rouge_l,
+    "ROUGE-L of generated answers: F-measure of the longest common subsequence of words (a to z, 0 to 9)",
+    _rouge_of("rougeL"),
 )
 ROUGE_1 = _mean_of(
     "rouge_1",
-    "ROUGE-1 of generated answers: F-measure of common words (a to z, 0 to 9), up to 20,000 of each",
-    _rouge_1,
+    "ROUGE-1 of generated answers: F-measure of common words (a to z, 0 to 9)",
+    _rouge_of("rouge1"),
 )
 ROUGE_2 = _mean_of(
     "rouge_2",
     "ROUGE-2 of generated answers: F-measure of common pairs of neighbouring words, as rouge_1",
-    _rouge_2,
+    _rouge_of("rouge2"),
 )
 CHRF = Metric(
     "chrf", 0, 1,

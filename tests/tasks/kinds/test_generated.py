@@ -17,7 +17,6 @@ from autopeft.tasks.kinds.generated import (
     ROUGE_1,
     ROUGE_2,
     ROUGE_L,
-    common_subsequence,
 )
 from autopeft.tasks.kinds.metric import pseudo_values
 
@@ -70,14 +69,6 @@ def test_rouge_is_that_of_rouge_score() -> None:
         )
         expected = reference.score(wanted, said)["rougeL"].fmeasure
         assert ROUGE_L.score(texts(said), texts(wanted)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_longest_common_subsequence_of_long_texts() -> None:
-    """Of a sequence and itself backwards, where all are different, it is one; of a doubled one the whole."""
-    words = [str(i) for i in range(5000)]
-    assert common_subsequence(words, words[::-1]) == 1
-    assert common_subsequence(words, [w for w in words for _ in range(2)]) == 5000
-    assert common_subsequence([], words) == common_subsequence(words, []) == 0
 
 
 def test_rouge_1_and_2_count_words_and_pairs_of_them() -> None:
