@@ -21,9 +21,7 @@ from lib.intervals import interval
 import autopeft
 from autopeft.counting import Budget
 from autopeft.search.portfolio.choices import Ranking, rank
-from autopeft.search.portfolio.estimates import Target
 from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key
-from autopeft.search.portfolio.sharpening import Finding, slope_of_first_steps, worth_of_likeness
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Judged", "asked_everywhere", "evaluation", "judged"]
@@ -144,7 +142,7 @@ def evaluation(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> str:
     for j in found:
         name = f"{j.pick.template}, rate {j.pick.rate}{' (no evidence)' if j.abstained else ''}"
         lines.append(f"| {j.task} | {j.rows:,} | {j.budget} | {name} | {j.gain:+.1f} | {j.regret:.1f} |")
-    return "\n".join([*lines, "", *_sharpening(evidence, specs)])
+    return "\n".join(lines)
 
 
 def asked_everywhere(model: str, clusters: Mapping[str, str], budgets: Sequence[str] = BUDGETS) -> str:
@@ -166,25 +164,6 @@ def asked_everywhere(model: str, clusters: Mapping[str, str], budgets: Sequence[
         f"{abstained} without evidence, {lora} recommend LoRA on evidence. CPU seconds of an answer after "
         f"imports: {seconds[0]:.2f} for the first, {statistics.median(seconds):.2f} in the median."
     )
-
-
-def _sharpening(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> Iterator[str]:
-    """What the looks at tasks predict, by cluster."""
-    slope = slope_of_first_steps(evidence)
-    yield f"First steps, points of gain per e times as large a step: {_finding(slope)}"
-    for model, spec in specs.items():
-        for budget in BUDGETS:
-            share = Budget.parse(budget).limits(spec)[1] / spec.parameters
-            for rows in sorted({o.setting.rows for o in evidence.observations}):
-                found = worth_of_likeness(evidence, Target(share, rows))
-                if found.by_cluster:
-                    cell = f"{model}, {budget}, {rows:,} rows"
-                    yield f"Features, points of error saved, {cell}: {_finding(found)}"
-
-
-def _finding(found: Finding) -> str:
-    told = ", ".join(f"{cluster} {value:+.2f}" for cluster, value in found.by_cluster.items())
-    return f"{told or 'not recorded'}: {'used' if found.helps else 'not used'}"
 
 
 def _line(found: Sequence[Judged]) -> str:

@@ -3,7 +3,6 @@
     python experiments/portfolio/run.py               # hours of one core; goes on where it stopped
     python experiments/portfolio/run.py --dry-run     # how many trainings are left, and what they will take
     python experiments/portfolio/run.py --part 0/2    # half of the trainings, beside another process
-    python experiments/portfolio/run.py --probe       # look at each task as `autopeft recommend` may: minutes
     python experiments/portfolio/run.py --tables      # what there is
     python experiments/portfolio/run.py --evaluate    # what recommendations are worth, clusters left out
     python experiments/portfolio/run.py --ship        # write what the package ships: evidence.json
@@ -19,7 +18,6 @@ modules and batches of its own. A recipe that several budgets come to is trained
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 import time
@@ -49,7 +47,6 @@ from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio import evidence
 from autopeft.search.portfolio.evidence import Key, reference_of
 from autopeft.search.portfolio.packing import packed
-from autopeft.search.portfolio.task_probe import probe_task
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
@@ -60,7 +57,6 @@ from autopeft.training import TrainingPlan, run_trial
 __all__ = ["Cell", "cells", "needed"]
 
 TRAININGS = Path(__file__).parent / "results" / "trainings.jsonl"
-PROBES = TRAININGS.with_name("probes.jsonl")
 READINGS = TRAININGS.with_name("readings.jsonl")
 LENGTH, BATCH, STEPS = 64, 32, 60
 SELECT, SELECT_OF = 2_000, {100: 400}
@@ -211,32 +207,7 @@ def ship(rows: Sequence[dict[str, Any]]) -> str:
         spec = _spec(model)
         shares = {b: round(Budget.parse(b).limits(spec)[1] / spec.parameters, 6) for b in BUDGETS}
         members[model] = {shares[b]: recipes(model, b) for b in BUDGETS}
-    looks = (read_rows(PROBES), read_rows(READINGS))
-    return packed(rows, members, *looks, steps=STEPS, batch_size=BATCH)
-
-
-def probe(cell: Cell) -> dict[str, Any]:
-    """A look at a task as a row: its features, and each recipe's first step by the recipe's hash."""
-    plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe")
-    before, steps, features = time.process_time(), {}, {}
-    for budget in BUDGETS:
-        members = [m for m in recipes(cell.model, budget) if m.hash not in steps]
-        found = probe_task(_model(cell.model, cell.task), _data(cell), members, plan, seconds=math.inf)
-        keys = {Key(m.template, m.rate): m.hash for m in members}
-        steps |= {keys[key]: float(f"{step:.5g}") for key, step in found.first_steps.items()}
-        features = {name: round(value, 4) for name, value in vars(found.features).items()}
-    seconds = round(time.process_time() - before, 2)
-    return {**asdict(cell), "features": features, "first_steps": steps, "cpu_seconds": seconds}
-
-
-def probe_all(rows: Sequence[dict[str, Any]]) -> None:
-    """Look at each cell that was trained on and not yet looked at."""
-    known = set(map(_cell_of, read_rows(PROBES)))
-    for cell in dict.fromkeys(map(_cell_of, rows)):
-        if cell not in known:
-            row = probe(cell)
-            append_row(PROBES, row)
-            note(f"{row['task']:16} {row['rows']:5} {row['seed']} {row['features']} {row['cpu_seconds']} s")
+    return packed(rows, members, read_rows(READINGS), steps=STEPS, batch_size=BATCH)
 
 
 def _known(rows: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
@@ -275,14 +246,10 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="what is left, and what it will take")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     parser.add_argument("--ship", action="store_true", help="write what the package ships, train nothing")
-    parser.add_argument("--probe", action="store_true", help="look at the tasks, train nothing")
     parser.add_argument("--evaluate", action="store_true", help="print what recommendations are worth")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = current(read_rows(TRAININGS))
-    if given.probe:
-        probe_all(rows)
-        return
     if given.ship:
         target = Path(evidence.__file__).with_name(evidence.FILE)
         write_whole(target, ship(rows))

@@ -5,11 +5,11 @@
     python experiments/structure/run.py --record         # write down what they do now
     python experiments/structure/run.py --tables         # what is recorded
 
-A change of structure leaves what a search does as it was: which recipes it proposes, in which order, what they
-score, which jobs follow and which recipe wins. `results/searches.json` has all of that for four searches. Runs
-are kept in `--keep` (a temporary folder else), each with an empty cache of its own but for models and data sets.
-Scores are compared to the last bit, so that a recording holds for one processor and one version of torch alone:
-record before a change, and compare behind it, on the same machine.
+A change of structure leaves what a search does as it was: which recipes it proposes, in which order, what
+they score, which runs follow and which recipe wins. `results/searches.json` has all of that for four
+searches. Each runs with an empty cache of its own, but for models and data sets, in a temporary folder or in `--keep`.
+Scores are compared to the last bit. So a recording holds for one processor and one version of torch: record
+before a change, and compare after it, on the same machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 

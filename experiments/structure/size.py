@@ -2,8 +2,8 @@
 
     python experiments/structure/size.py            # this package and its tests, peft and optuna as installed
 
-A line of code holds something besides comments and docstrings. A function is every `def`, those in classes and
-in functions too. Its body is its lines of code below the signature, without its docstring.
+A line of code holds something besides comments and docstrings. A function is every `def`, those in classes
+and in functions too. Its body is its lines of code below the signature, without its docstring.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def _code_lines(source: str, tree: ast.Module) -> set[int]:
 def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
     """Strings that stand as statements: docstrings, those of attributes as well."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                yield node
+        constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if constant and isinstance(node.value.value, str):
+            yield node
 
 
 def _installed(package: str) -> list[Path]:

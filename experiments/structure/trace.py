@@ -24,8 +24,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "tests")]  # for `lib` and `support`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # for `support`
 
 from lib.measuring import cache_at, one_thread
 from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
@@ -34,6 +34,7 @@ import autopeft
 
 __all__ = ["Way", "traced"]
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = (str(Path(autopeft.__file__).parent), str(ROOT / "methods"))
 
 
@@ -61,7 +62,9 @@ class Way:
         """Names of the functions by file."""
         found: dict[str, list[str]] = {}
         for code in self.functions:
-            found.setdefault(code.co_filename, []).append(code.co_qualname if sys.version_info >= (3, 11) else code.co_name)
+            found.setdefault(code.co_filename, []).append(
+                code.co_qualname if sys.version_info >= (3, 11) else code.co_name
+            )
         return found
 
 

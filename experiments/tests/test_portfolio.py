@@ -139,7 +139,6 @@ def test_the_tables_hold_every_group_and_say_what_has_one_seed(judging: Any) -> 
     assert "| 500 | 0.5% | 5 | 0 % | 0 % |" in text
     assert "| all | all | 45 |" in text
     assert "45 of 45 cells have one seed" in text
-    assert "not recorded: not used" in text
     assert judging.evaluation(evidence(dora, seeds=0), {"minilm": minilm_spec()}).startswith("No cell")
 
 

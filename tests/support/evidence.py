@@ -56,12 +56,12 @@ def recorded(gain: Gain, *, noise: float = 0.0, seeds: int = 2) -> Iterator[dict
                     }  # fmt: skip
 
 
-def text_of(rows: Any, probes: Any = (), readings: Any = ()) -> str:
+def text_of(rows: Any, readings: Any = ()) -> str:
     """Rows as the package's data."""
     shares: Mapping[float, tuple[FittedRecipe, ...]] = {
         Budget.parse(b).limits(minilm_spec())[1] / minilm_spec().parameters: fitted_at(b) for b in BUDGETS
     }
-    return packed(list(rows), {"minilm": shares}, probes, readings, steps=STEPS, batch_size=BATCH)
+    return packed(list(rows), {"minilm": shares}, readings, steps=STEPS, batch_size=BATCH)
 
 
 def evidence(gain: Gain, *, noise: float = 0.0, seeds: int = 2) -> Evidence:

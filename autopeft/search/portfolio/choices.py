@@ -89,8 +89,6 @@ def rank(
     rows: int,
     *,
     leave_out: Collection[str] = (),
-    likeness: Mapping[str, float] | None = None,
-    shifts: Mapping[Key, float] | None = None,
     serve: str | None = None,
     head: bool = True,
 ) -> Ranking:
@@ -101,8 +99,6 @@ def rank(
     some probability. Where there is no evidence it is at the middle rate.
 
     Args:
-        likeness: see `estimates`.
-        shifts: points that are added to what is expected of a recipe (see `sharpening.shifts`).
         serve: how recipes have to be servable (see `autopeft.graph.serving`); the others are left out.
         head: whether the task has a trained head, which not every way can serve.
     """
@@ -117,14 +113,12 @@ def rank(
     if first is None:
         return Ranking((), None, _nothing(found, budget, most))
     target = Target(most / spec.parameters, rows)
-    over = partial(estimates, evidence, target, leave_out=leave_out, likeness=likeness)
+    over = partial(estimates, evidence, target, leave_out=leave_out)
     known = over(reference=first)
     better = {key: e.gain for key, e in known.items() if key.template == first.template and e.gain > 0}
     if better:
         first = max(better, key=lambda key: better[key])
         known = over(reference=first)
-    added = shifts or {}
-    known = {key: e.shifted(added.get(key, 0.0) - added.get(first, 0.0)) for key, e in known.items()}
     costs = _costs(evidence, target.share, first)
     choices = [
         Choice(m, known.get(key), costs.get(key))

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -81,11 +81,6 @@ class Estimate:
     tasks: int
     trainings: int
 
-    def shifted(self, points: float) -> Estimate:
-        """The same, some points higher."""
-        names = ("gain", "low", "high", "lower_quartile")
-        return replace(self, **{name: getattr(self, name) + points for name in names})
-
 
 @dataclass(frozen=True)
 class _Means:
@@ -111,13 +106,11 @@ def estimates(
     *,
     reference: Key | None = None,
     leave_out: Collection[str] = (),
-    likeness: Mapping[str, float] | None = None,
 ) -> dict[Key, Estimate]:
     """What to expect of each recipe, without the clusters `leave_out`.
 
     Args:
         reference: what gains are to be over; settings in which it was not trained say nothing.
-        likeness: by task what its trainings count for beside their nearness, at most 1.
 
     Returns:
         Estimates of the recipes with near evidence from two clusters at least; the reference itself, whose
@@ -133,7 +126,7 @@ def estimates(
             nearest[training] = o, near
     weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
     for o, near in nearest.values():
-        weights[o.key].append((o, near * (likeness or {}).get(o.setting.task, 1.0)))
+        weights[o.key].append((o, near))
     grouped = {key: _by_cluster(found) for key, found in weights.items()}
     means = {key: m for key, m in grouped.items() if len(m.means) > 1}
     if not means:

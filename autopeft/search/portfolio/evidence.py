@@ -8,7 +8,6 @@ backbone, task, rows and seed, under the same budget.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -25,7 +24,6 @@ __all__ = [
     "REFERENCES",
     "BackboneShare",
     "Evidence",
-    "Features",
     "Key",
     "Observation",
     "Setting",
@@ -67,22 +65,6 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a task is like, before anything is trained.
-
-    Attributes:
-        classes: outputs of the head.
-        tokens: mean length of the training texts.
-        head: share of the loss of constant answers that the head on the frozen backbone saves on *select*,
-            as it starts; 0 where it saves none.
-    """
-
-    classes: int
-    tokens: float
-    head: float
-
-
-@dataclass(frozen=True)
 class Observation:
     """One recorded training against plain LoRA in the same setting under the same budget.
 
@@ -91,8 +73,6 @@ class Observation:
         share: the budget, as a share of the backbone's parameters.
         gain: difference of the scores on *select* in points (hundredths of the score).
         recipe: number of the trained recipe in its setting: two budgets may lead to the same.
-        first_step: logarithm of how much the recipe's first step lowers the loss, over plain LoRA's; `None`
-            where it was not measured.
     """
 
     key: Key
@@ -100,7 +80,6 @@ class Observation:
     cluster: str
     share: float
     gain: float
-    first_step: float | None = None
     recipe: int = 0
 
 
@@ -115,7 +94,6 @@ class Evidence:
         costs: by backbone and budget, and key, the time of a training step over that of LoRA on all layers.
         steps, batch_size: of every training.
         trainings: how many there are in each setting.
-        features: of the tasks, in the settings in which they were measured.
         readings: mean loss of held-out training rows where a linear probe reads what the model gives its
             head, and where it reads the mean of all tokens, in the settings in which they were measured.
     """
@@ -126,7 +104,6 @@ class Evidence:
     steps: int
     batch_size: int
     trainings: Mapping[Setting, int]
-    features: Mapping[Setting, Features] = field(default_factory=dict)
     readings: Mapping[Setting, tuple[float, float]] = field(default_factory=dict)
 
     def pooling(self, model: str) -> Pooling:
@@ -152,9 +129,8 @@ class Evidence:
         """The evidence of all other clusters."""
         trainings = {s: n for s, n in self.trainings.items() if _cluster(s.task) not in clusters}
         kept = tuple(o for o in self.observations if o.cluster not in clusters)
-        features = {s: f for s, f in self.features.items() if _cluster(s.task) not in clusters}
         readings = {s: r for s, r in self.readings.items() if _cluster(s.task) not in clusters}
-        return replace(self, observations=kept, trainings=trainings, features=features, readings=readings)
+        return replace(self, observations=kept, trainings=trainings, readings=readings)
 
 
 @lru_cache(maxsize=1)
@@ -168,8 +144,7 @@ def read_evidence(text: str) -> Evidence:
 
     The file is a table of `models`: their `recipes`, each [template, rate, size, cost], and their `budgets`,
     each a share and the numbers of the recipes that it leads to; and of `settings`, each with the recipes'
-    scores in that order, `null` where there is none, and where the task was looked at with its `features` and
-    the `first_steps` of the recipes, and its `readings`.
+    scores in that order, `null` where there is none, and its `readings` where they were measured.
 
     Raises:
         AutoPEFTError: it is of another format, or a task is in no cluster.
@@ -191,14 +166,11 @@ def read_evidence(text: str) -> Evidence:
     for line in told["settings"]:
         observations += _observed(line, told["models"][line["model"]])
     trainings = {_setting(line): sum(s is not None for s in line["scores"]) for line in told["settings"]}
-    features = {
-        _setting(line): Features(**line["features"]) for line in told["settings"] if "features" in line
-    }
     sizes = (told["steps"], told["batch_size"])
     readings = {
         _setting(x): (x["readings"][0], x["readings"][1]) for x in told["settings"] if "readings" in x
     }
-    return Evidence(tuple(observations), references, costs, *sizes, trainings, features, readings)
+    return Evidence(tuple(observations), references, costs, *sizes, trainings, readings)
 
 
 def reference_of(keys: Collection[Key]) -> Key | None:
@@ -223,16 +195,13 @@ def _observed(line: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[Obs
     setting = _setting(line)
     cluster = _cluster(setting.task)
     scores: Sequence[float | None] = line["scores"]
-    steps: Sequence[float | None] = line.get("first_steps") or [None] * len(scores)
     for share, members in model["budgets"]:
         known = {Key(*model["recipes"][i][:2]): i for i in members}
         first = reference_of(known)
         if first is None or (base := scores[known[first]]) is None:
             continue
-        own = steps[known.pop(first)]
+        del known[first]
         for key, i in known.items():
             score = scores[i]
             if score is not None:
-                step = steps[i]
-                ratio = math.log(step / own) if step and own else None
-                yield Observation(key, setting, cluster, share, 100 * (score - base), ratio, i)
+                yield Observation(key, setting, cluster, share, 100 * (score - base), i)

@@ -19,7 +19,6 @@ Members = Mapping[str, Mapping[float, Sequence[FittedRecipe]]]
 def packed(
     rows: Sequence[Mapping[str, Any]],
     members: Members,
-    probes: Sequence[Mapping[str, Any]] = (),
     readings: Sequence[Mapping[str, Any]] = (),
     *,
     steps: int,
@@ -31,13 +30,11 @@ def packed(
         rows: trainings, as `experiments/portfolio` records them. Those of recipes that the templates no
             longer lead to, and those of other numbers of steps, are left out.
         members: by backbone and budget (a share of its parameters) the recipes that the templates lead to.
-        probes: looks at tasks, as recorded there: a setting's fields, `features`, and `first_steps` by hash.
         readings: what probes of heads found, as recorded there: a setting's fields, and the losses `own` and
             `mean`.
     """
     kept = [row for row in rows if row["steps"] == steps and row["model"] in members]
     models, lines = dict[str, Any](), list[str]()
-    looks = {Setting(*(probe[name] for name in Setting._fields)): probe for probe in probes}
     read = {Setting(*(row[name] for name in Setting._fields)): row for row in readings}
     for model, budgets in members.items():
         unique = {m.hash: m for found in budgets.values() for m in found}
@@ -58,18 +55,11 @@ def packed(
             found = settings[setting]
             scores = [round(found[i]["score"], 4) if i in found else None for i in range(len(places))]
             line = {**setting._asdict(), "scores": scores}
-            if setting in looks:
-                line["features"] = looks[setting]["features"]
-                line["first_steps"] = [_digits(looks[setting]["first_steps"].get(key)) for key in places]
             if setting in read:
-                line["readings"] = [_digits(read[setting][name]) for name in ("own", "mean")]
+                line["readings"] = [float(f"{read[setting][name]:.4g}") for name in ("own", "mean")]
             lines.append(_text(line))
     head = {"format": FORMAT, "steps": steps, "batch_size": batch_size, "models": models}
     return _text(head)[:-1] + ',"settings":[\n' + ",\n".join(lines) + "\n]}\n"
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from autopeft.search.planning.pooling import FAILURES, find_pooling, probe_faile
 from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
-from autopeft.search.portfolio.look import Sharpening, sharpen
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, cluster_of
 from autopeft.tasks.kinds import get_kind
@@ -156,11 +154,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     other = None if (kind := _kind(asked, task, spec)) == KIND else kind
     known = evidence if other is None else evidence.without(evidence.clusters)
     head = _has_head(asked, task, spec)
-    ranked = partial(rank, known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=head)
-    ranking, sharper = ranked(), Sharpening()
-    if task is not None and ranking.known:
-        sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
-        ranking = ranked(likeness=sharper.likeness, shifts=sharper.shifts)
+    ranking = rank(known, spec, budget, rows, leave_out=left_out, serve=asked.serve, head=head)
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
     kept = known.without(left_out)
@@ -176,7 +170,7 @@ def recommend(call: RecommendCall) -> Recommendation:
         reference=ranking.reference,
         reason=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
         abstained=not ranking.known,
-        why=(*_why(known, ranking, name, left_out, own), *_served(asked.serve), *sharper.why, *read),
+        why=(*_why(known, ranking, name, left_out, own), *_served(asked.serve), *read),
         command=_command(asked, file, rows if fewer else None, call.leave_out),
         budget=str(asked.budget),
         model=name,

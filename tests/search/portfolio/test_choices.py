@@ -160,15 +160,3 @@ def test_where_lora_fits_the_upper_half_alone_that_is_plain() -> None:
     vera = next(c for c in found.choices if c.key == Key("vera", 0))
     assert vera.estimate is not None
     assert vera.estimate.observed == pytest.approx(1.0, abs=0.2)
-
-
-def test_shifts_change_the_order() -> None:
-    known = evidence(dora_is_better, noise=0.3)
-    found = rank(known, minilm_spec(), HALF, 500, shifts={Key("krona", 0): 9.0})
-    assert found.choices[0].key == Key("krona", 0)
-    plain = rank(known, minilm_spec(), HALF, 500)
-    lower = rank(known, minilm_spec(), HALF, 500, shifts={Key("lora", 0): 0.5})
-    assert plain.reference is not None
-    assert plain.reference.key == Key("lora", 0)
-    gains = [{c.key: c.estimate.gain for c in r.choices if c.estimate} for r in (plain, lower)]
-    assert gains[1] == pytest.approx({key: gain - 0.5 for key, gain in gains[0].items()}), "of LoRA itself"

@@ -112,15 +112,6 @@ def test_near_trainings_count_for_more() -> None:
     assert estimates(both, Target(SHARE, 100))[Key("x", 0)].observed < 0.6
 
 
-def test_trainings_of_a_task_that_is_alike_count_for_more() -> None:
-    found = made({"x": {"a": 2.0, "b": 0.0}})
-    split = [replace(o, gain=4.0) if o.setting.task == "a2" else o for o in found.observations]
-    mixed = replace(found, observations=tuple(split))
-    plain = estimates(mixed, HERE)[Key("x", 0)]
-    alike = estimates(mixed, HERE, likeness={"a2": 1.0, "a1": 0.01, "b1": 1.0, "b2": 1.0})[Key("x", 0)]
-    assert alike.observed > plain.observed
-
-
 # --- what may be believed ---
 
 

@@ -79,7 +79,7 @@ def test_no_shipped_training_on_texts_of_a_task_is_evidence_for_it(task: str) ->
     left = shipped_evidence().without(own_clusters(task, None))
     shared = {other.name for other in PACKAGED.values() if other.cluster == PACKAGED[task].cluster}
     assert not shared & {o.setting.task for o in left.observations}
-    assert not shared & {setting.task for setting in (*left.trainings, *left.features)}
+    assert not shared & {setting.task for setting in left.trainings}
 
 
 def test_every_packaged_task_is_in_one_cluster_and_those_that_share_texts_in_the_same() -> None:
@@ -160,21 +160,6 @@ def test_plain_lora_is_at_the_middle_rate_of_the_most_spread_template() -> None:
     assert reference_of(rates) == Key(REFERENCES[0], 1)
     assert reference_of([key for key in rates if key.rate < 2]) == Key(REFERENCES[0], 1)
     assert reference_of([key for key in rates if key.template != REFERENCES[0]]) == Key(REFERENCES[1], 1)
-
-
-def test_looks_at_tasks_travel_along() -> None:
-    rows = list(recorded(bert_points, seeds=1))
-    steps = {row["hash"]: 2.0 if row["template"] == "lora" else 1.0 for row in rows}
-    look = {"model": "minilm", "task": "trec", "rows": 500, "seed": 0, "first_steps": steps}
-    features = {"classes": 6, "tokens": 10.5, "head": 0.4}
-    found = read_evidence(text_of(rows, [{**look, "features": features}]))
-    assert [vars(f) for f in found.features.values()] == [features]
-    assert not found.without(["trec"]).features
-    known = [o for o in found.observations if o.first_step is not None]
-    assert {o.setting.rows for o in known} == {500}
-    share = max(map(share_of, found.references))
-    large = [o for o in known if o.share == share and o.key.template == "dora"]
-    assert {round(o.first_step or 0.0, 3) for o in large} == {-0.693}
 
 
 def test_readings_travel_along_and_decide_by_backbone() -> None:
