@@ -7,9 +7,9 @@
 
 A change of structure leaves what a search does as it was: which recipes it proposes, in which order, what
 they score, which runs follow and which recipe wins. `results/searches.json` has all of that for four
-searches. Each runs with an empty cache of its own, but for models and data sets, in a temporary folder or in `--keep`.
-Scores are compared to the last bit. So a recording holds for one processor and one version of torch: record
-before a change, and compare after it, on the same machine.
+searches. Each runs with an empty cache of its own, but for models and data sets, in a temporary folder or
+in `--keep`. Scores are compared to the last bit. So a recording holds for one processor and one version of
+torch: record before a change, and compare after it, on the same machine.
 """
 
 from __future__ import annotations
