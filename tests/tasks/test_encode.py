@@ -219,10 +219,6 @@ BROKEN: dict[str, tuple[Callable[[Any], None], str]] = {
         _replacing("(( *[a-z ]+)+)+$(?<=z)", ""),
         "cannot encode the texts: .*retry",
     ),
-    "letters that become many": (
-        _replacing("[a-z]", "film " * 300),
-        r"[\d,]+ tokens of 125 letters",
-    ),
 }
 
 
