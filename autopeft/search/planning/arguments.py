@@ -124,10 +124,8 @@ class SearchArguments(Arguments):
     sampler: Annotated[
         str | None,
         Option(
-            help="What proposes recipes: {choices}. Default: evolution for twelve trials or fewer, else tpe; "
-            "linear with two objectives.",
-            doc="what proposes recipes: {choices}; default: evolution for twelve trials or fewer, else tpe; "
-            "linear with two objectives",
+            help="What proposes recipes: {choices}. Default: tpe; linear with two objectives.",
+            doc="what proposes recipes: {choices}; default: tpe, linear with two objectives",
             panel=SEARCH,
             choices=checks.samplers,
             check=checks.check_sampler,

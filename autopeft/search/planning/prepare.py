@@ -276,7 +276,7 @@ def prepare(
         full_rows=rows,
         effort=effort,
         plan=plan,
-        sampler=a.sampler or default_sampler(1 if OBJECTIVES[cheap.objective] is None else 2, effort.trials),
+        sampler=a.sampler or default_sampler(1 if OBJECTIVES[cheap.objective] is None else 2),
         rungs=Rungs.of(effort.steps, a.fidelity),
         objective=cheap.objective,
         workers=_workers(a, cheap),

@@ -129,17 +129,6 @@ def test_its_heads_read_what_those_of_its_trials_did(
     assert again.space.pooling == pooling
 
 
-@pytest.mark.parametrize(("trials", "sampler"), [(12, "evolution"), (13, "tpe")])
-def test_a_short_search_has_another_sampler(prepared: Path, trials: int, sampler: str) -> None:
-    ready = prepare(
-        SearchArguments(
-            task=str(prepared / "data.csv"), text="body", label="verdict", budget="5%",
-            model=str(prepared / "model"), trials=trials, steps=9, space="lora", max_length=32,
-        )
-    )  # fmt: skip
-    assert ready.sampler == sampler
-
-
 def test_limits_beside_the_budget_stay(begun: RunFolder) -> None:
     manifest = begun.manifest()
     told = {**manifest["arguments"], "max_file": "40kB", "serve": "merged"}

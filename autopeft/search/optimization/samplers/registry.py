@@ -139,18 +139,13 @@ def _random(s: SamplerContext) -> BaseSampler:
     return RandomSampler(seed=s.seed)
 
 
-def default_sampler(objectives: int = 1, trials: int = _SHORT + 1) -> str:
-    """For the score `evolution` in searches of at most twelve trials, else `tpe`; `linear` for score and
-    cost.
+def default_sampler(objectives: int = 1) -> str:
+    """`tpe` for the score alone, `linear` for score and cost.
 
-    The simplest that no other beats in `experiments/samplers`, by what its confirmed winner lacks, or by its
-    hypervolume, after 12, 30 and 60 trials. After 12 they hardly differ; there a search that begins with the
-    portfolio stays nearer to the best of it by small changes than by what `tpe` draws, in most of the few
-    searches that were tried (`short.py` there).
+    The simplest that no other beats in `experiments/samplers`, by the confirmed winner's regret or by the
+    hypervolume, after 12, 30 and 60 trials.
     """
-    if objectives > 1:
-        return "linear"
-    return "evolution" if trials <= _SHORT else "tpe"
+    return "tpe" if objectives == 1 else "linear"
 
 
 def make_sampler(
