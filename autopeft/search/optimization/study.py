@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import AutoPEFTError, DataError
@@ -260,7 +261,7 @@ class SearchStudy:
             return dict(values), dict(marks)
         sampler = self._sampler
         if at_random:
-            sampler = make_sampler("random", seed=self._seed + len(self._seen), trials=self._trials)
+            sampler = RandomSampler(seed=self._seed + len(self._seen))
         steps = self.rungs.steps
         view = view_of(self._seen, self._codec.distributions, steps, sampler, objectives=self.objectives)
         return self._codec.decode(ask(view, self._codec.distributions)), {}

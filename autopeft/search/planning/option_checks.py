@@ -115,7 +115,7 @@ def samplers() -> Iterable[str]:
 def check_sampler(name: str) -> object:
     from autopeft.search.optimization.samplers import make_sampler
 
-    return make_sampler(name, seed=0, trials=1)
+    return make_sampler(name, seed=0, trials=1, repaired=lambda params: None, parameters=())
 
 
 def fidelities() -> Iterable[str]:

@@ -312,7 +312,7 @@ def test_duplicates_of_a_stopped_trial_are_stopped_too(tmp_path: Path) -> None:
 
 
 def test_two_objectives_are_told_score_and_size(tmp_path: Path) -> None:
-    for sampler in ("tpe", "nsga2"):
+    for sampler in ("tpe", "linear"):
         (tmp_path / sampler).mkdir()
         study = open_study(tmp_path / sampler, objectives=2, sampler=sampler)
         assert len(set(run_all(study))) == 6

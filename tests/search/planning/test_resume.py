@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, data = save_backbone(place / "model"), write_reviews(place / "data.csv")
     arguments = SearchArguments(
         task=str(data), text="body", label="verdict", budget="5%", model=str(model), trials=7, steps=130,
-        space="lora", fidelity="data", objective="score,params", sampler="nsga2", seed=4, select_rows=9,
+        space="lora", fidelity="data", objective="score,params", sampler="gp", seed=4, select_rows=9,
         pooling="own", max_length=32,
     )  # fmt: skip
     ready = prepare(arguments)
@@ -100,9 +100,9 @@ def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str
     manifest = begun.manifest()
     assert manifest["arguments"]["rank_by"] is None
     assert manifest["rank_by"] == "calibrated-loss"
-    begun.write_json("manifest.json", {**manifest, "rank_by": rank_by, "sampler": "nsga2"})
+    begun.write_json("manifest.json", {**manifest, "rank_by": rank_by, "sampler": "gp"})
     again = prepare_again(begun, {})
-    assert (again.rank_by, again.sampler) == (rank_by, "nsga2")
+    assert (again.rank_by, again.sampler) == (rank_by, "gp")
 
 
 @pytest.mark.parametrize("asked", ["auto", None])
@@ -315,7 +315,7 @@ def test_a_folder_without_its_space_cannot_go_on(begun: RunFolder) -> None:
         prepare_again(begun, {})
 
 
-@pytest.mark.parametrize("sampler", ["linear", "evolution", "gp", "tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["linear", "gp", "tpe", "random"])
 def test_every_sampler_goes_with_two_objectives(begun: RunFolder, sampler: str) -> None:
     arguments = {**begun.manifest()["arguments"], "sampler": sampler, "space": "lora"}
     arguments["warm_start"] = ()
@@ -391,7 +391,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     manifest = begun.manifest()
     old = {
         "task": manifest["task"], "budget": "5%", "model": manifest["model"], "effort": None, "trials": 7,
-        "steps": 130, "time": None, "seed": 4, "sampler": "nsga2", "fidelity": "data",
+        "steps": 130, "time": None, "seed": 4, "sampler": "gp", "fidelity": "data",
         "objective": "score,params", "warm_start": [], "baselines": None, "fresh_baselines": False,
         "workers": None, "cpus_per_trial": 1, "gpus_per_trial": None, "address": None, "max_length": 32,
         "batch_size": 32, "micro_batch": None, "precision": "fp32", "shortcuts": True, "text": "body",

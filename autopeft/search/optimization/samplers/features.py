@@ -9,17 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
-from autopeft.search.space.expressions import ParameterKind
 from autopeft.search.space.parameters import Parameter
 
-__all__ = ["Features", "plain_parameters"]
+__all__ = ["Features"]
 
 _Array = NDArray[np.float64]
 _Key = tuple[bool, Any]
@@ -119,19 +112,6 @@ def _number(
         return (1.0, z, square) if absent else (z, square)
 
     return _Axis(name, 2 if absent else 1, columns)
-
-
-def plain_parameters(space: Mapping[str, BaseDistribution]) -> list[Parameter]:
-    """Optuna's own parameters as those of a space."""
-    return [_plain(name, d) for name, d in space.items()]
-
-
-def _plain(name: str, d: BaseDistribution) -> Parameter:
-    if isinstance(d, CategoricalDistribution):
-        return Parameter(name, "categorical", tuple(d.choices))
-    assert isinstance(d, IntDistribution | FloatDistribution)
-    kind: ParameterKind = "int" if isinstance(d, IntDistribution) else "float"
-    return Parameter(name, kind, low=d.low, high=d.high, log=d.log)
 
 
 def _key(value: Any) -> _Key:

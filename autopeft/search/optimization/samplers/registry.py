@@ -21,9 +21,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autopeft.errors import UsageError
 from autopeft.plugins import Registry
-from autopeft.search.optimization.samplers.evolution import EvolutionSampler
 from autopeft.search.optimization.samplers.linear import LinearSampler
-from autopeft.search.optimization.samplers.nsga2 import OrderedNSGAIISampler
 from autopeft.search.optimization.samplers.observations import Repair
 
 if TYPE_CHECKING:
@@ -42,19 +40,17 @@ class SamplerContext:
         startup: trials to draw at random before a model is asked.
         objectives: 1 for the score alone, 2 for score and cost (see `Point`).
         repair: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
-            It is missing where a sampler is made only to see whether it can be.
-        parameters: of the space; empty likewise.
+        parameters: of the space.
     """
 
     seed: int
     trials: int
     startup: int
     objectives: int
-    repair: Repair | None
+    repair: Repair
     parameters: Sequence[Parameter]
 
 
-_SHORT = 12  # trials
 Maker = Callable[[SamplerContext], BaseSampler]
 SAMPLERS: Registry[Maker] = Registry(
     error=UsageError,
@@ -104,25 +100,6 @@ def _tpe(s: SamplerContext) -> BaseSampler:
     return TPESampler(seed=s.seed, n_startup_trials=s.startup, multivariate=True, constant_liar=True)
 
 
-@register("nsga2")
-def _nsga2(s: SamplerContext) -> BaseSampler:
-    # Some eight generations; half as many find less with 60 trials and with 150.
-    return OrderedNSGAIISampler(seed=s.seed, population_size=max(8, min(50, s.trials // 8)))
-
-
-@register("evolution")
-def _evolution(s: SamplerContext) -> BaseSampler:
-    return EvolutionSampler(
-        seed=s.seed,
-        startup=s.startup,
-        # A short search forgets none of what it began with: the portfolio's recipes are among its best.
-        population=max(_SHORT, min(30, s.trials // 3)),
-        repair=s.repair,
-        parameters=s.parameters,
-        objectives=s.objectives,
-    )
-
-
 @register("linear")
 def _linear(s: SamplerContext) -> BaseSampler:
     return LinearSampler(
@@ -154,8 +131,8 @@ def make_sampler(
     seed: int,
     trials: int,
     objectives: int = 1,
-    repaired: Repair | None = None,
-    parameters: Sequence[Parameter] = (),
+    repaired: Repair,
+    parameters: Sequence[Parameter],
 ) -> BaseSampler:
     """A sampler for a study of about `trials` trials; a third of them, at most 10, are drawn at random before
     it models.
@@ -163,10 +140,7 @@ def make_sampler(
     Args:
         objectives: 1 for the score alone, 2 for score and cost (see `Point`).
         repaired: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
-            With it `linear` and `evolution` propose no recipe twice; without it they take
-            parameters as they are.
-        parameters: of the space. Without them `linear`, and `evolution` with two objectives, see parameters
-            as they were before repair.
+        parameters: of the space.
 
     Raises:
         UsageError: there is no sampler of this name, a package that it needs is missing, or what it makes is

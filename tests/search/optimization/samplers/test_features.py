@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from autopeft.search.optimization.samplers.features import Features, plain_parameters
+from autopeft.search.optimization.samplers.features import Features
 from autopeft.search.space.parameters import Parameter
 
 ON = Parameter("layer_0.on", "categorical", (True, False))
@@ -74,18 +73,3 @@ def test_parameters_of_a_single_value_have_no_column() -> None:
 def test_sizes_that_are_all_equal_tell_nothing() -> None:
     same = Parameter("same", "categorical", ("hidden/8", 4), sizes=(4, 4))
     assert columns(same, "hidden/8") == columns(same, 4)
-
-
-def test_optunas_own_parameters() -> None:
-    found = plain_parameters(
-        {
-            "kind": CategoricalDistribution(("a", "b")),
-            "n": IntDistribution(1, 9, log=True),
-            "x": FloatDistribution(0.0, 1.0),
-        }
-    )
-    assert found == [
-        Parameter("kind", "categorical", ("a", "b")),
-        Parameter("n", "int", low=1, high=9, log=True),
-        Parameter("x", "float", low=0.0, high=1.0),
-    ]
