@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import wraps
 from pathlib import Path
@@ -22,16 +23,22 @@ Given = dict[str, Any]  # values of a command's declared options by name; those 
 
 
 def declared(
-    arguments: type[Arguments], *, places: Mapping[str, str | None] | None = None
+    arguments: type[Arguments],
+    *,
+    places: Mapping[str, str | None] | None = None,
+    first: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `arguments`, as `given: Given`, beside the parameters of its own.
 
     Its own parameters without a default stand before the declared options, and those with one after them;
-    `places` says of some which declared option they follow, or `None` to stand before the first.
+    `places` says of some which declared option they follow, or `None` to stand before the first. The declared
+    options in `first` are in the first panel of `--help`, in this order, whatever their panel is.
     """
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
-        options = {name: option for name, option in arguments.declared().items() if option.cli}
+        every = {name: option for name, option in arguments.declared().items() if option.cli}
+        ahead = {name: replace(every[name], panel=None) for name in first}
+        options = {**ahead, **{name: every[name] for name in every if name not in ahead}}
         parameters = _parameters(arguments, options, body, places or {})
 
         @wraps(body)

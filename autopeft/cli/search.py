@@ -12,7 +12,7 @@ from autopeft.cli.declared import Given, declared, said
 from autopeft.cli.options import Json
 from autopeft.errors import UsageError
 from autopeft.interruption import exit_code
-from autopeft.search.planning.arguments import SEARCH, SearchCall
+from autopeft.search.planning.arguments import FIRST, SearchCall
 
 if TYPE_CHECKING:
     from autopeft.search.api import SearchResult
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["search"]
 
 
-@declared(SearchCall)
+@declared(SearchCall, first=FIRST)
 def search(
     context: typer.Context,
     given: Given,
@@ -29,7 +29,6 @@ def search(
         typer.Option(
             "--dry-run",
             help="Show size, feasible share, sample recipes, time and memory; start nothing.",
-            rich_help_panel=SEARCH,
         ),
     ] = False,
     as_json: Json = False,

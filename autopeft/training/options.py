@@ -441,8 +441,7 @@ Shortcuts = Annotated[
     Option(
         help="Leave out what need not be computed: layers below everything that a recipe alters are answered "
         "from stored states (fp16), the last layer serves only the positions that are read.",
-        panel=TRAINING,
-        flags=("--shortcuts/--no-shortcuts",),
+        cli=False,
     ),
 ]
 LearnAll = Annotated[
@@ -459,7 +458,7 @@ Packing = Annotated[
     bool,
     Option(
         help="For language models: short texts share a row of at most --max-length tokens, and none sees "
-        "another. Losses are the same; beside the positions that are read, shortcuts are not taken.",
+        "another. Losses are the same; without most of the shortcuts.",
         doc="for language models: short texts share a row of at most `max_length` tokens, and none sees "
         "another: the same losses in fewer rows, without most of the shortcuts",
         panel=TRAINING,

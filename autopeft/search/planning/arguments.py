@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 else:  # they import torch
     SpaceData, ReporterData = Any, Any | None
 
-__all__ = ["BudgetOption", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
+__all__ = ["FIRST", "BudgetOption", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
+FIRST = (
+    *("task", "text", "label", "budget", "model", "goal", "serve", "effort", "trials", "time", "space"),
+    *("warm_start", "workers", "out", "resume"),
+)
+"""The options that most searches need, which `--help` shows before all others."""
+
 BudgetOption = Annotated[
     str | int,
     Option(
@@ -212,7 +218,7 @@ class SearchArguments(Arguments):
     ] = None
     fresh_baselines: Annotated[
         bool,
-        Option(help="Train the baselines again, whatever an earlier search has kept of them.", panel=SEARCH),
+        Option(help="Train the baselines again, whatever an earlier search has kept of them.", cli=False),
     ] = False
     margin: Annotated[
         float,

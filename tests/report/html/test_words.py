@@ -164,12 +164,12 @@ def test_a_run_that_was_cut_off_can_go_on(make_run: Make) -> None:
 
 def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
-    arguments = {"task": "t", "warm_start": ["a b", "c"], "fresh_baselines": True, "space": "custom"}
+    arguments = {"task": "t", "warm_start": ["a b", "c"], "drop_empty": True, "space": "custom"}
     folder.write_text("space.yaml", "name: custom")
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | arguments})
     parts = shlex.split(dict(reproduction(read_run(folder)))["Search again"])
     assert parts[2:] == [
-        *("--task", "t", "--from", "a b", "--from", "c", "--fresh-baselines"),
+        *("--task", "t", "--from", "a b", "--from", "c", "--drop-empty"),
         *("--space", f"{folder.path}/space.yaml"),
     ]
     (folder.path / "space.yaml").unlink()
