@@ -21,7 +21,7 @@ from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
-from autopeft.search.controller.precision import ChosenPrecision
+from autopeft.search.controller.precision import PrecisionStage
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
@@ -255,11 +255,12 @@ def _known_runs(ready: Prepared, past: CompletedRuns, notify: Notify) -> KnownRu
     return KnownRuns(past, keys, cache, ready.rank_by, ready.place)
 
 
-def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrecision:
+def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> PrecisionStage:
     """What the search's trainings compute in."""
-    return ChosenPrecision(
+    return PrecisionStage(
         ready.arguments.precision,
         parameters=ready.spec.parameters,
+        seed=ready.arguments.seed,
         folder=folder.path,
         notify=notify,
         final=ready.arguments.final_precision,

@@ -250,7 +250,7 @@ def test_a_strategy_runs_through_the_controller(
     trials = [r for r in stage.records if r.kind == "trial"]
     assert sorted(r.number for r in trials if r.number is not None) == [0, 1, 2, 3, 4]
     assert {r.state for r in trials} == {"complete"}
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     assert winner.recipe == max(trials, key=lambda r: r.score or 0).recipe
     assert stage.controller.finished

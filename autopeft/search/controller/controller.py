@@ -1,8 +1,7 @@
-"""Decides what runs next: a strategy's jobs, then finalists, baselines and the test of the winner.
+"""The loop of a search: asks its stages for jobs, in the order of their priority, and brings results back.
 
-It knows neither Ray nor training nor any strategy by name: an executor asks it for jobs and brings results
-back. Phases overlap where nothing forbids it, so that no worker waits: baseline sweeps fill the time while
-the last trials end.
+It knows neither Ray nor training nor any strategy by name: an executor asks it for jobs. Stages overlap where
+nothing forbids it, so that no worker waits: baselines are swept while the last trials end.
 """
 
 from __future__ import annotations
@@ -16,15 +15,19 @@ from dataclasses import replace
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.best_weights import BestWeights
-from autopeft.search.controller.precision import ChosenPrecision
+from autopeft.search.controller.precision import PrecisionStage
 from autopeft.search.controller.time_budget import TimeBudget
+from autopeft.search.controller.trial_stage import TrialStage
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.events import Reporter
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob, tested_run
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, tested_run
+from autopeft.search.core.stages import Stage
+from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.confirmation import Confirmation, retried
+from autopeft.search.selection.contender import LOST
 from autopeft.search.selection.finalists import choose_finalists
 from autopeft.search.selection.finals import Finals, FinalWork
+from autopeft.search.selection.stages import BaselineStage, FinalistStage, WinnerStage
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
 
@@ -45,7 +48,7 @@ def _only_chooses(job: Job) -> bool:
 
 
 class Controller:
-    """A `JobSource` for one search.
+    """A `JobSource` for one search, and the `Room` of its stages.
 
     Args:
         strategy: gives the search's jobs and takes their results.
@@ -80,7 +83,7 @@ class Controller:
         *,
         seed: int,
         workers: int,
-        precision: ChosenPrecision | None = None,
+        precision: PrecisionStage | None = None,
         rank_by: str = "score",
         trial_metric: str | None = None,
         judge: Judge | None = None,
@@ -93,8 +96,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
-        self._reporter, self._on_record, self._recall = reporter, on_record, recall
-        self._precision, self._seed = precision or ChosenPrecision(), seed
+        self._reporter, self._on_record, self._recall, self._seed = reporter, on_record, recall, seed
         self._rank_by, self.trial_metric = rank_by, trial_metric
         self.time_budget = TimeBudget(
             effort,
@@ -106,23 +108,42 @@ class Controller:
             clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])
-        self._baselines, self._came, self.planned = baselines, dict[str, JobResult](), effort
+        self._came, self.planned = dict[str, JobResult](), effort
         self._past = {record.job: record.kind for record in past if record.job is not None}
-        self.confirmation = Confirmation(
-            baselines,
+        self.best = BestWeights(checkpoints, strategy.records())
+        judge = judge or Judge()
+        # Where cost decides, the other LoRAs may be finalists themselves.
+        lost = LOST * judge.select.span if judge.cost is None else None
+        on_phase = reporter.on_phase
+        self._baselines = [
+            BaselineStage(
+                BaselineRuns(index, baseline, lost),
+                effort,
+                seed,
+                awaited=baseline.kind in ("lora", "head") or (judge.cost is not None and not baseline.each),
+                on_phase=on_phase,
+            )
+            for index, baseline in enumerate(baselines)
+        ]
+        self._finalists = FinalistStage(self._baselines, effort, seed, judge, on_phase)
+        self.selection = WinnerStage(
+            self._finalists,
+            self._baselines,
             effort,
-            seed,
-            reporter.on_phase,
-            judge=judge,
-            has_weights=lambda job: job in checkpoints.keys(),  # noqa: SIM118 - a store is no mapping
+            judge,
+            on_phase,
+            lambda job: job in checkpoints.keys(),  # noqa: SIM118 - a store is no mapping
         )
-        self._running: dict[str, Job] = {}
-        self._again: deque[Job] = deque()
+        self._precision = precision or PrecisionStage(seed=seed)
+        self._trials = TrialStage(strategy, self.best, self.time_budget)
+        self.stages: list[Stage] = [self._precision, self._trials, self._finalists]
+        self.stages += [*self._baselines, self.selection]
+        self._running: dict[str, tuple[Job, Stage]] = {}
+        self._again: deque[tuple[Job, Stage]] = deque()  # those of a worker that died
         self._searching, self._announced = True, False
         self._grace, self._clock, self._until = grace, clock, math.inf
         self.interrupted = False
         self.first_error: str | None = None
-        self.best = BestWeights(checkpoints, strategy.records())
 
     # Giving out
     # ------------------------------------------------------------------------------------------------------
@@ -130,29 +151,49 @@ class Controller:
     def next(self) -> Job | Done | None:
         """See `JobSource`."""
         while not self.interrupted:
-            if self._precision.value is None:
-                return self._probe()
-            job = self._again.popleft() if self._again else None
-            if job is None and self._searching:
-                job = self._next_of_strategy()
-            if job is None:
-                job = self.confirmation.next(self._fits)
-            if job is None:
+            found = self._again.popleft() if self._again else self._ask()
+            if found is None:
                 return None if self._running or self._searching else DONE
+            job, stage = found
             job = self._measured_by(job)
             if job.kind == "test":
                 job = replace(job, files=self.checkpoints.get(tested_run(job.id)))
-            known = None if job.kind == "trial" else self._recall(job)
+            known = self._recall(job) if job.kind not in ("trial", "probe") else None
             if known is not None:
-                self._complete_final(job, known, kept=True)
+                self._take(job, known, stage, kept=True)
                 continue
-            self._running[job.id] = job
-            self._reporter.on_trial_start(job, job.counts)
+            self._running[job.id] = job, stage
+            if stage is not self._precision:
+                self._reporter.on_trial_start(job, job.counts)
             return job
         return DONE
 
+    def _ask(self) -> tuple[Job, Stage] | None:
+        """The next job of the first stage that has one."""
+        if self._precision.value is None:  # nothing else runs beside what is timed
+            job = None if self._running else self._precision.next(self)
+            if job is None:
+                return None
+            self._reporter.on_phase("precision", 1)
+            return job, self._precision
+        if not self._announced:
+            self._announced = True
+            self._reporter.on_phase("search", self.effort.trials)
+            work = self._final_work()
+            self.time_budget.expect(work.left(Finals(self.effort)), work.least(self.effort))
+        for stage in sorted(self.stages, key=lambda stage: stage.priority):
+            job = stage.next(self)
+            self._store(stage)
+            if job is not None:
+                return job, stage
+            if stage is self._trials and self._searching and self.strategy.finished:
+                self._plan_finals()
+        return None
+
     def _measured_by(self, job: Job) -> Job:
         """The job with its precision and with what it is ranked by."""
+        if job.kind == "probe":
+            return job
         metric = self.trial_metric if "select" in job.splits else None
         precision = self.precision(final=not _only_chooses(job))
         return replace(job, rank_by=self._rank_by, precision=precision, metric=metric)
@@ -161,59 +202,40 @@ class Controller:
         """What runs with fresh seeds compute in (`final`), or trials: `fp32` or `bf16`."""
         return self._precision.final if final else self._precision.value or self._precision.final
 
-    def _probe(self) -> Job | None:
-        """What the precision is chosen by; nothing else runs meanwhile."""
-        if self._running:
-            return None
-        job = self._precision.job(self._seed)
-        self._running[job.id] = job
-        self._reporter.on_phase("precision", 1)
-        return job
-
-    def _next_of_strategy(self) -> Job | None:
-        if not self._announced:
-            self._announced = True
-            self._reporter.on_phase("search", self.effort.trials)
-            work = self._final_work()
-            self.time_budget.expect(work.left(Finals(self.effort)), work.least(self.effort))
-            first = self.confirmation.score_untuned()
-            if first is not None:
-                return first
-        room = self.time_budget.allows(self.strategy.launched, len(self._running))
-        job = self.strategy.next(room=room)
-        self._take_updates()
-        if isinstance(job, TrainJob) and job.keep_above is not None:
-            job = replace(job, keep_above=max(job.keep_above, self.best.rank))
-        if isinstance(job, TrainJob) and self.strategy.candidates(1):  # one has to be trained to the end
-            job = replace(job, within=self.time_budget.within(self.strategy.launched, job))
-        if job is None and self.strategy.finished:
-            self._end_search()
-        elif job is None:
-            self.confirmation.sweep()
-        return job
-
-    def _end_search(self) -> None:
+    def _plan_finals(self) -> None:
+        """Let the finals begin, as long as the time that is left allows."""
         self._searching = False
-        if self.strategy.candidates(1):
-            self.confirmation.sweep()
-        work = self._final_work()
-        finals = self.time_budget.shorten(work.forms(self.effort), work.left)
-        self.effort = finals.effort
+        work, best = self._final_work(), self.strategy.candidates(self.strategy.launched)
+        plan = self.time_budget.shorten(work.forms(self.effort), work.left)
+        self.effort = plan.effort
+        if not best:
+            self._close()
+            return
+        for stage in self._baselines:
+            stage.open(plan)
         # Those that cost least may be far from the best.
-        self.confirmation.open(self.strategy.candidates(self.strategy.launched), finals)
+        self._finalists.open(plan, best)
+        races = [stage.runs for stage in self._baselines]
+        later = sum(race.sweep_left + race.later(self.effort.seeds) for race in races)
+        self._reporter.on_phase("confirm", min(self.effort.top, len(best)) * self.effort.seeds + later)
 
     def _final_work(self) -> FinalWork:
         best = choose_finalists(self.strategy.candidates(self.strategy.launched), self.effort.top)
-        known = best if self.confirmation.judge.cost is None else None
-        return FinalWork(self._baselines, self._seed, self._known, self._past, known)
+        known = best if self.selection.judge.cost is None else None
+        baselines = [stage.runs.baseline for stage in self._baselines]
+        return FinalWork(baselines, self._seed, self._known, self._past, known)
 
     def _known(self, job: Job) -> JobResult | None:
         """What came of a baseline's run, in this process or before."""
         return self._came.get(job.id) or self._recall(self._measured_by(job))
 
-    def _fits(self, jobs: Sequence[Job]) -> bool:
-        """Whether there is time for jobs that a search can do without: always for what is known."""
-        unknown = [job for job in jobs if self._known(job) is None]
+    def for_candidate(self) -> bool:
+        """See `Room`."""
+        return self.time_budget.allows(self.strategy.launched, len(self._running))
+
+    def fits(self, jobs: Sequence[Job]) -> bool:
+        """See `Room`; there always is time for what is known."""
+        unknown = [job for job in [*jobs, *self.selection.needed] if self._known(job) is None]
         return all(job.kind == "test" for job in unknown) or self.time_budget.fits(unknown)
 
     # Taking back
@@ -223,61 +245,52 @@ class Controller:
         """See `JobSource`."""
         if job in self._running:
             self.time_budget.progress(job, step)
-            self._reporter.on_step(self._running[job], step, loss, self._remaining())
+            self._reporter.on_step(self._running[job][0], step, loss, self._remaining())
 
     def complete(self, result: JobResult) -> None:
         """See `JobSource`. A result that came already, or of a job that was never given, changes nothing.
 
         A job whose worker died is given out again, twice at most.
         """
-        job = self._running.pop(result.job, None)
-        if job is None:
+        if result.job not in self._running:
             return
+        job, stage = self._running.pop(result.job)
         if result.failure == "lost" and self.interrupted:
             # The signal may have reached its worker too.
             result = replace(result, error=_STOPPED, failure="stopped")
-        if job.kind == "probe":
-            if result.failure != "stopped":
-                self._precision.take(result)
-            return
-        if result.error is None:
+        if result.error is None and job.kind != "probe":
             self.time_budget.finished(job, result.seconds, result.measured.get("step_time"))
-        if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS:
-            self._again.append(retried(job))
-        elif job.kind == "trial":
-            self.best.offer(job, result)
-            self.strategy.complete(job, result)
-            self._take_updates()
-            self.best.settle(self.strategy.records())
+        if result.failure == "lost" and job.kind != "probe" and job.attempt + 1 < _ATTEMPTS:
+            # Another worker takes it, with fewer rows at once.
+            self._again.append((replace(job, attempt=job.attempt + 1), stage))
         else:
-            self._complete_final(job, result, kept=False)
+            self._take(job, result, stage, kept=False)
 
-    def _take_updates(self) -> None:
-        """Store and report what the strategy has learned."""
-        for record in self.strategy.updates():
-            if record.state == "failed" and not self.interrupted:
-                self.first_error = self.first_error or record.error
-            if record.state == "paused":
-                self._report(record)
-            else:
-                self._announce(record)
-
-    def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
-        if result.files:
+    def _take(self, job: Job, result: JobResult, stage: Stage, *, kept: bool) -> None:
+        """Bring a result to its stage; weights of trials are kept while they are the best."""
+        if result.files and stage is not self._trials:
             self.checkpoints.put(job.id, result.files)
-        if result.failure != "stopped":  # what was cut off has not ended: it decides nothing
-            self.confirmation.take(job, result)
-            if job.kind == "baseline":
-                self._came[job.id] = replace(result, files={})
-        self._announce(self.confirmation.record(job, result, kept=kept))
+        if job.kind == "baseline" and result.failure != "stopped":
+            self._came[job.id] = replace(result, files={})
+        stage.done(job, result)
+        self._store(stage, kept=kept)
+        if stage is self._trials:
+            self.best.settle(self.strategy.records())
 
-    def _announce(self, record: TrialRecord) -> None:
-        self._on_record(record)
-        self._report(record)
+    def _store(self, stage: Stage, *, kept: bool = False) -> None:
+        """Store and report what a stage has learned.
 
-    def _report(self, record: TrialRecord) -> None:
-        best = self.strategy.candidates(1)
-        self._reporter.on_trial_end(record, best[0].score if best else None, self._remaining())
+        Args:
+            kept: whether it was known already.
+        """
+        for record in stage.updates():
+            if record.kind == "trial" and record.state == "failed" and not self.interrupted:
+                self.first_error = self.first_error or record.error
+            record = replace(record, kept=True) if kept else record
+            if record.state != "paused":
+                self._on_record(record)
+            best = self.strategy.candidates(1)
+            self._reporter.on_trial_end(record, best[0].score if best else None, self._remaining())
 
     # The end
     # ------------------------------------------------------------------------------------------------------
@@ -291,7 +304,11 @@ class Controller:
         self._until = self._clock() + (0.0 if self.interrupted else self._grace)
         self.interrupted = True
         self._again.clear()
-        self.confirmation.clear()
+        self._close()
+
+    def _close(self) -> None:
+        for stage in (self._finalists, *self._baselines, self.selection):
+            stage.close()
 
     @property
     def stopped(self) -> bool:
@@ -310,9 +327,9 @@ class Controller:
 
     def abandon(self) -> None:
         """Give up what was still running when the executor ended; trials that stand on a rung stay there."""
-        for job in list(self._running.values()):
-            self.complete(JobResult(job.id, error=_STOPPED, failure="stopped"))
+        for id in list(self._running):
+            self.complete(JobResult(id, error=_STOPPED, failure="stopped"))
 
     def _remaining(self) -> float | None:
         left = self.strategy.steps_left if self._searching else None
-        return self.time_budget.remaining(left, list(self._running.values()))
+        return self.time_budget.remaining(left, [job for job, _ in self._running.values()])

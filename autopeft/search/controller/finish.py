@@ -21,7 +21,6 @@ from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.planning.resume import resume_command
 from autopeft.search.selection.answers import Answer, answers, finding, origin
-from autopeft.search.selection.confirmation import weights_job
 from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
@@ -32,6 +31,7 @@ from autopeft.search.selection.significance import (
     compare_with_constant,
     selection_bias,
 )
+from autopeft.search.selection.stages import weights_job
 from autopeft.search.selection.taken import Taken, taken
 from autopeft.tasks.summary import Constant
 
@@ -58,7 +58,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     if won.files is None:
         raise _no_weights(ready, folder)
     final, trial = won.final, won.trial
-    recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.confirmation.baselines()
+    recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.selection.baselines()
     comparisons = _comparisons(ready, final, baselines)
     found = _answers(controller, final)
     result = SearchResult(
@@ -95,7 +95,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         answers=found,
         samples=won.samples,
         precision=controller.precision(final=final is not None),
-        finalists=sum(bool(finalist.good) for finalist in controller.confirmation.finalists),
+        finalists=sum(bool(finalist.good) for finalist in controller.selection.finalists),
     )
     folder.write_winner(won.files)
     _write(folder, result)
@@ -122,11 +122,11 @@ class _Won:
 
 def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], best: TrialRecord) -> _Won:
     """What is returned: the winner where its weights are there, else the next best whose weights are."""
-    controller.confirmation.conclude()
-    confirmation, store = controller.confirmation, controller.checkpoints
-    first = confirmation.winner
+    controller.selection.conclude()
+    selection, store = controller.selection, controller.checkpoints
+    first = selection.winner
     if first is not None and _kept_run(first, store) is None:
-        first = confirmation.choose(lambda side: _kept_run(side, store) is not None)
+        first = selection.choose(lambda side: _kept_run(side, store) is not None)
     found = None if first is None else _kept_run(first, store)
     if first is not None and found is not None:
         (run, files), final = found, first.contender()
@@ -156,12 +156,12 @@ def _kept_run(side: RepeatedRuns, store: CheckpointStore) -> tuple[FreshRun, Map
 
 def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -> str | None:
     """Why what reached the goal is not returned; `None` where it is."""
-    confirmation = controller.confirmation
+    selection = controller.selection
     why = [
         f"{origin(side.contender())} won, but the training of its weights failed ({error.rstrip('.')})"
-        for side, error in confirmation.passed_over
+        for side, error in selection.passed_over
     ]
-    winner = confirmation.winner
+    winner = selection.winner
     if winner is not None and winner is not returned:
         gone = (
             "the search was interrupted before its weights were trained"
@@ -174,10 +174,10 @@ def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -
 
 def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, Answer | None]:
     """The answer to each goal, where something was confirmed."""
-    confirmation = controller.confirmation
+    selection = controller.selection
     if final is None:
         return {}
-    return answers(confirmation.verdicts, confirmation.best_baseline, controller.trial_metric)
+    return answers(selection.verdicts, selection.best_baseline, controller.trial_metric)
 
 
 def _finding(
@@ -194,25 +194,25 @@ def _finding(
         if ready.goal == "best":
             return None
         return f"This is the best so far and not the {ready.goal}: {_unconfirmed(controller)}."
-    beside = controller.confirmation.best_baseline
-    took_part = [verdict.runs.name for verdict in controller.confirmation.verdicts()]
+    beside = controller.selection.best_baseline
+    took_part = [verdict.runs.name for verdict in controller.selection.verdicts()]
     named = {c.baseline: c for c in comparisons}
     return finding(
         ready.goal,
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
-        returned=_returned(won.final, controller.confirmation.baselines()),
+        returned=_returned(won.final, controller.selection.baselines()),
         by_trial=won.final.number is not None,
         head_alone=not trained_entries(Recipe.from_dict(dict(won.recipe))),
         highest=None if beside is None or beside.name in took_part else beside.name,
-        unfinished=not all(f.whole for f in controller.confirmation.finalists),
+        unfinished=not all(f.whole for f in controller.selection.finalists),
         margin=ready.arguments.margin / 100,
     )
 
 
 def _unconfirmed(controller: Controller) -> str:
     """Why no winner was confirmed."""
-    runs = [run for finalist in controller.confirmation.finalists for run in finalist.runs.values()]
+    runs = [run for finalist in controller.selection.finalists for run in finalist.runs.values()]
     ended = [run for run in runs if run.select is not None or run.error is not None]
     if not ended:
         return "nothing was retrained with fresh seeds"
@@ -233,7 +233,7 @@ def _remarks(controller: Controller) -> list[str]:
 
 def _cut_short(controller: Controller) -> list[str]:
     """What ended the search, or all that followed it, before its time."""
-    strategy, confirmation = controller.strategy, controller.confirmation
+    strategy, selection = controller.strategy, controller.selection
     told, planned = list[str](), controller.effort.trials
     failed = sum(record.state == "failed" for record in strategy.records())
     known = controller.interrupted or strategy.exhausted or strategy.out_of_time
@@ -242,7 +242,7 @@ def _cut_short(controller: Controller) -> list[str]:
             f"The search gave up after {strategy.launched} of {planned} trials, as {failed} of them failed "
             f"({(controller.first_error or 'see trials.jsonl').rstrip('.')})."
         )
-    runs = [run for finalist in confirmation.finalists for run in finalist.runs.values()]
+    runs = [run for finalist in selection.finalists for run in finalist.runs.values()]
     errors = [run.error for run in runs if run.error is not None and run.select is None]
     if errors and len(errors) == len(runs):
         told.append(f"{_all_failed(len(runs)).capitalize()}: {errors[0]}")
@@ -250,13 +250,13 @@ def _cut_short(controller: Controller) -> list[str]:
 
 
 def _left_out(controller: Controller) -> list[str]:
-    out, once = controller.confirmation.left_out, controller.confirmation.swept_once
-    failed = controller.confirmation.failed
+    out, once = controller.selection.left_out, controller.selection.swept_once
+    failed = controller.selection.failed
     told = _shortened(controller.planned, controller.effort)
     told += [f"There was no time for these baselines: {', '.join(out)}."] if out else []
     chosen = f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose."
     told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
-    return [*told, *([chosen] if once else []), *controller.confirmation.lost_seeds]
+    return [*told, *([chosen] if once else []), *controller.selection.lost_seeds]
 
 
 def _shortened(planned: Effort, taken: Effort) -> list[str]:
@@ -267,12 +267,12 @@ def _shortened(planned: Effort, taken: Effort) -> list[str]:
 
 def _untold(controller: Controller) -> list[str]:
     """That *select* has too few rows for the goal."""
-    confirmation = controller.confirmation
-    goal, beside = confirmation.judge.goal, confirmation.best_baseline
-    if goal == "best" or beside is None or not any(v.untold for v in confirmation.verdicts()):
+    selection = controller.selection
+    goal, beside = selection.judge.goal, selection.best_baseline
+    if goal == "best" or beside is None or not any(v.untold for v in selection.verdicts()):
         return []
     return [
-        f"The {confirmation.judge.select.rows:,} rows of select are too few to tell which recipes are within "
+        f"The {selection.judge.select.rows:,} rows of select are too few to tell which recipes are within "
         f"the margin of {beside.name}. Give it more (--select-rows, or more data), or a wider --margin."
     ]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from autopeft.search.core.jobs import JobResult, PrecisionJob
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.stages import Priority, Room
 from autopeft.search.planning.precision import (
     PrecisionFinding,
     final_precision,
@@ -14,15 +16,16 @@ from autopeft.search.planning.precision import (
     probe_job,
 )
 
-__all__ = ["ChosenPrecision"]
+__all__ = ["PrecisionStage"]
 
 
-class ChosenPrecision:
-    """What trials and sweeps compute in, and all else.
+class PrecisionStage:
+    """The stage that finds what trials and sweeps compute in, and all else.
 
     Args:
         asked: `fp32`, `bf16`, or `auto` for what a probe finds.
         parameters: of the backbone; a small one is not probed.
+        seed: of the probe.
         folder: of the run, where the finding is kept, so that a search that goes on keeps to it; `None` to
             keep nothing.
         notify: is told what was found.
@@ -38,12 +41,13 @@ class ChosenPrecision:
         asked: str = "fp32",
         *,
         parameters: int = 0,
+        seed: int = 0,
         folder: Path | None = None,
         notify: Callable[[str], None] | None = None,
         final: str = "fp32",
         found: PrecisionFinding | None = None,
     ) -> None:
-        self._folder, self._notify = folder, notify
+        self._folder, self._notify, self._seed = folder, notify, seed
         self._final, self._parameters = final, parameters
         self.value = known_precision(asked, parameters)
         if self.value is None and folder is not None:
@@ -56,15 +60,22 @@ class ChosenPrecision:
         """`fp32` or `bf16`, of all that is scored on *test*."""
         return final_precision(self._final, self.value, self._parameters)
 
-    def job(self, seed: int) -> PrecisionJob:
-        """The probe."""
-        return probe_job(seed)
+    priority = Priority.PROBE
 
-    def take(self, result: JobResult) -> None:
-        """Take in what the probe found; where it failed, fp32 is the choice."""
-        told = self._keep(PrecisionFinding.of(result))
-        if self._notify is not None:
-            self._notify(told)
+    def next(self, room: Room) -> Job | None:
+        """See `Stage`: the probe, where the precision is open."""
+        return probe_job(self._seed) if self.value is None else None
+
+    def done(self, job: Job, result: JobResult) -> None:
+        """See `Stage`; where the probe failed, fp32 is the choice."""
+        if result.failure != "stopped":
+            told = self._keep(PrecisionFinding.of(result))
+            if self._notify is not None:
+                self._notify(told)
+
+    def updates(self) -> list[TrialRecord]:
+        """See `Stage`: a probe leaves no record."""
+        return []
 
     def _keep(self, found: PrecisionFinding) -> str:
         """Choose and keep what was found; returns what there is to tell of it."""

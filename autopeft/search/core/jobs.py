@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from autopeft.runs.records import CountTable, JobKind, Sample
+from autopeft.runs.records import CountTable, JobKind, RecordState, Sample, TrialRecord
 
 __all__ = [
     "DONE",
@@ -77,6 +77,37 @@ class Job:
 
     def __str__(self) -> str:
         return self.id
+
+    def record(self, result: JobResult) -> TrialRecord:
+        """The finished job as a line of `finals.jsonl`."""
+        state: RecordState = "complete"
+        if result.error is not None:
+            state = "interrupted" if result.failure == "stopped" else "failed"
+        return TrialRecord(
+            kind=self.kind,
+            label=self.label,
+            state=state,
+            recipe=self.recipe,
+            number=self.number,
+            seed=self.seed,
+            steps=self.steps,
+            counts=result.counts,
+            score=result.score,
+            scores=dict(result.scores),
+            seconds=result.seconds,
+            train_loss=result.train_loss,
+            error=result.error,
+            failure=result.failure,
+            worker=result.worker,
+            job=self.id,
+            pseudo_values=list(result.pseudo_values) or None,
+            select_values=list(result.select_values) or None,
+            precision=self.precision,
+            merits={} if result.merit is None else {str(self.steps): result.merit},
+            metric=result.metric,
+            measured=dict(result.measured) or None,
+            samples=list(result.samples) or None,
+        )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class BaselineRuns(RepeatedRuns):
     def __init__(self, index: int, baseline: Baseline, lost: float | None = None) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
-        self.index, self._baseline = index, baseline
+        self.index, self.baseline = index, baseline
         self.sweep: dict[str, float | None] = {}
         self._scores: dict[str, float | None] = {}
         self._measures: dict[str, tuple[str | None, str | None]] = {}
@@ -69,7 +69,7 @@ class BaselineRuns(RepeatedRuns):
             return []
         if not self._begun:
             self._begun = True
-            return [self._sweep_job(i, seed, steps) for i in range(self._baseline.first_runs)]
+            return [self._sweep_job(i, seed, steps) for i in range(self.baseline.first_runs)]
         beyond, second = self._beyond, self._second
         if beyond and second:
             return [self._sweep_job(i, seed, steps) for i in beyond]
@@ -83,7 +83,7 @@ class BaselineRuns(RepeatedRuns):
     def _beyond(self) -> list[int]:
         """Candidates with the rates next to that of the best one, which are not tried yet."""
         ranked = self._ranked()
-        found = self._baseline.beyond.get(ranked[0], ()) if self._further and ranked else ()
+        found = self.baseline.beyond.get(ranked[0], ()) if self._further and ranked else ()
         return [i for i in found if i not in self._candidate.values()]
 
     def _second_job(self, index: int, seed: int, steps: int) -> Job:
@@ -94,7 +94,7 @@ class BaselineRuns(RepeatedRuns):
         self.sweep[id] = None
         self._candidate[id] = index
         self._open.add(id)
-        label, recipe = self._baseline.label(index), self._baseline.candidates[index]
+        label, recipe = self.baseline.label(index), self.baseline.candidates[index]
         return TrainJob(
             id=id,
             kind="baseline",
@@ -135,8 +135,8 @@ class BaselineRuns(RepeatedRuns):
     def drop(self, job: str) -> None:
         """Do without a run with a fresh seed that was never begun."""
         del self.runs[job]
-        if self._baseline.each and self.runs:
-            self.name, self.counts = self._baseline.remaining([self._candidate[id] for id in self.runs])
+        if self.baseline.each and self.runs:
+            self.name, self.counts = self.baseline.remaining([self._candidate[id] for id in self.runs])
 
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
@@ -157,13 +157,13 @@ class BaselineRuns(RepeatedRuns):
         name = self._run_of(index)
         return TrialRecord(
             kind="baseline",
-            label=self._baseline.label(index),
+            label=self.baseline.label(index),
             state="complete",
-            recipe=self._baseline.candidates[index],
+            recipe=self.baseline.candidates[index],
             steps=steps,
             hash=name,
             job=name,
-            counts=self._baseline.counts_of(index),
+            counts=self.baseline.counts_of(index),
             score=math.fsum(scores) / len(scores),
             merits={str(steps): math.fsum(ranks) / len(ranks)} if measure == LOSS else {},
             metric=metric,
@@ -173,7 +173,7 @@ class BaselineRuns(RepeatedRuns):
         self, prefix: str, seeds: Sequence[int], splits: tuple[str, ...], shots: int
     ) -> list[Job]:
         """Each seed draws its own examples. What has none is scored once, and has that score with each."""
-        self.recipe = self._baseline.candidates[0]
+        self.recipe = self.baseline.candidates[0]
         jobs: list[Job] = []
         for seed in seeds:
             id = f"{prefix}-s{seed}"
@@ -221,18 +221,18 @@ class BaselineRuns(RepeatedRuns):
             return []
         each = ", ".join(map(_score_of, self.runs.values()))
         self._remark(f"lost a seed (score on select, each seed: {each})")
-        rate = _rate_of(self._baseline.candidates[self._chosen])
-        lower = (i for i in self._ranked() if _rate_of(self._baseline.candidates[i]) < rate)
+        rate = _rate_of(self.baseline.candidates[self._chosen])
+        lower = (i for i in self._ranked() if _rate_of(self.baseline.candidates[i]) < rate)
         if (index := next(lower, None)) is None:
             return []
         # Its rate tells its runs from those of the first, which may have the same place.
-        self._other = other = RepeatedRuns(self._baseline.label(index), "baseline")
-        other.recipe, other.counts = self._baseline.candidates[index], self._baseline.counts_of(index)
+        self._other = other = RepeatedRuns(self.baseline.label(index), "baseline")
+        other.recipe, other.counts = self.baseline.candidates[index], self.baseline.counts_of(index)
         other.searched = self._searched(index)
         return other.final_jobs(self._run_of(index), seeds, steps, ("select", "test"), keep=True)
 
     def _remark(self, what: str) -> None:
-        before = self._baseline.label(self._chosen) if self.lost_seed is None else self.lost_seed[:-1]
+        before = self.baseline.label(self._chosen) if self.lost_seed is None else self.lost_seed[:-1]
         self.lost_seed = f"{before}, {what}."
 
     def _choose_again(self, other: RepeatedRuns) -> None:
@@ -246,8 +246,8 @@ class BaselineRuns(RepeatedRuns):
             self._remark(f"and {other.name}, which was tried in its place, was no better")
             return
         self._remark(f"so that {other.name}, has taken its place")
-        index = next(i for i, c in enumerate(self._baseline.candidates) if c is other.recipe)
-        self.name, self.recipe, self.counts = self._baseline.title(index), other.recipe, other.counts
+        index = next(i for i, c in enumerate(self.baseline.candidates) if c is other.recipe)
+        self.name, self.recipe, self.counts = self.baseline.title(index), other.recipe, other.counts
         self.runs, self.searched = other.runs, other.searched
 
     def drop_other(self, why: str) -> None:
@@ -259,27 +259,27 @@ class BaselineRuns(RepeatedRuns):
     @property
     def trained(self) -> bool:
         """Whether something is trained, so that there are weights to return."""
-        return self._baseline.shots is None
+        return self.baseline.shots is None
 
     @property
     def untuned(self) -> bool:
         """Whether it is the model as it is, which is scored once, with nothing before the prompts."""
-        return self._baseline.shots == 0
+        return self.baseline.shots == 0
 
     @property
     def prior(self) -> bool:
         """Whether it is the LoRA that a search has to beat."""
-        return self._baseline.kind == "lora"
+        return self.baseline.kind == "lora"
 
     @property
     def head_alone(self) -> bool:
         """Whether it is the head alone, which is the answer where it is as good."""
-        return self._baseline.kind == "head"
+        return self.baseline.kind == "head"
 
     @property
     def single(self) -> bool:
         """Whether it is of one recipe, and not a mean of several."""
-        return not self._baseline.each
+        return not self.baseline.each
 
     @property
     def ended(self) -> bool:
@@ -298,7 +298,7 @@ class BaselineRuns(RepeatedRuns):
     @property
     def swept(self) -> bool:
         """Whether the whole sweep has been given out and has ended; a baseline without a choice has none."""
-        return self._baseline.sweep_runs == 0 or (self._begun and self.sweep_left == 0)
+        return self.baseline.sweep_runs == 0 or (self._begun and self.sweep_left == 0)
 
     @property
     def failed(self) -> bool:
@@ -307,30 +307,30 @@ class BaselineRuns(RepeatedRuns):
 
     def later(self, seeds: int) -> int:
         """Runs with fresh seeds that are still to come."""
-        return 0 if self.started else self._baseline.fresh_runs(seeds)
+        return 0 if self.started else self.baseline.fresh_runs(seeds)
 
     def jobs(self, seeds: Sequence[int], steps: int) -> list[Job]:
         """Runs with fresh seeds of the chosen candidate, or of each; none where the whole sweep failed."""
         self.started = True
         splits = ("select", "test")
-        if self._baseline.each:
-            fresh = fresh_seeds(seeds[0] - SEED_STRIDE, len(self._baseline.candidates))
+        if self.baseline.each:
+            fresh = fresh_seeds(seeds[0] - SEED_STRIDE, len(self.baseline.candidates))
             jobs: list[Job] = []
-            for i, recipe in enumerate(self._baseline.candidates):
+            for i, recipe in enumerate(self.baseline.candidates):
                 self.recipe = recipe
                 own = self.final_jobs(self._run_of(i), fresh[i : i + 1], steps, splits, keep=False)
                 self._candidate |= {job.id: i for job in own}
                 jobs += own
             self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
             return jobs
-        if self._baseline.shots is not None:
-            return self._untrained_jobs(self._run_of(0), seeds, splits, self._baseline.shots)
+        if self.baseline.shots is not None:
+            return self._untrained_jobs(self._run_of(0), seeds, splits, self.baseline.shots)
         ranked = self._ranked()
         if self.sweep and not ranked:
             return []
         self._chosen = chosen = ranked[0] if ranked else 0
-        self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
-        self.counts, self.searched = self._baseline.counts_of(chosen), self._searched(chosen)
+        self.recipe, self.name = self.baseline.candidates[chosen], self.baseline.title(chosen)
+        self.counts, self.searched = self.baseline.counts_of(chosen), self._searched(chosen)
         return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior or self.head_alone)
 
     def _searched(self, index: int) -> list[tuple[str | None, float]]:

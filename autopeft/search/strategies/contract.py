@@ -1,8 +1,8 @@
 """What a strategy is: it turns a space into candidates, by jobs that an executor runs for it.
 
-The controller asks for jobs, brings their results back, and in the end has the best candidates confirmed
-with fresh seeds. Confirmation, baselines, retries of lost jobs, time, tracking and the run folder are the
-controller's and know no strategy.
+It is one stage of a search. The controller asks for jobs and brings their results back. In the end other
+stages train the best candidates with fresh seeds. Baselines, retries of lost jobs, time, tracking and the run
+folder know no strategy.
 
 A strategy registers by name (see `autopeft.search.strategies.registry`):
 

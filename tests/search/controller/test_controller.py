@@ -38,7 +38,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
 def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     tested = [job for job in stage.jobs if "test" in job.splits]
     assert Counter((job.kind, job.seed) for job in tested) == Counter(
@@ -47,7 +47,7 @@ def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -
     assert all(job.recipe == winner.recipe for job in tested if job.kind == "test")
     contender = winner.contender()
     assert len(contender.select) == len(contender.test) == 2
-    assert [len(b.test) for b in stage.controller.confirmation.baselines()] == [2]
+    assert [len(b.test) for b in stage.controller.selection.baselines()] == [2]
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Make) -> None:
@@ -62,7 +62,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Mak
         return result
 
     stage.play(flattering)
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     assert winner.recipe["layers"][0]["attach"][0]["lora"]["rank"] == min(champion) < max(champion)
 
@@ -109,7 +109,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(make_stage: Make) -> 
     stage.play(outcome)
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.number, r.error) for r in failed] == [(1, "boom")]
-    assert stage.controller.confirmation.winner is not None
+    assert stage.controller.selection.winner is not None
 
 
 def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
@@ -118,8 +118,8 @@ def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     assert stage.controller.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.controller.confirmation.baselines() == []
-    assert stage.controller.confirmation.winner is None
+    assert stage.controller.selection.baselines() == []
+    assert stage.controller.selection.winner is None
 
 
 def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
@@ -127,7 +127,7 @@ def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
     stage.play(
         lambda j: JobResult(j.id, error="boom", failure="failed") if j.kind == "confirm" else honest(j)
     )
-    assert stage.controller.confirmation.winner is None
+    assert stage.controller.selection.winner is None
     assert stage.controller.strategy.study.best()
 
 
@@ -143,7 +143,7 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
         return honest(job)
 
     stage.play(outcome)
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     assert len(winner.good) == 2
 
@@ -153,7 +153,7 @@ def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
     stage.play(honest)
     assert stage.controller.strategy.exhausted
     assert Counter(j.kind for j in stage.jobs)["trial"] == 2
-    assert stage.controller.confirmation.winner is not None
+    assert stage.controller.selection.winner is not None
 
 
 def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None:
@@ -256,7 +256,7 @@ def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: f
     stage.play(slow)
     assert Counter(j.kind for j in stage.jobs)["trial"] == trials
     assert stage.controller.strategy.out_of_time == (trials < 5)
-    assert stage.controller.confirmation.winner is not None
+    assert stage.controller.selection.winner is not None
 
 
 def test_progress_reports_time_left(make_stage: Make) -> None:
@@ -288,7 +288,7 @@ def test_a_lost_job_is_given_out_again_and_fails_in_the_end(make_stage: Make) ->
     assert [j.attempt for j in stage.jobs if j.id == "trial-0"] == [0, 1, 2]
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.label, r.failure) for r in failed] == [("trial 0", "lost")]
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     assert len(winner.contender().select) == 2
 
@@ -301,7 +301,7 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     again = make_stage(recall=lambda job: kept.get(job.id))
     again.play(honest)
     assert [j.id for j in again.jobs] == ["baseline-0-0-s1001"]
-    before, after = first.controller.confirmation, again.controller.confirmation
+    before, after = first.controller.selection, again.controller.selection
     assert before.winner is not None
     assert after.winner is not None
     assert after.winner.contender() == before.winner.contender()
@@ -321,7 +321,7 @@ def test_a_finalist_that_was_cut_off_decides_nothing(make_stage: Make) -> None:
 
     stage.play(until_confirmed, workers=1)
     assert [r.state for r in stage.records if r.kind == "confirm"] == ["complete", "interrupted"]
-    assert stage.controller.confirmation.winner is None
+    assert stage.controller.selection.winner is None
 
 
 NORMAL = replace(EFFORT, trials=40, steps=200, top=3, seeds=3)
@@ -365,7 +365,7 @@ def test_baselines_keep_to_the_time_budget_too(make_stage: Make, minutes: int) -
     kinds = timed.play()
     assert 0.75 * minutes <= timed.clock.now / 60 <= minutes
     assert kinds["trial"] >= 4
-    confirmation = timed.stage.controller.confirmation
+    confirmation = timed.stage.controller.selection
     shown = {LORA, SINGLE, RANDOM}.difference(confirmation.left_out)
     assert {contender.name for contender in confirmation.baselines()} == shown
     assert LORA in shown
@@ -458,7 +458,7 @@ def test_known_baselines_are_no_work_to_come(make_stage: Make) -> None:
     effort = timed.stage.controller.effort
     assert (effort.top, effort.seeds) == (3, 3)
     assert 28 <= kinds["trial"] < 32, "40 would leave 0 of 800 s for 9 finalists' runs and the test"
-    assert timed.stage.controller.confirmation.left_out == []
+    assert timed.stage.controller.selection.left_out == []
     assert 700 < timed.clock.now <= 800.0
 
 
@@ -483,7 +483,7 @@ def test_a_resumed_search_with_a_time_budget_ends_as_if_it_had_not_stopped(make_
     assert 5 < searched < 40
     second = ran(spent, [record for record in first.records if record.kind != "trial"])
     assert not [job for job in second.jobs if job.kind == "trial"]
-    assert [f.number for f in second.controller.confirmation.finalists] == [
-        f.number for f in first.controller.confirmation.finalists
+    assert [f.number for f in second.controller.selection.finalists] == [
+        f.number for f in first.controller.selection.finalists
     ]
     assert second.controller.effort.seeds == 3

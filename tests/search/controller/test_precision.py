@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from support.searching import Stage, honest
 
-from autopeft.search.controller.precision import ChosenPrecision
+from autopeft.search.controller.precision import PrecisionStage
 from autopeft.search.core.jobs import Job, JobResult, PrecisionJob
-from autopeft.search.planning.precision import PrecisionFinding, kept_precision
+from autopeft.search.planning.precision import PrecisionFinding, kept_precision, probe_job
 
 LARGE = 10_000_000
 Make = Callable[..., Stage]
 
 
-def chosen(folder: Path, told: list[str] | None = None, **options: Any) -> ChosenPrecision:
-    return ChosenPrecision(
+def chosen(folder: Path, told: list[str] | None = None, **options: Any) -> PrecisionStage:
+    return PrecisionStage(
         "auto", parameters=LARGE, folder=folder, notify=None if told is None else told.append, **options
     )
 
@@ -71,7 +71,7 @@ def test_what_is_scored_on_test_follows_the_trials_where_the_backbone_is_large(
     make_stage: Make, tmp_path: Path, parameters: int, final: str
 ) -> None:
     told: list[str] = []
-    precision = ChosenPrecision(
+    precision = PrecisionStage(
         "auto", parameters=parameters, folder=tmp_path, notify=told.append, final="auto"
     )
     stage = make_stage(precision=precision)
@@ -83,7 +83,7 @@ def test_what_is_scored_on_test_follows_the_trials_where_the_backbone_is_large(
 
 
 def test_a_search_that_goes_on_keeps_to_what_was_found(make_stage: Make, tmp_path: Path) -> None:
-    chosen(tmp_path).take(JobResult("precision", measured=FASTER))
+    chosen(tmp_path).done(probe_job(0), JobResult("precision", measured=FASTER))
     assert kept_precision(tmp_path) == "bf16"
     stage = make_stage(precision=chosen(tmp_path))
     stage.play(honest)
@@ -123,11 +123,11 @@ def test_a_probe_that_was_interrupted_decides_nothing(make_stage: Make, tmp_path
 
 @pytest.mark.parametrize("asked", ["fp32", "bf16"])
 def test_what_was_asked_for_is_not_measured(asked: str, tmp_path: Path) -> None:
-    assert ChosenPrecision(asked, parameters=LARGE, folder=tmp_path).value == asked
+    assert PrecisionStage(asked, parameters=LARGE, folder=tmp_path).value == asked
 
 
 def test_a_small_backbone_is_not_measured(tmp_path: Path) -> None:
-    assert ChosenPrecision("auto", parameters=4_999_999, folder=tmp_path).value == "fp32"
+    assert PrecisionStage("auto", parameters=4_999_999, folder=tmp_path).value == "fp32"
     assert chosen(tmp_path).value is None
 
 
@@ -147,7 +147,7 @@ def test_what_was_found_before_the_first_job_is_kept_and_neither_measured_nor_to
 
 
 def test_a_finding_of_an_earlier_process_comes_first(tmp_path: Path) -> None:
-    chosen(tmp_path).take(JobResult("precision", measured=FASTER))
+    chosen(tmp_path).done(probe_job(0), JobResult("precision", measured=FASTER))
     slower = PrecisionFinding.of(JobResult("precision", measured={**FASTER, "bf16": 3.0}))
     assert slower.precision == "fp32"
     assert chosen(tmp_path, found=slower).value == "bf16"

@@ -30,7 +30,7 @@ def test_trials_finalists_and_the_winner_are_ranked_by_it(
     stage = make_stage(rank_by=rank_by)
     stage.play(disagreeing)
     ranks = [rank_of(job) for job in stage.jobs if job.kind == "trial"]
-    winner = stage.controller.confirmation.winner
+    winner = stage.controller.selection.winner
     assert winner is not None
     assert winner.recipe["layers"][0]["attach"][0]["lora"]["rank"] == best(ranks)
     finalists = {rank_of(job) for job in stage.jobs if job.kind == "confirm"}
@@ -55,6 +55,6 @@ def test_baselines_choose_by_it(make_stage: Make, rank_by: str, chosen: float) -
 
     stage = make_stage(rank_by=rank_by)
     stage.play(outcome)
-    (baseline,) = stage.controller.confirmation.baselines()
+    (baseline,) = stage.controller.selection.baselines()
     assert baseline.recipe.get("training", {}).get("learning_rate", 1e-3) == chosen
     assert all(score > 0.5 for score in baseline.select)

@@ -95,7 +95,7 @@ def test_a_strategy_of_another_package_through_a_whole_search(
     assert first.seeds == (3, 4)
     assert trials[0].values == SPACE.middle()
     best = max(trials, key=lambda r: r.score or 0.0)
-    winner = play.controller.confirmation.winner
+    winner = play.controller.selection.winner
     assert winner is not None
     assert winner.number == best.number
     kinds = [job.kind for job in play.jobs]
@@ -132,7 +132,7 @@ def test_it_goes_on_with_what_it_had(toys: Any, tmp_path: Path) -> None:
     best = max(past, key=lambda r: r.score or 0.0)
     told = [k for k, v in (trials[len(past)].values or {}).items() if v != (best.values or {})[k]]
     assert len(told) <= 1
-    assert again.controller.confirmation.winner is not None
+    assert again.controller.selection.winner is not None
 
 
 def test_it_ends_without_time_and_without_anything_new(toys: Any, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_an_interruption_before_the_other_lora_has_ended_keeps_what_was_confirme
 def test_where_cost_decides_all_loras_may_be_finalists_and_none_is_trained_twice(make_stage: Make) -> None:
     stage = unstable_stage(make_stage, judge=judge("cheapest"), objectives=2, cost="step_cost")
     stage.play(unstable)
-    assert stage.controller.confirmation.lost_seeds == []
+    assert stage.controller.selection.lost_seeds == []
     trained = Counter(
         (json.dumps(job.recipe), job.seed) for job in stage.jobs if job.id.startswith("baseline-0-")
     )
@@ -299,7 +299,7 @@ def test_a_candidate_has_no_part_in_what_another_one_left(make_stage: Make, tmp_
         lambda job: JobResult(job.id, error="boom", failure="failed") if "-sweep1" in job.id else honest(job)
     )
     left = {job.id: honest(job) for job in stage.jobs if job.kind == "baseline" and "test" in job.splits}
-    assert stage.controller.confirmation.winner.recipe == lora(90).to_dict()
+    assert stage.controller.selection.winner.recipe == lora(90).to_dict()
 
     def recall(job: Job) -> JobResult | None:
         """By id, as `finals.jsonl` has them, or else as the cache has them: without weights."""
@@ -308,7 +308,7 @@ def test_a_candidate_has_no_part_in_what_another_one_left(make_stage: Make, tmp_
 
     again = make_stage(baselines=[baseline(90, 100)], checkpoints=stage.checkpoints, recall=recall)
     again.play(honest)
-    winner = again.controller.confirmation.winner
+    winner = again.controller.selection.winner
     assert (winner.recipe, winner.name) == (lora(100).to_dict(), "LoRA of rank 100")
     assert winner.contender().test == pytest.approx((0.101, 0.101001))
     _, run = finished(again, tmp_path)
@@ -335,7 +335,7 @@ def test_the_untuned_model_is_scored_whatever_the_time(
     stage = make_stage(ranks=(40, 50), baselines=[baseline(99, kind="single"), untuned, baseline(30)])
     monkeypatch.setattr(stage.controller.time_budget, "fits", lambda job: False)
     stage.play(honest, workers=1)
-    confirmation = stage.controller.confirmation
+    confirmation = stage.controller.selection
     assert [b.name for b in confirmation.baselines()] == ["untuned", "LoRA of rank 30"]
     assert confirmation.left_out == ["LoRA of rank 99"]
     assert [job.id for job in stage.jobs if job.id.startswith("baseline-1")] == ["baseline-1-0-s1000"]

@@ -1,0 +1,420 @@
+"""The stages after the trials: each baseline, the finalists with fresh seeds, and the test of the winner.
+
+Baselines may be swept while the last trials end; all else waits until the plan of the finals is made.
+Finalists of the goals smallest and cheapest wait for the sweeps too, which tell what has to be reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.goals import Goal
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob, tested_run, testing_job
+from autopeft.search.core.stages import Priority, Room
+from autopeft.search.optimization.pareto import best_first
+from autopeft.search.selection.baseline_runs import BaselineRuns
+from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
+from autopeft.search.selection.finals import Finals
+from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
+
+__all__ = ["BaselineStage", "FinalistStage", "WinnerStage", "weights_job"]
+
+_WEIGHTS = "weights-"
+_SPARES = 3  # finalists in the place of those that failed: where more fail, it is not the recipes' doing
+OnPhase = Callable[[str, int], None]
+
+
+class _Final:
+    """What the stages here have in common: jobs that are ready, and a record of each that has ended."""
+
+    def __init__(self, on_phase: OnPhase) -> None:
+        self._on_phase = on_phase
+        self._ready: deque[Job] = deque()
+        self._records: list[TrialRecord] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Give no more jobs; those that run may end."""
+        self._closed = True
+        self._ready.clear()
+
+    def updates(self) -> list[TrialRecord]:
+        """See `Stage`."""
+        found, self._records = self._records, []
+        return found
+
+
+class BaselineStage(_Final):
+    """A baseline: its sweep, then fresh seeds of the best, and of another LoRA where one of these is lost.
+
+    Args:
+        awaited: whether the winner is chosen when it has ended, as it decides as well.
+        on_phase: is told the name of a phase and its number of jobs.
+
+    Attributes:
+        left_out: whether there was no time for it.
+        swept_once: its name, where one seed alone chose among its candidates.
+    """
+
+    def __init__(
+        self, runs: BaselineRuns, effort: Effort, seed: int, *, awaited: bool, on_phase: OnPhase
+    ) -> None:
+        super().__init__(on_phase)
+        self.runs, self.awaited = runs, awaited
+        self._steps, self._seed = effort.steps, seed
+        self._seeds = fresh_seeds(seed, effort.seeds)
+        self._others: Sequence[Job] = ()  # of another LoRA
+        self._opened = self.left_out = False
+        self.swept_once: str | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """The model as it is is scored before the trials: that tells how long answers to *test* take."""
+        if self.runs.untuned and not self.runs.started:
+            return Priority.FIRST
+        if self._others:
+            return Priority.OPTIONAL
+        return Priority.AWAITED if self.awaited or self.runs.untuned else Priority.IDLE
+
+    def open(self, plan: Finals) -> None:
+        """Let fresh seeds follow the sweep."""
+        self._opened, self._steps = True, plan.effort.steps
+        self._seeds = fresh_seeds(self._seed, plan.effort.seeds)
+        if self.runs.index in plan.left_out:
+            self._leave_out()
+        elif not plan.second and self.runs.shorten():
+            self.swept_once = self.runs.name
+        self.runs.keep_seeds(self._seeds)
+
+    def _leave_out(self) -> None:
+        self.left_out = True
+        self._ready.clear()
+        self.runs.leave_out()
+
+    def next(self, room: Room) -> Job | None:
+        """See `Stage`. What decides nothing comes only where there is time for it; without a run of its
+        sweep, or without any, the baseline is left out."""
+        if self._closed:
+            return None
+        if self._others and not self._ready:
+            self._try_others(room)
+        self._fill()
+        while self._ready:
+            job = self._ready.popleft()
+            if self.priority is not Priority.IDLE or room.fits([job]):
+                return job
+            if job.id in self.runs.runs:
+                self.runs.drop(job.id)
+            if not self.runs.runs:
+                self._leave_out()
+            self._fill()
+        return None
+
+    def _fill(self) -> None:
+        """Make ready what can begin."""
+        if self._ready or self.left_out:
+            return
+        if self.runs.untuned and not self.runs.started:
+            self._ready.extend(self.runs.jobs(self._seeds, 0))
+        elif not self.runs.swept:
+            self._ready.extend(self.runs.sweep_jobs(self._seed, self._steps))
+        elif self._opened and not self.runs.started:
+            self._ready.extend(self.runs.jobs(self._seeds, self._steps))
+
+    def _try_others(self, room: Room) -> None:
+        """Let another LoRA be trained with all its seeds, or none of them."""
+        others, self._others = self._others, ()
+        if room.fits(others):
+            self._on_phase("another LoRA", len(others))
+            self._ready.extend(others)
+        else:
+            self.runs.drop_other("there was no time for")
+
+    def done(self, job: Job, result: JobResult) -> None:
+        """See `Stage`; what was cut off has not ended, and decides nothing."""
+        self._records.append(job.record(result))
+        if result.failure == "stopped":
+            return
+        if job.id in self.runs.sweep:
+            self.runs.take_sweep(result)
+        elif self.runs.owns(job.id):  # else it was left out meanwhile
+            self.runs.take(result)
+        self._others = self._others or self.runs.other_jobs(self._seeds, self._steps)
+
+
+class FinalistStage(_Final):
+    """The best of the search, or the smallest or cheapest that may be within the margin, with fresh seeds.
+
+    Attributes:
+        finalists: that were chosen so far.
+    """
+
+    def __init__(
+        self,
+        baselines: Sequence[BaselineStage],
+        effort: Effort,
+        seed: int,
+        judge: Judge,
+        on_phase: OnPhase,
+    ) -> None:
+        super().__init__(on_phase)
+        self._baselines, self._effort, self._seed, self._judge = baselines, effort, seed, judge
+        self.finalists: list[Finalist] = []
+        self._trials: Sequence[TrialRecord] = ()
+
+    @property
+    def priority(self) -> Priority:
+        """A finalist in the place of those that failed comes last."""
+        return Priority.FINALISTS if self._ready or not self.finalists else Priority.OPTIONAL
+
+    def open(self, plan: Finals, trials: Sequence[TrialRecord]) -> None:
+        """Train the best of `trials` (best first) again."""
+        self._effort, self._trials = plan.effort, trials
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have ended, and none will take the place of those that failed."""
+        return bool(self.finalists) and all(f.complete for f in self.finalists) and self._spare() is None
+
+    def next(self, room: Room) -> Job | None:
+        """See `Stage`."""
+        if not self.finalists and self._trials and not self._closed:
+            self.finalists = [Finalist(record) for record in self._choose()]
+            self._ready.extend(job for finalist in self.finalists for job in self._jobs(finalist))
+        if not self._ready and (spare := self._spare()) is not None:
+            jobs = self._jobs(spare)
+            if room.fits(jobs):
+                self._on_phase("another finalist", len(jobs))
+                self.finalists.append(spare)
+                self._ready.extend(jobs)
+            else:
+                self._closed = True
+        return self._ready.popleft() if self._ready else None
+
+    def _jobs(self, finalist: Finalist) -> list[Job]:
+        return finalist.jobs(fresh_seeds(self._seed, self._effort.seeds), self._effort.steps)
+
+    def _choose(self) -> list[TrialRecord]:
+        """What is trained again; nothing while a sweep decides that and has not ended."""
+        judge, top = self._judge, self._effort.top
+        if judge.cost is None:
+            return choose_finalists(self._trials, top)
+        races = [stage.runs for stage in self._baselines]
+        if not all(race.swept for race in races):
+            return []
+        swept = {race.index: race.swept_candidates(self._effort.steps) for race in races if race.single}
+        goal = max((found[0] for found in swept.values() if found), key=lambda r: r.rank or 0.0, default=None)
+        goal = goal and replace(goal, step_cost=judge.cost_of_step(goal.recipe))
+        # Candidates of the LoRA baseline that are not chosen for it may cost less.
+        others = [
+            replace(record, step_cost=judge.cost_of_step(record.recipe))
+            for race in races
+            if race.prior
+            for record in swept[race.index][1:]
+            if judge.inside(record.recipe)
+        ]
+        return choose_frugal(best_first([*self._trials, *others]), top, judge.cost, goal, judge.margin)
+
+    def _spare(self) -> Finalist | None:
+        """The best trial of those that are no finalists yet, where all finalists have ended and none has a
+        score with each of its seeds."""
+        failed = bool(self.finalists) and all(f.complete and not f.whole for f in self.finalists)
+        if self._closed or not failed or self._judge.cost is not None:
+            return None
+        if len(self.finalists) >= self._effort.top + _SPARES:
+            return None
+        known = {finalist.number for finalist in self.finalists}
+        ranked = choose_finalists(self._trials, len(self._trials))
+        record = next((record for record in ranked if record.number not in known), None)
+        return None if record is None else Finalist(record)
+
+    def done(self, job: Job, result: JobResult) -> None:
+        """See `Stage`."""
+        self._records.append(job.record(result))
+        if result.failure != "stopped":
+            next(f for f in self.finalists if job.id in f.runs).take(result)
+
+
+class WinnerStage(_Final):
+    """Chooses the winner once all has ended that it is chosen by, and tests it.
+
+    A baseline was tested with its runs. The run of its weights is trained again where it is known from an
+    earlier search, which kept none.
+
+    Args:
+        has_weights: whether the weights of a run are kept, by its job.
+
+    Attributes:
+        winner: the finalist, LoRA or the head alone, that reaches the goal on *select*.
+        passed_over: what would have won and cannot be returned, as the training of its weights failed; and
+            the error.
+    """
+
+    priority = Priority.TEST
+
+    def __init__(
+        self,
+        finalists: FinalistStage,
+        baselines: Sequence[BaselineStage],
+        effort: Effort,
+        judge: Judge,
+        on_phase: OnPhase,
+        has_weights: Callable[[str], bool],
+    ) -> None:
+        super().__init__(on_phase)
+        self._finalists, self._baselines, self.judge = finalists, baselines, judge
+        self._steps, self._has_weights = effort.steps, has_weights
+        self.winner: RepeatedRuns | None = None
+        self.passed_over: list[tuple[RepeatedRuns, str]] = []
+        self._chosen = False
+
+    def next(self, room: Room) -> Job | None:
+        """See `Stage`."""
+        if not self._chosen and not self._closed and self._decided:
+            self._choose()
+        return self._ready.popleft() if self._ready else None
+
+    @property
+    def needed(self) -> list[Job]:
+        """The tests that are still to be given out."""
+        first = next(iter(self._finalists.finalists), None)
+        return [] if self._chosen or first is None else self._tests(first, first.runs.values())
+
+    @property
+    def _decided(self) -> bool:
+        return self._finalists.ended and all(s.runs.ended for s in self._baselines if s.awaited)
+
+    def conclude(self) -> None:
+        """Choose the winner where all has ended that it is chosen by but another LoRA or another finalist,
+        which are given up."""
+        self._finalists.close()
+        for stage in self._baselines:
+            stage.runs.drop_other("the search ended before")
+        if not self._chosen and self._decided:
+            self._pick()
+
+    def _pick(self) -> RepeatedRuns | None:
+        self._chosen = True
+        failed = [side for side, _ in self.passed_over]
+        self.winner = self.choose(lambda side: side not in failed)
+        return self.winner
+
+    def _choose(self) -> None:
+        winner = self._pick()
+        if winner is None:
+            return
+        if isinstance(winner, Finalist):
+            self._ready.extend(self._tests(winner, winner.good))
+        elif not self._has_weights(winner.good[0].job):
+            best = winner.good[0]
+            self._ready.append(
+                TrainJob(
+                    id=weights_job(best.job),
+                    kind="confirm",
+                    label=f"{winner.name}, seed {best.seed}, for its weights",
+                    recipe=winner.recipe,
+                    seed=best.seed,
+                    steps=self._steps,
+                    keep_above=-math.inf,
+                    samples=True,
+                )
+            )
+        if self._ready:
+            self._on_phase("test", len(self._ready))
+
+    def _tests(self, winner: RepeatedRuns, runs: Iterable[FreshRun]) -> list[Job]:
+        return [
+            ScoreJob(
+                id=testing_job(run.job),
+                kind="test",
+                label=f"test of {winner.name}, seed {run.seed}",
+                recipe=winner.recipe,
+                seed=run.seed,
+                splits=("test",),
+                number=winner.number,
+                samples=i == 0,  # of the run whose weights are kept
+            )
+            for i, run in enumerate(runs)
+        ]
+
+    def done(self, job: Job, result: JobResult) -> None:
+        """See `Stage`."""
+        self._records.append(job.record(result))
+        if self.winner is None or result.failure == "stopped":
+            return
+        if job.kind == "test":
+            run = self.winner.runs[tested_run(job.id)]
+            run.test, run.error = result.scores.get("test"), result.error or run.error
+            run.pseudo_values, run.samples = result.pseudo_values, result.samples
+        else:
+            self.winner.runs[job.id.removeprefix(_WEIGHTS)].samples = result.samples
+            if result.error is not None:
+                self.passed_over.append((self.winner, result.error))
+                self._choose()
+
+    # Reading
+    # ------------------------------------------------------------------------------------------------------
+
+    @property
+    def finalists(self) -> list[Finalist]:
+        """All that were trained again."""
+        return self._finalists.finalists
+
+    def verdicts(self, goal: Goal | None = None) -> list[Verdict]:
+        """What is known of all that may win, what promises most first; where a goal is named, as if the
+        search had it."""
+        judge = self.judge if goal is None else replace(self.judge, goal=goal)
+        return verdicts(self.finalists, [stage.runs for stage in self._baselines], judge)
+
+    def choose(self, among: Callable[[RepeatedRuns], bool]) -> RepeatedRuns | None:
+        """What reaches the goal of some of those that may win, else what promises most of them."""
+        found = [verdict for verdict in self.verdicts() if among(verdict.runs)]
+        verdict = chosen(self.judge.goal, found) or next(iter(found), None)
+        return None if verdict is None else verdict.runs
+
+    @property
+    def best_baseline(self) -> Contender | None:
+        """The baseline of one recipe that ranks highest on *select*."""
+        found = best_baseline([stage.runs for stage in self._baselines])
+        return None if found is None else found.contender()
+
+    def baselines(self) -> list[Contender]:
+        """Every baseline that has at least one run with a fresh seed."""
+        return [stage.runs.contender() for stage in self._baselines if stage.runs.runs]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the baselines for which there was no time."""
+        return [stage.runs.name for stage in self._baselines if stage.left_out]
+
+    @property
+    def swept_once(self) -> list[str]:
+        """Names of the baselines that one seed alone chose among."""
+        return [stage.swept_once for stage in self._baselines if stage.swept_once is not None]
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the baselines of which all trainings failed."""
+        return [stage.runs.name for stage in self._baselines if stage.runs.failed]
+
+    @property
+    def lost_seeds(self) -> list[str]:
+        """What baselines lost of their fresh seeds and what came of it, a sentence each."""
+        races = [stage.runs for stage in self._baselines]
+        return [race.lost_seed for race in races if race.lost_seed is not None] + [
+            f"{race.name} is not returned where another recipe has all of its seeds: "
+            f"{len(race.runs) - len(race.good)} of its {len(race.runs)} failed."
+            for race in races
+            if race.prior and race.complete and not race.whole
+        ]
+
+
+def weights_job(run: str) -> str:
+    """The job that trains a baseline's run again for its weights."""
+    return f"{_WEIGHTS}{run}"
