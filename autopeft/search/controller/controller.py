@@ -16,7 +16,6 @@ from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.best_weights import BestWeights
 from autopeft.search.controller.precision import PrecisionStage
-from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.controller.trial_stage import TrialStage
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.events import Reporter
@@ -28,6 +27,7 @@ from autopeft.search.selection.contender import LOST
 from autopeft.search.selection.finalists import choose_finalists
 from autopeft.search.selection.finals import Finals, FinalWork
 from autopeft.search.selection.stages import BaselineStage, FinalistStage, WinnerStage
+from autopeft.search.selection.time_budget import TimeBudget
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
 
@@ -108,8 +108,10 @@ class Controller:
             clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])
-        self._came, self.planned = dict[str, JobResult](), effort
-        self._past = {record.job: record.kind for record in past if record.job is not None}
+        self._came, self.planned = dict[str, JobResult](), effort  # what came of baselines' runs
+        self._ended = {record.job for record in past if record.job is not None}
+        self._plan = Finals(effort)
+        self._left: tuple[Sequence[Job], Sequence[Job]] | None = None  # of the plan, and at least
         self.best = BestWeights(checkpoints, strategy.records())
         judge = judge or Judge()
         # Where cost decides, the other LoRAs may be finalists themselves.
@@ -135,7 +137,7 @@ class Controller:
             lambda job: job in checkpoints.keys(),  # noqa: SIM118 - a store is no mapping
         )
         self._precision = precision or PrecisionStage(seed=seed)
-        self._trials = TrialStage(strategy, self.best, self.time_budget)
+        self._trials = TrialStage(strategy, self.best)
         self.stages: list[Stage] = [self._precision, self._trials, self._finalists]
         self.stages += [*self._baselines, self.selection]
         self._running: dict[str, tuple[Job, Stage]] = {}
@@ -179,8 +181,6 @@ class Controller:
         if not self._announced:
             self._announced = True
             self._reporter.on_phase("search", self.effort.trials)
-            work = self._final_work()
-            self.time_budget.expect(work.left(Finals(self.effort)), work.least(self.effort))
         for stage in sorted(self.stages, key=lambda stage: stage.priority):
             job = stage.next(self)
             self._store(stage)
@@ -206,8 +206,9 @@ class Controller:
         """Let the finals begin, as long as the time that is left allows."""
         self._searching = False
         work, best = self._final_work(), self.strategy.candidates(self.strategy.launched)
-        plan = self.time_budget.shorten(work.forms(self.effort), work.left)
-        self.effort = plan.effort
+        forms = work.forms(self.effort, self.time_budget.seconds)
+        self._plan = plan = self.time_budget.shorten(forms, work.jobs)
+        self.effort, self._left = plan.effort, None
         if not best:
             self._close()
             return
@@ -223,7 +224,14 @@ class Controller:
         best = choose_finalists(self.strategy.candidates(self.strategy.launched), self.effort.top)
         known = best if self.selection.judge.cost is None else None
         baselines = [stage.runs.baseline for stage in self._baselines]
-        return FinalWork(baselines, self._seed, self._known, self._past, known)
+        return FinalWork(baselines, self._seed, self._known, self._ended, known)
+
+    def _finals_left(self) -> tuple[Sequence[Job], Sequence[Job]]:
+        """The jobs that are left after the trials, as planned and at least."""
+        if self._left is None:
+            work = self._final_work()
+            self._left = work.jobs(self._plan), work.least(self._plan.effort, self.time_budget.seconds)
+        return self._left
 
     def _known(self, job: Job) -> JobResult | None:
         """What came of a baseline's run, in this process or before."""
@@ -231,7 +239,13 @@ class Controller:
 
     def for_candidate(self) -> bool:
         """See `Room`."""
-        return self.time_budget.allows(self.strategy.launched, len(self._running))
+        return self.time_budget.allows(self.strategy.launched, len(self._running), *self._finals_left())
+
+    def patience(self, job: Job) -> float | None:
+        """See `Room`."""
+        if not self.strategy.candidates(1):  # one has to be trained to the end
+            return None
+        return self.time_budget.within(self.strategy.launched, job, self._finals_left()[0])
 
     def fits(self, jobs: Sequence[Job]) -> bool:
         """See `Room`; there always is time for what is known."""
@@ -272,6 +286,9 @@ class Controller:
             self.checkpoints.put(job.id, result.files)
         if job.kind == "baseline" and result.failure != "stopped":
             self._came[job.id] = replace(result, files={})
+        self._left = None
+        if job.kind != "trial" and result.error is None:
+            self._ended.add(job.id)
         stage.done(job, result)
         self._store(stage, kept=kept)
         if stage is self._trials:
@@ -332,4 +349,5 @@ class Controller:
 
     def _remaining(self) -> float | None:
         left = self.strategy.steps_left if self._searching else None
-        return self.time_budget.remaining(left, [job for job, _ in self._running.values()])
+        running = [job for job, _ in self._running.values()]
+        return self.time_budget.remaining(left, running, *self._finals_left())

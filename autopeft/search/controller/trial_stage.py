@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.best_weights import BestWeights
-from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.core.stages import Priority, Room
 from autopeft.search.strategies.contract import Strategy
@@ -19,24 +18,22 @@ class TrialStage:
 
     Args:
         best: keeps the weights of the best trial.
-        time: says when a trial takes too long.
     """
 
     priority = Priority.TRIALS
 
-    def __init__(self, strategy: Strategy, best: BestWeights, time: TimeBudget) -> None:
-        self._strategy, self._best, self._time = strategy, best, time
+    def __init__(self, strategy: Strategy, best: BestWeights) -> None:
+        self._strategy, self._best = strategy, best
 
     def next(self, room: Room) -> Job | None:
         """See `Stage`. A trial keeps its weights only where it beats the best so far."""
         if self._strategy.finished:
             return None
         job = self._strategy.next(room=room.for_candidate())
-        if isinstance(job, TrainJob) and job.keep_above is not None:
-            job = replace(job, keep_above=max(job.keep_above, self._best.rank))
-        if isinstance(job, TrainJob) and self._strategy.candidates(1):  # one has to be trained to the end
-            job = replace(job, within=self._time.within(self._strategy.launched, job))
-        return job
+        if not isinstance(job, TrainJob):
+            return job
+        above = None if job.keep_above is None else max(job.keep_above, self._best.rank)
+        return replace(job, keep_above=above, within=room.patience(job))
 
     def done(self, job: Job, result: JobResult) -> None:
         """See `Stage`."""

@@ -35,6 +35,10 @@ class Room(Protocol):
         """Whether one more candidate, and all that has to follow it, ends within the time limit."""
         ...
 
+    def patience(self, job: Job) -> float | None:
+        """Seconds after which a part of a trial is given up, `None` for never."""
+        ...
+
     def fits(self, jobs: Sequence[Job]) -> bool:
         """Whether jobs that a search can do without, and the test of the winner, end within the time
         limit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +10,14 @@ from autopeft.arguments import takes
 from autopeft.counting import Counts
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, Writing, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.finals import FinalWork
+from autopeft.search.selection.time_budget import TimeBudget
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.within import share_within
 from autopeft.search.strategies.registry import get_strategy
@@ -137,8 +138,10 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
 
 def _shortest(ready: Prepared, baselines: Sequence[Baseline], trial: float) -> float:
     """Seconds that a search takes whatever its time budget: two trials and the shortest finals."""
-    work = FinalWork(baselines, ready.arguments.seed, lambda _: None, {})
-    return trial * (2 + math.fsum(work.least(ready.effort).values())) / (ready.workers or 1)
+    time = TimeBudget(ready.effort, ready.workers or 1)
+    time.finished(TrainJob("trial", "trial", "a trial", {}, steps=ready.effort.steps), trial)
+    least = FinalWork(baselines, ready.arguments.seed).least(ready.effort, time.seconds)
+    return (2 * trial + time.seconds(least)) / time.workers
 
 
 def _writing(ready: Prepared) -> Writing | None:

@@ -95,7 +95,7 @@ def test_what_there_was_no_time_for_is_told(
     assert finished(stage, tmp_path)[0].remarks == ()
     short = make_stage(replace(EFFORT_OF_TEN, seeds=3), baselines=[baseline(40)])
     shortest = Finals(replace(EFFORT_OF_TEN, top=1, seeds=2))
-    monkeypatch.setattr(short.controller.time_budget, "shorten", lambda forms, left: shortest)
+    monkeypatch.setattr(short.controller.time_budget, "shorten", lambda forms, jobs: shortest)
     short.play(honest)
     found = finished(short, tmp_path / "short")[0].remarks
     assert list(found) == ["There was time for 1 of 4 finalists.", "There was time for 2 of 3 fresh seeds."]

@@ -349,7 +349,7 @@ def test_where_the_time_is_short_the_result_says_what_was_left(
     untuned = Baseline("untuned", (lora(20).to_dict(),), {}, kind="untuned", shots=0)
     stage = make_stage(ranks=(40, 50), baselines=[baseline(60, 70, 80), untuned, baseline(5, kind="single")])
     short = Finals(replace(EFFORT, top=1, seeds=1), frozenset({2}), second=False)
-    monkeypatch.setattr(stage.controller.time_budget, "shorten", lambda forms, left: short)
+    monkeypatch.setattr(stage.controller.time_budget, "shorten", lambda forms, jobs: short)
     stage.play(honest)
     result, _ = finished(stage, tmp_path)
     assert [list(side.by_seed) for side in result.baselines] == [[1000], [1000]]
