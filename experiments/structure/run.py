@@ -69,7 +69,8 @@ def record_of(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     run = RunFolder(folder)
     return {
         "trials": [_trial(record) for record in run.trials().records],
-        "finals": [_final(record) for record in run.finals().records],
+        # With stages of equal right their order is of no matter.
+        "finals": sorted(map(_final, run.finals().records), key=lambda f: (f["kind"], f["label"], f["seed"])),
         "winner": {
             "recipe": result["recipe"],
             "select": result["select"],

@@ -19,6 +19,7 @@ from autopeft.method import registry as methods
 from autopeft.plugins import Registry
 from autopeft.runs.folder import RunFolder
 from autopeft.search.optimization.samplers import SAMPLERS
+from autopeft.search.selection.stages import STAGES
 from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.tasks.kinds import registry as kinds
 
@@ -84,6 +85,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "composition": compositions.REGISTRY,
     "sampler": SAMPLERS,
     "strategy": STRATEGIES,
+    "stage": STAGES,
     "kind of task": kinds.KINDS,
 }
 

@@ -1,5 +1,5 @@
-"""A package with a method, a composition, a sampler, a strategy and a kind of task, all used together from
-the command line: a search is interrupted, goes on, and is reported."""
+"""A package with a method, a composition, a sampler, a strategy, a stage and a kind of task, all used
+together from the command line: a search is interrupted, goes on, and is reported."""
 
 from __future__ import annotations
 
@@ -130,6 +130,9 @@ def test_a_search_is_interrupted_goes_on_and_is_reported(shell: Shell) -> None:
         assert len(changed) <= 1, (i, changed)
 
     assert result["confirmed"]
+    taught = [f for f in shell.lines("finals.jsonl") if f["label"].startswith("student")]
+    assert [f["state"] for f in taught] == ["complete"] * len(taught)
+    assert taught
     assert result["metric"] == "toy_closeness"
     assert result["comparisons"][0]["low"] is not None
     manifest = json.loads((shell.folder / "found/manifest.json").read_text())

@@ -26,7 +26,14 @@ from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import LOST
 from autopeft.search.selection.finalists import choose_finalists
 from autopeft.search.selection.finals import Finals, FinalWork
-from autopeft.search.selection.stages import BaselineStage, FinalistStage, WinnerStage
+from autopeft.search.selection.stages import (
+    STAGES,
+    BaselineStage,
+    FinalContext,
+    FinalistStage,
+    FinalStage,
+    WinnerStage,
+)
 from autopeft.search.selection.time_budget import TimeBudget
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
@@ -127,9 +134,14 @@ class Controller:
             )
             for index, baseline in enumerate(baselines)
         ]
-        self._finalists = FinalistStage(self._baselines, effort, seed, judge, on_phase)
+        finalists = FinalistStage(self._baselines, effort, seed, judge, on_phase)
+        context = FinalContext(finalists, self._baselines, effort, seed, judge)
+        self._finals: list[FinalStage] = [
+            finalists,
+            *(STAGES.find(name)(context) for name in strategy.finals),
+        ]
         self.selection = WinnerStage(
-            self._finalists,
+            self._finals,
             self._baselines,
             effort,
             judge,
@@ -138,7 +150,7 @@ class Controller:
         )
         self._precision = precision or PrecisionStage(seed=seed)
         self._trials = TrialStage(strategy, self.best)
-        self.stages: list[Stage] = [self._precision, self._trials, self._finalists]
+        self.stages: list[Stage] = [self._precision, self._trials, *self._finals]
         self.stages += [*self._baselines, self.selection]
         self._running: dict[str, tuple[Job, Stage]] = {}
         self._again: deque[tuple[Job, Stage]] = deque()  # those of a worker that died
@@ -214,8 +226,8 @@ class Controller:
             return
         for stage in self._baselines:
             stage.open(plan)
-        # Those that cost least may be far from the best.
-        self._finalists.open(plan, best)
+        for final in self._finals:
+            final.open(plan, best)
         races = [stage.runs for stage in self._baselines]
         later = sum(race.sweep_left + race.later(self.effort.seeds) for race in races)
         self._reporter.on_phase("confirm", min(self.effort.top, len(best)) * self.effort.seeds + later)
@@ -324,7 +336,9 @@ class Controller:
         self._close()
 
     def _close(self) -> None:
-        for stage in (self._finalists, *self._baselines, self.selection):
+        for final in self._finals:
+            final.close()
+        for stage in (*self._baselines, self.selection):
             stage.close()
 
     @property

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from autopeft.effort import Effort
+from autopeft.errors import UsageError
+from autopeft.plugins import Registry
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.goals import Goal
 from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob, tested_run, testing_job
-from autopeft.search.core.stages import Priority, Room
+from autopeft.search.core.stages import Priority, Room, Stage
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns, fresh_seeds
@@ -23,7 +26,16 @@ from autopeft.search.selection.finalists import Finalist, choose_finalists, choo
 from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
 
-__all__ = ["BaselineStage", "FinalistStage", "WinnerStage", "weights_job"]
+__all__ = [
+    "STAGES",
+    "BaselineStage",
+    "FinalContext",
+    "FinalStage",
+    "FinalistStage",
+    "WinnerStage",
+    "register_stage",
+    "weights_job",
+]
 
 _WEIGHTS = "weights-"
 _SPARES = 3  # finalists in the place of those that failed: where more fail, it is not the recipes' doing
@@ -148,6 +160,30 @@ class BaselineStage(_Final):
         self._others = self._others or self.runs.other_jobs(self._seeds, self._steps)
 
 
+class FinalStage(Stage, Protocol):
+    """A stage between the trials and the test: its finalists, recipes with fresh seeds, may win."""
+
+    finalists: list[Finalist]
+    """That were trained so far, or are to be."""
+
+    def open(self, plan: Finals, trials: Sequence[TrialRecord]) -> None:
+        """Begin: the trials (best first) have ended.
+
+        Args:
+            plan: numbers of finalists and seeds, as far as there is time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give no more jobs; those that run may end."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its finalists have ended and no other will come."""
+        ...
+
+
 class FinalistStage(_Final):
     """The best of the search, or the smallest or cheapest that may be within the margin, with fresh seeds.
 
@@ -260,7 +296,7 @@ class WinnerStage(_Final):
 
     def __init__(
         self,
-        finalists: FinalistStage,
+        finals: Sequence[FinalStage],
         baselines: Sequence[BaselineStage],
         effort: Effort,
         judge: Judge,
@@ -268,7 +304,7 @@ class WinnerStage(_Final):
         has_weights: Callable[[str], bool],
     ) -> None:
         super().__init__(on_phase)
-        self._finalists, self._baselines, self.judge = finalists, baselines, judge
+        self._finals, self._baselines, self.judge = finals, baselines, judge
         self._steps, self._has_weights = effort.steps, has_weights
         self.winner: RepeatedRuns | None = None
         self.passed_over: list[tuple[RepeatedRuns, str]] = []
@@ -283,17 +319,19 @@ class WinnerStage(_Final):
     @property
     def needed(self) -> list[Job]:
         """The tests that are still to be given out."""
-        first = next(iter(self._finalists.finalists), None)
+        first = next(iter(self.finalists), None)
         return [] if self._chosen or first is None else self._tests(first, first.runs.values())
 
     @property
     def _decided(self) -> bool:
-        return self._finalists.ended and all(s.runs.ended for s in self._baselines if s.awaited)
+        awaited = (stage.runs.ended for stage in self._baselines if stage.awaited)
+        return all(stage.ended for stage in self._finals) and all(awaited)
 
     def conclude(self) -> None:
         """Choose the winner where all has ended that it is chosen by but another LoRA or another finalist,
         which are given up."""
-        self._finalists.close()
+        for final in self._finals:
+            final.close()
         for stage in self._baselines:
             stage.runs.drop_other("the search ended before")
         if not self._chosen and self._decided:
@@ -364,7 +402,7 @@ class WinnerStage(_Final):
     @property
     def finalists(self) -> list[Finalist]:
         """All that were trained again."""
-        return self._finalists.finalists
+        return [finalist for stage in self._finals for finalist in stage.finalists]
 
     def verdicts(self, goal: Goal | None = None) -> list[Verdict]:
         """What is known of all that may win, what promises most first; where a goal is named, as if the
@@ -418,3 +456,51 @@ class WinnerStage(_Final):
 def weights_job(run: str) -> str:
     """The job that trains a baseline's run again for its weights."""
     return f"{_WEIGHTS}{run}"
+
+
+# Stages of other packages
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinalContext:
+    """What a final stage of another package is given.
+
+    Attributes:
+        finalists: the best of the search, with fresh seeds.
+        baselines: what the winner is compared with.
+        seed: the search's.
+    """
+
+    finalists: FinalistStage
+    baselines: Sequence[BaselineStage]
+    effort: Effort
+    seed: int
+    judge: Judge
+
+
+STAGES: Registry[Callable[[FinalContext], FinalStage]] = Registry(
+    error=UsageError,
+    malformed="A stage's name is a lower-case identifier, but got {name!r}.",
+    taken="The stage name {name!r} is taken by {by}.",
+    unknown="There is no stage {name!r}.{near} Stages: {names}; one registers through the entry-point group "
+    "'autopeft.stages'.",
+    group="autopeft.stages",
+)
+_M = TypeVar("_M", bound=Callable[[Any], Any])
+
+
+def register_stage(name: str) -> Callable[[_M], _M]:
+    """Decorator of what makes a `FinalStage` from a `FinalContext`. A strategy asks for it by its name (see
+    `StrategyClass.finals`).
+
+    Raises:
+        UsageError: the name is taken or malformed.
+    """
+
+    def enter(maker: _M) -> _M:
+        STAGES.check_name(name, maker)
+        STAGES.enter(name, maker)
+        return maker
+
+    return enter

@@ -82,6 +82,10 @@ class StrategyContext:
 class Strategy(Protocol):
     """A search under way. All calls come from one thread, one at a time."""
 
+    finals: ClassVar[Sequence[str]]
+    """Names of further stages between the trials and the test of the winner (see
+    `autopeft.search.selection.stages.register_stage`); usually none."""
+
     def next(self, *, room: bool) -> Job | None:
         """The next job, or `None`: wait for results first, or (with `finished`) nothing is left.
 

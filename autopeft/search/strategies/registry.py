@@ -38,6 +38,8 @@ def register(name: str) -> Callable[[_C], _C]:
         if missing:
             raise UsageError(f"Strategy {name!r} ({cls.__qualname__}) lacks {', '.join(missing)}.")
         cls.name = name  # type: ignore[attr-defined]
+        if not hasattr(cls, "finals"):
+            cls.finals = ()  # type: ignore[attr-defined]
         STRATEGIES.enter(name, cls)
         return cls
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ class Trials:
     """
 
     name: ClassVar[str] = "trials"
+    finals: ClassVar[Sequence[str]] = ()
 
     def __init__(
         self, study: SearchStudy, effort: Effort, checkpoints: CheckpointStore, *, seed: int

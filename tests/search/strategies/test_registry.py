@@ -25,6 +25,7 @@ from autopeft.search.execution.runners import JobContext, runner_of
 from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.stages import STAGES
 from autopeft.search.strategies.contract import StrategyContext
 from autopeft.search.strategies.registry import STRATEGIES, get_strategy, register, strategy_names
 from autopeft.search.strategies.trials import Trials
@@ -36,7 +37,7 @@ EFFORT = Effort("tiny", 8, 10, None, None, None, top=2, seeds=2, rates=2)
 
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(monkeypatch, STRATEGIES, SAMPLERS)
+    keep(monkeypatch, STRATEGIES, SAMPLERS, STAGES)
     monkeypatch.setattr(runners, "_RUNNERS", dict(runners._RUNNERS))
 
 
@@ -44,7 +45,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def toys(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The strategy's module, imported as its entry point imports it; the sampler's beside it."""
     monkeypatch.syspath_prepend(str(TOYS))
-    from autopeft_toys import sampler, strategy  # type: ignore[import-not-found]  # noqa: F401
+    from autopeft_toys import sampler, stage, strategy  # type: ignore[import-not-found]  # noqa: F401
 
     yield strategy
     for name in [name for name in sys.modules if name.partition(".")[0] == "autopeft_toys"]:
@@ -99,7 +100,7 @@ def test_a_strategy_of_another_package_through_a_whole_search(
     assert winner is not None
     assert winner.number == best.number
     kinds = [job.kind for job in play.jobs]
-    assert [kinds.count(kind) for kind in ("trial", "confirm", "test")] == [8, 4, 2]
+    assert [kinds.count(kind) for kind in ("trial", "confirm", "test")] == [8, 4 + 2, 2]
     assert kinds.count("baseline") == 2
     assert next(e[1] for e in play.events.seen if e[0] == "phase") == "search"
     assert play.controller.finished
@@ -133,6 +134,35 @@ def test_it_goes_on_with_what_it_had(toys: Any, tmp_path: Path) -> None:
     told = [k for k, v in (trials[len(past)].values or {}).items() if v != (best.values or {})[k]]
     assert len(told) <= 1
     assert again.controller.selection.winner is not None
+
+
+def test_a_stage_of_another_package_gives_a_recipe_that_may_win(toys: Any, tmp_path: Path) -> None:
+    """It runs before the winner is chosen, is recorded, and what it did is not done again."""
+
+    def student_wins(job: Job) -> JobResult:
+        made = score(job)
+        taught = job.id.startswith("confirm-student")
+        return JobResult(job.id, {k: v + taught for k, v in made.scores.items()}, files={WEIGHTS: b"s"})
+
+    play = stage(tmp_path, [])
+    play.play(student_wins)
+    taught = [job for job in play.jobs if type(job).__name__ == "StudentJob"]
+    assert [job.seed for job in taught] == [1003, 1004]
+    winner = play.controller.selection.winner
+    assert winner is not None
+    assert winner.name == "student"
+    assert len(winner.contender().test) == 2
+    assert [r.label for r in play.records if r.kind == "confirm"][-2:] == [
+        "student, seed 1003",
+        "student, seed 1004",
+    ]
+    known = {job.id: student_wins(job) for job in play.jobs if job.kind != "trial"}
+    past = [r for r in play.records if r.kind == "trial"]
+    again = stage(tmp_path, past, recall=lambda job: known.get(job.id))
+    again.play(student_wins)
+    assert again.jobs == []
+    assert again.controller.selection.winner is not None
+    assert again.controller.selection.winner.contender() == winner.contender()
 
 
 def test_it_ends_without_time_and_without_anything_new(toys: Any, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Toy:
     """Every candidate is trained to the end, with two seeds."""
 
     name: ClassVar[str] = "toy"
+    finals: ClassVar[tuple[str, ...]] = ("student",)
 
     def __init__(self, context: StrategyContext) -> None:
         self._context, self._codec = context, Codec(context.space.parameters)

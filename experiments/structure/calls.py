@@ -1,7 +1,7 @@
 """On how many functions and files a search of two trials, its report and its export lie.
 
-    python experiments/structure/trace.py           # a small backbone and data made for it; a minute
-    python experiments/structure/trace.py --names   # also the functions, by file, in the order of first calls
+    python experiments/structure/calls.py           # a small backbone and data made for it; a minute
+    python experiments/structure/calls.py --names   # also the functions, by file, in the order of first calls
 
 Everything runs in this process (`workers=0`), so that each call is seen. What counts are functions of the
 package, `methods/` included, that are called at least once: each `def` once, without lambdas, comprehensions
