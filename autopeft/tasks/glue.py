@@ -8,7 +8,7 @@ from typing import Any
 
 from autopeft.assets import hub_answers
 from autopeft.errors import TaskError
-from autopeft.tasks.files import tables_of
+from autopeft.tasks.memory import tables_of
 from autopeft.tasks.table import Table
 
 __all__ = ["GLUE", "GlueTask", "canonical", "glue_available", "read_glue", "read_hub"]

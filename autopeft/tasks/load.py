@@ -13,7 +13,7 @@ from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
 from autopeft.foreign import local_path
 from autopeft.spec import BackboneSpec
-from autopeft.tasks.files import SUFFIXES, read_part
+from autopeft.tasks.files import SUFFIXES, read_file
 from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
 from autopeft.tasks.gym import GYM, gym_kind, is_gym, parse_gym, read_gym
@@ -162,7 +162,7 @@ def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: N
     if path.is_dir():
         return _from_tables(read_folder(path), name, named, asked)
     if path.is_file():
-        return _from_tables({"train": read_part(path)}, name, named, asked)
+        return _from_tables({"train": read_file(path)}, name, named, asked)
     if path.suffix.lower() in SUFFIXES:
         raise TaskError(f"There is no file {name}.")
     if _HUB_NAME.fullmatch(name) is not None and hub_answers():
@@ -277,8 +277,8 @@ def _from_tables(
     if asked.drop_empty:
         tables, dropped = _without_empty(tables, chosen)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
-    numbers = () if kind.writes or chosen.label is None else (chosen.label,)
-    tables = {split: table.as_written(but=numbers) for split, table in tables.items()}
+    if chosen.label is not None and not kind.writes:
+        tables = {split: table.with_numbers(chosen.label) for split, table in tables.items()}
     raws = _with_same_fields({split: kind.read(table, chosen) for split, table in tables.items()})
     order = asked.scored_by or ()
     if not order and chosen.label is not None:
@@ -326,9 +326,8 @@ def _with_same_fields(raws: Mapping[str, RawRows]) -> dict[str, RawRows]:
 def _kind_of(
     tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
 ) -> tuple[TaskKind, Columns]:
-    told = {split: table.as_written() for split, table in tables.items()}
-    kind = choose_kind(told, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
-    return kind, kind.columns(told["train"], named)
+    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
+    return kind, kind.columns(tables["train"], named)
 
 
 def _without_empty(tables: dict[str, Table], chosen: Columns) -> tuple[dict[str, Table], dict[str, int]]:

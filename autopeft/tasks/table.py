@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -18,6 +19,7 @@ __all__ = [
     "Columns",
     "RawRows",
     "Table",
+    "as_numbers",
     "check_named",
     "choose_columns",
     "choose_texts",
@@ -45,6 +47,7 @@ _TEXTS = (
 _LABELS = (
     "label", "labels", "target", "class", "category", "sentiment", "score", "rating", "gold_label", "y",
 )  # fmt: skip
+_CODE, _WHOLE = re.compile(r"[-+]?0\d+"), re.compile(r"[-+]?\d+")
 NO_TEXT, _NO_LABEL = "no text", "no label"
 _NOT_TEXT, _NOT_UNICODE = "something that is not text", "text that is not Unicode"
 
@@ -53,29 +56,44 @@ _NOT_TEXT, _NOT_UNICODE = "something that is not text", "text that is not Unicod
 class Table:
     """Columns of values as they were read; `label_names` where the format itself names the classes.
 
-    `written` has the text of columns whose numbers stood as text in the file.
+    `numbers_are_text` in the files of a folder whose labels count as numbers where they are; see
+    `with_numbers`. In a single CSV they stay text.
     """
 
     where: str
     columns: Mapping[str, Sequence[Any]]
     label_names: Mapping[str, tuple[str, ...]]
-    written: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    numbers_are_text: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def take(self, rows: Sequence[int]) -> Table:
         """The rows at these indices, in that order."""
-        columns, written = (
-            {name: [values[i] for i in rows] for name, values in of.items()}
-            for of in (self.columns, self.written)
-        )
-        return Table(self.where, columns, self.label_names, written)
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns)
 
-    def as_written(self, but: Collection[str] = ()) -> Table:
-        """The table with the text of numbers that stood as text, in all columns `but` some."""
-        text = {n: v for n, v in self.written.items() if n in self.columns and n not in but}
-        return replace(self, columns={**self.columns, **text})
+    def with_numbers(self, column: str) -> Table:
+        """The table with numbers in place of their text in a column, where `numbers_are_text`."""
+        if not self.numbers_are_text or column not in self.columns:
+            return self
+        return replace(self, columns={**self.columns, column: as_numbers(self.columns[column])})
+
+
+def as_numbers(values: Sequence[Any]) -> Sequence[Any]:
+    """A column of text as numbers where all of it is, and no code such as `007`; empty places are missing
+    values then. Whole numbers keep all of their digits, so that ids stay apart."""
+    filled = [value for value in values if value]
+    if not filled or not all(isinstance(v, str) and "_" not in v and not _CODE.fullmatch(v) for v in filled):
+        return values
+    whole = all(map(_WHOLE.fullmatch, filled))
+    try:
+        return [
+            None if not v else int(v) if whole or (_WHOLE.fullmatch(v) and int(v) != float(v)) else float(v)
+            for v in values
+        ]
+    except ValueError:  # words, and whole numbers of more digits than Python reads
+        return values
 
 
 @dataclass(frozen=True)

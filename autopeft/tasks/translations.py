@@ -16,14 +16,13 @@ from autopeft.tasks.table import Table
 __all__ = ["language_columns", "with_languages"]
 
 _COLUMN = "translation"
-_MOST = 500  # languages
 
 
 def with_languages(table: Table) -> Table:
     """The table with a column for each language in place of its column of translations, where it has one.
 
     Raises:
-        DataError: that column has something else in some rows, or far too many languages.
+        DataError: that column has something else in some rows.
     """
     values = table.columns.get(_COLUMN, ())
     if not any(isinstance(value, Mapping) for value in values):
@@ -34,10 +33,6 @@ def with_languages(table: Table) -> Table:
             f"{table.where}: column {_COLUMN!r} has no texts by language in row {wrong[0]}, as in others."
         )
     names = dict.fromkeys(str(name) for value in values for name in value or {} if isinstance(name, str))
-    if len(names) > _MOST:
-        raise DataError(
-            f"{table.where}: column {_COLUMN!r} has {len(names):,} languages; up to {_MOST} can be."
-        )
     own: dict[str, Any] = {
         f"{_COLUMN}.{name}": [(value or {}).get(name) for value in values] for name in names
     }

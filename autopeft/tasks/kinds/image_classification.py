@@ -16,12 +16,11 @@ from autopeft.assets import ImageProcessor, ModelSource, image_processor_of, loa
 from autopeft.errors import DataError, UsageError
 from autopeft.foreign import local_path
 from autopeft.spec import BackboneSpec
-from autopeft.tasks.image_folders import IMAGE, images_in
+from autopeft.tasks.folders import IMAGE, images_in, is_image_file
 from autopeft.tasks.images import ImageFile, image_of, is_image, problem_of
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
 from autopeft.tasks.kinds.classification import Classification
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.listing import is_image_file
 from autopeft.tasks.pixels import EncodedImages, encode_images
 from autopeft.tasks.split import Split
 from autopeft.tasks.table import (

@@ -3,7 +3,7 @@
 A row has a `question`, a `context` and `answers`: `{"text": […], "answer_start": […]}`, as the hub has them,
 or a list of `{"text": …, "answer_start": …}`. Several answers are each acceptable, and without any the
 context does not answer the question (SQuAD 2). An answer begins at a letter of the context, counted from 0.
-The original nested JSON becomes such rows when it is read (see `autopeft.tasks.squad`).
+The original nested JSON becomes such rows when it is read (see `autopeft.tasks.files`).
 """
 
 from __future__ import annotations
