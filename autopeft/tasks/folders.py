@@ -8,9 +8,9 @@ train/cat/1.png  test/dog/2.png      images in a folder for each label
 train/metadata.csv                   or beside a table whose column `file_name` says where each one lies
 ```
 
-The files are found here and read by `autopeft.tasks.files`: `datasets` looks for patterns that code and notes
-fit as well, takes a millisecond for each image, reads a single format, and numbers the classes of all
-files as the first one does.
+The files are found here and read by `autopeft.tasks.files`; `datasets` reads the README. Its own search for
+files takes several times as long for images, ends at `train.py` where the data are in `data.csv`, refuses
+splits of different formats, and has all files number their classes as the first one does.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autopeft.errors import DataError, RecipeError
+from autopeft.foreign import read_plain
 from autopeft.recipe.yaml_text import read_yaml
-from autopeft.tasks.files import SUFFIXES, read_file
+from autopeft.tasks.files import MOST_BYTES, SUFFIXES, read_file
 from autopeft.tasks.images import IMAGE_SUFFIXES, ImageFile
 from autopeft.tasks.memory import class_names, splits_of
 from autopeft.tasks.table import Table, as_numbers, refuse_rows
@@ -54,7 +55,8 @@ Parts = dict[str, list[str]]  # paths of files from the folder, by split
 
 @dataclass(frozen=True)
 class _Card:
-    """What a README says of the data: `patterns` of files by split, and the names of `classes` by column."""
+    """What a README says of the data: `patterns` of files by split, in which folder they are (`below`, with a
+    slash at its end, or nothing for all), and the names of `classes` by column."""
 
     patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     below: str = ""
@@ -64,8 +66,8 @@ class _Card:
 def read_folder(folder: Path) -> dict[str, Table]:
     """The tables of a folder by split, `validation` and `test` only where there are such files.
 
-    A folder that holds more images than data files is one of images. Of several formats that which most
-    files of a split have is read.
+    A folder that holds more images than data files is one of images. Of several formats in a split the one
+    that most files have is read.
 
     Raises:
         DataError: there are no data files or no train split, or something cannot be read.
@@ -78,6 +80,10 @@ def read_folder(folder: Path) -> dict[str, Table]:
         )
     card = _card_of(folder)
     files = [file for file in files if file.startswith(card.below)]
+    if not files:
+        raise DataError(
+            f"The folder {folder} has no data files in {card.below}, where its README says that they are."
+        )
     images = [file for file in files if is_image_file(file)]
     data = [file for file in files if not is_image_file(file)]
     metadata = [file for file in data if PurePosixPath(file).name in _METADATA]
@@ -88,8 +94,6 @@ def read_folder(folder: Path) -> dict[str, Table]:
         return splits_of(_of_labels(folder, images, parts), str(folder))
     parts = _by_pattern(folder, data, card) if card.patterns else _by_name(data)
     formats = Counter(_suffix(file) for own in parts.values() for file in own)
-    if not formats:
-        raise DataError(f"The folder {folder} has no data files where its README says that they are.")
     found = {}
     for split, own in parts.items():
         best = max(
@@ -174,7 +178,7 @@ def _by_pattern(folder: Path, files: Sequence[str], card: _Card) -> Parts:
     """Files by the patterns of a README.
 
     Raises:
-        DataError: a pattern names what is not in the folder.
+        DataError: a pattern names what is not in the folder, or they fit none of its files.
     """
     found: Parts = {}
     for split, patterns in card.patterns.items():
@@ -188,6 +192,8 @@ def _by_pattern(folder: Path, files: Sequence[str], card: _Card) -> Parts:
                 )
             fits.update(map(os.path.normpath, glob(path, root_dir=folder, recursive=True)))
         found[split] = [file for file in files if file in fits]
+    if not any(found.values()):
+        raise DataError(f"The folder {folder} has no data files where its README says that they are.")
     return {split: own for split, own in found.items() if own}
 
 
@@ -203,7 +209,7 @@ def _card_of(folder: Path) -> _Card:
         if not path.is_file():
             continue
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_plain(path, MOST_BYTES, DataError).decode("utf-8-sig")
             if path.suffix == ".md":
                 front = _FRONT.match(text)
                 # Empty lines in place of what stands before keep the numbers of lines.

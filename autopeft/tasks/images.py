@@ -208,16 +208,14 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise DataError(f"{file.name}: {error}") from error
         with image:
-            _check_header(image, file.name)
+            # A camera's JPEG may have further pictures behind its own: of another eye, or of the brightness.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise DataError(
+                    f"{file.name}: is animated; save the frame that counts as an image of its own."
+                )
+            if image.mode not in _EIGHT_BITS:
+                raise DataError(
+                    f"{file.name}: its pixels are {image.mode!r}, with more than 8 bits a channel; scale "
+                    "them to 8 bits, in the same way for all images."
+                )
             yield image
-
-
-def _check_header(image: Image.Image, name: str) -> None:
-    # A camera's JPEG may have further pictures behind its own: of another eye, or of how bright it was.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise DataError(f"{name}: is animated; save the frame that counts as an image of its own.")
-    if image.mode not in _EIGHT_BITS:
-        raise DataError(
-            f"{name}: its pixels are {image.mode!r}, with more than 8 bits a channel; scale them to 8 bits, "
-            "in the same way for all images."
-        )

@@ -200,7 +200,11 @@ def cluster_of(name: str) -> str | None:
 
 
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
-    tables = {name: _table(task, part) for name, part in read_splits(task, tell).items()}
+    text, label = task.columns
+    tables = {}
+    for name, (texts, labels) in read_splits(task, tell).items():
+        same = {column: [value] * len(texts) for column, value in task.same.items()}
+        tables[name] = Table(task.name, {**same, text: texts, **({label: labels} if labels else {})}, {})
     named = ColumnNames()
     kind = get_kind(asked.kind) if asked.kind else kind_on(asked.backbone, get_kind(task.kind), tables, named)
     raws = {name: kind.read(table, kind.columns(table, named)) for name, table in tables.items()}
@@ -210,13 +214,6 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
         origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
     splits = _arrange(raws, encoded, kind, asked.seed)
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
-
-
-def _table(task: Packaged, rows: tuple[Sequence[Any], list[Any]]) -> Table:
-    """Rows of a packaged task as kinds read them."""
-    (text, label), (texts, labels) = task.columns, rows
-    same = {name: [value] * len(texts) for name, value in task.same.items()}
-    return Table(task.name, {**same, text: texts, **({label: labels} if labels else {})}, {})
 
 
 def _gym(name: str, asked: _Asked) -> Task:
@@ -271,15 +268,35 @@ def _from_tables(
     metric: str | None = None,
 ) -> Task:
     tables = {split: with_languages(table) for split, table in tables.items()}
-    named = _named_like(named, asked.like, tables["train"])
+    # Columns that are not named are those of other data, where they are here; a name may be of several, with
+    # commas. A second text goes with a first one of these.
+    like = {} if asked.like is None else dict(vars(asked.like))
+    if named.text is not None:
+        like.pop("text_pair", None)
+    for what, before in like.items():
+        if before is not None and getattr(named, what) is None:
+            several = [part.strip() for part in before.split(",")]
+            if before in tables["train"].columns or all(part in tables["train"].columns for part in several):
+                named = replace(named, **{what: before})
     kind, chosen = _kind_of(tables, named, asked, metric)
     dropped: dict[str, int] = {}
     if asked.drop_empty:
-        tables, dropped = _without_empty(tables, chosen)
+        for split, table in tables.items():
+            empty = set(empty_rows(table, chosen))
+            if empty:
+                rest = table.take([i for i in range(len(table)) if i not in empty])
+                # Messages count rows from here on without those.
+                where_now = f"{table.where} without {len(empty):,} empty rows"
+                tables[split], dropped[table.where] = replace(rest, where=where_now), len(empty)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
     if chosen.label is not None and not kind.writes:
         tables = {split: table.with_numbers(chosen.label) for split, table in tables.items()}
-    raws = _with_same_fields({split: kind.read(table, chosen) for split, table in tables.items()})
+    raws = {split: kind.read(table, chosen) for split, table in tables.items()}
+    # A part may lack a column that rows need not have.
+    names = dict.fromkeys(name for raw in raws.values() for name in raw.fields)
+    for split, raw in raws.items():
+        given = {name: raw.fields.get(name, [None] * len(raw.texts)) for name in names}
+        raws[split] = replace(raw, fields=given)
     order = asked.scored_by or ()
     if not order and chosen.label is not None:
         order = tables["train"].label_names.get(chosen.label, ())
@@ -299,48 +316,11 @@ def _from_tables(
     return replace(task, reading=Reading(used, ignored, dropped))
 
 
-def _named_like(named: ColumnNames, like: ColumnNames | None, table: Table) -> ColumnNames:
-    """Columns as they are named, and the others as in other data, where a table has such. A second text goes
-    with a first one of these."""
-    said = {} if like is None else vars(like)
-    before = {what: name for what, name in said.items() if name is not None and _has(table, name)}
-    if named.text is not None:
-        before.pop("text_pair", None)
-    return replace(named, **{what: name for what, name in before.items() if getattr(named, what) is None})
-
-
-def _has(table: Table, name: str) -> bool:
-    """Whether a table has a column, or all of several that are named with commas between them."""
-    return name in table.columns or all(part.strip() in table.columns for part in name.split(","))
-
-
-def _with_same_fields(raws: Mapping[str, RawRows]) -> dict[str, RawRows]:
-    """The rows of all parts, with `None` in the fields of columns that a part lacks."""
-    names = dict.fromkeys(name for raw in raws.values() for name in raw.fields)
-    return {
-        split: replace(raw, fields={n: raw.fields.get(n, [None] * len(raw.texts)) for n in names})
-        for split, raw in raws.items()
-    }
-
-
 def _kind_of(
     tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
 ) -> tuple[TaskKind, Columns]:
     kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
     return kind, kind.columns(tables["train"], named)
-
-
-def _without_empty(tables: dict[str, Table], chosen: Columns) -> tuple[dict[str, Table], dict[str, int]]:
-    """The tables without rows that lack a text or a label, and how many each of them had."""
-    kept, dropped = dict(tables), {}
-    for name, table in tables.items():
-        empty = set(empty_rows(table, chosen))
-        if empty:
-            rest = table.take([i for i in range(len(table)) if i not in empty])
-            # Messages count rows from here on without those.
-            kept[name] = replace(rest, where=f"{table.where} without {len(empty):,} empty rows")
-            dropped[table.where] = len(empty)
-    return kept, dropped
 
 
 def _arrange(
@@ -385,7 +365,9 @@ def _finished(
     if asked.own_metric is not None:
         own = use_metric(own_metric(asked.own_metric, generated=kind.writes))
     kind = kind.settled(classes, pairs=splits["test"].pairs is not None, backbone=asked.backbone)
-    chosen = own.name if own is not None else asked.metric or _metric_of(kind, metric, classes)
+    # A task may be loaded as another kind than its metric scores.
+    usual = metric if metric in metrics_of(kind.name) else kind.metric_for(classes)
+    chosen = own.name if own is not None else asked.metric or usual
     check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:
         kind.check(name, splits["train"], classes)
@@ -393,8 +375,3 @@ def _finished(
     task = Task(name, kind.name, classes, splits, chosen, weights, source, own_metric=own)
     wanted = asked.rows
     return task if wanted is None else task.cut(wanted.train, wanted.select, wanted.test, asked.seed)
-
-
-def _metric_of(kind: TaskKind, metric: str | None, classes: Sequence[str]) -> str:
-    """The task's metric, unless it was loaded as another kind than the metric scores."""
-    return metric if metric in metrics_of(kind.name) else kind.metric_for(classes)

@@ -256,16 +256,12 @@ def read_labels(table: Table, column: str) -> list[Any]:
     refuse_rows(table, column, "a label that is not Unicode", bad)
     names = table.label_names.get(column)
     if names is not None:
-        wrong = [i for i, value in enumerate(labels) if not _is_index(value)]
+        wrong = [i for i, v in enumerate(labels) if not isinstance(v, int) or isinstance(v, bool)]
         refuse_rows(table, column, f"no number of one of its {len(names)} classes", wrong)
         hidden = [i for i, value in enumerate(labels) if not 0 <= value < len(names)]
         refuse_rows(table, column, "no label (hidden, stored as -1)", hidden)
         labels = [names[value] for value in labels]
     return labels
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def peek_labels(tables: Mapping[str, Table], named: ColumnNames) -> list[Any]:

@@ -250,7 +250,7 @@ def test_a_readme_names_only_what_lies_in_its_folder(path: str, tmp_path: Path) 
     with pytest.raises(DataError, match=OUTSIDE[path]):
         read_folder(folder)
     readme(folder, f"configs: [{{config_name: a, data_dir: {path or 'nothing'!r}}}]")
-    with pytest.raises(DataError, match="no data files where its README says"):
+    with pytest.raises(DataError, match=r"no data files in .* where its README says"):
         read_folder(folder)
 
 
@@ -492,6 +492,13 @@ def test_a_readme_says_the_splits_of_images(tmp_path: Path) -> None:
     assert {split: table.columns["label"] for split, table in read_folder(folder).items()} == {
         "train": ["cat", "dog"], "test": ["cat"]
     }  # fmt: skip
+
+
+def test_a_readme_that_names_no_image_is_told(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, ("cat/1.png", "dog/2.png"))
+    (folder / "README.md").write_text("---\nconfigs: [{config_name: a, data_files: 'one/**'}]\n---\n")
+    with pytest.raises(DataError, match="no data files where its README says"):
+        read_folder(folder)
 
 
 def test_images_alone(tmp_path: Path) -> None:
