@@ -494,6 +494,18 @@ def test_a_readme_says_the_splits_of_images(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_readme_says_the_splits_of_metadata_too(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, ("one/1.png", "two/2.png"))
+    parts = "{split: train, path: 'two/**'}, {split: test, path: 'one/**'}"
+    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: a, data_files: [{parts}]}}]\n---\n")
+    (folder / "metadata.csv").write_text("file_name,label\none/1.png,x\ntwo/2.png,y\n")
+    found = read_folder(folder)
+    assert {split: table.columns["label"] for split, table in found.items()} == {
+        "train": ["y"],
+        "test": ["x"],
+    }
+
+
 def test_a_readme_that_names_no_image_is_told(tmp_path: Path) -> None:
     folder = write_images(tmp_path, ("cat/1.png", "dog/2.png"))
     (folder / "README.md").write_text("---\nconfigs: [{config_name: a, data_files: 'one/**'}]\n---\n")
