@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from autopeft.effort import Effort
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
@@ -26,14 +25,12 @@ from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
     Comparison,
     ScoredSplit,
-    SelectionBias,
     compare,
     compare_with_constant,
     selection_bias,
 )
 from autopeft.search.selection.stages import weights_job
-from autopeft.search.selection.taken import Taken, taken
-from autopeft.tasks.summary import Constant
+from autopeft.search.selection.taken import taken
 
 if TYPE_CHECKING:
     from autopeft.search.planning.prepare import Prepared
@@ -49,18 +46,56 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         AutoPEFTError: every trial failed (the message gives the first failure), or the weights of all that
             could be returned are gone.
     """
-    records = controller.strategy.records()
-    by_number = {record.number: record for record in records}
-    best = controller.strategy.candidates(1)
+    strategy, selection = controller.strategy, controller.selection
+    records = strategy.records()
+    best = strategy.candidates(1)
     if not best:
         raise _nothing(ready, controller, records, folder)
-    won = _won(controller, by_number, best[0])
+    won = _won(controller, {record.number: record for record in records}, best[0])
     if won.files is None:
-        raise _no_weights(ready, folder)
-    final, trial = won.final, won.trial
-    recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.selection.baselines()
-    comparisons = _comparisons(ready, final, baselines)
-    found = _answers(controller, final)
+        raise AutoPEFTError(
+            f"There are no weights of the best trial in {str(folder.state)!r}: no winner is written without "
+            f"them. The trials stand in {str(folder.path / 'trials.jsonl')!r}; `autopeft search --from "
+            f"{folder.name} …` starts from them, and {resume_command(folder.path, vars(ready.arguments))} "
+            "retrains the best."
+        )
+    final, trial, baselines = won.final, won.trial, selection.baselines()
+    recipe, margin = Recipe.from_dict(dict(won.recipe)), ready.arguments.margin / 100
+    test, constant = ScoredSplit.of(ready.task), ready.summary.constant
+    comparisons: tuple[Comparison, ...] = ()
+    over_constant, bias, found = None, None, dict[Goal, Answer | None]()
+    if final is not None:
+        comparisons = tuple(
+            compare(
+                final.by_seed,
+                baseline.by_seed,
+                test,
+                name=baseline.name,
+                parts=(final.parts, baseline.parts),
+                margin=margin,
+            )
+            for baseline in baselines
+            if baseline.recipe != final.recipe
+        )
+        found = dict(answers(selection.verdicts, selection.best_baseline, controller.trial_metric))
+        if constant is not None:
+            over_constant = compare_with_constant(
+                final.by_seed,
+                test,
+                name=constant.name,
+                score=constant.scores["test"],
+                parts=(final.parts, constant.parts),
+                margin=margin,
+            )
+        if ready.trial_metric is None:
+            select = ScoredSplit.of(ready.task, "select")
+            bias = selection_bias(final.select_mean, final.test_mean, select, test)
+    if constant is not None and ready.trial_metric is not None:  # its score on *select* is of another metric
+        scores = {name: score for name, score in constant.scores.items() if name != "select"}
+        constant = replace(constant, scores=scores)
+    measured = {**((trial and trial.measured) or {}), **({} if final is None else final.measured)}
+    rows = [("winner", recipe.to_dict(), measured)]
+    rows += [(baseline.name, dict(baseline.recipe), dict(baseline.measured)) for baseline in baselines]
     result = SearchResult(
         winner=recipe,
         counts=won.counts,
@@ -76,18 +111,18 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         trials=tuple(records),
         run=folder.path,
         interrupted=controller.interrupted,
-        exhausted=controller.strategy.exhausted,
-        out_of_time=controller.strategy.out_of_time,
+        exhausted=strategy.exhausted,
+        out_of_time=strategy.out_of_time,
         notice=ready.task.source.notice,
         seconds=seconds,
         steps=sum(map(trained_steps, records)),
         hypervolume=tuple(course(records, ready.limits[1])),
         comparisons=comparisons,
-        bias=_bias(ready, final),
-        constant=_constant(ready),
-        over_constant=_over_constant(ready, final),
+        bias=bias,
+        constant=constant,
+        over_constant=over_constant,
         remarks=(*ready.summary.remarks, *_remarks(controller)),
-        taken=_taken(ready, recipe, trial, final, baselines),
+        taken=taken(rows, ready.spec, ready.predictor.everything),
         within=ready.within,
         origin=won.origin,
         goal=ready.goal,
@@ -95,10 +130,14 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         answers=found,
         samples=won.samples,
         precision=controller.precision(final=final is not None),
-        finalists=sum(bool(finalist.good) for finalist in controller.selection.finalists),
+        finalists=sum(bool(finalist.good) for finalist in selection.finalists),
     )
     folder.write_winner(won.files)
-    _write(folder, result)
+    folder.write_lines("trials.jsonl", list(result.trials))
+    folder.write_text("recipe.yaml", result.winner.to_yaml())
+    folder.write_text("front.csv", front_csv(list(result.front)))
+    folder.write_text("front.json", front_json(list(result.front)))
+    folder.write_json("result.json", result.to_dict())
     return result
 
 
@@ -172,14 +211,6 @@ def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -
     return f"{'. '.join(why)}: {name} is returned instead." if why else None
 
 
-def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, Answer | None]:
-    """The answer to each goal, where something was confirmed."""
-    selection = controller.selection
-    if final is None:
-        return {}
-    return answers(selection.verdicts, selection.best_baseline, controller.trial_metric)
-
-
 def _finding(
     ready: Prepared,
     controller: Controller,
@@ -188,37 +219,35 @@ def _finding(
     found: Mapping[Goal, Answer | None],
 ) -> str | None:
     """What was found of the goal (see `finding`), or why what reached it is not returned."""
+    selection = controller.selection
     if won.instead is not None:
         return won.instead
     if won.final is None:
         if ready.goal == "best":
             return None
-        return f"This is the best so far and not the {ready.goal}: {_unconfirmed(controller)}."
-    beside = controller.selection.best_baseline
-    took_part = [verdict.runs.name for verdict in controller.selection.verdicts()]
+        runs = [run for finalist in selection.finalists for run in finalist.runs.values()]
+        ended = [run for run in runs if run.select is not None or run.error is not None]
+        why = "not all that it is chosen by had ended"
+        if not ended:
+            why = "nothing was retrained with fresh seeds"
+        elif len(ended) == len(runs) and not any(run.select is not None for run in runs):
+            why = _all_failed(len(runs))
+        return f"This is the best so far and not the {ready.goal}: {why}."
+    beside, recipe = selection.best_baseline, won.final.recipe
+    took_part = [verdict.runs.name for verdict in selection.verdicts()]
     named = {c.baseline: c for c in comparisons}
     return finding(
         ready.goal,
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
-        returned=_returned(won.final, controller.selection.baselines()),
+        # A trial may be the very recipe of a baseline.
+        returned=next((b.name for b in selection.baselines() if b.recipe == recipe), None),
         by_trial=won.final.number is not None,
         head_alone=not trained_entries(Recipe.from_dict(dict(won.recipe))),
         highest=None if beside is None or beside.name in took_part else beside.name,
-        unfinished=not all(f.whole for f in controller.selection.finalists),
+        unfinished=not all(f.whole for f in selection.finalists),
         margin=ready.arguments.margin / 100,
     )
-
-
-def _unconfirmed(controller: Controller) -> str:
-    """Why no winner was confirmed."""
-    runs = [run for finalist in controller.selection.finalists for run in finalist.runs.values()]
-    ended = [run for run in runs if run.select is not None or run.error is not None]
-    if not ended:
-        return "nothing was retrained with fresh seeds"
-    if len(ended) == len(runs) and not any(run.select is not None for run in runs):
-        return _all_failed(len(runs))
-    return "not all that it is chosen by had ended"
 
 
 def _all_failed(runs: int) -> str:
@@ -227,130 +256,38 @@ def _all_failed(runs: int) -> str:
 
 
 def _remarks(controller: Controller) -> list[str]:
-    """What a user should know of the run."""
-    return [*_cut_short(controller), *_left_out(controller), *_untold(controller)]
-
-
-def _cut_short(controller: Controller) -> list[str]:
-    """What ended the search, or all that followed it, before its time."""
+    """What a user should know of the run: what ended early, what there was no time for, what failed."""
     strategy, selection = controller.strategy, controller.selection
-    told, planned = list[str](), controller.effort.trials
+    planned, effort = controller.planned, controller.effort
+    told: list[str] = []
     failed = sum(record.state == "failed" for record in strategy.records())
     known = controller.interrupted or strategy.exhausted or strategy.out_of_time
-    if failed and not known and strategy.launched < planned:
+    if failed and not known and strategy.launched < effort.trials:
         told.append(
-            f"The search gave up after {strategy.launched} of {planned} trials, as {failed} of them failed "
-            f"({(controller.first_error or 'see trials.jsonl').rstrip('.')})."
+            f"The search gave up after {strategy.launched} of {effort.trials} trials, as {failed} of them "
+            f"failed ({(controller.first_error or 'see trials.jsonl').rstrip('.')})."
         )
     runs = [run for finalist in selection.finalists for run in finalist.runs.values()]
     errors = [run.error for run in runs if run.error is not None and run.select is None]
     if errors and len(errors) == len(runs):
         told.append(f"{_all_failed(len(runs)).capitalize()}: {errors[0]}")
-    return told
-
-
-def _left_out(controller: Controller) -> list[str]:
-    out, once = controller.selection.left_out, controller.selection.swept_once
-    failed = controller.selection.failed
-    told = _shortened(controller.planned, controller.effort)
-    told += [f"There was no time for these baselines: {', '.join(out)}."] if out else []
-    chosen = f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose."
-    told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
-    return [*told, *([chosen] if once else []), *controller.selection.lost_seeds]
-
-
-def _shortened(planned: Effort, taken: Effort) -> list[str]:
-    """That there was no time for all finalists, or for all of their seeds."""
-    numbers = (taken.top, planned.top, "finalists"), (taken.seeds, planned.seeds, "fresh seeds")
-    return [f"There was time for {had} of {all_} {what}." for had, all_, what in numbers if had < all_]
-
-
-def _untold(controller: Controller) -> list[str]:
-    """That *select* has too few rows for the goal."""
-    selection = controller.selection
+    numbers = (effort.top, planned.top, "finalists"), (effort.seeds, planned.seeds, "fresh seeds")
+    told += [f"There was time for {had} of {all_} {what}." for had, all_, what in numbers if had < all_]
+    if out := selection.left_out:
+        told.append(f"There was no time for these baselines: {', '.join(out)}.")
+    if without := selection.failed:
+        told.append(f"Nothing is compared with {', '.join(without)}: all trainings of it failed.")
+    if once := selection.swept_once:
+        told.append(f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose.")
+    told += selection.lost_seeds
     goal, beside = selection.judge.goal, selection.best_baseline
-    if goal == "best" or beside is None or not any(v.untold for v in selection.verdicts()):
-        return []
-    return [
-        f"The {selection.judge.select.rows:,} rows of select are too few to tell which recipes are within "
-        f"the margin of {beside.name}. Give it more (--select-rows, or more data), or a wider --margin."
-    ]
-
-
-def _returned(winner: Contender, baselines: Iterable[Contender]) -> str | None:
-    """Name of the baseline that the winner is; a trial may be the very recipe of one."""
-    return next((baseline.name for baseline in baselines if baseline.recipe == winner.recipe), None)
-
-
-def _write(folder: RunFolder, result: SearchResult) -> None:
-    front = list(result.front)
-    folder.write_lines("trials.jsonl", list(result.trials))
-    folder.write_text("recipe.yaml", result.winner.to_yaml())
-    folder.write_text("front.csv", front_csv(front))
-    folder.write_text("front.json", front_json(front))
-    folder.write_json("result.json", result.to_dict())
-
-
-def _taken(
-    ready: Prepared,
-    recipe: Recipe,
-    trial: TrialRecord | None,
-    winner: Contender | None,
-    baselines: list[Contender],
-) -> tuple[Taken, ...]:
-    measured = {**((trial and trial.measured) or {}), **({} if winner is None else winner.measured)}
-    rows = [("winner", recipe.to_dict(), measured)]
-    rows += [(baseline.name, dict(baseline.recipe), dict(baseline.measured)) for baseline in baselines]
-    return taken(rows, ready.spec, ready.predictor.everything)
-
-
-def _comparisons(
-    ready: Prepared, winner: Contender | None, baselines: list[Contender]
-) -> tuple[Comparison, ...]:
-    if winner is None:
-        return ()
-    split = ScoredSplit.of(ready.task)
-    return tuple(
-        compare(
-            winner.by_seed,
-            baseline.by_seed,
-            split,
-            name=baseline.name,
-            parts=(winner.parts, baseline.parts),
-            margin=ready.arguments.margin / 100,
+    if goal != "best" and beside is not None and any(v.untold for v in selection.verdicts()):
+        told.append(
+            f"The {selection.judge.select.rows:,} rows of select are too few to tell which recipes are "
+            f"within the margin of {beside.name}. Give it more (--select-rows, or more data), or a wider "
+            "--margin."
         )
-        for baseline in baselines
-        if baseline.recipe != winner.recipe
-    )
-
-
-def _over_constant(ready: Prepared, winner: Contender | None) -> Comparison | None:
-    constant = ready.summary.constant
-    if winner is None or constant is None:
-        return None
-    return compare_with_constant(
-        winner.by_seed,
-        ScoredSplit.of(ready.task),
-        name=constant.name,
-        score=constant.scores["test"],
-        parts=(winner.parts, constant.parts),
-        margin=ready.arguments.margin / 100,
-    )
-
-
-def _constant(ready: Prepared) -> Constant | None:
-    """The same answer for every row, with scores that stand beside others of the same metric."""
-    found = ready.summary.constant
-    if found is None or ready.trial_metric is None:
-        return found
-    return replace(found, scores={name: score for name, score in found.scores.items() if name != "select"})
-
-
-def _bias(ready: Prepared, winner: Contender | None) -> SelectionBias | None:
-    if winner is None or ready.trial_metric is not None:
-        return None
-    select, test = ScoredSplit.of(ready.task, "select"), ScoredSplit.of(ready.task)
-    return selection_bias(winner.select_mean, winner.test_mean, select, test)
+    return told
 
 
 def trained_steps(record: TrialRecord) -> int:
@@ -380,18 +317,6 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
     return found
 
 
-def _go_on(ready: Prepared, folder: RunFolder) -> str:
-    return resume_command(folder.path, vars(ready.arguments))
-
-
-def _no_weights(ready: Prepared, folder: RunFolder) -> AutoPEFTError:
-    return AutoPEFTError(
-        f"There are no weights of the best trial in {str(folder.state)!r}: no winner is written without "
-        f"them. The trials stand in {str(folder.path / 'trials.jsonl')!r}; `autopeft search --from "
-        f"{folder.name} …` starts from them, and {_go_on(ready, folder)} retrains the best."
-    )
-
-
 def _nothing(
     ready: Prepared, controller: Controller, records: list[TrialRecord], folder: RunFolder
 ) -> AutoPEFTError:
@@ -402,7 +327,8 @@ def _nothing(
         so_far = [f"{waiting} wait on a rung"] * (waiting > 0) + [f"{len(failed)} failed"] * bool(failed)
         told = f"; {', '.join(so_far)}" if so_far else ""
         return StoppedError(
-            f"Interrupted before any trial was trained to the end{told}. Go on with: {_go_on(ready, folder)}"
+            f"Interrupted before any trial was trained to the end{told}. Go on with: "
+            f"{resume_command(folder.path, vars(ready.arguments))}"
         )
     cause = controller.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
     return AutoPEFTError(f"All {len(failed)} trials failed. The first failure: {cause}")
