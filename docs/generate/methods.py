@@ -242,7 +242,7 @@ def method_page(name: str) -> str:
         "Where it sits and what it does": "\n".join(f"- {line}" for line in traits_in_words(name)),
         "Size": "\n\n".join(counts_in_words(name, backbone, graph)),
         "A minimal recipe": f"{yaml_block(recipe)}\n\n{_used(name, backbone)}",
-        "Its graph": drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the bottom"),
+        "Its graph": drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the top"),
     }
     parts = [f"# {name}", prose(f"{summary(method)}."), prose(flowing(inspect.getdoc(method) or ""))]
     for title, text in sections.items():
@@ -285,7 +285,7 @@ def composition_page() -> str:
             prose(flowing(inspect.getdoc(composition) or "")),
             _options(composition.Options),
             yaml_block(text),
-            drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the bottom"),
+            drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the top"),
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -47,7 +47,7 @@ def recipe_page(name: str) -> str:
         "## Layer by layer",
         sheet_table(layers.headers, [[text.replace("  ", "\n") for text in row] for row in layers.rows]),
         "## Its graph",
-        drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the bottom"),
+        drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the top"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

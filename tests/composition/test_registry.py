@@ -35,14 +35,13 @@ from autopeft.composition import (
 from autopeft.composition import registry as compositions
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError
-from autopeft.graph import build_graph, draw_text, hash_of, parts_of
+from autopeft.graph import build_graph, draw_svg, draw_text, hash_of, parts_of
 from autopeft.hybrid import attach, load
 from autopeft.injection.rows import last_layer_is_rowwise
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits
 from autopeft.method import register as register_method
 from autopeft.method import registry as methods
 from autopeft.recipe import Recipe
-from autopeft.report.html.drawing import draw_graph
 from autopeft.search.space.space import Space
 from autopeft.spec import Site
 from autopeft.training import TrainingPlan, train
@@ -138,7 +137,7 @@ def test_it_is_read_counted_attached_trained_merged_saved_and_drawn(
     assert hash_of(parts_of(spec).of(recipe)) == graph.hash()
     assert brief(recipe.to_dict()) == "lora + ia3"
     assert "blend(lora[rank 2], ia3)" in draw_text(graph)
-    drawn = draw_graph(graph)
+    drawn = draw_svg(graph)
     assert "1. lora · rank 2" in drawn
     assert "2. ia3" in drawn
     assert last_layer_is_rowwise(graph, layout.stacks[0])

@@ -205,10 +205,9 @@ INK = """() => {
   const svg = document.querySelector("figure.graph svg")
   const box = svg.getBoundingClientRect()
   return {
-    text: lightness(svg.querySelector("text.title"), "fill"),
-    block: lightness(svg.querySelector("rect.block"), "fill"),
-    label: lightness(svg.querySelector("text:not(.title)"), "fill"),
-    site: lightness(svg.querySelector("rect.site"), "fill"),
+    label: lightness(svg.querySelector("text.label"), "fill"),
+    chip: lightness(svg.querySelector("text.chip-name"), "fill"),
+    ground: getComputedStyle(svg.querySelector("rect.ground")).fill,
     page: lightness(document.body, "backgroundColor"),
     scale: box.width / svg.viewBox.baseVal.width,
   }
@@ -225,9 +224,9 @@ def test_a_drawing_is_readable_on_a_telephone_in_either_scheme(
         seen = found.page.evaluate(INK)
         assert seen["scale"] == pytest.approx(1.0)  # it scrolls, and does not shrink
         assert (seen["page"] < 0.5) == (scheme == "dark")
-        assert abs(seen["text"] - seen["block"]) > 0.5
-        assert abs(seen["label"] - seen["site"]) > 0.5
-        assert (seen["block"] < 0.5) == (scheme == "dark")
+        assert seen["ground"] == "none"  # chips are half-transparent, so that the page is the ground
+        assert abs(seen["label"] - seen["page"]) > 0.5
+        assert abs(seen["chip"] - seen["page"]) > 0.5
 
 
 @pytest.mark.parametrize("where", ["disk", "server"])

@@ -22,11 +22,10 @@ import autopeft
 from autopeft.backbones import projection_of, spec_of_model
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, CompositionError, MethodError, UsageError
-from autopeft.graph import build_graph, draw_text, first_layer, unservable
+from autopeft.graph import build_graph, draw_svg, draw_text, first_layer, unservable
 from autopeft.hybrid import attach, attach_many, load
 from autopeft.method import Traits
 from autopeft.recipe import Recipe
-from autopeft.report.html.drawing import draw_graph
 from autopeft.report.html.heat import heat_of
 from autopeft.report.recipe import entries_sheet
 from autopeft.search.planning.arguments import SearchArguments
@@ -133,7 +132,7 @@ def test_it_is_drawn_where_it_acts() -> None:
     text = draw_text(graph)
     assert "logits ← logit_map" in text
     assert "weights" not in text
-    picture = draw_graph(graph)
+    picture = draw_svg(graph)
     assert "logits" in picture
     assert "backbone weights" not in picture
     assert all("logits" in row for row in entries_sheet(graph).rows)

@@ -12,9 +12,8 @@ from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.foreign import local_path
-from autopeft.graph import CompositionGraph, build_graph
+from autopeft.graph import CompositionGraph, build_graph, draw_svg
 from autopeft.recipe import Recipe
-from autopeft.report.html.drawing import draw_graph
 from autopeft.report.html.load import Run
 from autopeft.report.html.values import shown
 from autopeft.report.recipe import counts_sheet, entries_sheet
@@ -71,7 +70,7 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
         counts = replace(counts, deployed=settled)
     sheets = (entries_sheet(graph), counts_sheet(counts))
     # Every text of the drawing was escaped where it was drawn.
-    return Winner(title, yaml, graph, Markup(draw_graph(graph)), sheets, note=note)
+    return Winner(title, yaml, graph, Markup(draw_svg(graph)), sheets, note=note)
 
 
 def _deployed(run: Run) -> int | None:
