@@ -6,7 +6,6 @@ import base64
 import hashlib
 import http.server
 import json
-import shutil
 import socket
 import stat
 import subprocess
@@ -142,21 +141,6 @@ def test_a_damaged_cache_is_fetched_again(shelf: Path, monkeypatch: pytest.Monke
     for damage in (b"al", b"alphA"):
         path.write_bytes(damage)
         assert (fetch("tiny", notify=lambda _: None) / "a.txt").read_bytes() == b"alpha"
-
-
-def test_a_cache_of_before_there_were_hashes_is_taken_by_its_sizes_once(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha"})
-    put(monkeypatch, source_of(wheel, {"a.txt": "a.txt"}))
-    folder = fetch("tiny", notify=lambda _: None)
-    (folder / "sha256.json").unlink()
-    shutil.rmtree(shelf)  # nothing can be fetched any more
-    assert fetch("tiny", notify=lambda _: None) == folder
-    assert (folder / "sha256.json").is_file()
-    (folder / "a.txt").write_bytes(b"alphA")
-    with pytest.raises(AssetError, match="could not be fetched"):
-        fetch("tiny", notify=lambda _: None)
 
 
 @pytest.mark.slow

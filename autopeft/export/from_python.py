@@ -37,14 +37,9 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     """What a run's manifest would say of it, as far as it is known: neither data nor scores are.
 
     Raises:
-        UsageError: `hybrid.json` is damaged, or was written before it named the backbone.
+        UsageError: `hybrid.json` is damaged.
     """
     told = read_table_in(folder, _HYBRID)
-    if "model" not in told:
-        raise UsageError(
-            f"{folder / _HYBRID} names no backbone, as an earlier version wrote it; load the hybrid with "
-            "autopeft.load(model, folder) and save it again."
-        )
     try:
         config = SimpleNamespace(**{"problem_type": None, **told["config"]})
         config.id2label = {int(k): str(v) for k, v in (config.id2label or {}).items()}

@@ -13,10 +13,8 @@ from autopeft.export.from_python import is_saved_hybrid, manifest_of
 from autopeft.foreign import file_in, read_table_in
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names
 from autopeft.tasks.kinds.kind_options import plain_name
-from autopeft.tasks.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from autopeft.tasks import TaskKind
@@ -74,7 +72,9 @@ class Card:
                 training=dict(manifest["training"]),
                 result=dict(result or {}),
                 made={key: manifest[key] for key in _MADE if manifest.get(key) is not None},
-                arguments=_of_data(manifest.get("arguments") or {}),
+                arguments={
+                    k: v for k, v in (manifest.get("arguments") or {}).items() if k in _DATA and v is not None
+                },
                 architecture=manifest.get("architecture"),
             )
             name, *_ = card.kind, card.labels, card.max_length, card.metric
@@ -125,15 +125,9 @@ class Card:
 
     @property
     def pairs(self) -> bool | None:
-        """Whether it was trained on pairs of texts; manifests that do not say so tell it in some cases."""
-        name = str(self.data.get("name"))
-        if isinstance(self.data.get("pairs"), bool):
-            return bool(self.data["pairs"])
-        if name in GLUE:
-            return GLUE[name].text_pair is not None
-        if name in PACKAGED:
-            return False
-        return True if self.arguments.get("text_pair") else None
+        """Whether it was trained on pairs of texts; a hybrid saved from Python does not say."""
+        found = self.data.get("pairs")
+        return found if isinstance(found, bool) else None
 
     @property
     def metric(self) -> str:
@@ -165,11 +159,6 @@ class Card:
             **({} if self.architecture is None else {"architecture": self.architecture}),
             **self.made,
         }
-
-
-def _of_data(said: Mapping[str, Any]) -> dict[str, Any]:
-    found = {**said, **(said.get("columns") or {})}
-    return {name: found[name] for name in _DATA if found.get(name) is not None}
 
 
 def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[int]:

@@ -81,9 +81,8 @@ class TrainedHybrid:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What its training was told about the data; runs kept the columns together once."""
-        said = table_of(self.manifest.get("arguments"))
-        return {**said, **table_of(said.get("columns"))}
+        """What its training was told about the data."""
+        return table_of(self.manifest.get("arguments"))
 
     @property
     def columns(self) -> ColumnNames:

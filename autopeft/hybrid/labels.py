@@ -44,8 +44,7 @@ class Labels:
 
     @classmethod
     def saved(cls, folder: Path) -> Labels | None:
-        """Those that the model of a saved hybrid had; `None` where its manifest does not say, as earlier
-        versions wrote it.
+        """Those that the model of a saved hybrid had; `None` where it had none.
 
         Raises:
             DataError: the manifest is damaged.
@@ -56,9 +55,8 @@ class Labels:
             config = read_table_in(folder, MANIFEST).get("config")
         except UsageError as error:
             raise DataError(str(error)) from error
-        if not isinstance(config, dict) or not config.get("id2label"):
-            return None
-        names, problem = config["id2label"], config.get("problem_type")
+        told = config if isinstance(config, dict) else {}
+        names, problem = told.get("id2label"), told.get("problem_type")
         sound = isinstance(names, dict) and all(
             k.isdecimal() and len(k) <= _DIGITS and isinstance(v, str) for k, v in names.items()
         )
@@ -66,7 +64,7 @@ class Labels:
             raise DataError(
                 f"{folder / MANIFEST} is not what a saved hybrid has: {names!r:.80} are no names of labels."
             )
-        return cls({int(index): name for index, name in names.items()}, problem)
+        return cls({int(index): name for index, name in names.items()}, problem) if names else None
 
     def check(self, config: Any, folder: Path) -> None:
         """Compare with a model that the hybrid is to be loaded on.

@@ -8,7 +8,6 @@ from autopeft.method import get_method
 from autopeft.recipe.core import EntryRef, Recipe
 
 __all__ = [
-    "BY_POOLER",
     "MEAN_POOLING",
     "POOLINGS",
     "READINGS",
@@ -20,18 +19,14 @@ __all__ = [
     "unpooled",
 ]
 
-Pooling = Literal["own", "mean", "mean-by-pooler"]
+Pooling = Literal["own", "mean"]
 POOLINGS: tuple[Pooling, ...] = ("own", "mean")
 """The position that the model's head reads, or the mean of all tokens."""
 
-BY_POOLER: Pooling = "mean-by-pooler"
-"""The mean through the pooler, as heads read it in searches that were begun before they read past it."""
-
 MEAN_POOLING = Recipe.from_dict({"name": "pooling", "model": [{"mean_pooling": {"pooler": False}}]})
-_MEANS = {"mean": MEAN_POOLING, BY_POOLER: Recipe.from_dict({"name": "pooling", "model": ["mean_pooling"]})}
 
-READINGS = [item for reading in _MEANS.values() for item in reading.to_dict()["model"]]
-"""What recipes have under `model:` for a head that reads a mean."""
+READINGS = [*MEAN_POOLING.to_dict()["model"], "mean_pooling"]
+"""What recipes have under `model:` for a head that reads the mean, past the pooler or through it."""
 
 _SAVED = 0.03
 
@@ -60,7 +55,7 @@ def pooled(recipe: Recipe, pooling: Pooling) -> Recipe:
     """The recipe whose head reads so; as it is, where it says so itself."""
     if pooling == "own" or pooling_of(recipe).model:
         return recipe
-    return Recipe(**{**dict(recipe), "model": (*recipe.model, *_MEANS[pooling].model)})
+    return Recipe(**{**dict(recipe), "model": (*recipe.model, *MEAN_POOLING.model)})
 
 
 def unpooled(recipe: Recipe) -> Recipe:

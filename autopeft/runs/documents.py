@@ -147,16 +147,15 @@ class Result(Measured):
         origin: what the winner is: a trial, or a baseline's name.
         finding: what was found of the search's goal, in a sentence.
         search_score: of the winner in the search itself, by `trial_metric` where that is not the metric.
-        select_metric: of what was scored on *select* with fresh seeds, where that is not the metric; runs of
-            earlier versions had none.
+        select_metric: of what was scored on *select* with fresh seeds, where that is not the metric.
         constant: what the same answer for every row scores.
         over_constant: the winner against that.
         remarks: what limits what the scores can say: of the rows, and of what the search left undone.
         selection_bias: select minus test.
         samples: of the answers that the winner wrote.
-        precision: of the backbone under the weights that are kept; runs of earlier versions do not say it.
+        precision: of the backbone under the weights that are kept.
         confirmed: whether the winner of a search was trained again with fresh seeds.
-        finalists: how many were, of the recipes that it found; runs of earlier versions do not say it.
+        finalists: how many were, of the recipes that it found.
     """
 
     kind: Known[str] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields, replace
+from dataclasses import field, fields
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
@@ -172,9 +172,6 @@ def read_record(line: Any) -> TrialRecord:
         line = line | {k: {n: v for n, v in table.items() if v is not None} for k, table in scores.items()}
         line["samples"] = list(read_samples(line.get("samples"))) or None
     record = _read(_RecordLine, TrialRecord, line, "record of a run")
-    if record.state == "failed" and record.failure == "stopped":
-        # Version 0.1.0 called what was cut off failed.
-        record = replace(record, state="interrupted")
     if not all(abs(number) < _LARGEST for number in _numbers(record)):
         raise ValueError("no record of a run: a number is not finite")
     if not all(

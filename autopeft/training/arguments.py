@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -47,7 +46,6 @@ class TrainArguments(Arguments):
     """Everything that a training run of a fixed recipe is told, and that its manifest records."""
 
     called: ClassVar[str] = "train"
-    before: ClassVar[Mapping[str, Any]] = {"head_start": "random"}
 
     recipe: Annotated[
         RecipeData,

@@ -77,8 +77,6 @@ def test_the_column_of_training_need_not_be_named_again(tmp_path: Path) -> None:
     assert ask(hybrid, both).texts == ["right"]
     assert ask(hybrid, both, text_column="text").texts == ["wrong"]
     assert ask(hybrid, pandas.DataFrame({"text": ["only"]})).texts == ["only"]
-    old = known(tmp_path, arguments={"columns": {"text": "note"}})  # as earlier versions wrote it
-    assert ask(old, both).texts == ["right"]
 
 
 def test_pairs_are_answered_as_pairs(tmp_path: Path) -> None:
@@ -120,11 +118,9 @@ def test_what_cannot_be_asked(tmp_path: Path, pairs: bool | None, texts: Any, gi
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_what_earlier_manifests_say_of_pairs(tmp_path: Path) -> None:
-    assert known(tmp_path, pairs=None).pairs is None
-    assert known(tmp_path, pairs=None, arguments={"text_pair": "b"}).pairs is True
-    assert known(tmp_path, pairs=None, name="rte").pairs is True
-    assert known(tmp_path, pairs=None, name="trec").pairs is False
+def test_a_manifest_says_whether_it_was_trained_on_pairs(tmp_path: Path) -> None:
+    for pairs in (None, True, False):
+        assert known(tmp_path, pairs=pairs).pairs is pairs
 
 
 def test_answers_stand_in_the_rows_order(tmp_path: Path) -> None:

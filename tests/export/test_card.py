@@ -42,16 +42,16 @@ def test_it_says_what_was_trained_on_what_and_how_well(searched: Path) -> None:
         "library_name": "autopeft",
         "metrics": ["accuracy"],
         "pipeline_tag": "text-classification",
-        "tags": ["autopeft", "peft", "parameter-efficient-fine-tuning", "lora", "ia3"],
+        "tags": ["autopeft", "peft", "parameter-efficient-fine-tuning", "lora", "mean_pooling"],
     }
     assert list(sections) == ["Use", "Recipe", "Size", "Scores", "Data", "Training", "Licences"]
     scores = sections["Scores"]
-    assert "accuracy on 27 rows of the split test of reviews.csv: 0.3580 ± 0.1301" in scores
-    assert "Seeds: 1000, 1001, 1002." in scores
-    assert "Each run: 0.4815, 0.2222, 0.3704." in scores
+    assert "accuracy on 27 rows of the split test of reviews.csv: 0.9259 ± 0.0000" in scores
+    assert "Seeds: 1000, 1001, 1002, 1003." in scores
+    assert "Each run: 0.9259, 0.9259, 0.9259, 0.9259." in scores
     assert scores.count("95 % interval") == 2
-    assert "| deployed | 256 |" in sections["Size"]
-    assert "4.776%" in sections["Size"]
+    assert "| deployed | 512 |" in sections["Size"]
+    assert "9.552%" in sections["Size"]
     assert "train 187, select 26, test 27" in sections["Data"]
     assert "under a budget of 20%" in sections["Training"]
     assert "- steps: 150" in sections["Training"]

@@ -124,7 +124,7 @@ def test_a_backbone_without_a_name_has_to_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model": None}, "as an earlier version wrote it"),
+        ({"model": None}, "not what a saved hybrid has"),
         ({"config": ["a list"]}, "not what a saved hybrid has"),
         ({"config": {"id2label": {"x": "y"}}}, "not what a saved hybrid has"),
         ({"config": {**OTHER, "max_position_embeddings": float("inf")}}, "not what a saved hybrid has"),

@@ -1,7 +1,8 @@
-"""Hashes are written into run folders, journals and kept baselines: those of files of format 1 stay.
+"""Hashes are written into run folders, journals and kept baselines: those of files of format 1 and 2 stay.
 
 `recorded_hashes.json` was written when format 1 was the only one: fixed recipes as they were, nested
-compositions, and every method with its defaults.
+compositions, and every method with its defaults. `recorded_hashes_2.json` has them in format 2, and fixed
+recipes as they were at d8dcd6f2, whose code wrote it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from autopeft.graph import build_graph, hash_of, parts_of
 from autopeft.recipe import Recipe
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_hashes.json").read_text(encoding="utf-8"))
-CASES = [(name, backbone) for name, by_backbone in RECORDED.items() for backbone in by_backbone]
+SECOND = json.loads(Path(__file__).with_name("recorded_hashes_2.json").read_text(encoding="utf-8"))
+CASES = [
+    pytest.param(found, backbone, id=f"{name}-{backbone}-{number}")
+    for number, table in ((1, RECORDED), (2, SECOND))
+    for name, by_backbone in table.items()
+    for backbone, found in by_backbone.items()
+]
 
 
 def hashes(recipe: Recipe, backbone: str) -> dict[str, str]:
@@ -32,9 +39,9 @@ def hashes(recipe: Recipe, backbone: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("name", "backbone"), CASES)
-def test_hashes_are_what_they_were(name: str, backbone: str) -> None:
-    recorded = dict(RECORDED[name][backbone])
+@pytest.mark.parametrize(("found", "backbone"), CASES)
+def test_hashes_are_what_they_were(found: dict[str, str], backbone: str) -> None:
+    recorded = dict(found)
     recipe = Recipe.from_yaml(recorded.pop("yaml"))
     assert hashes(recipe, backbone) == recorded
     assert (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.fingerprint import changed, fingerprint
 from support.saved_model import save_backbone
-from support.tiny import randomise, tiny_model
+from support.tiny import randomise
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,7 +30,6 @@ from autopeft.recipe import Recipe
 
 RECIPE = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
 NAMES = {0: "ham", 1: "spam", 2: "[/]neither"}
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"
 
 
 def named(folder: Path, **options: Any) -> BertForSequenceClassification:
@@ -114,14 +113,6 @@ def test_names_that_nobody_gave_replace_no_others(place: Path, tmp_path: Path) -
     model = named(place / "bert")
     load(model, tmp_path)
     assert model.config.id2label == NAMES
-
-
-@pytest.mark.parametrize("folder", sorted(p.parent.name for p in FIXTURES.glob("*/recipe.yaml")))
-def test_manifests_of_before_they_named_labels_change_none(folder: str) -> None:
-    model = tiny_model(folder.rpartition("-")[2])
-    before = dict(model.config.id2label or {})
-    load(model, FIXTURES / folder)
-    assert dict(model.config.id2label or {}) == before
 
 
 def test_a_regression_stays_one(place: Path, tmp_path: Path) -> None:

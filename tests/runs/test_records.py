@@ -126,11 +126,6 @@ def test_sizes_of_a_record() -> None:
     assert (replace(RECORD, counts=None).deployed, replace(RECORD, counts={}).share) == (None, None)
 
 
-def test_what_was_cut_off_is_interrupted_also_in_records_of_before() -> None:
-    for failure, state in (("stopped", "interrupted"), ("lost", "failed"), ("failed", "failed")):
-        assert read_record(line(state="failed", failure=failure)).state == state
-
-
 SAMPLE = Sample("test", 3, prompt="two?", expected="three", written="four", right=False, value=0.0)
 
 

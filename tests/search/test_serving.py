@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,11 @@ from support.language import save_decoder, write_chats
 from support.saved_model import small_search
 
 import autopeft
-from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
-from autopeft.cli import main
-from autopeft.graph import build_graph, unmergeable, unservable
+from autopeft.graph import build_graph, unservable
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.search.api import plan, search
-from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.prepare import prepare
-from autopeft.search.planning.resume import SPACE
 from autopeft.search.space.repair import Infeasible
 
 ADAPTERS = Recipe.from_dict(
@@ -74,31 +68,3 @@ def test_a_classifier_with_a_head_is_not_for_vllm(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(Infeasible, match="no trained head; serve a model with one as merged"):
         plan(**small_search(tmp_path, serve="vllm"))
-
-
-def test_a_run_that_was_begun_with_what_was_called_mergeable_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its manifest says `mergeable: true` and knows no `serve`."""
-    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    given = small_search(tmp_path, serve="merged", trials=2, steps=4)
-    del given["out"]
-    ready = prepare(SearchArguments(**given))
-    folder = RunFolder.create("old", ready.key(), out=tmp_path / "old")
-    manifest = json.loads(json.dumps(ready.manifest()))
-    told = manifest["arguments"]
-    assert told.pop("serve") == "merged"
-    told["mergeable"] = True
-    folder.write_json("manifest.json", manifest)
-    folder.write_text(SPACE, ready.space.text)
-    assert main(["runs", "old", "--runs", str(tmp_path)]) == 0
-    assert "unfinished" in capsys.readouterr().out
-    assert main(["report", "old", "--runs", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert "serve=&#39;merged&#39;" in page, "what repeats it has the option that there is"
-    found = search(resume=folder.path, workers=0)
-    assert found.within.serve == "merged"
-    spec = spec_of(load_config(resolve_model(str(given["model"]))))
-    recipes = [trial.recipe for trial in found.trials]
-    assert len(recipes) == 2
-    assert {unmergeable(build_graph(Recipe.from_dict(dict(r)), spec)) for r in recipes} == {None}

@@ -41,8 +41,6 @@ _CHUNK = 1 << 20
 class History:
     """A study made for plots. A trial has the parameters that its recipe had.
 
-    In journals of version 0.1.0 it has those that the sampler proposed, whether the recipe had them or not.
-
     Attributes:
         study: in memory, one objective, the journal's trial numbers.
         labels: for a parameter whose value is an index into an ordered choice: index to what it means.
@@ -91,8 +89,7 @@ def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
 
 
 def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
-    """The study of a journal. `records` (of `trials.jsonl`) hold the rungs, and say what indices mean in
-    journals of version 0.1.0.
+    """The study of a journal. `records` (of `trials.jsonl`) hold the rungs.
 
     Raises:
         UsageError: there is no journal, or it cannot be read.
@@ -118,10 +115,12 @@ def _history(study: optuna.Study, records: Iterable[TrialRecord]) -> History:
     ordered = _ordered(study.user_attrs.get("ordered"), trials)
     by_number = {r.number: r for r in records if r.number is not None}
     names = _safe_names(trials)
-    labels = {name: _texts(choices) for name, choices in ordered.items()} or _labels(trials, by_number)
     return History(
         study=_in_memory([_indexed(t, ordered) for t in trials], by_number, names),
-        labels={names[k]: v for k, v in labels.items()},
+        labels={
+            names[name]: {i: plotly_text(choice, 24) for i, choice in enumerate(choices)}
+            for name, choices in ordered.items()
+        },
         unfinished=tuple(_record_of(t) for t in trials if t.state == TrialState.RUNNING),
         objectives=len(study.directions),
     )
@@ -144,10 +143,6 @@ def _ordered(names: Any, trials: Iterable[FrozenTrial]) -> dict[str, tuple[Categ
         for name, found in trial.distributions.items()
         if name in wanted and isinstance(found, CategoricalDistribution)
     }
-
-
-def _texts(choices: Iterable[CategoricalChoiceType]) -> dict[int, str]:
-    return {i: plotly_text(choice, 24) for i, choice in enumerate(choices)}
 
 
 def _indexed(trial: FrozenTrial, ordered: Collection[str]) -> FrozenTrial:
@@ -266,18 +261,3 @@ def _rungs(trial: FrozenTrial, record: TrialRecord | None) -> dict[int, float]:
         if value is not None:
             found[step] = value
     return found
-
-
-def _labels(trials: Iterable[FrozenTrial], records: Mapping[int, TrialRecord]) -> dict[str, dict[int, str]]:
-    """What the indices of ordered choices mean, learned from trials of which both are known."""
-    found: dict[str, dict[int, str]] = {}
-    index_only: set[str] = set()
-    for trial in trials:
-        record = records.get(trial.number)
-        values = record.values or {} if record is not None else {}
-        for name, index in trial.params.items():
-            if name in values and isinstance(index, int) and not isinstance(index, bool):
-                found.setdefault(name, {})[index] = plotly_text(values[name], 24)
-                if values[name] != index or isinstance(values[name], bool):
-                    index_only.add(name)
-    return {name: labels for name, labels in found.items() if name in index_only}

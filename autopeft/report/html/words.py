@@ -233,7 +233,7 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
     found = [
         ("run", f"{kind}, {run.state}"),
         ("task", shown(m.data.name or m.task, 200)),
-        *_rows_of(run),
+        *((shown(fact.name, 120), shown(fact.text, 600)) for fact in m.data.summary.facts),
         ("metric", f"{run.metric}, higher is better" + _of_trials(run)),
         ("backbone", f"{shown(m.model, 200)} ({number(m.backbone.parameters)} parameters)"),
         ("budget", budget),
@@ -248,15 +248,6 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
     ]
     skip = ("budget", "space", "strategy", "sampler", "trials") if run.fixed else ()
     return [(k, v) for k, v in found if v != "–" and k not in skip]
-
-
-def _rows_of(run: Run) -> list[tuple[str, str]]:
-    """What is known of the rows; runs of earlier versions kept their number alone."""
-    data = run.about.data
-    if data.summary.facts:
-        return [(shown(fact.name, 120), shown(fact.text, 600)) for fact in data.summary.facts]
-    rows = ", ".join(f"{shown(k, 20)} {number(v)}" for k, v in (data.rows or {}).items())
-    return [("rows", rows or "–")]
 
 
 def _states(trials: Sequence[TrialRecord], unfinished: Iterable[TrialRecord]) -> str:
@@ -332,9 +323,7 @@ def _resumed(run: Run) -> str:
 def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:
     """Arguments that differ from their defaults, those of this machine's folders left out."""
     options = arguments.declared()
-    recorded = arguments.recorded(run.manifest.get("arguments"))
-    # Runs of a fixed recipe kept the columns of their data together once.
-    recorded = {**recorded, **mapping(recorded.get("columns"))}
+    recorded = mapping(run.manifest.get("arguments"))
     plain = (str, int, float, bool, list, tuple)
     found = {
         name: value

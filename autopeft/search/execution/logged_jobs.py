@@ -41,7 +41,6 @@ JOBS = "logs/jobs.jsonl"
 _MOST, _LITTLE, _ROOM = 1_000_000, 16_000, 100_000_000
 _KEPT = 1_000
 _MOST_ATTEMPTS = 1_000
-_LATER = ("metric", "samples", "within")  # fields that jobs of earlier versions do not have
 _log = logging.getLogger("autopeft")
 _RULE = "\n" + "-" * 110 + "\n"
 _WENT_WELL = re.compile(r"[^:]+: (complete|paused)")
@@ -154,7 +153,7 @@ class HandedOut:
         try:
             type_ = _job_type(str(line["type"]))
             names = [f.name for f in fields(type_) if f.name != "files"]
-            told = {name: line[name] for name in names if name in line or name not in _LATER}
+            told = {name: line[name] for name in names}
             if told.get("keep_above") is not None:
                 # JSON has no infinity, which stands for "keep them whatever the score".
                 told["keep_above"] = float(told["keep_above"])

@@ -9,25 +9,18 @@ proposed   every value that the sampler proposed, before repair: what the sample
 point      every value after repair
 repaired   what repair changed, in words: {"lora.rank": "8 → 2"}
 ```
-Journals of version 0.1.0 held the proposed values as parameters, ordered choices as indices. They are written
-anew when their search goes on.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from optuna.storages import JournalStorage
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import DataError, RecipeError
 from autopeft.recipe import Recipe
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.optimization.storage import NAME, open_journal
 
 __all__ = [
     "FORMAT",
@@ -38,7 +31,6 @@ __all__ = [
     "check_values",
     "entry",
     "proposed",
-    "renewed",
 ]
 
 FORMAT = 2
@@ -109,20 +101,9 @@ def proposed(codec: Codec, trial: FrozenTrial) -> dict[str, Any]:
     values = trial.user_attrs.get(PROPOSED)
     if not isinstance(values, Mapping):
         raise DataError(_OF_ANOTHER)
-    _check_trial(codec, trial, values, trial.user_attrs.get("point") or values)
-    return dict(values)
-
-
-def _check_trial(
-    codec: Codec, trial: FrozenTrial, values: Mapping[str, Any], point: Mapping[str, Any]
-) -> None:
-    """Check that what was proposed for a trial of the journal, and what that became, are of the space.
-
-    Raises:
-        DataError: it is not.
-    """
-    for found in (values, point):
+    for found in (values, trial.user_attrs.get("point") or values):
         check_values(codec, found, f"Trial {trial.number}")
+    return dict(values)
 
 
 def check_values(codec: Codec, values: Mapping[str, Any], what: str) -> None:
@@ -135,60 +116,3 @@ def check_values(codec: Codec, values: Mapping[str, Any], what: str) -> None:
         codec.check(values)
     except RecipeError as error:
         raise DataError(f"{_OF_ANOTHER} {what}: {error}") from error
-
-
-def renewed(storage: JournalStorage, journal: Path, codec: Codec, in_use: InUse) -> JournalStorage:
-    """The journal's storage; one that an earlier version began is written anew first, under the same numbers.
-
-    Raises:
-        DataError: the journal belongs to another space.
-    """
-    (study,) = storage.get_all_studies()  # the lines were checked for it
-    if study.user_attrs.get("journal", 1) >= FORMAT:
-        return storage
-    new = journal.with_name(f"{journal.name}-new")
-    new.unlink(missing_ok=True)
-    try:
-        _write_anew(study, storage.get_all_trials(study._study_id), new, codec, in_use)
-    except DataError:
-        new.unlink()
-        raise
-    os.replace(new, journal)
-    return open_journal(journal)
-
-
-def _write_anew(
-    study: FrozenStudy, trials: Sequence[FrozenTrial], new: Path, codec: Codec, in_use: InUse
-) -> None:
-    target = open_journal(new)
-    study_id = target.create_new_study(study.directions, NAME)
-    for key, value in study.system_attrs.items():
-        target.set_study_system_attr(study_id, key, value)
-    for key, value in study.user_attrs.items():
-        points = [_decoded(codec, params) for params in value] if key == "first" else value
-        target.set_study_user_attr(study_id, key, points)
-    target.set_study_user_attr(study_id, "journal", FORMAT)
-    for trial in trials:
-        target.create_new_trial(study_id, _rewritten(codec, trial, in_use))
-
-
-def _rewritten(codec: Codec, trial: FrozenTrial, in_use: InUse) -> FrozenTrial:
-    values = _decoded(codec, trial.params)
-    attributes = trial.user_attrs
-    _check_trial(codec, trial, values, attributes.get("point", {}) if "recipe" in attributes else values)
-    try:
-        found = entry(codec, values, attributes, in_use, trial.state, trial.values)
-    except ValueError as error:  # a value that the space does not have
-        raise DataError(_OF_ANOTHER) from error
-    found.intermediate_values = dict(trial.intermediate_values)
-    found.datetime_start, found.datetime_complete = trial.datetime_start, trial.datetime_complete
-    return found
-
-
-def _decoded(codec: Codec, params: Mapping[str, Any]) -> dict[str, Any]:
-    if set(params) != set(codec.distributions):
-        raise DataError(_OF_ANOTHER)
-    try:
-        return codec.decode(params)
-    except (IndexError, TypeError) as error:
-        raise DataError(_OF_ANOTHER) from error

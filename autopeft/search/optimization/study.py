@@ -37,7 +37,6 @@ from autopeft.search.optimization.entries import (
     check_values,
     entry,
     proposed,
-    renewed,
 )
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
@@ -115,11 +114,14 @@ class SearchStudy:
         self._duplicates: dict[int, list[int]] = {}
         self._fresh: list[int] = []
         self._storage = open_journal(journal)
-        if self._storage.get_all_studies():
-            self._storage = renewed(self._storage, journal, self._codec, in_use)
         self.study = self._study()
         self._study_id = self._storage.get_study_id_from_name(NAME)
         past = self.study.get_trials(deepcopy=False)
+        if past and self.study.user_attrs.get("journal") != FORMAT:
+            raise DataError(
+                f"{str(journal)!r} is of another version of autopeft, and its search cannot go on. --from "
+                f"{journal.parent} starts a new one from the trials that had ended."
+            )
         if not past and FIRST not in self.study.user_attrs:  # one that ended before its first trial has them
             points = [dict(values) for values in first]
             self.study.set_user_attr("journal", FORMAT)
@@ -140,9 +142,10 @@ class SearchStudy:
 
     def _study(self) -> optuna.Study:
         directions = DIRECTIONS[: self.objectives]
-        study = optuna.create_study(
-            storage=self._storage, study_name=NAME, directions=directions, load_if_exists=True
-        )
+        if self._storage.get_all_studies():  # `load_if_exists` would write a line first
+            study = optuna.load_study(storage=self._storage, study_name=NAME)
+        else:
+            study = optuna.create_study(storage=self._storage, study_name=NAME, directions=directions)
         if len(study.directions) != self.objectives:
             raise DataError(
                 f"This journal has {len(study.directions)} objectives and the search {self.objectives}."

@@ -6,7 +6,7 @@ change, and the command line in a report all follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -63,21 +63,6 @@ class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
 
     called: ClassVar[str] = "search"
-    before: ClassVar[Mapping[str, Any]] = {
-        "rank_by": "score",
-        "portfolio": False,
-        "head_start": "random",
-        "pooling": "own",
-        "final_precision": "fp32",
-    }
-
-    @classmethod
-    def recorded(cls, manifest: Any) -> dict[str, Any]:
-        """See `Arguments.recorded`; what merges was asked for by an option of its own once."""
-        found = super().recorded(manifest)
-        if "mergeable" not in found:
-            return found
-        return {"serve": "merged" if found.pop("mergeable") else None, **found}
 
     task: shared.TaskOption = NEEDED
     budget: BudgetOption = NEEDED
@@ -328,7 +313,6 @@ class SearchArguments(Arguments):
             "more than a billion parameters.",
             panel=shared.TRAINING,
             choices=checks.poolings,
-            check=checks.check_pooling,
         ),
     ] = "auto"
     text: shared.Text = None

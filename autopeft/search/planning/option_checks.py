@@ -26,7 +26,6 @@ __all__ = [
     "check_gpus",
     "check_listen",
     "check_margin",
-    "check_pooling",
     "check_precision",
     "check_rank",
     "check_rank_for",
@@ -62,15 +61,6 @@ def poolings() -> Iterable[str]:
     from autopeft.recipe.pooling import POOLINGS
 
     return (AUTO, *POOLINGS)
-
-
-def check_pooling(name: str) -> object:
-    from autopeft.recipe.pooling import BY_POOLER
-
-    if name not in (*poolings(), BY_POOLER):
-        known = tuple(poolings())
-        raise UsageError(f"Heads read one of {', '.join(known)}, but got {name!r}.{near(name, known)}")
-    return name
 
 
 def ranks() -> Iterable[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from autopeft.assets import ModelSource, dtype_of
 from autopeft.errors import AutoPEFTError, CompositionError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe
-from autopeft.recipe.pooling import BY_POOLER, MEAN_POOLING, Pooling
+from autopeft.recipe.pooling import MEAN_POOLING, Pooling
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.option_checks import AUTO
 from autopeft.search.space.space import Space
@@ -65,10 +65,10 @@ def pooling_of_search(
             served.
         CompositionError: the mean is asked for, and the backbone has none to give.
     """
-    if a.pooling in ("mean", BY_POOLER):
+    if a.pooling == "mean":
         _check_mean(a, task)
         _check_space(space, spec)
-        return cast(Pooling, a.pooling)
+        return "mean"
     if a.pooling == "own" or a.serve is not None or a.quantize is not None or processes > 1:
         return "own"
     try:

@@ -211,7 +211,6 @@ class Prepared:
             "objective": self.objective,
             "rank_by": self.rank_by,
             "pooling": self.space.pooling,
-            "pooler": self.space.pooling != "mean",
             "trial_metric": self.trial_metric,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},

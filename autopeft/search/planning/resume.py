@@ -12,7 +12,7 @@ from autopeft.arguments import command_line
 from autopeft.effort import Effort, read_effort
 from autopeft.errors import UsageError, near
 from autopeft.foreign import file_in
-from autopeft.recipe.pooling import BY_POOLER, POOLINGS
+from autopeft.recipe.pooling import POOLINGS
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on, why_not_here
 from autopeft.search.planning.arguments import SearchArguments
@@ -170,19 +170,13 @@ def prepare_here(
     return ready
 
 
-def _here(said: Mapping[str, Any], told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _here(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments without what a run folder does not decide, on the same kind of device as before.
 
-    In this process alone there is no share of a GPU, as far as this machine has one. A trial had one process,
-    on one of its GPUs, before manifests said how many.
-
-    Args:
-        said: all of them, those that the manifest has not `told` as they were before it could.
+    In this process alone there is no share of a GPU, as far as this machine has one.
     """
     gpus = said.get("gpus_per_trial")
     several = isinstance(gpus, (int, float)) and gpus >= 2
-    if several and "processes_per_trial" not in told:
-        gpus, several = 1.0, False
     if gpus is None and said.get("address") is not None and "address" not in given:
         gpus = 0.0  # by default a cluster's workers train on CPUs
     if gpus and not several and given.get("workers") == 0:
@@ -200,17 +194,15 @@ def _read(
     said = manifest.get("arguments")
     if not isinstance(said, dict):
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
-    told, said = said, SearchArguments.recorded(said)
+    said = dict(said)
     # As the trials that there are were proposed and ranked: defaults may be others by now.
     for name, known in (
         ("sampler", tuple(samplers())),
         ("rank_by", RANKS),
-        ("pooling", (*POOLINGS, BY_POOLER)),
+        ("pooling", POOLINGS),
     ):
         if said.get(name) in (None, AUTO) and manifest.get(name) in known:
             said[name] = manifest[name]
-    if said.get("pooling") == "mean" and manifest.get("pooler") is not False:
-        said["pooling"] = BY_POOLER  # before heads read past it
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(
@@ -220,7 +212,7 @@ def _read(
     _need_rows(folder, manifest, said, given)
     _need_metric(folder, said, given)
     try:
-        said = _here(said, told, given)
+        said = _here(said, given)
         effort = read_effort(manifest.get("effort"))
         arguments = SearchArguments(**{**said, "space": space, **given})
     except UsageError as error:

@@ -263,8 +263,7 @@ def _content(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         return None
-    # Files of version 0.1.0 have no sum.
-    return content if content.get("sha256", "") in ("", _sum(content)) else None
+    return content if content.get("sha256") == _sum(content) else None
 
 
 def _sum(content: Mapping[str, Any]) -> str:

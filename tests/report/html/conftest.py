@@ -16,7 +16,6 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
-    IntDistribution,
 )
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -96,7 +95,7 @@ class Builder:
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         return {
-            self.rank_name: IntDistribution(0, len(RANKS) - 1),
+            self.rank_name: CategoricalDistribution(RANKS),
             "learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
             self.kind_name: CategoricalDistribution((f"a {self.words}", "b", True)),
         }
@@ -158,8 +157,8 @@ class Builder:
         return round(0.5 + 0.25 * (1 - math.exp(-n / 8)) + 0.03 * math.sin(5 * n), 4)
 
     def record(self, n: int) -> dict[str, Any]:
-        index = (n * 2) % len(RANKS)
-        recipe, state = self.recipe(RANKS[index], n), self.state(n)
+        rank = RANKS[(n * 2) % len(RANKS)]
+        recipe, state = self.recipe(rank, n), self.state(n)
         rungs = {"20": self.score(n) - 0.1}
         if state == "complete":
             rungs |= {"40": self.score(n) - 0.04, "60": self.score(n)}
@@ -180,11 +179,10 @@ class Builder:
             "failure": "failed" if state == "failed" else None,
             "duplicate_of": 4 if state == "duplicate" else None,
             "values": {
-                self.rank_name: RANKS[index],
+                self.rank_name: rank,
                 "learning_rate": min(0.1, 0.001 * (n + 1)),
                 self.kind_name: f"a {self.words}" if n % 2 else "b",
             },
-            "index": index,
         }
 
     def journal(self, records: list[dict[str, Any]]) -> None:
@@ -192,6 +190,7 @@ class Builder:
         storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
         directions = ["maximize", "minimize"][: self.sketch.objectives]
         study = optuna.create_study(storage=storage, study_name="autopeft", directions=directions)
+        study.set_user_attr("ordered", [self.rank_name])
         for r in records:
             study.add_trial(self.trial(r))
 
@@ -202,8 +201,6 @@ class Builder:
             "running": TrialState.RUNNING,
         }
         state, n = states.get(r["state"], TrialState.COMPLETE), r["number"]
-        params = dict(r["values"])
-        params[self.rank_name] = r.pop("index")
         values = [r["score"], r["counts"]["deployed"]][: self.sketch.objectives]
         begin = START + timedelta(seconds=10 * n)
         return FrozenTrial(
@@ -214,7 +211,7 @@ class Builder:
             values=values if state == TrialState.COMPLETE else None,
             datetime_start=begin,
             datetime_complete=None if state == TrialState.RUNNING else begin + timedelta(seconds=9),
-            params=params,
+            params=r["values"],
             distributions=self.distributions,
             user_attrs={"recipe": r["recipe"], "hash": r["hash"]},
             system_attrs={},

@@ -16,15 +16,6 @@ from autopeft.search.space.space import Space
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 
-# Of a manifest that says these, so that it is not one of before there was an option for them.
-NOW = {
-    "rank_by": None,
-    "portfolio": True,
-    "head_start": "probe",
-    "final_precision": "auto",
-    "pooling": "auto",
-}
-
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
     first, second = headline(read_run(make_run(trials=6)))
@@ -137,21 +128,20 @@ def test_the_command_is_safe_to_paste(make_run: Make) -> None:
     namespace: dict[str, Any] = {}
     call = blocks["The same in Python"].replace("import autopeft\n\nautopeft.search", "found = dict")
     exec(call, namespace)
-    before = {"final_precision": "fp32", "pooling": "own"}  # the manifest is of before these options
-    assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1} | before
+    assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1}
 
 
 def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
     edit(
         folder.path / "manifest.json",
-        lambda m: m | {"arguments": NOW | {"task": "trec", "confirm": 3, "stand_in": False, "evil": "x"}},
+        lambda m: m | {"arguments": {"task": "trec", "confirm": 3, "stand_in": False, "evil": "x"}},
     )
     blocks = dict(reproduction(read_run(folder)))
     assert "Search again" not in blocks
     assert "confirm=3" in blocks["The same in Python"]
     assert "evil" not in blocks["The same in Python"]
-    said = NOW | {"task": "trec", "stand_in": False}
+    said = {"task": "trec", "stand_in": False}
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": said})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task trec --no-stand-in"
 
@@ -166,14 +156,14 @@ def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
     arguments = {"task": "t", "warm_start": ["a b", "c"], "drop_empty": True, "space": "custom"}
     folder.write_text("space.yaml", "name: custom")
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | arguments})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": arguments})
     parts = shlex.split(dict(reproduction(read_run(folder)))["Search again"])
     assert parts[2:] == [
         *("--task", "t", "--from", "a b", "--from", "c", "--drop-empty"),
         *("--space", f"{folder.path}/space.yaml"),
     ]
     (folder.path / "space.yaml").unlink()
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | {"task": "t", "warm_start": []}})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t", "warm_start": []}})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task t"
 
 
@@ -194,7 +184,7 @@ def test_a_space_of_the_users_own_is_that_of_the_folder(
     """Also where it has kept the name of the one that it was made from."""
     folder = make_run(trials=1)
     folder.write_text("space.yaml", text)
-    given = NOW | {"task": "t"} | ({} if name is None else {"space": name})
+    given = {"task": "t"} | ({} if name is None else {"space": name})
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": given})
     blocks = dict(reproduction(read_run(folder)))
     parts = shlex.split(blocks["Search again"])
@@ -204,7 +194,7 @@ def test_a_space_of_the_users_own_is_that_of_the_folder(
 
 def test_a_metric_of_the_users_own_comes_again(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=3, finished=False)
-    given = NOW | {"task": "t", "metric": "mine:first\nimport os"}
+    given = {"task": "t", "metric": "mine:first\nimport os"}
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": given})
     blocks = dict(reproduction(read_run(folder)))
     for what in ("Go on with it", "Search again"):
@@ -218,24 +208,13 @@ def test_a_metric_of_the_users_own_comes_again(make_run: Make, edit: Edit) -> No
 
 def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
-    arguments = {"recipe": "mam", "task": "data.csv", "columns": {"text": "body", "label": None}, "seed": 3}
-    arguments["head_start"] = "probe"
+    arguments = {"recipe": "mam", "task": "data.csv", "text": "body", "label": None, "seed": 3}
     edit(folder.path / "manifest.json", lambda m: m | {"kind": "train", "arguments": arguments})
     blocks = dict(reproduction(read_run(folder)))
     assert blocks["Train the recipe again"] == (
-        "autopeft train --recipe mam --task data.csv --seed 3 --text body"
+        "autopeft train --recipe mam --task data.csv --text body --seed 3"
     )
     assert not any("optuna" in text for text in blocks.values())
-
-
-def test_a_run_from_before_an_option_is_repeated_as_it_was(make_run: Make, edit: Edit) -> None:
-    folder = make_run(trials=1)
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t"}})
-    line = dict(reproduction(read_run(folder)))["Search again"]
-    assert line == (
-        "autopeft search --task t --rank-by score --no-portfolio --head-start random --pooling own "
-        "--final-precision fp32"
-    )
 
 
 def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run: Make, edit: Edit) -> None:
@@ -248,7 +227,6 @@ def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run
     edit(folder.path / "manifest.json", lambda m: {**m, "data": {**m["data"], "summary": summary}})
     run = read_run(folder)
     assert ("test", "20 rows: ham 20") in facts(run)
-    assert "rows" not in dict(facts(run))
     said = remarks(run)
     assert "test has rows of one class only." in said
     assert any("The winner is no better on test than always 'ham' (0.9756)" in line for line in said)

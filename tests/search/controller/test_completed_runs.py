@@ -68,18 +68,6 @@ def test_a_run_of_another_recipe_or_seed_or_length_is_not_the_jobs(tmp_path: Pat
         assert past.get(replace(asked, **other)) is None
 
 
-def test_a_run_that_another_metric_scored_is_not_the_jobs(tmp_path: Path) -> None:
-    """An earlier version scored finalists on *select* by the answers that they wrote."""
-    folder = RunFolder(tmp_path)
-    folder.append_line("finals.jsonl", record("old"))
-    folder.append_line("finals.jsonl", record("new", metric="likelihood"))
-    past = CompletedRuns(folder, FolderCheckpoints(tmp_path / "files"))
-    assert past.get(replace(job("old"), metric="likelihood")) is None
-    found = past.get(replace(job("new"), metric="likelihood"))
-    assert found is not None
-    assert found.metric == "likelihood"
-
-
 def test_what_is_run_again_is_recorded_again_and_the_last_one_counts(tmp_path: Path) -> None:
     """A finalist whose weights are gone is trained again: its scores are then those of the new weights."""
     folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")

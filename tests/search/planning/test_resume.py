@@ -109,18 +109,16 @@ def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str
 @pytest.mark.parametrize(
     ("said", "pooling"),
     [
-        ({"pooling": "own", "pooler": True}, "own"),
-        ({"pooling": "mean", "pooler": False}, "mean"),
-        ({"pooling": "mean"}, "mean-by-pooler"),
-        ({"pooling": "mean-by-pooler", "pooler": True}, "mean-by-pooler"),
+        ({"pooling": "own"}, "own"),
+        ({"pooling": "mean"}, "mean"),
     ],
 )
 def test_its_heads_read_what_those_of_its_trials_did(
     begun: RunFolder, said: dict[str, Any], pooling: str, asked: str | None
 ) -> None:
-    """What a probe found is not probed again; heads of earlier versions read the mean through the pooler."""
+    """What a probe found is not probed again."""
     manifest = begun.manifest()
-    assert (manifest.pop("pooling"), manifest.pop("pooler")) == ("own", True)
+    assert manifest.pop("pooling") == "own"
     arguments = {**manifest["arguments"], "pooling": asked or said["pooling"]}
     begun.write_json("manifest.json", {**manifest, "arguments": arguments, **said})
     with pytest.MonkeyPatch.context() as patch:
@@ -386,72 +384,6 @@ def test_a_loaded_model_is_found_again_or_handed_over_again(begun: RunFolder, tm
         prepare_again(run, {"model": pair})
 
 
-def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> None:
-    """The table as version 0.1.0 wrote it, without `kind` of task, strategy and `drop_empty`."""
-    manifest = begun.manifest()
-    old = {
-        "task": manifest["task"], "budget": "5%", "model": manifest["model"], "effort": None, "trials": 7,
-        "steps": 130, "time": None, "seed": 4, "sampler": "gp", "fidelity": "data",
-        "objective": "score,params", "warm_start": [], "baselines": None, "fresh_baselines": False,
-        "workers": None, "cpus_per_trial": 1, "gpus_per_trial": None, "address": None, "max_length": 32,
-        "batch_size": 32, "micro_batch": None, "precision": "fp32", "shortcuts": True, "text": "body",
-        "text_pair": None, "label": "verdict", "metric": None, "class_weights": None, "stand_in": True,
-        "train_rows": None, "select_rows": 9, "test_rows": None, "confirm": None, "confirm_seeds": None,
-        "log": None, "out": None, "runs": "runs", "space": "lora",
-    }  # fmt: skip
-    assert set(manifest["arguments"]) == set(old) | {
-        "goal",
-        *(
-            "kind",
-            "label_words",
-            "template",
-            "strategy",
-            "drop_empty",
-            "final_precision",
-            "listen",
-            "grace",
-            "margin",
-            "head_start",
-            "pooling",
-            "serve",
-            "portfolio",
-            "rank_by",
-            "quantize",
-            "memory_saving",
-            "learn_all",
-            "processes_per_trial",
-        ),
-        *("max_memory", "max_step_time", "max_latency", "max_file"),
-    }
-    assert {k: v for k, v in manifest["arguments"].items() if k in old} == old | {
-        "precision": "auto",
-        "batch_size": None,
-    }
-    begun.write_json("manifest.json", {**manifest, "arguments": old})
-    again = prepare_again(begun, {})
-    assert again.arguments.record() == {
-        **old, "kind": None, "label_words": None, "template": None, "strategy": "trials",
-        "drop_empty": False, "warm_start": (), "listen": None,
-        "grace": 0.0, "margin": 1.0, "head_start": "random", "pooling": "own",
-        "max_memory": None, "max_step_time": None, "max_latency": None, "max_file": None, "serve": None,
-        "rank_by": "score",
-        "goal": "best", "final_precision": "fp32",
-        "portfolio": False, "quantize": None, "memory_saving": False, "processes_per_trial": None,
-        "learn_all": False,
-    }  # fmt: skip
-    assert again.rungs.steps == (43, 130)
-
-
-@pytest.mark.parametrize("gpus", ["many", [2], 2, 0.5, None])
-def test_gpus_of_a_trial_had_one_process_before_manifests_told(gpus: Any) -> None:
-    said = {"gpus_per_trial": gpus, "processes_per_trial": None}
-    kept = resume._here(said, {"gpus_per_trial": gpus}, {})["gpus_per_trial"]
-    assert kept == (1.0 if gpus == 2 else gpus)
-    assert resume._here(said, said, {})["gpus_per_trial"] == gpus
-    alone = resume._here(said, said, {"workers": 0})["gpus_per_trial"]
-    assert alone == (2 if gpus == 2 else None)
-
-
 def test_a_run_whose_journal_is_gone_keeps_its_trials(begun: RunFolder) -> None:
     """As in a copy without `*.log`: the search would begin anew, over what was found."""
     recipe = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
@@ -478,5 +410,5 @@ def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(
     said: dict[str, Any], gpus: float | None
 ) -> None:
     """Also one that had named GPUs of a cluster, which this process does not use."""
-    here = resume._here(said, said, {"workers": 0})
+    here = resume._here(said, {"workers": 0})
     assert (here["address"], here["gpus_per_trial"]) == (None, gpus)
