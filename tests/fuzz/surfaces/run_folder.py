@@ -79,7 +79,8 @@ def _valid(run: str) -> Files:
             if "winner" in name
         }
         found |= {f"{_KEPT}/{name}": data for name, data in best.items()}
-        found[JOBS] = _jobs(json.loads(found["trials.jsonl"])["recipe"], best)
+        first, *_ = found["trials.jsonl"].splitlines()
+        found[JOBS] = _jobs(json.loads(first)["recipe"], best)
     return found
 
 
@@ -330,7 +331,12 @@ def _plan(**values: Any) -> Edit:
 
 
 def _trial(depth: int) -> Edit:
-    return told("trials.jsonl", lambda told: told.update(recipe=_tables(depth)))
+    def change(files: Files) -> None:
+        first, *rest = files["trials.jsonl"].splitlines(keepends=True)
+        changed = json.dumps({**json.loads(first), "recipe": _tables(depth)})
+        files["trials.jsonl"] = changed.encode() + b"\n" + b"".join(rest)
+
+    return change
 
 
 def _job(**values: Any) -> Edit:
