@@ -54,7 +54,7 @@ _OWN = (
 )
 _OF_ENTRIES = (
     *("initialise", "initialise_prompt", "measurement", "measure", "settle"),
-    *("merged", "as_lora", "reads"),
+    *("merged", "as_lora", "as_dora", "as_ia3", "reads"),
 )
 _MEMBERS = (
     *_OWN,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,9 +25,9 @@ from autopeft.backbones import Place, base_model_of, spec_of_model
 from autopeft.errors import AutoPEFTError
 from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
-from autopeft.graph import PEFT_METHODS, Entry, unservable
+from autopeft.graph import Entry, unservable
 from autopeft.hybrid.modules import deployed_form, head_of
-from autopeft.method import Call, Context
+from autopeft.method import Call, Context, PeftKind
 from autopeft.runs.files import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -126,10 +127,10 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     if why is not None:
         raise NotExpressible(f"This hybrid cannot be said in peft's format: {why}.")
     entries = list(hybrid.graph.entries.values())
-    method = PEFT_METHODS[entries[0].method.name]
+    kind: PeftKind = entries[0].method.peft.kind
     _, layout = spec_of_model(model)
     known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, base_prefix(model))
-    return with_head(model, *_WRITERS[method](known, entries), task_type)
+    return with_head(model, *_WRITERS[kind](known, entries), task_type)
 
 
 def with_head(
@@ -190,7 +191,9 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
     return places
 
 
-def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _low_rank(
+    known: _Hybrid, entries: list[Entry], *, dora: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """LoRA, DoRA and what is a LoRA once it is trained; ranks and scales that differ go into patterns by full
     module path. Sites that were left without a rank are left out."""
     places = _linear_places(known, entries)
@@ -200,19 +203,20 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
     for entry in entries:
         module: Any = deployed_form(known.live.modules[entry.name])
         for site in entry.sites:
-            (a, b, scale), path = module.as_lora(site), known.path(site.key)
+            path = known.path(site.key)
+            a, b, scale, *magnitudes = module.as_dora(site) if dora else module.as_lora(site)
             if not len(a):
                 continue
             ranks[path] = len(a)
             alphas[path] = float(scale) * ranks[path]
             tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a
             tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b
-            if hasattr(module[site], "magnitude"):
-                tensors[f"{PEFT_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
+            if dora:
+                tensors[f"{PEFT_PREFIX}{path}.lora_magnitude_vector"] = magnitudes[0]
     if not ranks:
         raise NotExpressible("Training has left no rank anywhere, so that there is nothing to write.")
     dropout = max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries)
-    shared = {"lora_dropout": dropout, "use_dora": entries[0].method.name == "dora"}
+    shared = {"lora_dropout": dropout, "use_dora": dora}
     return {**lora_config(ranks, alphas, transposed=places[0].transposed), **shared}, tensors
 
 
@@ -251,7 +255,7 @@ def _ia3(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str
     for entry in entries:
         module = cast(Any, known.live.modules[entry.name])
         for site in entry.sites:
-            path, factors = known.path(site.key), module[site].factors
+            path, factors = known.path(site.key), module.as_ia3(site)
             on_input = module.side(site) == "input"
             inputs += [path] if on_input else []
             tensors[f"{PEFT_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
@@ -339,4 +343,10 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
 
 
 _Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
-_WRITERS: dict[str, _Writer] = {"lora": _low_rank, "ia3": _ia3, "prompt": _prompt, "prefix": _prefix}
+_WRITERS: Mapping[PeftKind, _Writer] = {
+    "lora": _low_rank,
+    "dora": partial(_low_rank, dora=True),
+    "ia3": _ia3,
+    "prompt": _prompt,
+    "prefix": _prefix,
+}

@@ -12,7 +12,6 @@ from autopeft.graph.packed import on_packed, on_packed_entries
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
 from autopeft.graph.serving import (
     ONE_MODEL,
-    PEFT_METHODS,
     SERVED,
     VLLM_RANKS,
     WITHOUT_VLLM_LORA,
@@ -25,7 +24,6 @@ from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
     "ONE_MODEL",
-    "PEFT_METHODS",
     "REGION_ENDS",
     "SERVED",
     "VLLM_RANKS",

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 from autopeft.composition import get_composition
 from autopeft.graph.core import CompositionGraph
 from autopeft.graph.merging import unmergeable
 from autopeft.graph.tree import Entry, Leaf, Tree
+from autopeft.method import PeftFormat, PeftKind
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = [
     "ONE_MODEL",
-    "PEFT_METHODS",
     "SERVED",
     "VLLM_RANKS",
     "WITHOUT_VLLM_LORA",
@@ -31,22 +30,6 @@ __all__ = [
 ]
 
 SERVED = ("peft", "merged", "vllm")
-
-PEFT_METHODS: Mapping[str, Literal["lora", "ia3", "prompt", "prefix"]] = {
-    **dict.fromkeys(
-        (
-            "lora", "dora", "moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora",
-            "lora_dropout", "laplace_lora",
-        ),
-        "lora",
-    ),
-    "ia3": "ia3",
-    "prompt_tuning": "prompt",
-    "p_tuning": "prompt",
-    "prefix_tuning": "prefix",
-    "p_tuning_v2": "prefix",
-}  # fmt: skip
-"""Which of our methods peft has an equal of, and which of its formats says it."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes."""
@@ -78,8 +61,8 @@ def unservable_entries(graph: CompositionGraph, way: str) -> int:
     """How many entries stand in the way, so that a search can tell what is nearer."""
     entries = list(graph.entries.values())
     if way == "peft":
-        kinds = Counter(entry.method.name for entry in entries if entry.method.name in PEFT_METHODS)
-        return len(entries) - max(kinds.values(), default=0)
+        said = Counter(entry.method.name for entry in entries if _in_peft(entry) is not None)
+        return len(entries) - max(said.values(), default=0)
     if way == "vllm":
         return sum(change_rank(entry) is None for entry in entries)
     return sum(not entry.traits.mergeable for entry in entries)
@@ -89,6 +72,12 @@ def change_rank(entry: Entry) -> int | None:
     """The largest rank of what an entry adds to a map's weight; `None` where it does anything else."""
     found: int | None = getattr(entry.method, "change_rank", None)
     return found if entry.traits.mergeable and entry.ways == {"hook"} else None
+
+
+def _in_peft(entry: Entry) -> PeftFormat | None:
+    """The format of peft that says an entry's method."""
+    found: PeftFormat | None = getattr(entry.method, "peft", None)
+    return found
 
 
 def _merged(graph: CompositionGraph, head: bool) -> str | None:
@@ -119,22 +108,19 @@ def _peft(graph: CompositionGraph, head: bool) -> str | None:
         if twice is not None:
             return f"two {methods[0]} entries share the site {twice}, which peft cannot say"
         seen |= {site.key for site in entry.sites}
-    kind = PEFT_METHODS.get(methods[0])
-    if kind is None:
+    said = [_in_peft(entry) for entry in entries]
+    against = next((one.against for one in said if one is not None and one.against), None)
+    if said[0] is None:
         return f"Hugging Face peft has no method that equals {methods[0]}"
-    if kind in ("prompt", "prefix"):
-        return _peft_rows(graph, entries, kind, head)
-    return _several(entries) if kind == "lora" and _several(entries) else _part(graph.spec, entries)
-
-
-def _several(entries: Iterable[Entry]) -> str | None:
+    if said[0].kind in ("prompt", "prefix"):
+        return _peft_rows(graph, entries, said[0].kind, head) or against
     several = next((entry.name for entry in entries if not entry.traits.mergeable), None)
-    if several is None:
-        return None
-    return (
-        f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds one: "
-        f"{ONE_MODEL}"
-    )
+    if said[0].kind in ("lora", "dora") and several is not None:
+        return (
+            f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
+            f"one: {ONE_MODEL}"
+        )
+    return _part(graph.spec, entries) or against
 
 
 def taken_for_experts(spec: BackboneSpec, sites: Iterable[Site]) -> str | None:
@@ -166,7 +152,7 @@ def _part(spec: BackboneSpec, entries: Iterable[Entry]) -> str | None:
     return None
 
 
-def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: str, head: bool) -> str | None:
+def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: PeftKind, head: bool) -> str | None:
     """Prompts and prefixes: peft's are those of causal language models."""
     name, spec = entries[0].method.name, graph.spec
     if head or spec.encoder_decoder or not all(stack.causal for stack in spec.stacks):
@@ -175,8 +161,6 @@ def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: str, head: b
             "hybrid does not; it can be said for causal language models only"
         )
     if kind == "prompt":
-        if any(getattr(entry.method.config, "slots", None) for entry in entries):
-            return "peft's prompt stands in front of the text, and this one lies in it (`slots`)"
         return None if len(entries) == 1 else f"peft holds one prompt, but this hybrid has {len(entries)}"
     if spec.family not in _PREFIXES:
         return (
@@ -184,7 +168,9 @@ def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: str, head: b
             "position embeddings"
         )
     layers = [site.layer for entry in entries for site in entry.sites]
-    lengths = {getattr(entry.method.config, "length", None) for entry in entries}
+    lengths = {
+        getattr(entry.method.config, getattr(entry.method, "size_field", ""), None) for entry in entries
+    }
     if len(lengths) > 1 or len(layers) != spec.stacks[0].layers:
         return "peft's prefix has one length in all layers, and this one has not"
     return None

@@ -162,7 +162,8 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     for name, entry in graph.entries.items():
         modules[name] = entry.method.build(entry.sites, graph.spec)
-        check_module(modules[name], entry.ways, f"Method {entry.method.name!r}")
+        peft = getattr(entry.method, "peft", None)
+        check_module(modules[name], entry.ways, f"Method {entry.method.name!r}", peft)
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))

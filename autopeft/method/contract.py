@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from autopeft.errors import CompositionError, MethodError
+from autopeft.errors import CompositionError, MethodError, near
 from autopeft.method.reserved import Reserved
 from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
@@ -22,8 +22,11 @@ __all__ = [
     "Interim",
     "Method",
     "MethodConfig",
+    "Narrow",
     "Need",
     "ParameterCount",
+    "PeftFormat",
+    "PeftKind",
     "Places",
     "Traits",
     "Way",
@@ -35,6 +38,9 @@ BARE = "bare"
 FEATURE = "feature_"
 """What the name of a tensor in a batch begins with that says something of its rows, (rows, …), for modules
 alone: the rest of it is the name in `Context.features`."""
+Narrow = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""For each config field that is a size: the tensors of a module that have it, and along which dimensions."""
+PeftKind = Literal["lora", "dora", "ia3", "prompt", "prefix"]
 Need = Literal[
     "calibration",
     "decoder",
@@ -91,6 +97,38 @@ class Interim:
 
     trained: int = 0
     held: int = 0
+
+
+@dataclass(frozen=True)
+class PeftFormat:
+    """The format of Hugging Face peft that says a method: its `peft`.
+
+    | kind | peft's `peft_type` | written from the module's |
+    |---|---|---|
+    | `lora` | `LORA` | `as_lora(site)`, once deployed |
+    | `dora` | `LORA` with `use_dora` | `as_dora(site)`, once deployed |
+    | `ia3` | `IA3` | `as_ia3(site)` and `side(site)` |
+    | `prompt` | `PROMPT_TUNING` | `prompt`, rows among the input embeddings and nothing else |
+    | `prefix` | `PREFIX_TUNING` | `key_value`, the same rows for each text |
+
+    Attributes:
+        kind: which format.
+        against: why peft cannot say this configuration, as part of a sentence; empty where it can.
+
+    Raises:
+        MethodError: peft has no such format.
+    """
+
+    kind: PeftKind
+    against: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = get_args(PeftKind)
+        if self.kind not in kinds:
+            raise MethodError(
+                f"There is no format {self.kind!r} of Hugging Face peft here.{near(str(self.kind), kinds)} "
+                f"Formats: {', '.join(kinds)}. A method that none of them says has no `peft`."
+            )
 
 
 @dataclass(frozen=True)

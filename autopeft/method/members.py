@@ -7,7 +7,7 @@ them once; `members_table` renders it for the documents.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from autopeft.errors import MethodError, UsageError
-from autopeft.method.contract import Traits
+from autopeft.method.contract import PeftFormat, PeftKind, Traits
 
 __all__ = ["MEMBERS", "Member", "check_members", "check_method", "check_module", "members_table"]
 
@@ -270,7 +270,21 @@ MEMBERS: tuple[Member, ...] = (
         ("site", "weight", "bias"),
         "weight, bias",
     ),
-    Member("as_lora", "module", "by the export to peft, once deployed: its LoRA", ("site",), "A, B, s"),
+    Member("as_lora", "module", "by exports, once deployed: its LoRA", ("site",), "A, B, s"),
+    Member(
+        "as_dora",
+        "module",
+        "by the export to peft, once deployed: the LoRA of its direction, and its magnitudes (out,)",
+        ("site",),
+        "A, B, s, m",
+    ),
+    Member(
+        "as_ia3",
+        "module",
+        "by the export to peft: the factors of what goes into the site, or comes out of it (`side`)",
+        ("site",),
+        "Tensor",
+    ),
     Member("reads", "module", "by a gate in front: what it reads (default: x)", _SITE_CALL, "Tensor"),
     Member("size_field", "method", "the config field whose zero means absent", None, "str"),
     Member("frozen_by", "method", "by `from:`: config fields that settle what is not saved", None, "names"),
@@ -283,6 +297,22 @@ MEMBERS: tuple[Member, ...] = (
         "the largest rank of what it adds to a map's weight, where that is all it does",
         None,
         "int or None",
+    ),
+    Member(
+        "peft",
+        "method",
+        "by exports and by searches for what can be served: the format of Hugging Face peft that says it; a "
+        "configured method may have another",
+        None,
+        "PeftFormat",
+    ),
+    Member(
+        "narrow",
+        "method",
+        "by supernets (`narrowed`): the config fields by which a trained module may be cut, with the tensors "
+        "of the module that each cuts and the dimensions of these that have its size",
+        None,
+        "{field: {tensor: dimensions}}",
     ),
     Member(
         "among",
@@ -358,7 +388,8 @@ def check_method(cls: type[Any], name: str) -> None:
 
     Raises:
         MethodError: a part of the contract is missing, a member is misspelt or takes other arguments, or
-            `size_field` or `frozen_by` names no field of the config.
+            `size_field`, `frozen_by` or `narrow` names no field of the config, or `peft` or `narrow` is no
+            declaration of its kind.
     """
     traits: Traits | None = getattr(cls, "traits", None)
     ways = {"any", "policy" if traits is not None and traits.level == "training" else "entry"}
@@ -378,9 +409,40 @@ def check_method(cls: type[Any], name: str) -> None:
                 raise MethodError(
                     f"{what} has {member}={named!r}, which its config lacks: {', '.join(fields)}."
                 )
+    peft = inspect.getattr_static(cls, "peft", None)
+    if not (peft is None or isinstance(peft, PeftFormat) or hasattr(peft, "__get__")):
+        raise MethodError(f"{what} has peft={peft!r}; write PeftFormat(…), or leave it out.")
+    narrow = inspect.getattr_static(cls, "narrow", {})
+    if not hasattr(narrow, "__get__"):
+        _check_narrow(narrow, fields, what)
 
 
-def check_module(module: nn.Module, ways: Iterable[str], owner: str) -> None:
+def _check_narrow(narrow: Any, fields: Iterable[str], what: str) -> None:
+    """Check that `narrow` has for each of some fields tensors with dimensions."""
+    tables = narrow.values() if isinstance(narrow, Mapping) else [None]
+    dimensions = [d for table in tables for d in (table.values() if isinstance(table, Mapping) else [None])]
+    if not all(
+        isinstance(d, tuple) and d and all(isinstance(n, int) and n >= 0 for n in d) for d in dimensions
+    ):
+        raise MethodError(
+            f"{what} has narrow={narrow!r}, which says for each field which tensors it cuts along which "
+            'dimensions: {"rank": {"A": (0,), "B": (1,)}}.'
+        )
+    unknown = next((field for field in narrow if field not in fields), None)
+    if unknown is not None:
+        raise MethodError(f"{what} has narrow={narrow!r}, but its config has {', '.join(fields)}.")
+
+
+_READ_FOR: Mapping[PeftKind, str] = {
+    "lora": "as_lora",
+    "dora": "as_dora",
+    "ia3": "as_ia3",
+    "prompt": "prompt",
+    "prefix": "key_value",
+}
+
+
+def check_module(module: nn.Module, ways: Iterable[str], owner: str, peft: PeftFormat | None = None) -> None:
     """Check the members of a module that a method or a composition built.
 
     The class of a module can depend on the config, so that it is known only when it was built. Names that
@@ -390,6 +452,7 @@ def check_module(module: nn.Module, ways: Iterable[str], owner: str) -> None:
         module: what was built.
         ways: how it acts; the protocols of these ways must be there.
         owner: what built it, as messages call it.
+        peft: the format of peft that is to say it; what that is written from must be there.
 
     Raises:
         MethodError: a member is misspelt, takes other arguments, or is there without what belongs to it.
@@ -404,6 +467,8 @@ def check_module(module: nn.Module, ways: Iterable[str], owner: str) -> None:
     for member in known:
         if member.name in names and member.takes is not None:
             lacking |= {b: f"has `{member.name}`" for b in member.beside if b not in names}
+    if peft is not None and not _has(module, _READ_FOR[peft.kind]):
+        lacking[_READ_FOR[peft.kind]] = f"is said in peft's format {peft.kind!r}"
     for name, why in lacking.items():
         raise MethodError(f"{what} {why} but has no `{name}`.{_suspects(type(module), [name], nn.Module)}")
 

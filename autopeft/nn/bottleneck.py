@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,12 @@ class Bottleneck(nn.Module):
     `lora` Kaiming-uniform(a = √5) below and zero above (the identity at init). Biases start at zero;
     `bias=False` has none.
     """
+
+    by_width: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "down.weight": (0,),
+        "down.bias": (0,),
+        "up.weight": (1,),
+    }
 
     def __init__(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ class LowRankPair(nn.Module):
 
     Shapes: (…, in) → (…, out).
     """
+
+    by_rank: ClassVar[Mapping[str, tuple[int, ...]]] = {"A": (0,), "B": (1,)}
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float = 0.0) -> None:
         super().__init__()

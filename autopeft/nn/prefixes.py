@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits
+from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.spec import BackboneSpec, Site
@@ -102,6 +102,7 @@ class PrefixMethod:
         identity=False,
     )
     size_field: ClassVar[str] = "length"
+    narrow: ClassVar[Narrow] = {"length": {"rows": (0,), "embedding": (0,)}}
     part_names: tuple[str, ...] = ("rows", "mlp")
 
     def __init__(self, config: Any) -> None:

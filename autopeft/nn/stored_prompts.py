@@ -14,19 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import MethodError
-from autopeft.method import Stored
+from autopeft.method import PeftFormat, Stored, get_method, method_names
 
 __all__ = ["Similarity", "mixture", "only_prompt", "prompt_similarity", "stored_prompt"]
 
 Similarity = Literal["mean", "pairs"]
 _PROMPT = "table"  # as `PromptTable` calls it
-# Methods that leave rows among the input embeddings and nothing else, and how they call these.
-_ROWS = {"prompt_tuning": _PROMPT, "spot": _PROMPT, "tpt": _PROMPT, "p_tuning": "embedding"}
+
+
+def _leaves_rows(method: str) -> bool:
+    """Whether a method leaves rows among the input embeddings and nothing else, as peft's prompt is."""
+    peft: PeftFormat | None = getattr(get_method(method), "peft", None)
+    return peft is not None and peft.kind == "prompt"
 
 
 def stored_prompt(stored: Stored, length: int, width: int, name: str | None = None) -> Tensor:
     """The prompt (length, width) of an entry, of the method that asks or of one that leaves nothing but rows
-    among the input embeddings.
+    among the input embeddings, which are its `table` or its only tensor.
 
     Args:
         name: of another tensor than the prompt itself.
@@ -34,13 +38,16 @@ def stored_prompt(stored: Stored, length: int, width: int, name: str | None = No
     Raises:
         MethodError: it is of another method, has no prompt, or one of another shape.
     """
-    if not stored.own and stored.method not in _ROWS:
+    if not stored.own and not _leaves_rows(stored.method):
+        known = ", ".join(filter(_leaves_rows, method_names()))
         raise MethodError(
             f"{stored.label} was to give a prompt, rows for the input embeddings, which {stored.method} does "
-            f"not leave as such; a prompt starts from one of {', '.join(_ROWS)}, or of its own method: name "
-            "such an entry by 'from:'."
+            f"not leave as such; a prompt starts from one of {known}, or of its own method: name such an "
+            "entry by 'from:'."
         )
-    name = name or _ROWS.get(stored.method, _PROMPT)
+    if name is None:
+        alone = next(iter(stored.tensors)) if len(stored.tensors) == 1 else _PROMPT
+        name = _PROMPT if _PROMPT in stored.tensors else alone
     way_out = f"start from a prompt of length {length} on a backbone of width {width}, or set its `length`"
     return stored.tensor(name, (length, width), way_out)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from support.cases import recipe_of
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -138,6 +139,8 @@ CASES = {
         {"name": "p", "model": [{"p_tuning": {"length": 4, "dropout": 0.5}}]},
     ),
     "gpt2-prompt": (GPT2LMHeadModel, GPT2, {"name": "p", "model": [{"prompt_tuning": {"length": 4}}]}),
+    "llama-spot": (LlamaForCausalLM, LLAMA, {"name": "p", "model": [{"spot": {"length": 4}}]}),
+    "gpt2-tpt": (GPT2LMHeadModel, GPT2, recipe_of("tpt").to_dict()),
     "llama-prefix": (LlamaForCausalLM, LLAMA, layers({"prefix_tuning": {"length": 5}})),
     "llama-p-tuning-v2": (LlamaForCausalLM, LLAMA, layers({"p_tuning_v2": {"length": 5}})),
     "llama-prefix-mlp": (

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "prefix": ("llama", [{"p_tuning_v2": {"length": 3}}], []),
     "prefix-some-layers": ("llama", [{"p_tuning_v2": {"length": 3, "sites": ["attention"]}}], [1]),
     "prompt": ("llama", [], [{"prompt_tuning": {"length": 3}}]),
+    "spot": ("llama", [], [{"spot": {"length": 3}}]),
     "ensemble": ("llama", [{"lora_dropout": {"rank": 2}}], []),
     "gpt2-parts": ("gpt2", [{"lora": {"sites": ["q"]}}], []),
     "gpt2-qkv": ("gpt2", [{"lora": {"sites": ["qkv"]}}], []),

@@ -16,6 +16,7 @@ from autopeft.method import (
     MEMBERS,
     MethodConfig,
     ParameterCount,
+    PeftFormat,
     Traits,
     check_module,
     lifecycle,
@@ -120,6 +121,24 @@ def test_what_a_way_asks_for_must_be_there() -> None:
     check_module(Plain(), ("hook",), "Method 'made'")
 
 
+@pytest.mark.parametrize(
+    ("kind", "member"), [("lora", "as_lora"), ("dora", "as_dora"), ("ia3", "as_ia3"), ("prefix", "key_value")]
+)
+def test_what_a_format_is_written_from_must_be_there(kind: Any, member: str) -> None:
+    peft = PeftFormat(kind)
+    with pytest.raises(MethodError, match=f"said in peft's format '{kind}' but has no `{member}`"):
+        check_module(Plain(), ("hook",), "Method 'made'", peft)
+    check_module(_with(**{member: lambda self, *given: None}), ("hook",), "Method 'made'", peft)
+    register("made")(_method(peft=peft))
+    with pytest.raises(MethodError, match=f"'made'.*`{member}`"):
+        attach(tiny_model("bert"), Recipe.from_dict({"layers": [{"attach": ["made"]}]}), seed=0)
+
+
+def test_a_format_that_peft_lacks_is_refused() -> None:
+    with pytest.raises(MethodError, match=r"'loraa'.*lora.*Formats: lora, dora, ia3"):
+        PeftFormat("loraa")  # type: ignore[arg-type]
+
+
 def test_helpers_are_the_modules_own_affair() -> None:
     def helper(self: Any) -> None: ...
 
@@ -145,6 +164,15 @@ def test_helpers_are_the_modules_own_affair() -> None:
         ({"size_field": "rnk"}, "size_field='rnk', which its config lacks: sites"),
         ({"build": lambda self, sites: None}, r"called as `build\(sites, spec\)"),
         ({"default_sites": lambda self: ("q",)}, "read as a value"),
+        ({"pefts": PeftFormat("lora")}, "'pefts', which nothing ever calls. Did you mean 'peft'"),
+        ({"peft": "lora"}, r"peft='lora'; write PeftFormat\("),
+        ({"peft": lambda self: PeftFormat("lora")}, "read as a value"),
+        ({"narrow": {"rank": {"A": (0,)}}}, r"narrow=.*, but its config has sites"),
+        ({"narrow": {"sites": {"A": 0}}}, r"narrow=.* along which dimensions: .*\(0,\)"),
+        ({"narrow": {"sites": {"A": ()}}}, "along which dimensions"),
+        ({"narrow": {"sites": {"A": (-1,)}}}, "along which dimensions"),
+        ({"narrow": {"sites": "A"}}, "along which dimensions"),
+        ({"narrow": ("sites",)}, "along which dimensions"),
     ],
 )
 def test_a_method_class_is_checked_when_it_is_registered(body: dict[str, Any], message: str) -> None:

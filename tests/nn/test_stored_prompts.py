@@ -45,7 +45,9 @@ def test_a_prompt_of_another_shape_is_refused_with_the_way_out() -> None:
     with pytest.raises(MethodError, match=r"\(4, 8\).*\(4, 7\).*`length`"):
         stored_prompt(stored(torch.zeros(4, 7)), 4, 8)
     with pytest.raises(MethodError, match="has none"):
-        stored_prompt(Stored("a", "spot", "spot", {"other": torch.zeros(4, 8)}), 4, 8)
+        stored_prompt(
+            Stored("a", "spot", "spot", {"one": torch.zeros(4, 8), "other": torch.zeros(4, 8)}), 4, 8
+        )
     with pytest.raises(MethodError, match="spot"):
         only_prompt([stored(torch.zeros(4, 8)), stored(torch.zeros(4, 8), "other")], 4, 8)
 
@@ -62,6 +64,6 @@ def test_rows_at_the_embeddings_are_taken_whichever_method_left_them(method: str
 @pytest.mark.parametrize("method", ["lpt", "dept", "xprompt", "lora"])
 def test_what_another_method_left_is_no_prompt_though_it_has_the_name_and_the_shape(method: str) -> None:
     tensors = {"table": torch.zeros(4, 8)}
-    with pytest.raises(MethodError, match=rf"'x' \({method}\).*prompt_tuning, spot, tpt, p_tuning.*'from:'"):
+    with pytest.raises(MethodError, match=rf"'x' \({method}\).*p_tuning, prompt_tuning, spot, tpt.*'from:'"):
         stored_prompt(Stored("a", "x", method, tensors), 4, 8)
     assert torch.equal(stored_prompt(Stored("a", "x", method, tensors, own=True), 4, 8), tensors["table"])

@@ -4,12 +4,12 @@ on a quantised backbone, or over several processes."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import PEFT_METHODS, CompositionGraph, build_graph
+from autopeft.graph import CompositionGraph, build_graph
 from autopeft.method import get_method
 from autopeft.recipe import EntryItem, Item, Recipe
 from autopeft.recipe.models import validate_config
@@ -27,7 +27,7 @@ def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: s
 
     It goes as far as single methods tell; what a whole graph tells is up to repair.
     """
-    return _replaced(space, balance, values, _rule(space, values, way))
+    return _replaced(space, balance, values, _rule(space, balance, values, way))
 
 
 def without(
@@ -67,14 +67,29 @@ def _replaced(
     return values
 
 
-def _rule(space: BoundSpace, values: dict[str, Any], way: str) -> Callable[[Item], bool]:
+def _rule(space: BoundSpace, balance: Balance, values: dict[str, Any], way: str) -> Callable[[Item], bool]:
     """Whether an item can be served, as far as its methods and compositions say."""
-    if way == "peft":  # which holds one method: the one that most of the units are of
-        items = (space.item(unit, values) for unit in space.units)
-        there = Counter(i.method for i in items if isinstance(i, EntryItem) and i.method in PEFT_METHODS)
-        most = next(iter(there.most_common(1)), ("lora", 0))[0]
-        return lambda item: isinstance(item, EntryItem) and item.method == most
-    return _merges if way == "merged" else _is_lora
+    if way == "merged":
+        return _merges
+    if way == "vllm":
+        return _is_lora
+    # peft holds one method: the one that most of the units are of, or else the first that a choice offers.
+    there = Counter(_in_peft(space.item(unit, values) for unit in space.units))
+    changed = (
+        space.item(unit, {**values, name: value})
+        for unit in space.units
+        for name in unit.item_parameters
+        for value in balance.choices[name]
+    )
+    most = next((method for method, _ in there.most_common(1)), None) or next(_in_peft(changed), None)
+    return lambda item: isinstance(item, EntryItem) and item.method == most
+
+
+def _in_peft(items: Iterable[Item | None]) -> Iterator[str]:
+    """The methods of these items that peft has a format for."""
+    for item in items:
+        if isinstance(item, EntryItem) and getattr(get_method(item.method), "peft", None) is not None:
+            yield item.method
 
 
 def _merges(item: Item) -> bool:

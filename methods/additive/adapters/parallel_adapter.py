@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks
 from autopeft.spec import BackboneSpec, Site
 
@@ -100,6 +100,7 @@ class ParallelAdapter:
     )
     size_field: ClassVar[str] = "bottleneck"
     part_names: tuple[str, ...] = ("down", "up", "scale")
+    narrow: ClassVar[Narrow] = {"bottleneck": Bottleneck.by_width}
 
     class Config(MethodConfig):
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")

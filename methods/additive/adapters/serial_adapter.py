@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks, TensorDeltas
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -90,6 +90,7 @@ class SerialAdapter:
     )
     size_field: ClassVar[str] = "bottleneck"
     part_names: tuple[str, ...] = ("down", "up", "norms")
+    narrow: ClassVar[Narrow] = {"bottleneck": Bottleneck.by_width}
 
     class Config(MethodConfig):
         variant: Variant = "pfeiffer"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, PeftFormat, Traits, register
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -40,6 +40,11 @@ class IA3Module(PerSite[Scale]):
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
         return (self[site].factors - 1) * y
 
+    def as_ia3(self, site: Site) -> Tensor:
+        """l."""
+        factors: Tensor = self[site].factors
+        return factors
+
     def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
         """Factors of the backbone's activations, towards one."""
         return {scale.factors: 1.0 for scale in self.children_by_site()}
@@ -68,6 +73,7 @@ class IA3:
         mergeable=True,
         rowwise=True,
     )
+    peft = PeftFormat("ia3")
 
     class Config(MethodConfig):
         pass

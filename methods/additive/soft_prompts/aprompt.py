@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Slot, Traits, Way, register
+from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Slot, Traits, Way, register
 from autopeft.nn import PerSite, PromptInit, PromptRows, PromptTable, prompt_width
 from autopeft.spec import BackboneSpec, Site
 
@@ -123,6 +124,11 @@ class APrompt:
         every_stack=True,
     )
     part_names: tuple[str, ...] = ("input", "key_value", "query_key")
+    narrow: ClassVar[Narrow] = {
+        "length": {"table": (0,), "inputs": (0,)},
+        "kv_length": {"rows": (0,)},
+        "qk_width": {"queries": (1,), "keys": (1,)},
+    }
 
     class Config(MethodConfig):
         length: int = Field(default=10, ge=0, le=4096, description="l, of input prompts")

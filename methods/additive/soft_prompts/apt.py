@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, DecayTarget, ParameterCount, register
+from autopeft.method import Call, DecayTarget, Narrow, ParameterCount, register
 from autopeft.nn import PrefixConfig, Prefixes, PrefixMethod, PromptRows, Summary, summarised, summary_of
 from autopeft.spec import BackboneSpec, Site
 
@@ -103,6 +103,7 @@ class APT(PrefixMethod):
 
     traits = replace(PrefixMethod.traits, sees_text=True)
     part_names: tuple[str, ...] = ("rows", "mlp", "gates")
+    narrow: ClassVar[Narrow] = {"length": {**PrefixMethod.narrow["length"], "gate": (1,)}}
 
     class Config(PrefixConfig):
         length: int = Field(default=4, ge=1, le=4096, description="l")

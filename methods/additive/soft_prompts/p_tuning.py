@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Slot, Traits, register
+from autopeft.method import Call, MethodConfig, ParameterCount, PeftFormat, Slot, Traits, register
 from autopeft.nn import SlotConfig
 from autopeft.spec import BackboneSpec, Site
 
@@ -104,6 +104,7 @@ class PTuning:
     )
     size_field: ClassVar[str] = "length"
     part_names: ClassVar[tuple[str, ...]] = ("rows", "encoder")
+    peft = PeftFormat("prompt")
 
     class Config(MethodConfig):
         length: int = Field(default=9, ge=1, le=4096, description="l")
@@ -128,6 +129,9 @@ class PTuning:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.slots is not None:
+            against = "peft's prompt stands in front of the text, and this one lies in it (`slots`)"
+            self.peft = PeftFormat("prompt", against)
 
     def _widths(self, sites: Sequence[Site]) -> tuple[int, int]:
         """d and h."""

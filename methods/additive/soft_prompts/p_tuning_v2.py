@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from autopeft.method import register
+from autopeft.method import PeftFormat, register
 from autopeft.nn import PrefixConfig, PrefixMethod
 
 __all__ = ["PTuningV2"]
@@ -26,6 +26,8 @@ class PTuningV2(PrefixMethod):
     2·l·kv parameters for each attention; what training holds with the MLP is what it holds in
     `prefix_tuning`.
     """
+
+    peft = PeftFormat("prefix")
 
     class Config(PrefixConfig):
         length: int = Field(default=4, ge=1, le=4096, description="l")

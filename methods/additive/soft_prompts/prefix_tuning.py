@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from autopeft.method import register
+from autopeft.method import PeftFormat, register
 from autopeft.nn import PrefixConfig, PrefixMethod
 
 __all__ = ["PrefixTuning"]
@@ -30,6 +30,8 @@ class PrefixTuning(PrefixMethod):
     Deployed: 2·l·kv for each attention. Trained with the MLP: l·d + (d·mid + mid) + (mid·T + T) for each type
     of attention, T the sum of its 2·kv.
     """
+
+    peft = PeftFormat("prefix")
 
     class Config(PrefixConfig):
         reparameterization: int | None = Field(

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.method import MethodConfig, Narrow, ParameterCount, PeftFormat, Traits, register
 from autopeft.nn import PromptInit, PromptTable, prompt_width
 from autopeft.spec import BackboneSpec, Site
 
@@ -41,6 +41,8 @@ class PromptTuning:
         gateable=False,
     )
     size_field: ClassVar[str] = "length"
+    peft = PeftFormat("prompt")
+    narrow: ClassVar[Narrow] = {"length": {"table": (0,)}}
 
     class Config(MethodConfig):
         length: int = Field(default=20, ge=1, le=4096, description="l")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Phase, Stored, Traits, register
+from autopeft.method import MethodConfig, ParameterCount, PeftFormat, Phase, Stored, Traits, register
 from autopeft.nn import (
     PromptInit,
     PromptTable,
@@ -125,6 +125,7 @@ class SPoT:
         phased=True,
     )
     size_field: ClassVar[str] = "length"
+    peft = PeftFormat("prompt")
 
     class Config(MethodConfig):
         length: int = Field(default=100, ge=1, le=4096, description="l")

@@ -15,6 +15,7 @@ from autopeft.method import (
     DecayTarget,
     MethodConfig,
     ParameterCount,
+    PeftFormat,
     Phase,
     Slot,
     Stored,
@@ -146,6 +147,7 @@ class TPT:
         phased=True,
     )
     size_field: ClassVar[str] = "length"
+    peft = PeftFormat("prompt")
 
     class Config(MethodConfig):
         length: int = Field(default=100, ge=1, le=4096, description="l, of both prompts")

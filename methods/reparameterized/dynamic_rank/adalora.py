@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import Explicit, LossStep, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Explicit, LossStep, MethodConfig, ParameterCount, PeftFormat, Traits, register
 from autopeft.nn import ScaledMaps, Sensitivity, Triplets, plain_loras, triplets_at
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -151,6 +151,7 @@ class AdaLoRA:
     )
     size_field: ClassVar[str] = "rank"
     part_names = ("P", "E", "Q")
+    peft = PeftFormat("lora")
 
     class Config(MethodConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the mean rank at the end")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import OuterStep, ParameterCount, Phase, register
+from autopeft.method import OuterStep, ParameterCount, PeftFormat, Phase, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, PrunedPair, PrunedPairs, hypergradient
 from autopeft.spec import BackboneSpec, Site
@@ -169,6 +169,7 @@ class AutoLoRA(LowRankMethod):
     """
 
     traits = replace(LowRankMethod.traits, data_dependent=True, phased=True)
+    peft = PeftFormat("lora")
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="k, the largest rank")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import ParameterCount, register
+from autopeft.method import ParameterCount, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import MaskedCopies, Masks, ScaledMaps, down_and_up
 from autopeft.spec import BackboneSpec, Site
@@ -75,6 +75,8 @@ class CapaBoost(LowRankMethod):
     """
 
     frozen_by = ("copies", "density", "pattern", "seed")
+
+    peft = PeftFormat("lora")
 
     class Config(LowRankConfig):
         copies: int = Field(default=2, ge=1, le=16, description="D")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, ParameterCount, register
+from autopeft.method import Call, Narrow, ParameterCount, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import NestedPair, PerSite, down_and_up
 from autopeft.spec import BackboneSpec, Site
@@ -111,6 +111,8 @@ class DyLoRA(LowRankMethod):
     """
 
     traits = replace(LowRankMethod.traits, data_dependent=True)
+    peft = PeftFormat("lora")
+    narrow: ClassVar[Narrow] = {"rank": {"A": (0,), "B": (1,)}}
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=256, description="R, the largest rank")

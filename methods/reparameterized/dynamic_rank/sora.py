@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import LossStep, ParameterCount, Phase, Traits, register
+from autopeft.method import LossStep, ParameterCount, PeftFormat, Phase, Traits, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import PrunedPair, PrunedPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
@@ -158,6 +158,7 @@ class SoRA(LowRankMethod):
             self.traits = replace(self.traits, phased=True)
 
     part_names = ("down", "up", "gates")
+    peft = PeftFormat("lora")
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the largest rank")

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Need, Objective, ParameterCount, register
+from autopeft.method import Need, Objective, ParameterCount, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import (
     KroneckerCurvature,
@@ -137,6 +137,8 @@ class LaplaceLoRA(LowRankMethod):
     them a posterior is stored: in·n + out·m + 2·(r² + r) + n + m numbers, n = min(n_kfac, in) and m =
     min(n_kfac, out), and p.
     """
+
+    peft = PeftFormat("lora")
 
     class Config(LowRankConfig):
         sub: Literal["all", "last_layer"] = Field(default="all", description="which factors have a posterior")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, LossStep, register
+from autopeft.method import Call, LossStep, Narrow, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs, generator_of
 from autopeft.spec import BackboneSpec, Site
@@ -104,6 +105,9 @@ class LoRADropout(LowRankMethod):
     Behind a gate the gate takes the place of s. Mergeable, and exported to peft, with `ensemble: 0` alone.
     r·(in + out) parameters for each site.
     """
+
+    peft = PeftFormat("lora")
+    narrow: ClassVar[Narrow] = {"rank": LowRankPair.by_rank}
 
     class Config(LowRankConfig):
         dropout: float = Field(default=0.5, ge=0, lt=1, description="p")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import ParameterCount, register
+from autopeft.method import Narrow, ParameterCount, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
@@ -52,6 +52,9 @@ class MoSLoRA(LowRankMethod):
     (out × r) is zero: the identity at init. A and M get no gradient before B has left zero. With M = I it is
     LoRA. Behind a gate the gate takes the place of s. Mergeable. r·(in + out) + r² parameters for each site.
     """
+
+    peft = PeftFormat("lora")
+    narrow: ClassVar[Narrow] = {"rank": {**LowRankPair.by_rank, "M": (0, 1)}}
 
     class Config(LowRankConfig):
         mixer: Mixer = Field(default="kaiming", description="how M starts")

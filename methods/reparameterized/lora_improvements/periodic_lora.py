@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import ParameterCount, Phase, register
+from autopeft.method import ParameterCount, PeftFormat, Phase, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
@@ -126,6 +126,8 @@ class PeriodicLoRA(LowRankMethod):
     @property
     def change_rank(self) -> int:
         return int(self.config.stages * self.config.rank)
+
+    peft = PeftFormat("lora")
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r of one stage")

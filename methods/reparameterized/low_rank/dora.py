@@ -9,7 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import DecayTarget, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import (
+    DecayTarget,
+    MethodConfig,
+    Narrow,
+    ParameterCount,
+    PeftFormat,
+    Traits,
+    WeightTarget,
+    register,
+)
 from autopeft.nn import LowRankPair, PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -68,10 +77,10 @@ class DoRAModule(PerSite[DoRAPair]):
         directed = self[cast(Site, target.site)].direct(original, self.scale, detach=self.detach_norm)
         return current + (directed - original).to(current.dtype)
 
-    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
-        """The pair that changes the direction (see `ScaledPairs`)."""
+    def as_dora(self, site: Site) -> tuple[Tensor, Tensor, float, Tensor]:
+        """The pair that changes the direction (see `ScaledPairs`), and the magnitudes (out,)."""
         pair = self[site]
-        return pair.down(), pair.B, self.scale
+        return pair.down(), pair.B, self.scale, pair.magnitude
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         pairs = self.children_by_site()
@@ -107,6 +116,8 @@ class DoRA:
     )
     size_field: ClassVar[str] = "rank"
     part_names = ("down", "up", "magnitude")
+    peft = PeftFormat("dora")
+    narrow: ClassVar[Narrow] = {"rank": LowRankPair.by_rank}
 
     class Config(MethodConfig):
         rank: int = Field(default=8, ge=1, le=1024)

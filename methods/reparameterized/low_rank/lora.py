@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import nn
 
-from autopeft.method import register
+from autopeft.method import Narrow, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
@@ -22,6 +23,9 @@ class LoRA(LowRankMethod):
     Kaiming-uniform (a = √5), B (out × r) is zero: the identity at init. Behind a gate the gate takes the
     place of s (UniPELT). Mergeable. r·(in + out) parameters for each site.
     """
+
+    peft = PeftFormat("lora")
+    narrow: ClassVar[Narrow] = {"rank": LowRankPair.by_rank}
 
     class Config(LowRankConfig):
         rank_stabilized: bool = False
