@@ -103,7 +103,7 @@ def _more_meanwhile(entry: Entry, spec: BackboneSpec) -> int:
 def _prompt_rows(graph: CompositionGraph) -> float:
     """Rows that prompts put in front of each text."""
     return sum(
-        float(getattr(entry.method.config, "length", 0))
+        float(getattr(entry.method.config, getattr(entry.method, "size_field", "length"), 0))
         for entry in graph.entries.values()
         if entry.traits.changes_length
     )

@@ -34,6 +34,7 @@ from autopeft.method import (
 )
 from autopeft.nn import PerSite, stored_prompt
 from autopeft.recipe import Recipe
+from autopeft.resources.features import Shape, features_of
 from autopeft.search.space.repair import Balance
 from autopeft.search.space.servable import servable
 from autopeft.search.space.space import Space
@@ -146,6 +147,7 @@ class Prompt:
         identity=False,
         gateable=False,
     )
+    size_field = "rows"
     peft = PeftFormat("prompt")
 
     class Config(MethodConfig):
@@ -236,6 +238,17 @@ training: {learning_rate: 1.0e-3}
         (unit, *_) = bound.units
         item: Any = bound.item(unit, servable(bound, balance, start, "peft"))
         assert item.method == "two_factors"
+
+
+def test_a_forecast_counts_the_rows_of_its_prompt() -> None:
+    spec, _ = spec_of_model(tiny_model("llama"))
+    tokens = {
+        n: features_of(build_graph(recipe_of({"first_rows": {"rows": n}}), spec), Shape(4, 10, 4))[
+            "embeddings"
+        ]
+        for n in (1, 5)
+    }
+    assert tokens == {1: pytest.approx(1.1), 5: pytest.approx(1.5)}
 
 
 def test_a_prompt_starts_from_its_rows() -> None:

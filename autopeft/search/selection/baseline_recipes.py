@@ -19,7 +19,10 @@ from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import Infeasible
 
-__all__ = ["BaselineRecipe", "middle", "random_hybrids", "single_methods"]
+__all__ = ["REFERENCE", "BaselineRecipe", "middle", "random_hybrids", "single_methods"]
+
+REFERENCE = "lora"
+"""The method that every search is compared with, at the largest size that fits."""
 
 _MOVES = 48
 _TRIES = 20
@@ -44,7 +47,7 @@ def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Baseli
     it, unless another reaches it. A space with no method but LoRA has none: that is the LoRA baseline.
     """
     largest = _largest(bound, budget)
-    if set(largest) <= {"lora"}:
+    if set(largest) <= {REFERENCE}:
         return []
     least, most = budget.limits(bound.spec)
     open_below = replace(budget, lower=None)

@@ -39,7 +39,13 @@ from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.recipe.training import address
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_rates import Sweep, rounded, spread, with_rates
-from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
+from autopeft.search.selection.baseline_recipes import (
+    REFERENCE,
+    BaselineRecipe,
+    middle,
+    random_hybrids,
+    single_methods,
+)
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, keeps_within
 from autopeft.spec import LINEAR_SITES
@@ -469,7 +475,7 @@ def _lora(rank: int, sites: list[str] | None, at: str, deep: bool = False) -> di
     return {
         "autopeft": 2,
         "name": "lora-baseline",
-        "layers": [{"at": at, "attach": [{"lora": config}]}],
+        "layers": [{"at": at, "attach": [{REFERENCE: config}]}],
         "training": {"groups": {**_HEAD, **(_HIDDEN if deep else {})}},
     }
 
