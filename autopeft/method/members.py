@@ -409,17 +409,14 @@ def check_method(cls: type[Any], name: str) -> None:
                 raise MethodError(
                     f"{what} has {member}={named!r}, which its config lacks: {', '.join(fields)}."
                 )
-    peft = inspect.getattr_static(cls, "peft", None)
-    if not (peft is None or isinstance(peft, PeftFormat) or hasattr(peft, "__get__")):
-        raise MethodError(f"{what} has peft={peft!r}; write PeftFormat(…), or leave it out.")
-    narrow = inspect.getattr_static(cls, "narrow", {})
-    if not hasattr(narrow, "__get__"):
-        _check_narrow(narrow, fields, what)
-
-
-def _check_narrow(narrow: Any, fields: Iterable[str], what: str) -> None:
-    """Check that `narrow` has for each of some fields tensors with dimensions."""
-    tables = narrow.values() if isinstance(narrow, Mapping) else [None]
+    peft = getattr(cls, "peft", None)
+    if not (peft is None or isinstance(peft, PeftFormat)):
+        raise MethodError(
+            f"{what} has peft={peft!r}; write PeftFormat(…), or leave it out. Where the config decides, a "
+            "configured method sets another in its __init__."
+        )
+    narrow: Any = getattr(cls, "narrow", {})
+    tables = list(narrow.values()) if isinstance(narrow, Mapping) else [None]
     dimensions = [d for table in tables for d in (table.values() if isinstance(table, Mapping) else [None])]
     if not all(
         isinstance(d, tuple) and d and all(isinstance(n, int) and n >= 0 for n in d) for d in dimensions
@@ -428,8 +425,7 @@ def _check_narrow(narrow: Any, fields: Iterable[str], what: str) -> None:
             f"{what} has narrow={narrow!r}, which says for each field which tensors it cuts along which "
             'dimensions: {"rank": {"A": (0,), "B": (1,)}}.'
         )
-    unknown = next((field for field in narrow if field not in fields), None)
-    if unknown is not None:
+    if not set(narrow) <= set(fields):
         raise MethodError(f"{what} has narrow={narrow!r}, but its config has {', '.join(fields)}.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from autopeft.composition import composition_names, get_composition
-from autopeft.method import Traits, get_method, method_names
+from autopeft.method import PeftFormat, Traits, get_method, method_names
 from autopeft.report.defaults import published_defaults
 from autopeft.report.sheet import Sheet
 
@@ -127,6 +127,8 @@ def explain(name: str) -> str:
             "deployed size",
             "settled at the end of training" if traits.data_dependent else "as counted",
         ),
+        ("in Hugging Face peft", _in_peft(method) or "–"),
+        ("can be cut by", ", ".join(getattr(method, "narrow", ())) or "nothing"),
     ]
     width = max(len(key) for key, _ in facts)
     lines = [f"{name} — {summary(method)}", "", flowing(inspect.getdoc(method) or ""), ""]
@@ -179,10 +181,18 @@ def describe(name: str) -> dict[str, Any]:
         "stochastic": traits.stochastic,
         "identity": traits.identity,
         "data_dependent": traits.data_dependent,
+        "peft": _in_peft(method),
+        "narrow": list(getattr(method, "narrow", ())),
         "doc": inspect.getdoc(method) or "",
         "config": method.Config.model_json_schema(),
         "defaults": _defaults(name),
     }
+
+
+def _in_peft(method: type[Any]) -> str | None:
+    """The format of Hugging Face peft that says a method."""
+    peft: PeftFormat | None = getattr(method, "peft", None)
+    return None if peft is None else peft.kind
 
 
 def _defaults(name: str) -> dict[str, Any] | None:

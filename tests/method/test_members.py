@@ -167,6 +167,7 @@ def test_helpers_are_the_modules_own_affair() -> None:
         ({"pefts": PeftFormat("lora")}, "'pefts', which nothing ever calls. Did you mean 'peft'"),
         ({"peft": "lora"}, r"peft='lora'; write PeftFormat\("),
         ({"peft": lambda self: PeftFormat("lora")}, "read as a value"),
+        ({"peft": property(lambda self: PeftFormat("lora"))}, "sets another in its __init__"),
         ({"narrow": {"rank": {"A": (0,)}}}, r"narrow=.*, but its config has sites"),
         ({"narrow": {"sites": {"A": 0}}}, r"narrow=.* along which dimensions: .*\(0,\)"),
         ({"narrow": {"sites": {"A": ()}}}, "along which dimensions"),

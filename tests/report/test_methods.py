@@ -23,6 +23,12 @@ def test_every_method_can_be_explained() -> None:
         assert "/" in data["kind"] or data["kind"] == "pooling"
 
 
+def test_what_can_be_made_of_a_method_is_told() -> None:
+    said = {name: (describe(name)["peft"], describe(name)["narrow"]) for name in ("lora", "ia3", "vera")}
+    assert said == {"lora": ("lora", ["rank"]), "ia3": ("ia3", []), "vera": (None, [])}
+    assert explain("lora").split("can be cut by")[1].split()[0] == "rank"
+
+
 def test_the_list_has_them_all() -> None:
     assert tuple(row[0] for row in methods_sheet().rows) == method_names()
 
