@@ -62,6 +62,15 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     assert (out, err) == ("", ""), "not even the death of a worker may be told on standard output"
 
 
+@pytest.mark.slow
+def test_short_memory_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's monitor would kill a worker at this threshold, and Tune then ends everything."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    source = Source([job("a", steps=50), job("b", steps=50)])
+    run_jobs(source, make_runner(), {"score": 0.25}, Pool(1), tmp_path / "ray")
+    assert [source.results[name].score for name in ("a", "b")] == [0.25, 0.25]
+
+
 class Unreadable:
     """What a worker cannot read, as where a package is missing there."""
 
