@@ -38,7 +38,6 @@ from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.verdicts import Judge
-from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.space.within import keeps_within
 from autopeft.search.strategies.contract import Strategy, StrategyContext
@@ -143,13 +142,16 @@ def _run(
 ) -> Controller:
     from autopeft.search.execution.worker import execute
 
-    a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
+    a, effort, baselines, predicted = ready.arguments, ready.effort, ready.baselines(), ready.step_cost
     checkpoints = FolderCheckpoints(folder.state / "files")
     for problem in (folder.trials().problem, folder.finals().problem):
         if problem is not None and notify is not None:
             notify(problem)
     past = CompletedRuns(folder, checkpoints)
-    kept = _known_runs(ready, past, notify)
+    keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
+    kept = KnownRuns(
+        past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify), ready.rank_by, ready.place
+    )
     strategy = _open_strategy(ready, folder, checkpoints, notify)
     folder.write_lines("trials.jsonl", _finished(folder, strategy.records()))
 
@@ -170,10 +172,24 @@ def _run(
         keep,
         seed=a.seed,
         workers=ready.workers or 1,
-        precision=_precision(ready, folder, notify),
+        precision=PrecisionStage(
+            a.precision,
+            parameters=ready.spec.parameters,
+            seed=a.seed,
+            folder=folder.path,
+            notify=notify,
+            final=a.final_precision,
+            found=ready.precision,
+        ),
         rank_by=ready.rank_by,
         trial_metric=ready.trial_metric,
-        judge=_judge(ready),
+        judge=Judge(
+            ready.goal,
+            a.margin / 100,
+            ScoredSplit.of(ready.task, "select", ready.trial_metric),
+            None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
+            lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
+        ),
         recall=kept.recall,
         past=past.records,
         seconds=ready.seconds,
@@ -216,18 +232,6 @@ def _finished(folder: RunFolder, known: list[TrialRecord]) -> list[TrialRecord]:
     return [record for record in known if record.state != "paused"]
 
 
-def _judge(ready: Prepared) -> Judge:
-    """What decides which of the confirmed recipes wins."""
-    predicted = ready.step_cost
-    return Judge(
-        ready.goal,
-        ready.arguments.margin / 100,
-        ScoredSplit.of(ready.task, "select", ready.trial_metric),
-        None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
-        lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
-    )
-
-
 def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     """What runs the jobs: this process, or Ray, which takes seconds to import."""
     a = ready.arguments
@@ -246,25 +250,6 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
         resume=resume_command(folder.path, vars(a)),
         logs=folder.logs / "ray",
         notify=notify,
-    )
-
-
-def _known_runs(ready: Prepared, past: CompletedRuns, notify: Notify) -> KnownRuns:
-    keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    cache = BaselineCache(reuse=not ready.arguments.fresh_baselines, notify=notify)
-    return KnownRuns(past, keys, cache, ready.rank_by, ready.place)
-
-
-def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> PrecisionStage:
-    """What the search's trainings compute in."""
-    return PrecisionStage(
-        ready.arguments.precision,
-        parameters=ready.spec.parameters,
-        seed=ready.arguments.seed,
-        folder=folder.path,
-        notify=notify,
-        final=ready.arguments.final_precision,
-        found=ready.precision,
     )
 
 
@@ -298,8 +283,15 @@ def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
     count = max(1, min(6, ready.effort.trials // 3))
     cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
     known: list[dict[str, Any]] = []
-    if ready.arguments.portfolio:
-        known, line = _portfolio(ready, bound, max(0, ready.effort.trials - len(found) - len(cheap)))
+    if ready.arguments.portfolio and ready.task.kind == KIND:  # the kind that there is evidence of
+        known, line = portfolio_points(
+            bound,
+            Budget.parse(ready.arguments.budget),
+            len(ready.task.splits["train"]),
+            max(0, ready.effort.trials - len(found) - len(cheap)),
+            leave_out=own_clusters(ready.arguments.task, ready.task),
+            serve=ready.arguments.serve,
+        )
         notices = [*notices, *([] if line is None else [line])]
     for line in notices:
         if notify is not None:
@@ -307,21 +299,6 @@ def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
     if known:  # of the space's own starts the second one, a method alone, where there is one
         return [*found, *known, *cheap, *starting_points(bound, 2)[-1:]]
     return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
-
-
-def _portfolio(ready: Prepared, bound: BoundSpace, trials: int) -> tuple[list[dict[str, Any]], str | None]:
-    """The portfolio's best as points, for so many trials; none for a kind of task that it has no evidence
-    of."""
-    if ready.task.kind != KIND:
-        return [], None
-    return portfolio_points(
-        bound,
-        Budget.parse(ready.arguments.budget),
-        len(ready.task.splits["train"]),
-        trials,
-        leave_out=own_clusters(ready.arguments.task, ready.task),
-        serve=ready.arguments.serve,
-    )
 
 
 def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:

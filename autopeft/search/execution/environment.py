@@ -22,8 +22,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Where Ray's own monitor kills a worker for its memory, Tune ends the whole run (Ray 2.56). Without it the
-    # system ends a worker, as Ray asks it to, and the job is given out again with fewer rows at once.
+    # Where Ray's own monitor kills a worker for its memory, Tune ends the whole run (Ray 2.56). Without it
+    # the system ends a worker, as Ray asks it to, and the job is given out again with fewer rows at once.
     "RAY_memory_monitor_refresh_ms": "0",
     # While Ray waits for its head to come up, nothing else runs in this process.
     "RAY_gcs_server_port_wait_time_s": "25",
