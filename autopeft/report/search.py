@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,10 +97,13 @@ def winner_text(result: SearchResult, drawing: str) -> str:
 
 def ending(result: SearchResult) -> str:
     """Why the search ended early, if it did, and how long it took."""
-    trained = sum(t.state == "complete" for t in result.trials)
-    stopped = sum(t.state in ("stopped", "paused") for t in result.trials)
-    failed = sum(t.state == "failed" for t in result.trials)
-    cut = sum(t.state == "interrupted" for t in result.trials)
+    states = Counter(t.state for t in result.trials)
+    counts = {
+        "estimated": states["estimated"],
+        "stopped early": states["stopped"] + states["paused"],
+        "failed": states["failed"],
+        "interrupted": states["interrupted"],
+    }
     why = [
         text
         for flag, text in (
@@ -109,10 +113,10 @@ def ending(result: SearchResult) -> str:
         )
         if flag
     ]
-    beside = f", {stopped} stopped early" if stopped else ""
-    beside += f", {failed} failed" if failed else ""
-    beside += f", {cut} interrupted" if cut else ""
-    return f"{trained} trials{beside} in {duration(result.seconds)}" + (f" ({'; '.join(why)})" if why else "")
+    beside = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return f"{states['complete']} trials{beside} in {duration(result.seconds)}" + (
+        f" ({'; '.join(why)})" if why else ""
+    )
 
 
 def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:

@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 JobKind = Literal["trial", "confirm", "baseline", "test", "probe"]
-RecordState = Literal["complete", "stopped", "paused", "running", "failed", "interrupted", "duplicate"]
+RecordState = Literal[
+    "complete", "estimated", "stopped", "paused", "running", "failed", "interrupted", "duplicate"
+]
 CountTable = dict[str, int | float]
 T = TypeVar("T", "TrialRecord", "FrontPoint")
 _LARGEST = 1e300
@@ -56,10 +58,11 @@ class TrialRecord:
     """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
 
     Attributes:
-        state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
-            (the same while it may still go on), `running` (begun and on no rung yet; in no file), `failed`,
-            `interrupted` (cut off when the whole run was stopped, which says nothing of the recipe), or
-            `duplicate` (the score of an earlier trial was reused, nothing trained).
+        state: `complete`, `estimated` (scored by weights that it shares with others, not trained by itself),
+            `stopped` (at a rung, before all steps), `paused` (the same while it may still go on), `running`
+            (begun and on no rung yet; in no file), `failed`, `interrupted` (cut off when the whole run was
+            stopped, which says nothing of the recipe), or `duplicate` (the score of an earlier trial was
+            reused, nothing trained). Estimated and stopped trials are never compared with full runs.
         job: the job's id, of runs after the search.
         score: on *select* after all steps.
         rungs: step to score on *select*, for each rung that a trial reached.

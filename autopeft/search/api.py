@@ -221,7 +221,8 @@ def _finished(folder: RunFolder, known: list[TrialRecord]) -> list[TrialRecord]:
     Raises:
         UsageError: the strategy does not know some of them, as its journal is gone or cut.
     """
-    ended = {r.number for r in folder.trials().records if r.state in ("complete", "stopped", "duplicate")}
+    over = ("complete", "estimated", "stopped", "duplicate")
+    ended = {r.number for r in folder.trials().records if r.state in over}
     lost = ended - {record.number for record in known}
     if lost:
         raise UsageError(

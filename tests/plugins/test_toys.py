@@ -158,3 +158,18 @@ def test_a_search_is_interrupted_goes_on_and_is_reported(shell: Shell) -> None:
         "predict", "found", "--model", "bert", "--text", "good fine great good", "--text", "bad poor dull bad"
     ).split("%")[:2]
     assert int(good) > int(bad.split()[-1])
+
+
+@pytest.mark.slow
+def test_candidates_that_share_weights_are_searched_and_reported(shell: Shell) -> None:
+    data = [*OPTIONS[: OPTIONS.index("--space")], *OPTIONS[OPTIONS.index("--workers") : -1], "shared"]
+    shell.said("search", *data, "--space", "lora", "--strategy", "shared", "--steps", "40")
+    result = json.loads((shell.folder / "shared/result.json").read_text())
+    assert result["confirmed"]
+    assert result["trials"]["estimated"] == 3
+    assert result["front"] == []
+    assert "report.html" in shell.said("report", "shared")
+    assert "estimated" in (shell.folder / "shared/report.html").read_text()
+    lines = [json.loads(line) for line in (shell.folder / "shared/trials.jsonl").read_text().splitlines()]
+    assert {line["state"] for line in lines} == {"estimated"}
+    assert len({line["score"] for line in lines}) > 1

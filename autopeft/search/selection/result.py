@@ -204,7 +204,9 @@ class SearchResult:
             samples=[asdict(sample) for sample in self.samples],
             trials={
                 state: sum(t.state == state for t in self.trials)
-                for state in ("complete", "stopped", "paused", "failed", "interrupted", "duplicate")
+                for state in (
+                    *("complete", "estimated", "stopped", "paused", "failed", "interrupted", "duplicate"),
+                )
             },
         )
         return data

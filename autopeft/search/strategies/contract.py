@@ -111,7 +111,8 @@ class Strategy(Protocol):
         ...
 
     def candidates(self, n: int) -> list[TrialRecord]:
-        """The best `n` candidates that were trained to the end, best first."""
+        """The best `n` candidates that were trained to the end, best first; where candidates share weights,
+        those that were estimated by these."""
         ...
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.execution import runners
 from autopeft.search.execution.runners import JobContext, runner_of
+from autopeft.search.optimization.pareto import pareto_front
 from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
@@ -45,15 +47,15 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def toys(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The strategy's module, imported as its entry point imports it; the sampler's beside it."""
     monkeypatch.syspath_prepend(str(TOYS))
-    from autopeft_toys import sampler, stage, strategy  # type: ignore[import-not-found]  # noqa: F401
+    from autopeft_toys import sampler, shared, stage, strategy  # type: ignore[import-not-found]  # noqa: F401
 
     yield strategy
     for name in [name for name in sys.modules if name.partition(".")[0] == "autopeft_toys"]:
         sys.modules.pop(name)
 
 
-def stage(tmp_path: Path, past: list[TrialRecord], **more: Any) -> Stage:
-    events, checkpoints = Events(), MemoryCheckpoints()
+def stage(tmp_path: Path, past: list[TrialRecord], name: str = "toy", **more: Any) -> Stage:
+    events, checkpoints = Events(), more.pop("checkpoints", None) or MemoryCheckpoints()
     records: list[TrialRecord] = []
     context = StrategyContext(
         space=SPACE,
@@ -68,7 +70,7 @@ def stage(tmp_path: Path, past: list[TrialRecord], **more: Any) -> Stage:
         first=[] if past else [SPACE.middle()],
         past=past,
     )
-    strategy = get_strategy("toy").open(context)
+    strategy = get_strategy(name).open(context)
     baselines = [Baseline("baseline", (lora(100).to_dict(),), {"deployed": 5})]
     controller = Controller(
         strategy, EFFORT, baselines, events, checkpoints, records.append, seed=3, workers=2, **more
@@ -163,6 +165,39 @@ def test_a_stage_of_another_package_gives_a_recipe_that_may_win(toys: Any, tmp_p
     assert again.jobs == []
     assert again.controller.selection.winner is not None
     assert again.controller.selection.winner.contender() == winner.contender()
+
+
+def test_candidates_that_share_weights_are_estimated_and_the_best_are_trained(
+    toys: Any, tmp_path: Path
+) -> None:
+    """An interrupted search keeps the shared weights and what was estimated by them."""
+
+    def larger_is_better(job: Job) -> JobResult:
+        rank = job.recipe["layers"][0]["attach"][0]["lora"]["rank"]
+        made = 0.0 if job.kind == "baseline" else rank / 10 + job.seed / 1e6
+        return replace(score(job), scores=dict.fromkeys(job.splits, made))
+
+    begun, given = stage(tmp_path, [], "shared"), list[Job]()
+
+    def cut_off(job: Job) -> JobResult:
+        given.append(job)
+        if len(given) == 3:
+            begun.controller.interrupt()
+        return larger_is_better(job)
+
+    begun.play(cut_off, workers=1)
+    past = [r for r in begun.records if r.kind == "trial"]
+    assert [(r.number, r.state) for r in past] == [(0, "estimated"), (1, "estimated")]
+    again = stage(tmp_path, past, "shared", checkpoints=begun.checkpoints)
+    again.play(larger_is_better)
+    trials = [job.label for job in again.jobs if job.kind == "trial"]
+    assert trials == ["trial 2"], "neither the shared weights nor what they told is made again"
+    trained = [r.label for r in again.records if r.kind == "confirm"]
+    assert trained == [f"finalist {n}, seed {seed}" for n in (2, 1) for seed in (1003, 1004)]
+    winner = again.controller.selection.winner
+    assert winner is not None
+    assert winner.number == 2
+    assert pareto_front(again.controller.strategy.records()) == [], "an estimate is never on the front"
 
 
 def test_it_ends_without_time_and_without_anything_new(toys: Any, tmp_path: Path) -> None:
