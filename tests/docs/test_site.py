@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -116,10 +115,7 @@ def test_search_knows_methods_commands_and_functions(site: Path) -> None:
     assert titles["methods/lora.html"] == "lora"
     assert titles["reference/commands/export.html"] == "autopeft export"
     text = " ".join(entry["text"] for entry in index["docs"])
-    assert "{arguments}" not in text
-    assert (
-        "limit on deployed parameters: 0.5%, 300k, 1.2M" in text
-    )  # of autopeft.search, from its declaration
+    assert "{arguments}" not in text  # but what `autopeft.search` declares
 
 
 @pytest.fixture(scope="module")
@@ -245,15 +241,3 @@ def test_search_finds_and_leads_there(
     assert page.inner_text("h1").startswith("moslora")
     assert found.console == []
     assert {urlsplit(url).netloc for url in found.requests} <= {"", urlsplit(served).netloc}
-
-
-def test_what_is_said_and_asked_for_is_heard(opened: Callable[..., Opened], tmp_path: Path) -> None:
-    """A page with an error and a foreign script is found out by the ears above."""
-    bad = tmp_path / "bad.html"
-    bad.write_text("<script>nothing()</script><script src='http://127.0.0.1:9/x.js'></script>")
-    found = opened(WIDE)
-    with closing(found.page):
-        found.page.goto(bad.as_uri())
-        found.page.wait_for_timeout(300)
-        assert any("nothing is not defined" in line for line in found.console)
-        assert any(url.startswith("http:") for url in found.requests)
