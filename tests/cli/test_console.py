@@ -98,8 +98,8 @@ def test_progress_that_nobody_reads_is_said_once_and_stops_nothing(
     for i in range(5):
         echo(f"line {i}", stream)
     assert pipe.getvalue() == "line 0\nline 1\n"
-    said = capsys.readouterr().err
-    assert said == "No more progress is shown, as nobody reads it (Broken pipe); the work goes on.\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Broken pipe" in line
 
 
 def test_results_that_nobody_reads_have_an_exit_code_of_their_own() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -109,17 +108,5 @@ def test_a_type_that_cannot_be_typed_needs_a_cli_type() -> None:
     assert cli_type("x", str | int | None) is str
     assert cli_type("x", Path | None) is Path
     assert cli_type("x", bool | None) is bool
-    with pytest.raises(TypeError, match="'x' needs a cli_type"):
+    with pytest.raises(TypeError, match=r"'x'.*cli_type"):
         cli_type("x", dict[str, int])
-
-
-def test_declarations_are_read_without_torch() -> None:
-    import subprocess
-
-    probe = (
-        "import sys, autopeft.search.planning.arguments, autopeft.training.arguments, "
-        "autopeft.export.arguments; "
-        "print([m for m in ('torch', 'transformers', 'ray', 'optuna', 'datasets') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

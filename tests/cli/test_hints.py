@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -179,29 +179,30 @@ def test_lists_say_how_to_see_one(place: Path, say: Say, words: tuple[str, ...])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_in_the_help_can_be_typed(name: str) -> None:
+def test_examples_in_the_help_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"autopeft {name}" in capsys.readouterr().out
     examples = hints(inspect.cleandoc(COMMANDS[name].help))
     assert examples
     for words in examples:
         parse(words[: words.index(">")] if ">" in words else words)
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """(where, text) of every text in the package that is no docstring, with `{}` for what is filled in."""
+def test_commands_and_options_in_messages_exist() -> None:
+    """In every text of the package that is no docstring, with `{}` for what is filled in."""
+    texts: list[tuple[str, str]] = []
     for path in sorted((ROOT / "autopeft").rglob("*.py")):
         inside: set[int] = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 inside.add(id(node.value))
             elif isinstance(node, ast.JoinedStr):
                 inside |= {id(part) for part in node.values}
                 parts = [str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values]
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", "".join(parts)
+                texts.append((where, "".join(parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
-
-
-def test_commands_and_options_in_messages_exist() -> None:
+                texts.append((where, node.value))
     every, checked = set().union(*OPTIONS.values()), 0
     # Of Ray, of optuna-dashboard, of llama.cpp, of vLLM and of torchrun.
     of_others = {
@@ -215,7 +216,7 @@ def test_commands_and_options_in_messages_exist() -> None:
         "--max-lora-rank",
         "--nproc-per-node",
     }
-    for where, text in texts():
+    for where, text in texts:
         for name, rest in re.findall(r"(?:`|^\s*)autopeft ([a-z]+)\b([^`\n]*)", text, re.M):
             checked += 1
             assert name in COMMANDS, (where, text)

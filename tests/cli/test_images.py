@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.commands import run, run_here
+from support.commands import run
 from support.pictures import content, picture, save_vit, write_pictures
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
@@ -19,31 +19,22 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone, images, what a search found, and new images."""
     folder = tmp_path_factory.mktemp("place")
     save_vit(folder / "vit")
     write_pictures(folder / "pictures", 60)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place(bare: Path) -> Path:
-    """The same with what a search found, and new images."""
-    folder = bare
     (folder / "new").mkdir()
     for i, label in enumerate(("dark", "light")):
         (folder / "new" / f"{label}.png").write_bytes(content(picture(label, 100 + i)))
     (folder / "new" / "cut.png").write_bytes(content(picture("dark", 9))[:-100])
     done = run(folder, "search", "--task", "pictures", "--model", "vit", *SMALL, "--out", "found")
-    assert done.returncode == 0, done.stderr
     assert "predict found --file path/to/images" in done.stdout
     return folder
 
 
 def asked(place: Path, hybrid: str, *more: str) -> list[dict[str, Any]]:
-    done = run(place, "predict", hybrid, *more, "--json")
-    assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)
+    found: list[dict[str, Any]] = json.loads(run(place, "predict", hybrid, *more, "--json").stdout)
     return found
 
 
@@ -54,11 +45,8 @@ def test_what_a_run_says_of_images(place: Path) -> None:
     facts = {fact["name"]: fact["text"] for fact in manifest["data"]["summary"]["facts"]}
     assert facts["columns"] == "image 'image', label 'label'"
     assert "truncated" not in facts
-    scored = run(place, "evaluate", "found", "--json")
-    assert scored.returncode == 0, scored.stderr
-    assert json.loads(scored.stdout)["rows"] == 6
-    report = run(place, "report", "found", "--out", "page.html")
-    assert report.returncode == 0, report.stderr
+    assert json.loads(run(place, "evaluate", "found", "--json").stdout)["rows"] == 6
+    run(place, "report", "found", "--out", "page.html")
     assert "--file path/to/images" in (place / "page.html").read_text()
 
 
@@ -87,8 +75,7 @@ def pixels(place: Path, folder: Path) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_a_merged_model_is_plain_transformers(place: Path) -> None:
-    done = run(place, "export", "found", "-o", "merged-out", "--as", "merged")
-    assert done.returncode == 0, done.stderr
+    run(place, "export", "found", "-o", "merged-out", "--as", "merged")
     merged = place / "merged-out" / "merged"
     model = AutoModelForImageClassification.from_pretrained(str(merged))
     with torch.no_grad():
@@ -108,19 +95,10 @@ def test_a_merged_model_is_plain_transformers(place: Path) -> None:
 def test_an_adapter_is_plain_peft(place: Path) -> None:
     from peft import PeftModel
 
-    done = run(place, "export", "found", "-o", "peft-out", "--as", "peft")
-    assert done.returncode == 0, done.stderr
+    run(place, "export", "found", "-o", "peft-out", "--as", "peft")
     base = ViTForImageClassification.from_pretrained(str(place / "vit"), num_labels=2)
     model = PeftModel.from_pretrained(base, str(place / "peft-out" / "peft"))
     with torch.no_grad():
         logits = model(pixel_values=pixels(place, place / "vit")).logits[0]
     (own,) = asked(place, "found", "--file", "new/light.png")
     torch.testing.assert_close(logits, torch.tensor(own["logits"]), rtol=1e-4, atol=1e-4)
-
-
-def test_images_are_no_texts(bare: Path) -> None:
-    done = run_here(
-        bare, "train", "--task", "pictures", "--model", "minilm", "--recipe", "mam", "--steps", "1"
-    )
-    assert done.returncode != 0
-    assert "is a backbone that reads texts, and image_classification is of images" in done.stderr

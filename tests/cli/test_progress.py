@@ -75,7 +75,11 @@ def test_brief_names_each_method_once(recipe: dict[str, Any], text: str) -> None
 def test_plain_lines_tell_what_came_of_each_run() -> None:
     out = io.StringIO()
     watcher = PlainReporter(out)
-    watcher.on_start(INFO)
+    data = DataSummary((("test", "20 rows: ham 20 (100.0 %)"),), ("test has rows of one class only.",))
+    watcher.on_start(replace(INFO, data=data))
+    started = out.getvalue()
+    for said in ("113,566", "2 min 05 s", "20 rows: ham 20 (100.0 %)", "one class only"):
+        assert said in started
     watcher.on_phase("search", 3)
     watcher.on_step(TrainJob("t0", "trial", "trial 0", LORA), 1, 0.5, None)
     watcher.on_trial_end(record(), 0.75, 130)
@@ -85,16 +89,14 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     watcher.on_trial_end(record(label="trial 2", state="duplicate", duplicate_of=0), 0.75, 9)
     watcher.on_trial_end(record(kind="test", label="test", scores={"test": 0.5}), 0.75, 0)
     watcher.on_trial_end(record(label="untuned", recipe={"name": "untuned"}, steps=0), 0.75, 0)
-    lines = out.getvalue().splitlines()
-    assert "113,566" in lines[0]
-    assert "2 min 05 s" in lines[1]
-    assert lines[3] == "Search: 3 runs"
-    assert lines[4] == "trial 0: 0.7500  1,234 (0.432 %)  lora  12 s  best 0.7500  left 2 min 10 s"
-    assert "failed: no memory" in lines[5]
-    assert "same as trial 0" in lines[6]
-    assert lines[7].startswith("test: 0.5000")
-    assert "  nothing is trained  " in lines[8]
-    assert len(lines) == 9
+    phase, first, failed, again, test, untuned = out.getvalue().removeprefix(started).splitlines()
+    assert "3 runs" in phase
+    for said in ("trial 0", "0.7500", "1,234 (0.432 %)", "lora", "12 s", "best 0.7500", "2 min 10 s"):
+        assert said in first
+    assert "failed: no memory" in failed
+    assert "same as trial 0" in again
+    assert test.startswith("test: 0.5000")
+    assert "nothing is trained" in untuned
 
 
 def test_the_live_table_shows_running_and_finished_rows() -> None:
@@ -126,15 +128,6 @@ def _shown(watcher: LiveReporter) -> str:
     return out.getvalue()
 
 
-def test_the_data_come_before_the_first_trial() -> None:
-    data = DataSummary((("test", "20 rows: ham 20 (100.0 %)"),), ("test has rows of one class only.",))
-    out = io.StringIO()
-    PlainReporter(out).on_start(replace(INFO, data=data))
-    lines = out.getvalue().splitlines()
-    assert "test: 20 rows: ham 20 (100.0 %)" in lines
-    assert "test has rows of one class only." in lines
-
-
 def test_the_live_table_breaks_no_number_in_80_columns() -> None:
     out = io.StringIO()
     console = Console(file=out, width=80)
@@ -155,15 +148,12 @@ def test_the_live_table_breaks_no_number_in_80_columns() -> None:
 @pytest.mark.parametrize(
     ("workers", "told"),
     [
-        (1, "12 training runs in all, 1 worker, about 2 min 05 s"),
-        (2, "12 training runs in all, 2 workers, about 2 min 05 s"),
-        (
-            None,
-            "12 training runs in all, as many workers as the cluster has room for, about 2 min 05 s with one",
-        ),
+        (1, "1 worker,"),
+        (2, "2 workers,"),
+        (None, "as many workers as the cluster has room for"),
     ],
 )
 def test_the_opening_tells_how_many_workers_there_are(workers: int | None, told: str) -> None:
     out = io.StringIO()
     PlainReporter(out).on_start(replace(INFO, workers=workers))
-    assert f"3 trials of 60 steps, {told}\n" in out.getvalue()
+    assert told in out.getvalue()

@@ -107,21 +107,11 @@ def test_bad_usage_is_one_sentence(
     assert "Traceback" not in err
 
 
-def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--runs", str(tmp_path)]) == 2
-    assert "no run under" in capsys.readouterr().err
-
-
 def test_the_command_that_repeats_a_run_is_one_of_ours(runs: Path) -> None:
     """Every option that it writes exists."""
     from autopeft.search.planning.arguments import SearchArguments
 
     options = SearchArguments.declared()
-    assert {name for name, option in options.items() if not option.cli} == {
-        "confirm",
-        "confirm_seeds",
-        "runs",
-    }
     kinds = {
         "stand_in": False,
         "shortcuts": False,

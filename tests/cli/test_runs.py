@@ -9,22 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import run
 from support.permissions import keeping_modes, modes_hold, sealed
 
 from autopeft.cli import main
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "runs"
-
-
-def autopeft(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=keeping_modes,
-    )
 
 
 @pytest.fixture
@@ -41,9 +31,14 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_damaged_runs_stand_in_the_list(place: Path) -> None:
+    def autopeft(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "autopeft", *words], cwd=place, capture_output=True, text=True,
+            timeout=120, preexec_fn=keeping_modes,
+        )  # fmt: skip
+
     with sealed(place / "runs" / "theirs"):
-        listed = autopeft("runs", folder=place)
-        rows = autopeft("runs", "--json", folder=place)
+        listed, rows = autopeft("runs"), autopeft("runs", "--json")
     assert (listed.returncode, rows.returncode) == (0, 0), listed.stderr + rows.stderr
     assert "Traceback" not in listed.stderr + rows.stderr
     states = {row["run"]: row["state"] for row in json.loads(rows.stdout)}
@@ -65,10 +60,9 @@ def test_what_was_exported_beside_the_runs_is_none_of_them(place: Path) -> None:
     exported = place / "runs" / "zz-export"
     exported.mkdir()
     (exported / "manifest.json").write_text(json.dumps({**manifest, "result": {}}))
-    rows = json.loads(autopeft("runs", "--json", folder=place).stdout)
+    rows = json.loads(run(place, "runs", "--json").stdout)
     assert sorted(row["run"] for row in rows) == names
-    shown = autopeft("runs", "runs/zz-export", "--runs", "elsewhere", folder=place)
-    assert " exported " in shown.stdout
+    assert " exported " in run(place, "runs", "runs/zz-export", "--runs", "elsewhere").stdout
 
 
 def test_what_is_left_of_a_damaged_run_is_shown(

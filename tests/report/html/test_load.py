@@ -66,7 +66,8 @@ def test_the_written_front_goes_first(make_run: Make) -> None:
     folder.write_json("front.json", [point, {**point, "deployed": "x"}, {}])
     run = read_run(folder)
     assert [p.deployed for p in run.front] == [7]
-    assert run.problems == ("2 points of front.json are not complete: they are left out.",)
+    (problem,) = run.problems
+    assert problem.startswith("2 points of front.json")
 
 
 @pytest.mark.parametrize("name", ["result.json", "trials.jsonl", "finals.jsonl", "front.json"])
@@ -95,7 +96,7 @@ def test_lines_of_any_content_are_shown_or_counted(make_run: Make, value: Any) -
     run = read_run(folder)
     (problem,) = run.problems
     left_out = int(problem.split()[0]) if problem[0].isdigit() else 1
-    assert "of trials.jsonl are not records of a run: they are left out" in problem
+    assert "trials.jsonl" in problem
     assert len(run.trials) == 7 + len(hostile) + 2 - left_out
     page = render_report(folder)
     assert problem in page

@@ -108,7 +108,7 @@ def test_a_run_that_is_not_finished(make_run: Make) -> None:
     page = Page(render_report(make_run(trials=7, finished=False)))
     assert "The best so far: trial 4" in page.text
     assert "1 not ended" in page.text
-    assert "No baseline has been measured in this run." in page.text
+    assert "No baseline" in page.text
     assert any(tag == "svg" for tag, _ in page.elements)
 
 
@@ -134,7 +134,7 @@ def test_a_strategy_without_a_study_of_optunas(make_run: Make) -> None:
     with_journal = Page(render_report(folder))
     folder.journal.unlink()
     page = Page(render_report(folder))
-    assert "The strategy 'mine' keeps no study of Optuna's to draw from." in page.text
+    assert "'mine' keeps no study" in page.text
     assert "no journal.log" not in page.text
     for text in ("Browse the study", "optuna-dashboard"):
         assert text in whole.text
@@ -200,7 +200,7 @@ def test_a_fixed_recipe(make_run: Make, edit: Edit) -> None:
     folder.write_json("result.json", result)
     page = Page(render_report(folder))
     assert "scored accuracy 0.5500 on test, with one seed" in page.text
-    assert "This run trained a fixed recipe: there was no search." in page.text
+    assert "fixed recipe" in page.text
     assert any(tag == "svg" for tag, _ in page.elements)
 
 

@@ -19,30 +19,27 @@ Edit = Callable[[Path, Callable[[Any], Any]], None]
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
     first, second = headline(read_run(make_run(trials=6)))
-    assert "scored accuracy 0.7100 ± 0.0100 on test, over 3 seeds" in first
-    assert "parameters" in first
-    assert second.startswith("The best baseline, LoRA rank 4 with 1,536 parameters")
-    assert second.endswith("the difference is +0.0133 (95 % interval -0.0040 to +0.0310): within noise.")
+    for said in ("accuracy 0.7100 ± 0.0100 on test", "3 seeds", "parameters"):
+        assert said in first
+    for said in ("LoRA rank 4", "1,536 parameters", "+0.0133", "-0.0040 to +0.0310", "within noise"):
+        assert said in second
 
 
 @pytest.mark.parametrize(
     ("test", "verdict"),
     [
-        ([0.68, 0.70, 0.71], "within noise: neither is shown to be better"),
-        ([0.90, 0.91, 0.92], "it does better here by 0.2000"),
-        ([0.20, 0.21, 0.22], "the difference, +0.1600, is more than the deviations together"),
-        ([0.69], "+0.0200, and one seed tells nothing of the noise"),
+        ([0.68, 0.70, 0.71], "within noise"),
+        ([0.90, 0.91, 0.92], "better here by 0.2000"),
+        ([0.20, 0.21, 0.22], "+0.1600"),
+        ([0.69], "+0.0200, and one seed"),
     ],
 )
 def test_without_intervals_the_deviations_decide(make_run: Make, test: list[float], verdict: str) -> None:
-    def baselines(folder: RunFolder) -> None:
-        result = folder.result()
-        result["baselines"][0]["test"] = test
-        del result["comparisons"]
-        folder.write_json("result.json", result)
-
     folder = make_run(trials=1)
-    baselines(folder)
+    result = folder.result()
+    result["baselines"][0]["test"] = test
+    del result["comparisons"]
+    folder.write_json("result.json", result)
     assert verdict in headline(read_run(folder))[1]
 
 
@@ -70,9 +67,8 @@ def test_an_unfinished_run_claims_nothing_of_test(make_run: Make) -> None:
     (text,) = headline(read_run(make_run(trials=5, finished=False)))
     assert "not finished" in text
     assert "test has not been touched" in text
-    assert headline(read_run(make_run(trials=0, finished=False))) == [
-        "No trial has been trained to the end yet."
-    ]
+    (nothing,) = headline(read_run(make_run(trials=0, finished=False)))
+    assert "No trial" in nothing
 
 
 def test_a_winner_that_was_not_retrained_says_so(make_run: Make) -> None:
@@ -85,7 +81,8 @@ def test_a_winner_that_was_not_retrained_says_so(make_run: Make) -> None:
 def test_a_winner_that_was_retrained_and_not_tested_has_its_scores_on_select(make_run: Make) -> None:
     run = read_run(make_run(trials=1, result={"test": [], "select": [0.90, 0.92], "interrupted": True}))
     (text,) = headline(run)
-    assert text.endswith("scored accuracy 0.9100 ± 0.0141 on select; it has no score on test.")
+    assert "accuracy 0.9100 ± 0.0141 on select" in text
+    assert "no score on test" in text
 
 
 def test_a_baseline_that_is_returned_is_not_held_against_itself(make_run: Make) -> None:
@@ -229,7 +226,7 @@ def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run
     assert ("test", "20 rows: ham 20") in facts(run)
     said = remarks(run)
     assert "test has rows of one class only." in said
-    assert any("The winner is no better on test than always 'ham' (0.9756)" in line for line in said)
+    assert any("no better on test than always 'ham' (0.9756)" in line for line in said)
     page = render_report(folder)
     assert "always &#39;ham&#39;" in page
     over = {"baseline": "always 'ham'", "text": "The winner is 20.5 points above always 'ham'."}
