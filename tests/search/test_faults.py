@@ -147,15 +147,19 @@ def of(*named: str) -> tuple[Fault, ...]:
 
 
 @pytest.mark.slow
-def test_signals_to_workers_and_to_the_group_lose_nothing(make: Make) -> None:
-    faults = of("stop-worker-between", "kill-worker-between", "terminate-group-after")
-    survive(make(trials=4), faults, random.Random(3))
-
-
-@pytest.mark.slow
-def test_swarms_of_ctrl_c_lose_nothing_and_leave_nothing_behind(make: Make) -> None:
-    faults = of("swarm-group-before", "swarm-group-between", "swarm-group-after")
-    survive(make(trials=4, workers=2), faults, random.Random(5))
+@pytest.mark.parametrize(
+    ("names", "workers", "seed"),
+    [
+        (("stop-worker-between", "kill-worker-between", "terminate-group-after"), 1, 3),
+        (("swarm-group-before", "swarm-group-between", "swarm-group-after"), 2, 5),
+    ],
+    ids=["signals to workers and to the group", "swarms of Ctrl-C"],
+)
+def test_faults_one_after_the_other_lose_nothing_and_leave_nothing_behind(
+    make: Make, names: tuple[str, ...], workers: int, seed: int
+) -> None:
+    faults = tuple(Fault(*name.rsplit("-", 2)) for name in names)
+    survive(make(trials=4, workers=workers), faults, random.Random(seed))
 
 
 @pytest.mark.slow

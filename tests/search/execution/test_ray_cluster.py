@@ -270,7 +270,7 @@ def test_a_start_that_waits_for_what_has_ended_is_given_up(monkeypatch: pytest.M
     monkeypatch.setattr(ray_cluster, "_NOTICE_SECONDS", 0.2)
     ended, never = threading.Event(), threading.Event()
     threading.Timer(0.2, ended.set).start()
-    with pytest.raises(RayEndedError, match="Cannot start Ray on this machine: its head or its raylet ended"):
+    with pytest.raises(RayEndedError, match="Cannot start Ray"):
         ray_cluster._unless_ended(ended, {}, never, lambda: never.wait(60))
     never.set()
 

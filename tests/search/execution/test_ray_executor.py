@@ -173,14 +173,17 @@ def test_an_error_of_the_source_ends_the_run_and_is_raised(tmp_path: Path) -> No
     assert len(source.left) > 40
 
 
-def test_a_pool_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AutoPEFTError, match="lower --cpus-per-trial or --gpus-per-trial"):
-        run_jobs(Source([job("a")]), make_runner(), {}, Pool(1, gpus=99.0), tmp_path / "ray")
-
-
-def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(AutoPEFTError, match=r"Cannot join the Ray cluster at '127\.0\.0\.1:1'"):
-        run_jobs(Source([]), make_runner(), {}, Pool(1, address="127.0.0.1:1"), tmp_path / "ray")
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        (Pool(1, gpus=99.0), "--cpus-per-trial or --gpus-per-trial"),
+        (Pool(1, address="127.0.0.1:1"), r"'127\.0\.0\.1:1'"),
+    ],
+    ids=["larger than the machine", "of a cluster that is not there"],
+)
+def test_a_pool_that_cannot_be_is_a_clear_error(tmp_path: Path, pool: Pool, said: str) -> None:
+    with pytest.raises(AutoPEFTError, match=said):
+        run_jobs(Source([job("a")]), make_runner(), {}, pool, tmp_path / "ray")
 
 
 def test_what_is_no_ray_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,7 @@ def test_a_job_that_a_worker_cannot_read_is_lost_and_the_next_one_runs() -> None
     stage.scheduler.receive("one", news)
     (lost,) = stage.source.results
     assert (lost.job, lost.failure) == ("a", "lost")
-    assert lost.error == "The worker could not take the job: No module named 'plugin'"
+    assert "No module named 'plugin'" in str(lost.error)
     assert news == {}, "nothing is left with Tune"
     assert stage.given[-1] == ("one", "b")
     stage.finish("one", "b")

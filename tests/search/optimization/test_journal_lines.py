@@ -171,7 +171,7 @@ def test_values_that_the_space_does_not_have_are_told_with_their_trial(
     changed(journal, 4, put("user_attrs", which, name, value=value))
     with pytest.raises(
         DataError,
-        match=rf"another search space than the space\.yaml beside it\. Trial 0: {name}={value!r} is not",
+        match=rf"space\.yaml.* Trial 0: {name}={value!r} is not",
     ):
         opened(journal)
 
@@ -183,7 +183,7 @@ def test_a_first_point_that_the_space_does_not_have_is_refused(journal: Path) ->
 
 
 def test_a_journal_of_other_rungs_is_refused(journal: Path) -> None:
-    with pytest.raises(DataError, match=r"scored after 50 steps, and the search scores after 60, 150"):
+    with pytest.raises(DataError, match=r"50 steps.*60, 150"):
         opened(journal, (60, 150))
 
 

@@ -57,16 +57,14 @@ def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_a_length_that_the_tokenizer_does_not_take_is_refused_at_the_start(tags: dict[str, Any]) -> None:
     assert prepare(SearchArguments(**tags)).plan.max_length == 32
-    with pytest.raises(UsageError, match=r"max_length=33 does not fit the tokenizer, which takes 4 to 32"):
+    with pytest.raises(UsageError, match=r"max_length=33 .* 4 to 32"):
         prepare(SearchArguments(**{**tags, "max_length": 33}))
 
 
 def test_rows_beyond_the_positions_of_the_backbone_are_refused_at_the_start(tags: dict[str, Any]) -> None:
     AutoTokenizer.from_pretrained(tags["model"], model_max_length=1000).save_pretrained(tags["model"])
     assert prepare(SearchArguments(**{**tags, "max_length": 64})).plan.max_length == 64
-    with pytest.raises(
-        UsageError, match=r"has 72 tokens, and the backbone has positions for 64.*--max-length 64"
-    ):
+    with pytest.raises(UsageError, match=r"72 tokens.* 64.*--max-length 64"):
         prepare(SearchArguments(**{**tags, "max_length": 80}))
 
 
@@ -80,8 +78,7 @@ def test_a_tokenizer_that_does_not_tell_words_apart_is_refused_at_the_start(tags
 
 @pytest.mark.parametrize("rank_by", ["loss", "calibrated-loss"])
 def test_a_loss_that_the_kind_of_task_lacks_is_not_ranked_by(numbers: dict[str, Any], rank_by: str) -> None:
-    said = rf"kind of task regression are ranked by score, but got rank_by='{rank_by}': it has no loss"
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=rf"regression .*score.*rank_by='{rank_by}'"):
         prepare(SearchArguments(**numbers, rank_by=rank_by))
 
 

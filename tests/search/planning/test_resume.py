@@ -88,7 +88,7 @@ def test_a_run_that_counted_copies_as_rows_of_their_own_does_not_go_on(
     assert prepare_again(folder, {}).task.splits == ready.task.splits, "nothing was compared yet"
     folder.append_line("finals.jsonl", TrialRecord("confirm", "a", "complete", {}, select_values=[0.5, 0.6]))
     if copies:
-        with pytest.raises(UsageError, match=r"before copies of a text counted as one.* --from "):
+        with pytest.raises(UsageError, match=r"copies .* --from "):
             prepare_again(folder, {})
     else:
         assert prepare_again(folder, {}).task.splits == ready.task.splits
@@ -175,10 +175,9 @@ def test_a_run_folder_does_not_decide_where_work_and_figures_are_sent_and_who_li
 
 def test_the_command_that_goes_on_names_what_the_folder_does_not_decide(tmp_path: Path) -> None:
     given = {"address": "10.0.0.1:6379", "log": "tensorboard", "seed": 3, "workers": 2}
-    assert resume_command(tmp_path, given) == (
-        f"autopeft search --resume {tmp_path} --address 10.0.0.1:6379 --log tensorboard"
-    )
-    assert resume_command(tmp_path, {}) == f"autopeft search --resume {tmp_path}"
+    begin = f"autopeft search --resume {tmp_path}"
+    assert resume_command(tmp_path, given) == f"{begin} --address 10.0.0.1:6379 --log tensorboard"
+    assert resume_command(tmp_path, {}) == begin
 
 
 def test_foreign_text_in_a_refusal_is_escaped_and_short(begun: RunFolder) -> None:

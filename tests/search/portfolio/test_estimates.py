@@ -148,14 +148,6 @@ def test_a_training_that_two_budgets_lead_to_counts_once() -> None:
     assert both.observed > twice[Key("x", 0)].observed
 
 
-def test_shifting_moves_all_that_is_expected() -> None:
-    found = estimates(made({"x": {"a": 1.0, "b": 0.5}}), HERE)[Key("x", 0)]
-    moved = found.shifted(0.5)
-    assert moved.gain == found.gain + 0.5
-    assert moved.high - moved.low == pytest.approx(found.high - found.low)
-    assert moved.observed == found.observed
-
-
 @pytest.mark.parametrize("spread", [0.2, 0.7, 1.5])
 def test_intervals_hold_the_true_gain_and_the_best_is_not_oversold(spread: float) -> None:
     rng = np.random.default_rng(0)

@@ -83,10 +83,10 @@ def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, An
     krona = next(c for c in found.choices if c.key.template == "krona")
     assert krona.estimate is not None
     assert krona.estimate.observed < 0
-    assert "Left out, as they share texts with the task: trec." in found.why
+    assert any("share texts" in line and "trec" in line for line in found.why)
     assert "trec" not in found.why[0]
     also = autopeft.recommend(**place, rows=500, leave_out=["trec"])
-    assert "Left out, as asked for: trec." in also.why
+    assert any("Left out" in line and "trec" in line for line in also.why)
     assert next(c for c in also.choices if c.key.template == "krona").estimate.observed < 0  # type: ignore[union-attr]
 
 
@@ -94,10 +94,10 @@ def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, An
 def test_what_has_to_be_served_is_ranked_and_searched_on_so(place: dict[str, Any]) -> None:
     found = autopeft.recommend(**place, rows=500, serve="peft")
     assert all(c.fitted.recipe.methods != ("krona",) for c in found.choices)
-    assert "Only recipes that can be served as peft are ranked." in found.why
+    assert any("served as peft" in line for line in found.why)
     words = shlex.split(found.command)
     assert words[words.index("--serve") + 1] == "peft"
-    with pytest.raises(UsageError, match=r"nothing to recommend: .* served as vllm: vLLM's LoRAs hold no"):
+    with pytest.raises(UsageError, match="served as vllm"):
         autopeft.recommend(**place, rows=500, serve="vllm")
 
 
@@ -107,7 +107,7 @@ def test_a_decoder_without_a_task_has_no_head(place: dict[str, Any], tmp_path: P
     found = autopeft.recommend(model=model, budget="5%", serve="vllm")
     assert found.recipe.methods == ("lora",)
     assert found.abstained, "all evidence is of texts that are sorted"
-    assert found.reason == "there is no evidence of tasks of the kind causal_lm"
+    assert "causal_lm" in str(found.reason)
 
 
 def test_the_hidden_layers_of_a_head_learn_more_slowly(place: dict[str, Any], tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_other_backbones_have_recipes_as_well(config: Any, tmp_path: Path) -> No
     found = autopeft.recommend(model=str(tmp_path / "other"), budget="20%", rows=500)
     assert found.recipe.entries()
     if config.model_type == "vit":
-        assert found.reason == "there is no evidence of tasks of the kind image_classification"
+        assert "image_classification" in str(found.reason)
 
 
 @pytest.mark.usefixtures("near")
@@ -146,11 +146,6 @@ def test_lora_that_the_evidence_finds_best_is_a_recommendation(
     assert "shows no other recipe to be better" in str(found.reason)
     assert not found.abstained
     assert (found.to_dict()["reason"], found.to_dict()["abstained"]) == (found.reason, False)
-
-
-def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"no cluster 'trek'\..*Did you mean 'trec'"):
-        autopeft.recommend(**place, leave_out=["trek"])
 
 
 def test_a_stand_in_leaves_out_its_own_texts() -> None:
@@ -173,14 +168,9 @@ def test_another_kind_of_task_has_no_evidence(place: dict[str, Any], tmp_path: P
     rows = "".join(f"film {'good ' * (i % 9)},{i / 7:.3f}\n" for i in range(80))
     (tmp_path / "numbers.csv").write_text("text,label\n" + rows)
     found = autopeft.recommend(**place, task=str(tmp_path / "numbers.csv"), kind="regression")
-    assert found.reason == "there is no evidence of tasks of the kind regression"
+    assert "regression" in str(found.reason)
     assert found.abstained
     assert found.recipe.methods == ("lora",)
-
-
-def test_too_small_a_budget_is_refused(place: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="There is nothing to recommend: no recipe of the portfolio fits"):
-        autopeft.recommend(**{**place, "budget": 5})
 
 
 # --- what it ends with ---
@@ -296,13 +286,22 @@ def test_a_kind_of_task_without_evidence_may_be_named_without_a_task(place: dict
     assert "regression" in found.reason
     assert "--kind regression" in found.command
     assert "classification" not in str(autopeft.recommend(**place, rows=500, kind="classification").reason)
-    with pytest.raises(UsageError, match="There is no kind"):
-        autopeft.recommend(**place, kind="poetry")
 
 
-def test_how_rows_are_read_is_no_question_without_a_task(place: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"--text, --drop-empty .* name --task"):
-        autopeft.recommend(**place, text="body", drop_empty=True)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"leave_out": ["trek"]}, r"'trek'.*'trec'"),
+        ({"budget": 5}, "nothing to recommend"),
+        ({"kind": "poetry"}, "There is no kind"),
+        ({"text": "body", "drop_empty": True}, r"--text, --drop-empty .* name --task"),
+    ],
+)
+def test_what_cannot_be_recommended_for_is_refused(
+    place: dict[str, Any], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        autopeft.recommend(**{**place, **given})
 
 
 def test_where_clusters_are_left_out_the_search_begins_without_their_portfolio(place: dict[str, Any]) -> None:

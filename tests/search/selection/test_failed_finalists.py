@@ -59,7 +59,8 @@ def test_where_all_fail_the_baseline_is_returned(make_stage: Make, tmp_path: Pat
     stage.play(failing(*range(41, 51)))
     assert confirmed_ranks(stage) == [50, 50, 49, 49, 48, 48, 47, 47]
     result, _ = finished(stage, tmp_path)
-    assert result.finding == "Nothing that ended all of its runs beats LoRA of rank 40: it is returned."
+    assert result.origin == "LoRA of rank 40"
+    assert "ended all of its runs" in result.finding
 
 
 @pytest.mark.parametrize("when", ["no time", "interrupted"])
@@ -98,4 +99,6 @@ def test_what_there_was_no_time_for_is_told(
     monkeypatch.setattr(short.controller.time_budget, "shorten", lambda forms, jobs: shortest)
     short.play(honest)
     found = finished(short, tmp_path / "short")[0].remarks
-    assert list(found) == ["There was time for 1 of 4 finalists.", "There was time for 2 of 3 fresh seeds."]
+    finalists, seeds = found
+    assert "1 of 4 finalists" in finalists
+    assert "2 of 3 fresh seeds" in seeds

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -64,26 +66,25 @@ def test_the_cheapest_that_may_be_within_the_margin_come_first_and_then_the_best
     assert numbers(records, 4) == [1, 0, 2, 3]
 
 
-def test_what_costs_as_much_as_the_baseline_is_no_finalist_but_the_best() -> None:
-    records = [trial(0, 0.82, 1.5), trial(1, 0.815, 1.0), trial(2, 0.81, 0.9), trial(3, 0.79, 0.5)]
-    assert numbers(records, 3, at_most=1.0) == [3, 2, 0]
-
-
-def test_a_score_of_one_seed_is_drawn_half_the_way_to_the_baseline() -> None:
-    records = [trial(0, 0.80, 1.0), trial(1, 0.781, 0.5), trial(2, 0.779, 0.4)]
-    assert numbers(records, 2) == [1, 0]
-
-
-def test_where_nothing_is_near_the_best_are_finalists() -> None:
-    records = [trial(0, 0.60, 1.0), trial(1, 0.55, 0.5), trial(2, 0.5, 0.4)]
-    assert numbers(records, 2) == [0, 1]
-    assert numbers(records, 2, reference=None) == [0, 1], "the best of them is what has to be reached"
-    assert numbers([], 2) == []
-
-
-def test_of_equal_cost_the_better_one_is_a_finalist() -> None:
-    records = [trial(0, 0.82, 1.5), trial(1, 0.80, 0.5, -0.3), trial(2, 0.80, 0.5, -0.4)]
-    assert numbers(records, 2) == [1, 0]
+@pytest.mark.parametrize(
+    ("trials", "top", "more", "chosen"),
+    [
+        # What costs as much as the baseline is no finalist but the best.
+        ([(0.82, 1.5), (0.815, 1.0), (0.81, 0.9), (0.79, 0.5)], 3, {"at_most": 1.0}, [3, 2, 0]),
+        # A score of one seed is drawn half the way to the baseline.
+        ([(0.80, 1.0), (0.781, 0.5), (0.779, 0.4)], 2, {}, [1, 0]),
+        # Of equal cost the better one is.
+        ([(0.82, 1.5), (0.80, 0.5, -0.3), (0.80, 0.5, -0.4)], 2, {}, [1, 0]),
+        # Where nothing is near, the best are, and without a baseline the best has to be reached.
+        ([(0.60, 1.0), (0.55, 0.5), (0.5, 0.4)], 2, {}, [0, 1]),
+        ([(0.60, 1.0), (0.55, 0.5), (0.5, 0.4)], 2, {"reference": None}, [0, 1]),
+        ([], 2, {}, []),
+    ],
+)
+def test_who_is_a_finalist_where_cost_counts(
+    trials: list[tuple[float, ...]], top: int, more: dict[str, Any], chosen: list[int]
+) -> None:
+    assert numbers([trial(i, *told) for i, told in enumerate(trials)], top, **more) == chosen
 
 
 def test_finalists_are_spread_from_the_cheapest_to_the_best_that_costs_less() -> None:

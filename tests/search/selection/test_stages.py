@@ -48,7 +48,7 @@ def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Pat
     assert Counter(job.kind for job in stage.jobs) == {"trial": 5, "confirm": 4, "baseline": 2}
     result, run = finished(stage, tmp_path)
     assert (result.number, result.origin, result.confirmed) == (None, "LoRA of rank 100", True)
-    assert result.finding == "Nothing found beats LoRA of rank 100: it is returned."
+    assert "LoRA of rank 100: it is returned" in result.finding
     assert result.winner.to_dict() == lora(100).to_dict()
     assert result.test == pytest.approx((0.101, 0.101001))
     assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1001"
@@ -61,7 +61,7 @@ def test_a_better_baseline_that_may_not_be_returned_is_named(make_stage: Make, t
     stage.play(honest)
     result, _ = finished(stage, tmp_path)
     assert result.origin == "LoRA of rank 100"
-    assert "The baseline LoRA of rank 200 ranks higher on select" in result.finding
+    assert "LoRA of rank 200 ranks higher" in result.finding
 
 
 def unstable(job: Job) -> JobResult:
@@ -78,7 +78,7 @@ def unstable_stage(make_stage: Make, ranks: tuple[int, int] = (20, 30), **more: 
     return make_stage(replace(EFFORT, seeds=3), baselines=[both], **more)
 
 
-LOST = "LoRA of rank 30, learning rate 0.003, lost a seed (score on select, each seed: 0.531, 0.1, 0.531)"
+LOST = "LoRA of rank 30, learning rate 0.003, lost a seed"
 
 
 def test_a_winner_is_not_compared_with_a_lora_that_happened_to_fail(make_stage: Make, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_winner_is_not_compared_with_a_lora_that_happened_to_fail(make_stage: 
     (told,) = result.baselines
     assert (told.name, len(told.test)) == ("LoRA of rank 20", 3)
     assert min(told.test) > 0.5
-    assert f"{LOST}, so that LoRA of rank 20, learning rate 0.001, has taken its place." in result.remarks
+    assert any(LOST in said and "rank 20, learning rate 0.001" in said for said in result.remarks)
     assert ("phase", "another LoRA", 3) in stage.events.seen
     labels = [job.label for job in stage.jobs]
     assert len(set(labels)) == len(labels)
@@ -113,7 +113,7 @@ def test_without_time_it_is_compared_with_all_the_same(
     assert asked == [6], "its three seeds and the winner's three tests"
     result, _ = finished(stage, tmp_path)
     assert [b.name for b in result.baselines] == ["LoRA of rank 30"]
-    assert f"{LOST}, and there was no time for the next one with a lower rate." in result.remarks
+    assert any(LOST in said and "no time" in said for said in result.remarks)
     assert not any(job.id.startswith("baseline-0-0-s") for job in stage.jobs)
     assert result.confirmed
 
@@ -137,7 +137,7 @@ def test_an_interruption_before_the_other_lora_has_ended_keeps_what_was_confirme
     stage.play(outcome, workers=1)
     result, _ = finished(stage, tmp_path)
     assert [b.name for b in result.baselines] == ["LoRA of rank 30"]
-    assert f"{LOST}, and the search ended before the next one with a lower rate." in result.remarks
+    assert any(LOST in said and "the search ended" in said for said in result.remarks)
     assert result.confirmed
 
 
@@ -220,48 +220,32 @@ def without_weights(job: Job) -> JobResult | None:
     return replace(honest(job), files={}) if job.kind == "baseline" else None
 
 
-def test_where_its_weights_cannot_be_trained_the_next_best_is_tested_and_returned(
-    make_stage: Make, tmp_path: Path
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_where_its_weights_cannot_be_trained_the_next_best_is_returned(
+    make_stage: Make, tmp_path: Path, interrupted: bool
 ) -> None:
+    """And tested, where the search was not interrupted."""
     stage = make_stage(ranks=(40, 50), baselines=[baseline(100)], recall=without_weights)
 
     def outcome(job: Job) -> JobResult:
-        if job.id.startswith("weights-"):
-            return JobResult(job.id, error="There is no memory left.", failure="memory")
-        return honest(job)
-
-    stage.play(outcome)
-    result, run = finished(stage, tmp_path)
-    assert result.winner.to_dict() == lora(50).to_dict()
-    assert len(result.test) == 2
-    assert result.finding == (
-        "LoRA of rank 100 won, but the training of its weights failed (There is no memory left): "
-        f"{result.origin} is returned instead."
-    )
-    assert (run.winner / WEIGHTS).read_bytes() == f"confirm-{result.number}-s1001".encode()
-    assert [c.baseline for c in result.comparisons] == ["LoRA of rank 100"]
-
-
-def test_an_interruption_before_its_weights_are_trained_returns_the_next_best(
-    make_stage: Make, tmp_path: Path
-) -> None:
-    stage = make_stage(ranks=(40, 50), baselines=[baseline(100)], recall=without_weights)
-
-    def outcome(job: Job) -> JobResult:
-        if job.id.startswith("weights-"):
+        if not job.id.startswith("weights-"):
+            return honest(job)
+        if interrupted:
             stage.controller.interrupt()
-            return JobResult(job.id, error="stopped", failure="stopped")
-        return honest(job)
+        return JobResult(job.id, error="no room.", failure="stopped" if interrupted else "memory")
 
     stage.play(outcome)
     result, run = finished(stage, tmp_path)
     assert result.winner.to_dict() == lora(50).to_dict()
-    assert (result.confirmed, result.interrupted, result.test) == (True, True, ())
-    assert result.finding == (
-        "LoRA of rank 100 won, but the search was interrupted before its weights were trained: "
-        f"{result.origin} is returned instead."
-    )
+    assert (result.confirmed, result.interrupted, len(result.test)) == (
+        True, interrupted, 0 if interrupted else 2
+    )  # fmt: skip
+    why = "interrupted" if interrupted else "no room"
+    for said in ("LoRA of rank 100 won, but", why, f"{result.origin} is returned"):
+        assert said in result.finding
     assert (run.winner / WEIGHTS).read_bytes() == f"confirm-{result.number}-s1001".encode()
+    if not interrupted:
+        assert [c.baseline for c in result.comparisons] == ["LoRA of rank 100"]
 
 
 def test_weights_of_another_seed_are_better_than_another_recipe(make_stage: Make, tmp_path: Path) -> None:
@@ -269,9 +253,8 @@ def test_weights_of_another_seed_are_better_than_another_recipe(make_stage: Make
     stage.play(honest)
     stage.checkpoints.drop("baseline-0-0-s1001")
     result, run = finished(stage, tmp_path)
-    assert (result.origin, result.finding) == (
-        "LoRA of rank 100", "Nothing found beats LoRA of rank 100: it is returned."
-    )  # fmt: skip
+    assert result.origin == "LoRA of rank 100"
+    assert "instead" not in result.finding
     assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1000"
 
 
@@ -353,10 +336,10 @@ def test_where_the_time_is_short_the_result_says_what_was_left(
     stage.play(honest)
     result, _ = finished(stage, tmp_path)
     assert [list(side.by_seed) for side in result.baselines] == [[1000], [1000]]
-    assert result.remarks[-2:] == (
-        "There was no time for these baselines: LoRA of rank 5.",
-        "There was no time to try LoRA of rank 60 with a second seed: one seed alone chose.",
-    )
+    left_out, one_seed = result.remarks[-2:]
+    assert "no time" in left_out
+    assert "LoRA of rank 5." in left_out
+    assert "LoRA of rank 60 with a second seed" in one_seed
     assert not [job for job in stage.jobs if job.id.endswith("-again")]
 
 
@@ -373,7 +356,7 @@ def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -
 
 def test_too_few_rows_of_select_are_told(make_stage: Make, tmp_path: Path) -> None:
     """Nothing cheaper passes then, though all that was seen speaks for it."""
-    for rows, told in ((10_000, ()), (150, ("The 150 rows of select are too few to tell which recipes",))):
+    for rows, few_rows in ((10_000, False), (150, True)):
         few = replace(judge("cheapest", 0.0065), select=ScoredSplit("accuracy", rows))
         stage = make_stage(
             EFFORT_OF_TEN, tuple(range(41, 51)), baselines=[baseline(50, 49)], judge=few,
@@ -381,9 +364,8 @@ def test_too_few_rows_of_select_are_told(make_stage: Make, tmp_path: Path) -> No
         )  # fmt: skip
         stage.play(honest)
         result, _ = finished(stage, tmp_path / str(rows), "cheapest")
-        assert (result.origin == "LoRA of rank 50") == bool(told)
-        assert tuple(r[: len(t)] for r, t in zip(result.remarks, told, strict=True)) == told
-    assert "within the margin of LoRA of rank 50. Give it more (--select-rows" in result.remarks[0]
+        assert (result.origin == "LoRA of rank 50") == few_rows == bool(result.remarks)
+    assert "--select-rows" in result.remarks[0]
 
 
 def rank_of_recipe(result: Any) -> int:
@@ -429,9 +411,7 @@ def test_where_nothing_cheaper_is_as_good_the_baseline_is_returned(make_stage: M
     stage.play(honest)
     result, _ = finished(stage, tmp_path, "cheapest")
     assert result.origin == "LoRA of rank 90"
-    assert result.finding.startswith(
-        "Nothing found is as good as LoRA of rank 90 (within 1 point) with a training cost "
-    )
+    assert result.finding.startswith("Nothing found is as good as LoRA of rank 90")
 
 
 def test_without_baselines_the_margin_is_that_of_the_best_trial(make_stage: Make, tmp_path: Path) -> None:
@@ -465,5 +445,5 @@ def test_an_interrupted_search_says_that_its_goal_is_not_reached(make_stage: Mak
     chief.interrupt()
     chief.abandon()
     result, _ = finished(stage, tmp_path, "cheapest")
-    assert "the best so far and not the cheapest: nothing was retrained" in result.finding
+    assert "not the cheapest" in result.finding
     assert result.answers == {}

@@ -304,7 +304,7 @@ def test_ordinary_points_need_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None
             assert counter.measure(point) == measure
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_forgotten_is_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_PLACES", 20)
     monkeypatch.setattr(counting, "_SHAPES", 5)
     bound, rng = Space.named("default").bind(DEEP), random.Random(0)
@@ -312,8 +312,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(200):
         point = bound.sample(rng)
         assert outcome(lambda p=point: counter.measure(p)) == outcome(lambda p=point: by_recipe(bound, p))
-    assert all(len(group._found) <= 20 for group in counter._groups)
-    assert all(len(place.known) <= 5 for place in counter._places)
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -341,19 +339,6 @@ def test_what_an_item_is_depends_on_the_stack(item: Any) -> None:
         point = dict(zip(names, values, strict=True))
         fresh = Space.from_yaml(dump_yaml(tree)).bind(T5)
         assert bound.item(bound.units[0], point) == fresh.item(fresh.units[0], point)
-
-
-def test_values_of_what_was_not_chosen_are_not_looked_up() -> None:
-    sizes = {"choice": [2, 4, 8]}
-    role = {"choice": [{"lora": {"rank": sizes}}, {"serial_adapter": {"bottleneck": sizes}}]}
-    tree = {"name": "s", "layers": [{"attach": [role]}]}
-    bound = Space.from_yaml(dump_yaml(tree)).bind(TINY)
-    counter = PointCounter(bound)
-    names = [p.name for p in bound.parameters]
-    for values in product(*(p.choices for p in bound.parameters)):
-        counter.measure(dict(zip(names, values, strict=True)))
-    assert len(names) == 3
-    assert [len(place.known) for place in counter._places] == [6]
 
 
 def test_costs_of_units_add_up_to_the_count() -> None:

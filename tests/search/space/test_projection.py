@@ -167,11 +167,6 @@ def test_a_learning_rate_outside_of_the_range(rate: float, nearest: float) -> No
     assert found.training.groups["lora"].learning_rate == pytest.approx(nearest)
 
 
-def test_a_number_that_differs_by_one_bit_is_told() -> None:
-    words, _ = missing(recipe("lora", groups={"head": {"learning_rate": 0.010000000000000002}}))
-    assert words == ["learning rate of head 0.010000000000000002 became 0.01"]
-
-
 @pytest.mark.parametrize("keep", [10**299, "9" * 300, "1e99"])
 def test_numbers_beyond_all_measure(keep: Any) -> None:
     wanted = recipe("lora", model=[{"fish_mask": {"keep": keep}}], learning_rate=5e-324, **HEAD)
@@ -181,20 +176,31 @@ def test_numbers_beyond_all_measure(keep: Any) -> None:
     assert [e.method for e in found.entries()] == ["lora"]
 
 
+@pytest.mark.parametrize(
+    ("item", "training", "words"),
+    [
+        (
+            "lora",
+            {"groups": {"head": {"learning_rate": 0.010000000000000002}}},
+            ["learning rate of head 0.010000000000000002 became 0.01"],
+        ),
+        (
+            "lora",
+            {"policies": ["lora_plus"], "schedule": "cosine", **HEAD},
+            ["training schedule cosine became linear", "lora_plus is left out"],
+        ),
+        ({"lora": {"sites": ["q", "o", "k"]}}, HEAD, ["lora rank 8 at v in layers 0-5 is added"]),
+    ],
+    ids=["a number that differs by one bit", "what a space cannot say", "what a space adds"],
+)
+def test_what_differs_is_told(item: Any, training: dict[str, Any], words: list[str]) -> None:
+    assert missing(recipe(item, **training))[0] == words
+
+
 def test_another_method_of_the_same_kind_stands_in() -> None:
     words, found = missing(recipe({"dora": {"rank": 4}}, **HEAD))
     assert words == ["dora rank 4 became lora rank 4"]
     assert found.layers[0].at == "all"
-
-
-def test_what_else_of_the_training_the_space_cannot_say() -> None:
-    words, _ = missing(recipe("lora", policies=["lora_plus"], schedule="cosine", **HEAD))
-    assert words == ["training schedule cosine became linear", "lora_plus is left out"]
-
-
-def test_what_a_space_adds() -> None:
-    words, _ = missing(recipe({"lora": {"sites": ["q", "o", "k"]}}, **HEAD))
-    assert words == ["lora rank 8 at v in layers 0-5 is added"]
 
 
 def test_entries_that_are_split_differently_are_not_exact() -> None:

@@ -76,7 +76,7 @@ def test_rates_of_the_built_in_spaces_reach_what_short_trainings_take(name: str)
 )
 def test_steps_are_a_number_of_a_logarithmic_range(range_: str) -> None:
     text = f"layers: [{{attach: [lora]}}]\ntraining: {{learning_rate: {range_}}}\n"
-    with pytest.raises(RecipeError, match="'steps' is a whole number above 0, of a logarithmic range"):
+    with pytest.raises(RecipeError, match="'steps'"):
         Space.from_yaml(text)
 
 

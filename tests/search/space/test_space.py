@@ -238,8 +238,8 @@ training:
 """
     with pytest.raises(RecipeError) as error:
         space(text)
-    assert "there is no optimizer 'adamv'. Did you mean 'adam" in str(error.value)
-    assert "'lora' has no part 'upp'. Did you mean 'up'?" in str(error.value)
+    for said in ("'adamv'", "Did you mean 'adam", "'upp'", "Did you mean 'up'?"):
+        assert said in str(error.value)
 
 
 def test_parts_of_an_alias_that_is_drawn_for_each_layer_are_those_of_all_its_layers() -> None:
@@ -470,11 +470,6 @@ def test_log_sampling_is_even_over_decades() -> None:
     drawn = [bound.sample(rng)["learning_rate"] for _ in range(2000)]
     assert all(1e-4 <= d <= 1e-2 for d in drawn)
     assert 0.45 < sum(d < 1e-3 for d in drawn) / 2000 < 0.55
-
-
-def test_an_empty_choice_is_told_as_one() -> None:
-    told = message("model: [{prompt_tuning: {length: {choice: []}}}]")
-    assert "a list of 1 to 1000 options, but got a list of 0." in told
 
 
 def test_unknown_spaces_name_near_matches(tmp_path: Any) -> None:

@@ -79,7 +79,7 @@ def test_a_range_keeps_its_lower_end_where_the_file_is_limited() -> None:
         deployed = candidate(BOUND, BOUND.sample(rng), budget).counts.deployed
         assert least <= deployed <= 1_100
     none = ResourceBudget.of(Budget.parse(f"{least}..{most}"), Limits(file=4 * (least - 1)), predict)
-    with pytest.raises(Infeasible, match="No member of space 'small' was found within the limits"):
+    with pytest.raises(Infeasible, match=r"'small'.* limits"):
         check_within(BOUND, none)
 
 

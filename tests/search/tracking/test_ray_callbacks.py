@@ -222,7 +222,7 @@ def test_a_search_is_logged_over_ctrl_c_and_resume(tmp_path: Path) -> None:
         assert "Traceback" not in out
         assert search.result()["interrupted"], out
         assert all(scalars(f) for f in (search.run / "tensorboard").iterdir())
-        assert "Go on with: autopeft search --resume disk/run --log tensorboard" in out
+        assert "autopeft search --resume disk/run --log tensorboard" in out
         search.start("--log", "tensorboard")
         out = search.end()
         assert not search.result()["interrupted"], out

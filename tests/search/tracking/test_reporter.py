@@ -45,7 +45,7 @@ def test_names_in_any_order_and_writing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_unknown_name_is_refused_with_what_was_meant() -> None:
-    with pytest.raises(UsageError, match=r"'tensorbord'\. Did you mean 'tensorboard'\? .*mlflow, wandb"):
+    with pytest.raises(UsageError, match=r"'tensorbord'.*'tensorboard'.*mlflow, wandb"):
         parse_trackers("tensorbord")
 
 
@@ -241,6 +241,5 @@ def test_without_anyone_to_tell_a_failure_is_a_warning(
     tracking = track(("mlflow",), RunFolder(tmp_path), SilentReporter(), None)
     with caplog.at_level(logging.WARNING, "autopeft"):
         tracking.close()
-    assert [r.message for r in caplog.records] == [
-        "Nothing more is logged with mlflow: ConnectionError: the server is gone"
-    ]
+    (record,) = caplog.records
+    assert "mlflow: ConnectionError: the server is gone" in record.message

@@ -1,4 +1,4 @@
-"""A whole search in which the head alone does as well as any hybrid: it is returned."""
+"""Whole searches in which hybrids learn nothing, so that a baseline is returned: the head alone, or LoRA."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from support.saved_model import small_search, write_reviews
+from support.searching import Dies
 
 import autopeft
 from autopeft.report.html import render_report
 from autopeft.report.search import outcome_sheet
 from autopeft.runs.folder import load_run
-from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
-from autopeft.search.core.events import SilentReporter
 
 IDLE = """
 autopeft: 2
@@ -25,7 +24,6 @@ layers:
       - lora: {rank: {choice: [1, 2]}}
 training: {learning_rate: 1.0e-9}
 """
-"""Hybrids that learn nothing, head included."""
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     return told
 
 
-def test_it_is_returned_said_first_reported_exported_and_loaded(
+def test_the_head_alone_is_returned_said_first_reported_exported_and_loaded(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     result = search(**arguments)
@@ -62,24 +60,9 @@ def test_it_is_returned_said_first_reported_exported_and_loaded(
     assert autopeft.predict(exported.folder, texts) == autopeft.predict(result.run, texts)
 
 
-class Dies(SilentReporter):
-    """Ends the process, as far as the search can tell, when so many runs have ended after the search."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        self.left -= record.kind != "trial"
-        if self.left == 0:
-            raise RuntimeError("killed")
-
-
-@pytest.mark.parametrize("after", [3])
-def test_a_search_that_was_killed_returns_it_all_the_same(
-    arguments: dict[str, Any], tmp_path: Path, after: int
-) -> None:
+def test_a_search_that_was_killed_returns_it_all_the_same(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        search(**arguments, reporter=Dies(after))
+        search(**arguments, reporter=Dies(3))
     again = search(resume=arguments["out"])
     whole = search(**{**arguments, "out": str(tmp_path / "whole"), "fresh_baselines": True})
     assert (again.origin, again.winner, again.select, again.test) == (
@@ -88,7 +71,7 @@ def test_a_search_that_was_killed_returns_it_all_the_same(
     assert (load_run(arguments["out"]).winner / "weights.safetensors").is_file()
 
 
-def test_its_weights_are_there_where_its_runs_are_known_from_an_earlier_search(
+def test_weights_are_there_where_runs_are_known_from_an_earlier_search(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     first = search(**arguments)
@@ -96,3 +79,23 @@ def test_its_weights_are_there_where_its_runs_are_known_from_an_earlier_search(
     kept, trained = (load_file(r.run / "winner" / "weights.safetensors") for r in (first, again))
     assert any(record.kept for record in load_run(again.run).finals().records)
     assert all((kept[name] == trained[name]).all() for name in kept)
+
+
+def test_the_head_of_a_baseline_that_is_known_from_an_earlier_search_is_counted(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """In the result, in the report and on the card of what is exported."""
+    arguments |= {"steps": 12, "baselines": "lora", "head_start": "probe", "pooling": "own"}
+    search(**arguments)
+    result = search(**{**arguments, "out": str(tmp_path / "again")})
+    assert result.number is None, "LoRA is returned"
+    run = load_run(result.run)
+    assert any(record.kept for record in run.finals().records)
+    weights = load_file(run.winner / "weights.safetensors")
+    head = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("head."))
+    assert head == 2 * 32 + 2
+    assert result.counts["head"] == run.result()["counts"]["head"] == head
+    assert {baseline.counts["head"] for baseline in result.baselines} == {head}
+    assert f'>head</td><td class="right">{head}</td>' in render_report(run)
+    exported = autopeft.export(result, tmp_path / "exported", format="autopeft")
+    assert f"| head | {head} |" in (exported.folder / "README.md").read_text()
