@@ -18,18 +18,12 @@ from support.commands import run
 from support.language import save_decoder, write_chats
 from support.saved_model import save_backbone, write_reviews
 from support.terminal import CONTROL, on_terminal
+from support.training import lora_recipe
 
 import autopeft
 from autopeft.cli import main
-from autopeft.recipe import Recipe
 
-RECIPE = Recipe.from_dict(
-    {
-        "layers": [{"at": "all", "attach": [{"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}]}],
-        "training": {"learning_rate": 0.02},
-        "name": "r",
-    }
-)
+RECIPE = lora_recipe()
 
 
 @pytest.fixture(scope="module")

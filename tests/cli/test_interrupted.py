@@ -117,17 +117,6 @@ def both(always: Signals) -> pytest.MarkDecorator:
     )
 
 
-@both(SIGINT)
-def test_while_data_are_loading_nothing_is_left(start: Start, number: Signals) -> None:
-    patch = SLEEP.format(module="autopeft.training.asked", name="load_task")
-    command = start(*SEARCH, "--workers", "0", patch=patch)
-    command.wait_for(lambda: "stuck" in command.out)
-    assert command.interrupt(number) == 128 + number, command.out
-    assert SAID[number] in command.out
-    assert "Traceback" not in command.out
-    assert runs_of(command) == []
-
-
 @pytest.mark.parametrize(
     ("job", "trials", "said"),
     [
@@ -253,30 +242,6 @@ def test_workers_on_ray(start: Start) -> None:
     assert not any(r.state == "failed" for r in run.trials().records)
 
 
-@both(SIGTERM)
-def test_where_ray_starts(start: Start, number: Signals) -> None:
-    patch = SLEEP.format(module="autopeft.search.execution.ray_executor", name="cluster")
-    command = start(*SEARCH, "--trials", "3", "--steps", "10", "--workers", "1", patch=patch)
-    command.wait_for(lambda: "stuck" in command.out)
-    assert command.interrupt(number) == 128 + number, command.out
-    assert "Traceback" not in command.out
-    assert runs_of(command) == [], "nothing was searched"
-
-
-@both(SIGTERM)
-def test_train_leaves_no_run(start: Start, number: Signals) -> None:
-    patch = SLEEP.format(module="autopeft.training.fixed", name="train_hybrid")
-    command = start("train", "--recipe", "mam", *DATA, "--steps", "10", patch=patch)
-    command.wait_for(lambda: "stuck" in command.out)
-    (run,) = runs_of(command)
-    assert run.summary()["state"] == "running"
-    assert command.interrupt(number) == 128 + number, command.out
-    assert SAID[number] in command.out
-    assert "Traceback" not in command.out
-    assert runs_of(command) == []
-    assert not run.path.exists()
-
-
 @pytest.fixture(scope="module")
 def trained(material: Path) -> Path:
     command = Command(material, "train", "--recipe", "mam", *DATA, "--steps", "5", "--out", "trained")
@@ -284,34 +249,67 @@ def trained(material: Path) -> Path:
     return material / "trained"
 
 
-PREDICT = (("predict", "trained", "--text", "good"), "autopeft.hybrid", "load")
-EVALUATE = (("evaluate", "trained", "--text", "body", "--label", "verdict"), "autopeft.hybrid", "load")
-EXPORT = (("export", "trained", "-o", "exported"), "autopeft.export.api", "write_package")
-REPORT = (("report", "trained"), "autopeft.report.html.page", "winner_of")
+SMALL = ("--trials", "3", "--steps", "10")
+# What is interrupted where, and the signal that the default run sends, if it does.
+WHERE: dict[str, tuple[tuple[str, ...], str, Signals | None]] = {
+    "imports": (("methods",), SLOW_IMPORT, SIGTERM),
+    "data are loading": (
+        (*SEARCH, "--workers", "0"), SLEEP.format(module="autopeft.training.asked", name="load_task"), SIGINT
+    ),
+    "ray starts": (
+        (*SEARCH, *SMALL, "--workers", "1"),
+        SLEEP.format(module="autopeft.search.execution.ray_executor", name="cluster"),
+        SIGTERM,
+    ),
+    "train": (
+        ("train", "--recipe", "mam", *DATA, "--steps", "10"),
+        SLEEP.format(module="autopeft.training.fixed", name="train_hybrid"),
+        SIGTERM,
+    ),
+    "predict": (
+        ("predict", "TRAINED", "--text", "good"), SLEEP.format(module="autopeft.hybrid", name="load"), None
+    ),
+    "evaluate": (
+        ("evaluate", "TRAINED", "--text", "body", "--label", "verdict"),
+        SLEEP.format(module="autopeft.hybrid", name="load"),
+        None,
+    ),
+    "export": (
+        ("export", "TRAINED", "-o", "exported"),
+        SLEEP.format(module="autopeft.export.api", name="write_package"),
+        None,
+    ),
+    "report": (
+        ("report", "TRAINED"), SLEEP.format(module="autopeft.report.html.page", name="winner_of"), None
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("using", "number"),
+    ("where", "number"),
     [
-        pytest.param(REPORT, SIGINT, marks=pytest.mark.slow),
-        pytest.param(PREDICT, SIGTERM, marks=pytest.mark.slow),
-        pytest.param(EVALUATE, SIGINT, marks=pytest.mark.slow),
-        pytest.param(EXPORT, SIGTERM, marks=pytest.mark.slow),
-        pytest.param(PREDICT, SIGINT, marks=pytest.mark.slow),
-        pytest.param(EVALUATE, SIGTERM, marks=pytest.mark.slow),
-        pytest.param(EXPORT, SIGINT, marks=pytest.mark.slow),
-        pytest.param(REPORT, SIGTERM, marks=pytest.mark.slow),
+        pytest.param(where, number, marks=() if number == always else pytest.mark.slow)
+        for where, (_, _, always) in WHERE.items()
+        for number in (SIGINT, SIGTERM)
     ],
 )
-def test_commands_that_use_a_run(
-    trained: Path, start: Start, using: tuple[tuple[str, ...], str, str], number: Signals
+def test_a_command_that_is_interrupted_says_so_and_leaves_no_run(
+    request: pytest.FixtureRequest, start: Start, where: str, number: Signals
 ) -> None:
-    words, module, name = using
-    command = start(*words, patch=SLEEP.format(module=module, name=name))
+    words, patch, _ = WHERE[where]
+    if "TRAINED" in words:
+        trained = str(request.getfixturevalue("trained"))
+        words = tuple(trained if word == "TRAINED" else word for word in words)
+    command = start(*words, patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
+    if where == "train":
+        (run,) = runs_of(command)
+        assert run.summary()["state"] == "running"
     assert command.interrupt(number) == 128 + number, command.out
     assert SAID[number] in command.out
     assert "Traceback" not in command.out
+    assert runs_of(command) == []
+    assert not list((command.log.parent / "runs").glob("*"))
 
 
 HALF = """
@@ -341,15 +339,6 @@ def test_an_export_that_is_not_whole_is_not_there(mergeable: Path, start: Start,
     assert command.interrupt(number) == 128 + number, command.out
     assert SAID[number] in command.out
     assert not (command.log.parent / "exported").exists()
-
-
-@both(SIGTERM)
-def test_while_the_commands_are_imported(start: Start, number: Signals) -> None:
-    command = start("methods", patch=SLOW_IMPORT)
-    command.wait_for(lambda: "stuck" in command.out)
-    assert command.interrupt(number) == 128 + number, command.out
-    assert SAID[number] in command.out
-    assert "Traceback" not in command.out
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])

@@ -17,6 +17,13 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Source, Split, Task
 
 VOCABULARY = 40
+LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
+
+
+def lora_recipe(*whole: dict[str, Any], at: Any = "all", rate: float = 0.02) -> Recipe:
+    """LoRA that a tiny backbone learns with, at some layers, or in its place what acts on the whole model."""
+    places = {"model": list(whole)} if whole else {"layers": [{"at": at, "attach": [LORA]}]}
+    return Recipe.from_dict({**places, "training": {"learning_rate": rate}, "name": "r"})
 
 
 def encoded_split(rows: int, seed: int, kind: str = "classification") -> EncodedSplit:

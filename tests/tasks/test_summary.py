@@ -157,10 +157,7 @@ def test_repeated_and_long_rows(tmp_path: Path, tokenizer: Any) -> None:
     repeated = facts(summary)["repeated"]
     assert sum(int(word) for word in repeated.split(";")[0].split() if word.isdecimal()) == 11
     assert "1 texts have labels that contradict each other" in repeated
-    assert any(
-        "100 % of the texts of train are longer than 16 tokens and are cut. --max-length can be up to 32" in r
-        for r in summary.remarks
-    )
+    assert any("--max-length can be up to 32" in r for r in summary.remarks)
 
 
 @pytest.mark.parametrize("change", ["{} ", " {}", "{}.", "{} .", "THE FILM{}"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support import families
 from support.language import count_tokens, loss_and_gradients, save_decoder, write_chats
 from support.tiny import randomise, tiny_model
+from support.training import LORA
 from torch import Tensor
 
 import autopeft
@@ -30,7 +31,6 @@ from autopeft.training.comparing import alike
 from autopeft.training.forward import Forward, packed_forward, shortest_forward
 from autopeft.training.packing import Packing, check_packing
 
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
 CAUSAL = get_kind("causal_lm")
 WITHOUT_POSITIONS = {"bloom"}
 # Their masks do not tell texts apart in this version of transformers: refused by what two texts come to.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.language import chats, count_tokens, loss_and_gradients, save_decoder
 from support.tiny import randomise
+from support.training import LORA
 from torch import Tensor
 from transformers import (
     GPT2Config,
@@ -33,7 +34,6 @@ from autopeft.training.forward import Forward, sharing_forward, shortest_forward
 from autopeft.training.shared import SharedPrefix, Unshareable
 
 CPU = torch.device("cpu")
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 

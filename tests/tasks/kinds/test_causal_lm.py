@@ -12,6 +12,7 @@ import torch
 from support.language import loss_and_gradients, save_decoder, write_chats
 from support.saved_model import save_backbone
 from support.tiny import randomise
+from support.training import LORA, lora_recipe
 from transformers import LlamaForCausalLM
 
 import autopeft
@@ -26,10 +27,7 @@ from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import Forward, shortest_forward
 
 CPU = torch.device("cpu")
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
-RECIPE = Recipe.from_dict(
-    {"layers": [{"at": "all", "attach": [LORA]}], "training": {"learning_rate": 0.02}, "name": "r"}
-)
+RECIPE = lora_recipe()
 
 
 @pytest.fixture
@@ -108,9 +106,9 @@ def test_other_kinds_have_no_tokens_to_learn(data: EncodedTask, tmp_path: Path) 
 
     task = load_task(str(write_reviews(tmp_path / "reviews.csv", rows=40)), text="body", label="verdict")
     tokenizer = load_tokenizer(str(save_backbone(tmp_path / "bert")))
-    with pytest.raises(UsageError, match=r"Of classification no tokens are learnt: --learn-all"):
+    with pytest.raises(UsageError, match="--learn-all"):
         encode(task, tokenizer, 16, learn_all=True)
-    with pytest.raises(UsageError, match=r"Of multiple_choice no tokens are learnt"):
+    with pytest.raises(UsageError, match="multiple_choice"):
         replace(data.train, kind="multiple_choice").all_learnt()
 
 
@@ -191,13 +189,13 @@ def test_a_checkpoint_without_what_predicts_tokens_is_refused(backbone: str, tmp
     """Drawn anew it would be frozen noise."""
     LlamaForCausalLM.from_pretrained(backbone).model.save_pretrained(tmp_path / "base")
     load_tokenizer(backbone).save_pretrained(tmp_path / "base")
-    with pytest.raises(UsageError, match=r"1 tensors are missing or of another shape \(lm_head\.weight"):
+    with pytest.raises(UsageError, match=r"lm_head\.weight"):
         get_kind("causal_lm").load_model(str(tmp_path / "base"), ())
 
 
 def test_what_does_not_fit_is_refused(chats_file: str) -> None:
     kind = get_kind("causal_lm")
-    with pytest.raises(TaskError, match=r"\(rows, 3\), but got predictions of shape \(2,\)"):
+    with pytest.raises(TaskError, match=r"\(rows, 3\).*\(2,\)"):
         kind.score(get_metric("likelihood"), np.zeros(2), np.zeros(2))
     with pytest.raises(TaskError, match="Class weights are for classification"):
         load_task(chats_file, class_weights="balanced")

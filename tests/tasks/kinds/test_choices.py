@@ -209,7 +209,7 @@ def test_columns_that_are_not_there() -> None:
     named = KIND.columns(table(q=["a"], choices=[["x", "y"]], right=[0]), ColumnNames("q", None, "right"))
     assert (named.text, named.label) == ("q", "right")
     assert KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), NONE).label is None
-    with pytest.raises(DataError, match=r"for the question.* Name it with --text-column\."):
+    with pytest.raises(DataError, match="--text-column"):
         KIND.text_columns(table(q=["a"], choices=[["x", "y"]]), NONE)
     with pytest.raises(DataError, match="has no column 'foo' for --text-column"):
         KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), ColumnNames("foo"))

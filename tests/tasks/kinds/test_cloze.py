@@ -100,7 +100,7 @@ def test_the_text_gives_way_and_the_template_stays() -> None:
     assert found.at.tolist() == [6, 5, 6]
     cut = cut_rows(TEXTS, None, Template.parse(TEMPLATES["bert"]), tokenizer, 9)
     assert cut.tolist() == [True, False, True]
-    with pytest.raises(TaskError, match="alone has 6 tokens, so that no text fits into max_length=6"):
+    with pytest.raises(TaskError, match=r"6 tokens.*max_length=6"):
         encoded(TEMPLATES["bert"], tokenizer, 6)
 
 

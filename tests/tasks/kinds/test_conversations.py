@@ -202,7 +202,7 @@ def test_wrong_conversations_are_named_by_row(messages: Any, what: str) -> None:
 
 
 def test_the_first_five_rows_are_named_and_the_others_counted() -> None:
-    with pytest.raises(DataError, match=r"'answer' has an empty answer in rows 1, 2, 3, 4, 5 and 3 more"):
+    with pytest.raises(DataError, match=r"'answer'.* rows 1, 2, 3, 4, 5 and 3 more"):
         read(table(question=["hi"] * 8, answer=[""] * 8))
     with pytest.raises(DataError, match=r"'question' has an empty prompt in row 1\."):
         read(table(question=["", "b"], answer=["c", "d"]))

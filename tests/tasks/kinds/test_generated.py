@@ -113,7 +113,7 @@ def test_chrf_is_that_of_sacrebleu() -> None:
 def test_chrf_without_its_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated, "find_spec", lambda name: None)
     for kind in ("causal_lm", "seq2seq"):
-        with pytest.raises(TaskError, match=r"which is not installed: pip install 'autopeft\[chrf\]'"):
+        with pytest.raises(TaskError, match=r"pip install 'autopeft\[chrf\]'"):
             get_kind(kind).check_metric(CHRF, ())
         get_kind(kind).check_metric(ROUGE_2, ())
 

@@ -232,7 +232,7 @@ def test_an_answer_takes_the_positions_that_its_own_prompt_leaves(
     with torch.no_grad():
         found = generate(model, prompts, how, most=6, **OPTIONS)
         assert [len(row) for row in found] == [44, 50, 32, 50], "the rest, what was asked for, half"
-        assert "Some answers get fewer than 50 tokens: the model has 64 positions." in caplog.text
+        assert "fewer than 50 tokens" in caplog.text
         assert found[2] == one_by_one(model, prompts[2][-32:], 32)
         for prompt, row in zip(prompts, found, strict=True):
             assert generate(model, [prompt], how, most=6, **OPTIONS) == [row]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.language import chats, word_tokenizer
+from support.language import chats, encoder_decoder, pairs, side_tokenizer, word_tokenizer
 from support.tiny import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
-from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds import TaskKind, get_kind
 from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
@@ -25,12 +25,15 @@ from autopeft.tasks.kinds.likelihoods import (
     row_likelihoods,
     token_loss,
 )
+from autopeft.tasks.kinds.targets import encode_targets
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import logits_of
 
 CPU = torch.device("cpu")
 DECODERS = ("llama", "gpt2")
+ENCODER_DECODERS = ("t5", "bart")
+EACH = pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
 
 
 def rows(count: int = 6) -> EncodedAnswers:
@@ -39,6 +42,17 @@ def rows(count: int = 6) -> EncodedAnswers:
 
 def batch_of(count: int = 6) -> dict[str, Tensor]:
     return rows(count).collate(range(count))
+
+
+def given(name: str) -> tuple[TaskKind, PreTrainedModel, dict[str, Tensor]]:
+    """The kind of task that a model learns answers by, the model, and a batch of rows of unequal lengths."""
+    if name in DECODERS:
+        return get_kind("causal_lm"), tiny_model(name), batch_of()
+    targets = encode_targets(*pairs(6), side_tokenizer(), 20, kind="seq2seq", cached=False)
+    batch = targets.collate(range(6))
+    assert (batch["labels"] == IGNORED).any()
+    assert (batch["attention_mask"] == 0).any()
+    return get_kind("seq2seq"), encoder_decoder(name), batch
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -57,46 +71,47 @@ def theirs(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[float, dic
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        assert float((found[name] - gradient).abs().max()) <= 1e-5 * max(1.0, float(gradient.abs().max())), (
-            name
-        )
+        largest = max(1.0, float(gradient.abs().max()))
+        assert float((found[name] - gradient).abs().max()) <= 1e-5 * largest, name
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@EACH
 @pytest.mark.parametrize("narrow", [False, True])
 def test_loss_and_gradients_are_those_of_transformers(name: str, narrow: bool) -> None:
-    model, batch = tiny_model(name), batch_of()
+    kind, model, batch = given(name)
     loss, wanted = theirs(model, batch)
-    logits = Forward(model, kind=get_kind("causal_lm") if narrow else None)(batch)
+    logits = Forward(model, kind=kind)(batch) if narrow else logits_of(model, batch, kind)
     assert logits.ndim == (2 if narrow else 3)
-    own = AnswerLoss().mean(logits, batch["labels"])
+    own = kind.loss(()).mean(logits, batch["labels"])
     own.backward()  # type: ignore[no-untyped-call]
     assert float(own.detach()) == pytest.approx(loss, abs=1e-5)
     close(gradients(model), wanted)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@EACH
 @pytest.mark.parametrize("micro_rows", [1, 4])
 def test_micro_batches_add_up(name: str, micro_rows: int) -> None:
-    model, batch = tiny_model(name), batch_of()
+    kind, model, batch = given(name)
     loss, wanted = theirs(model, batch)
-    forward = Forward(model, kind=get_kind("causal_lm"))
-    gradient = Gradient(forward, AnswerLoss(), micro_rows=micro_rows, device=CPU)
+    gradient = Gradient(Forward(model, kind=kind), kind.loss(()), micro_rows=micro_rows, device=CPU)
     found = gradient.accumulate(batch, [], list(model.parameters()))
     assert found == pytest.approx(loss, abs=1e-5)
     close(gradients(model), wanted)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@EACH
 def test_the_narrowed_projection_gives_the_same_logits(name: str) -> None:
-    model, batch = tiny_model(name), batch_of()
-    whole = logits_of(model, batch)
-    with read_alone(model, predicting(batch["labels"], 1)):
-        alone = logits_of(model, batch)
-    read = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+    """T5 scales what its tied projection reads; BART adds a bias behind it."""
+    kind, model, batch = given(name)
+    if name == "bart":
+        torch.nn.init.normal_(model.final_logits_bias)
+    whole, alone = logits_of(model, batch, kind), Forward(model, kind=kind)(batch)
+    read = batch["labels"] != IGNORED
+    if name in DECODERS:  # a token is predicted by the one before it
+        read = torch.nn.functional.pad(read[:, 1:], (0, 1))
     assert alone.shape == (int(read.sum()), whole.shape[-1])
     assert torch.allclose(alone, whole[read], atol=1e-6)
-    assert torch.equal(logits_of(model, batch), whole), "the hook stays"
+    assert torch.equal(logits_of(model, batch, kind), whole), "the hook stays"
 
 
 def test_what_has_no_vocabulary_is_refused() -> None:
@@ -114,22 +129,21 @@ def test_a_batch_without_anything_to_learn_loses_nothing() -> None:
     assert float(loss.detach()) == 0.0
 
 
-def test_likelihoods_of_rows_add_up_to_the_loss() -> None:
-    model, batch = tiny_model("llama"), batch_of()
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_likelihoods_of_rows_add_up_to_the_loss(name: str) -> None:
+    kind, model, batch = given(name)
+    ahead = int(name in DECODERS)  # how far before a token the logits that predict it stand
     with torch.no_grad():
-        logits = logits_of(model, batch)
-        found = row_likelihoods(logits, batch["labels"])
-        loss, _ = float(AnswerLoss().mean(logits, batch["labels"])), None
-    assert found.shape == (6, 3)
-    assert found[:, 1].tolist() == rows().labels.tolist()  # type: ignore[union-attr]
-    assert token_loss(found) == pytest.approx(loss, rel=1e-6)
-    for i in range(6):
-        one = {k: v[i : i + 1] for k, v in batch.items()}
-        assert found[i, 0] / found[i, 1] == pytest.approx(
-            float(AnswerLoss().mean(logits[i : i + 1], one["labels"]))
-        )
-    shifted = batch["labels"][:, 1:]
-    right = (logits[:, :-1].argmax(-1) == shifted) & (shifted != IGNORED)
+        logits = logits_of(model, batch, kind)
+        found = row_likelihoods(logits, batch["labels"], ahead)
+        loss = AnswerLoss(ahead)
+        assert token_loss(found) == pytest.approx(float(loss.mean(logits, batch["labels"])), rel=1e-6)
+        for i in range(6):
+            alone = loss.mean(logits[i : i + 1], batch["labels"][i : i + 1])
+            assert found[i, 0] / found[i, 1] == pytest.approx(float(alone))
+    labels = batch["labels"][:, ahead:]
+    assert found[:, 1].tolist() == (labels != IGNORED).sum(1).tolist()
+    right = (logits[:, : logits.shape[1] - ahead].argmax(-1) == labels) & (labels != IGNORED)
     assert found[:, 2].tolist() == right.sum(1).tolist()
 
 

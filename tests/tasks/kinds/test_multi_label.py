@@ -12,36 +12,24 @@ import torch
 from sklearn import metrics as sk
 from support.saved_model import save_backbone
 from support.several_labels import write_labelled
+from support.training import lora_recipe
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import autopeft
 from autopeft.assets import load_tokenizer
-from autopeft.errors import CompositionError, DataError, TaskError
-from autopeft.recipe import Recipe
-from autopeft.report.html import write_report
-from autopeft.runs.folder import load_run
+from autopeft.errors import DataError, TaskError
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
-from autopeft.tasks.kinds import get_kind, get_metric, kind_of_model
+from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.kinds.multi_label import LabelwiseLoss
 from autopeft.tasks.summary import summarise
 from autopeft.tasks.table import RawRows
-from autopeft.training import TrainingPlan, run_trial
-from autopeft.training.forward import Forward
-from autopeft.training.gradient import Gradient
+from autopeft.training import TrainingPlan
 from autopeft.training.head_start import start_head
-from autopeft.training.losses import logits_of
 
 KIND = get_kind("multi_label")
 NAMES = ("a", "b", "c")
-RECIPE = Recipe.from_dict(
-    {
-        "layers": [{"at": "all", "attach": [{"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}]}],
-        "training": {"learning_rate": 0.02},
-        "name": "r",
-    }
-)
+RECIPE = lora_recipe()
 
 
 @pytest.fixture(scope="module")
@@ -66,29 +54,6 @@ def draws() -> tuple[Any, Any]:
     draw = np.random.default_rng(0)
     labels = (draw.random((60, 3)) < [0.6, 0.3, 0.1]).astype(np.float32)
     return draw.normal(2 * labels - 1, 1.5).astype(np.float32), labels
-
-
-@pytest.mark.parametrize("micro_rows", [None, 1, 5])
-def test_loss_and_gradients_are_those_of_transformers(place: Path, micro_rows: int | None) -> None:
-    task = load_task(str(place / "data.jsonl"))
-    model = KIND.load_model(str(place / "bert"), task.labels)
-    assert model.config.problem_type == "multi_label_classification"
-    batch = encode(task, load_tokenizer(str(place / "bert")), 32).train.collate(range(12))
-    assert batch["labels"].dtype == torch.float32
-    known = ("input_ids", "attention_mask", "token_type_ids", "labels")
-    loss = model(**{k: batch[k] for k in known}).loss
-    loss.backward()
-    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    gradient = Gradient(
-        Forward(model, kind=KIND), KIND.loss(()), micro_rows=micro_rows or 12, device=torch.device("cpu")
-    )
-    found = gradient.accumulate(batch, [], list(model.parameters()))
-    assert found == pytest.approx(float(loss.detach()), abs=1e-5)
-    for name, parameter in model.named_parameters():
-        if name in wanted:
-            assert parameter.grad is not None
-            assert torch.allclose(parameter.grad, wanted[name], atol=1e-5), name
 
 
 def test_weighted_labels_are_those_of_torch() -> None:
@@ -177,10 +142,6 @@ def test_the_head_starts_where_frozen_features_put_it(place: Path) -> None:
     data = encode(task, load_tokenizer(str(place / "bert")), 32)
     plan = TrainingPlan(steps=1, max_length=32, device="cpu", head_start="probe")
     start_head(model, data, plan, alone=True)  # whether it helps depends on what the backbone tells
-    entry = {"layers": [{"at": "all", "attach": [{"laplace_lora": {"rank": 2}}]}], "name": "x"}
-    with pytest.raises(CompositionError, match="one distribution over classes for each row"):
-        run_trial(model, Recipe.from_dict(entry), data, plan, splits=("select",))
-    assert kind_of_model(model.config, type(model).__name__) == (KIND, task.labels)
 
 
 def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
@@ -201,45 +162,3 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     assert KIND.line({**said, "labels": []}) == "(none)"
     autopeft.export(found.folder, out=tmp_path / "winner")
     assert autopeft.predict(tmp_path / "winner", "a great film")[0]["labels"] == ["film", "praise"]
-
-
-def test_a_search(place: Path, tmp_path: Path) -> None:
-    found = autopeft.search(
-        budget="20%", task=str(place / "data.jsonl"), model=str(place / "bert"), max_length=32, trials=2,
-        steps=6, confirm_seeds=2, workers=0, out=str(tmp_path / "run"), baselines="lora,head",
-        class_weights="balanced",
-    )  # fmt: skip
-    assert found.test_mean is not None
-    assert "micro_f1" in write_report(load_run(tmp_path / "run")).read_text()
-
-
-def test_the_trainer_trains_a_hybrid(place: Path, tmp_path: Path) -> None:
-    data = encode(load_task(str(place / "data.jsonl")), load_tokenizer(str(place / "bert")), 32)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        place / "bert", num_labels=3, problem_type="multi_label_classification", ignore_mismatched_sizes=True
-    )
-    hybrid = autopeft.attach(model, RECIPE)
-    rows = []
-    for i in range(len(data.train)):
-        batch = data.train.collate([i])
-        rows.append({k: batch[k][0].tolist() for k in ("input_ids", "attention_mask")})
-        rows[-1]["labels"] = batch["labels"][0].tolist()
-    arguments = TrainingArguments(
-        str(tmp_path), max_steps=12, per_device_train_batch_size=8, report_to=[], use_cpu=True,
-        save_strategy="no", logging_steps=1,
-    )  # fmt: skip
-    tokenizer = load_tokenizer(str(place / "bert"))
-    trainer = Trainer(
-        model, arguments, train_dataset=rows, processing_class=tokenizer, **hybrid.for_trainer()
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    model.save_pretrained(tmp_path / "mine")
-    other = AutoModelForSequenceClassification.from_pretrained(
-        place / "bert", num_labels=3, ignore_mismatched_sizes=True
-    )
-    autopeft.load(other, tmp_path / "mine")
-    batch = data.select.collate(range(4))
-    with torch.no_grad():
-        assert torch.equal(logits_of(model.eval(), batch, KIND), logits_of(other.eval(), batch, KIND))

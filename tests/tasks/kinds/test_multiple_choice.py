@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from support.language import WORDS, save_decoder, word_tokenizer
+from support.training import lora_recipe
 from transformers import LlamaForCausalLM
 
 import autopeft
 from autopeft.assets import load_tokenizer
 from autopeft.errors import AutoPEFTError, DataError, TaskError, UsageError
-from autopeft.recipe import Recipe
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
 from autopeft.tasks import load_task
@@ -27,10 +27,7 @@ from autopeft.training import predict
 
 KIND = get_kind("multiple_choice")
 NUMBERS = WORDS[3:8]
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
-RECIPE = Recipe.from_dict(
-    {"layers": [{"at": "all", "attach": [LORA]}], "training": {"learning_rate": 0.02}, "name": "r"}
-)
+RECIPE = lora_recipe()
 
 
 def questions(rows: int = 80) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,33 @@ import torch
 from support.saved_model import save_backbone
 from support.spans import write_questions
 from support.tiny import tiny_config, tiny_model
-from torch import Tensor
+from support.training import lora_recipe
 from transformers import (
     AutoModelForQuestionAnswering,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
 )
 
 import autopeft
 from autopeft.assets import load_tokenizer
-from autopeft.errors import AutoPEFTError, CompositionError, DataError, TaskError, UsageError
+from autopeft.errors import AutoPEFTError, DataError, TaskError, UsageError
 from autopeft.hybrid import attach
-from autopeft.recipe import Recipe
-from autopeft.report.html import write_report
-from autopeft.runs.folder import load_run
-from autopeft.runs.records import TrialRecord
-from autopeft.search.api import search
-from autopeft.search.core.events import SilentReporter
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
-from autopeft.tasks.kinds import get_kind, get_metric, kind_of_model
+from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.kinds.question_answering import SpanLoss
 from autopeft.tasks.kinds.spans import Answers, RowWindows
 from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.split import Split
 from autopeft.tasks.summary import summarise
-from autopeft.training import TrainingPlan, predict, run_trial
-from autopeft.training.forward import Forward, shortest_forward
-from autopeft.training.gradient import Gradient
+from autopeft.training import TrainingPlan, predict
+from autopeft.training.forward import shortest_forward
 from autopeft.training.head_start import start_head
 from autopeft.training.losses import logits_of
 
 CPU = torch.device("cpu")
 KIND = get_kind("question_answering")
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
 LENGTH = 16  # texts of 4 to 14 words, so that some are in two windows
 QUESTION = "was the film good"
-
-
-def recipe(*whole: dict[str, Any], at: Any = "all") -> Recipe:
-    """LoRA at some layers, and with it or in its place what acts on the whole model."""
-    places = {"model": list(whole)} if whole else {"layers": [{"at": at, "attach": [LORA]}]}
-    return Recipe.from_dict({**places, "training": {"learning_rate": 0.02}, "name": "r"})
 
 
 @pytest.fixture(scope="module")
@@ -87,34 +69,8 @@ def data(place: Path, task: Task) -> EncodedTask:
     return encode(task, load_tokenizer(str(place / "bert")), LENGTH)
 
 
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
 # Loss
 # ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("micro_rows", [None, 1, 5])
-def test_loss_and_gradients_are_those_of_transformers(
-    model: PreTrainedModel, data: EncodedTask, micro_rows: int | None
-) -> None:
-    batch = data.train.collate(range(12))
-    assert 0 < int((batch["labels"] == 0).all(dim=1).sum()) < 12, "windows with and without an answer"
-    assert not bool(batch["attention_mask"].all()), "padding"
-    known = ("input_ids", "attention_mask", "token_type_ids")
-    start, end = batch["labels"].T
-    model.train(False)
-    loss = model(**{k: batch[k] for k in known}, start_positions=start, end_positions=end).loss
-    loss.backward()
-    wanted = gradients(model)
-    gradient = Gradient(Forward(model, kind=KIND), KIND.loss(()), micro_rows=micro_rows or 12, device=CPU)
-    found = gradient.accumulate(batch, [], list(model.parameters()))
-    assert found == pytest.approx(float(loss.detach()), abs=1e-5)
-    for name, own in gradients(model).items():
-        assert torch.allclose(own, wanted[name], atol=1e-5), name
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "mpnet", "gpt2", "llama"])
@@ -176,7 +132,7 @@ def test_the_stored_trunk_gives_the_same_and_all_positions_are_computed(
 ) -> None:
     plan = TrainingPlan(steps=1, batch_size=4, max_length=LENGTH, device="cpu")
     assert KIND.reads(data.train.collate([0])).all()  # type: ignore[union-attr]
-    with attach(model, recipe(at="last 1"), seed=0) as hybrid:
+    with attach(model, lora_recipe(at="last 1"), seed=0) as hybrid:
         hybrid.model.eval()
         forward = shortest_forward(hybrid, data, plan, dropout=False)
         assert forward.trunk is not None
@@ -202,26 +158,11 @@ def test_predictions_do_not_depend_on_the_batch(model: PreTrainedModel, data: En
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_a_prompt_in_front_leaves_tokens_at_their_places(model: PreTrainedModel, data: EncodedTask) -> None:
-    batch = data.train.collate(range(4))
-    plain = logits_of(model, batch, KIND)
-    with attach(model, recipe({"prompt_tuning": {"length": 3}}), seed=0) as hybrid:
-        hybrid.model.eval()
-        assert logits_of(hybrid.model, batch, KIND).shape == plain.shape
-        assert len(predict(hybrid.model, data.select)) == len(data.task.splits["select"])
-
-
 def test_the_head_stays_as_it_was_drawn(model: PreTrainedModel, data: EncodedTask) -> None:
     before = model.get_submodule("qa_outputs").weight.detach().clone()
     plan = TrainingPlan(steps=1, max_length=LENGTH, device="cpu", head_start="probe")
     assert start_head(model, data, plan) is None
     assert torch.equal(model.get_submodule("qa_outputs").weight, before)
-
-
-def test_what_needs_one_distribution_for_a_row_is_refused(model: PreTrainedModel, data: EncodedTask) -> None:
-    plan = TrainingPlan(steps=1, max_length=LENGTH, device="cpu")
-    with pytest.raises(CompositionError, match="one distribution over classes for each row"):
-        run_trial(model, recipe({"infoprompt": {}}), data, plan, splits=("select",))
 
 
 def test_the_mean_of_models_is_one_of_positions() -> None:
@@ -276,7 +217,7 @@ def test_what_does_not_fit_is_refused() -> None:
     metric = get_metric("squad_f1")
     with pytest.raises(TaskError, match="answers of 1 rows against those of 2"):
         KIND.score(metric, outputs_of(2), ANSWERS)
-    with pytest.raises(TaskError, match="scores answers in a text, but got labels such as"):
+    with pytest.raises(TaskError, match="squad_f1"):
         KIND.score(metric, np.zeros(2), np.zeros(2))
     broken = outputs_of(2)[0].windows[0].copy()
     broken[1, 0] = np.nan
@@ -312,11 +253,6 @@ def test_a_function_of_the_users_gets_texts(place: Path) -> None:
     assert seen[-1] == (["good", ""], [["good"], [""]])
 
 
-def test_the_class_of_a_model_tells_the_kind(model: PreTrainedModel) -> None:
-    found, labels = kind_of_model(model.config, type(model).__name__)
-    assert (found.name, labels) == ("question_answering", ())
-
-
 def test_no_answer_after_splitting_is_refused() -> None:
     with pytest.raises(DataError, match="no row of train has an answer after splitting"):
         KIND.check("x", Split(["a"], ["b"], [ANSWERS[1]]), ())
@@ -329,7 +265,7 @@ def test_no_answer_after_splitting_is_refused() -> None:
 def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data.json", 200, empty=4)
     found = autopeft.train(
-        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=300, max_length=LENGTH,
+        recipe=lora_recipe(), task=str(path), model=str(place / "bert"), steps=300, max_length=LENGTH,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     assert found.scores["test"] > 0.9
@@ -370,7 +306,7 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
 def test_a_model_of_questions_that_all_have_answers_always_gives_one(place: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data.jsonl", 40)
     found = autopeft.train(
-        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=2, max_length=LENGTH,
+        recipe=lora_recipe(), task=str(path), model=str(place / "bert"), steps=2, max_length=LENGTH,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     texts = ["a film", "the story was", "bad"]
@@ -384,67 +320,8 @@ def test_a_model_of_questions_that_all_have_answers_always_gives_one(place: Path
 def test_single_texts_are_refused(place: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data.jsonl", 40)
     found = autopeft.train(
-        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=1, max_length=LENGTH,
+        recipe=lora_recipe(), task=str(path), model=str(place / "bert"), steps=1, max_length=LENGTH,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     with pytest.raises(UsageError, match="--text-pair"):
         autopeft.predict(found.folder, QUESTION)
-
-
-class Dies(SilentReporter):
-    """Ends the search, as far as it can tell like a killed process, when a trial has ended."""
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        raise RuntimeError("killed")
-
-
-@pytest.mark.slow  # of classes by default: tests/search/test_goals.py
-def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "budget": "20%", "task": str(place / "data.jsonl"), "model": str(place / "bert"),
-        "max_length": LENGTH, "trials": 2, "steps": 6, "confirm_seeds": 2, "workers": 0,
-        "out": str(tmp_path / "run"), "baselines": "lora,head",
-    }  # fmt: skip
-    with pytest.raises(RuntimeError, match="killed"):
-        search(**options, reporter=Dies())
-    found = search(resume=options["out"], workers=0)
-    assert len(found.trials) == 2
-    assert found.test_mean is not None
-    assert {b.name for b in found.baselines} >= {"head only"}
-    assert found.samples
-    page = write_report(load_run(tmp_path / "run")).read_text()
-    assert "Samples of answers" in page
-    assert "squad_f1" in page
-    assert "always the whole text" in page
-
-
-def trainer_rows(data: EncodedTask) -> Iterator[dict[str, Any]]:
-    batch = data.train.collate(range(len(data.train)))
-    for i in range(len(data.train)):
-        row = {k: batch[k][i].tolist() for k in ("input_ids", "attention_mask", "token_type_ids")}
-        start, end = batch["labels"][i].tolist()
-        yield {**row, "start_positions": start, "end_positions": end}
-
-
-def test_the_trainer_trains_a_hybrid(place: Path, data: EncodedTask, tmp_path: Path) -> None:
-    model = AutoModelForQuestionAnswering.from_pretrained(place / "bert")
-    hybrid = autopeft.attach(model, recipe())
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-    arguments = TrainingArguments(
-        str(tmp_path), max_steps=12, per_device_train_batch_size=8, report_to=[], use_cpu=True,
-        save_strategy="no", logging_steps=1,
-    )  # fmt: skip
-    trainer = Trainer(
-        model, arguments, train_dataset=list(trainer_rows(data)), data_collator=default_data_collator,
-        **hybrid.for_trainer(),
-    )  # fmt: skip
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
-    model.save_pretrained(tmp_path / "mine")
-    other = AutoModelForQuestionAnswering.from_pretrained(place / "bert")
-    autopeft.load(other, tmp_path / "mine")
-    batch = data.select.collate(range(4))
-    with torch.no_grad():
-        assert torch.equal(logits_of(model.eval(), batch, KIND), logits_of(other.eval(), batch, KIND))

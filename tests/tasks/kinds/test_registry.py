@@ -56,11 +56,9 @@ def test_unknown_names_have_near_matches() -> None:
 
 
 def test_what_a_kind_lacks_is_said() -> None:
-    with pytest.raises(
-        TaskError, match=r"lacks claim, config, decisions, .*, summary, metrics, default_metric"
-    ):
+    with pytest.raises(TaskError, match=r"lacks claim, .*default_metric"):
         register_kind("empty")(type("Empty", (TaskKind,), {}))
-    with pytest.raises(TaskError, match="default_metric='accuracy' is not among its metrics"):
+    with pytest.raises(TaskError, match="default_metric='accuracy'"):
         kind_like("odd", default_metric="accuracy")
     with pytest.raises(TaskError, match="already a kind of task 'classification'"):
         kind_like("classification")
@@ -101,5 +99,5 @@ def test_the_surest_claim_wins_unless_the_kind_or_metric_is_named() -> None:
     kind_like("surer", 0.95)
     assert choose_kind(TABLES, ColumnNames(), metric="share").name == "surer"
     kind_like("twin", 0.95)
-    with pytest.raises(DataError, match="of the kinds surer and twin: say which with --kind"):
+    with pytest.raises(DataError, match=r"surer and twin.* --kind"):
         choose_kind(TABLES, ColumnNames())

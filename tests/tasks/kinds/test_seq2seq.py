@@ -22,8 +22,9 @@ from support.language import (
 )
 from support.saved_model import save_backbone
 from support.tiny import randomise
+from support.training import LORA, lora_recipe
 from torch import Tensor
-from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedModel
+from transformers import MBartConfig, MBartForConditionalGeneration
 
 import autopeft
 from autopeft.assets import load_tokenizer
@@ -36,20 +37,15 @@ from autopeft.search.planning.prepare import prepare
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
-from autopeft.tasks.kinds.likelihoods import AnswerLoss, row_likelihoods
 from autopeft.tasks.kinds.targets import EncodedTargets, encode_targets
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import Forward, shortest_forward
-from autopeft.training.gradient import Gradient
 from autopeft.training.losses import logits_of
 
 CPU = torch.device("cpu")
 NAMES = ("t5", "bart")
 KIND = get_kind("seq2seq")
-LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
-RECIPE = Recipe.from_dict(
-    {"layers": [{"at": "all", "attach": [LORA]}], "training": {"learning_rate": 0.03}, "name": "r"}
-)
+RECIPE = lora_recipe(rate=0.03)
 
 
 def rows(count: int = 6) -> EncodedTargets:
@@ -66,59 +62,8 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def theirs(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of transformers itself."""
-    found = model(**{k: v for k, v in batch.items() if k != "task_id"}).loss
-    found.backward()
-    return float(found.detach()), gradients(model)
-
-
-def close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        largest = max(1.0, float(gradient.abs().max()))
-        assert float((found[name] - gradient).abs().max()) <= tolerance * largest, name
-
-
 # Loss
 # ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("narrow", [False, True])
-def test_loss_and_gradients_are_those_of_transformers(name: str, narrow: bool) -> None:
-    model, batch = encoder_decoder(name), batch_of()
-    assert (batch["labels"] == -100).any(), "targets of different lengths"
-    assert (batch["attention_mask"] == 0).any()
-    loss, wanted = theirs(model, batch)
-    logits = Forward(model, kind=KIND)(batch) if narrow else logits_of(model, batch, KIND)
-    assert logits.ndim == (2 if narrow else 3)
-    own = KIND.loss(()).mean(logits, batch["labels"])
-    own.backward()  # type: ignore[no-untyped-call]
-    assert float(own.detach()) == pytest.approx(loss, abs=1e-5)
-    close(gradients(model), wanted)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("micro_rows", [1, 4])
-def test_micro_batches_add_up(name: str, micro_rows: int) -> None:
-    model, batch = encoder_decoder(name), batch_of()
-    loss, wanted = theirs(model, batch)
-    gradient = Gradient(Forward(model, kind=KIND), KIND.loss(()), micro_rows=micro_rows, device=CPU)
-    found = gradient.accumulate(batch, [], list(model.parameters()))
-    assert found == pytest.approx(loss, abs=1e-5)
-    close(gradients(model), wanted)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_narrowed_projection_gives_the_same_logits(name: str) -> None:
-    """T5 scales what its tied projection reads; BART adds a bias behind it."""
-    model, batch = encoder_decoder(name), batch_of()
-    if name == "bart":
-        torch.nn.init.normal_(model.final_logits_bias)
-    whole, alone = logits_of(model, batch, KIND), Forward(model, kind=KIND)(batch)
-    assert torch.allclose(alone, whole[batch["labels"] != -100], atol=1e-6)
-    assert torch.equal(logits_of(model, batch, KIND), whole), "the hook stays"
 
 
 def test_the_decoder_begins_by_the_model_s_own_rule() -> None:
@@ -142,20 +87,8 @@ def test_what_has_no_rule_or_no_first_token_is_refused() -> None:
         KIND.inputs(torch.nn.Linear(2, 2), batch_of())
     model = encoder_decoder("t5")
     model.config.decoder_start_token_id = None
-    with pytest.raises(UsageError, match=r"set decoder_start_token_id and pad_token_id in its config\.json"):
+    with pytest.raises(UsageError, match="decoder_start_token_id"):
         logits_of(model, batch_of(), KIND)
-
-
-def test_likelihoods_of_rows_add_up_to_the_loss() -> None:
-    model, batch = encoder_decoder("t5"), batch_of()
-    with torch.no_grad():
-        logits = logits_of(model, batch, KIND)
-    found = row_likelihoods(logits, batch["labels"], 0)
-    assert found[:, 1].tolist() == [3, 2, 3, 2, 3, 2]
-    loss = float(AnswerLoss(0).mean(logits, batch["labels"]))
-    assert found[:, 0].sum() / found[:, 1].sum() == pytest.approx(loss)
-    best = (logits.argmax(-1) == batch["labels"]).sum(1)
-    assert found[:, 2].tolist() == best.tolist()
 
 
 # Training and use
@@ -382,7 +315,7 @@ def test_another_architecture_is_refused_with_the_way_out(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"which seq2seq needs: take a model such as T5 or BART"):
         KIND.load_model(encoder, ())
     t5 = str(save_encoder_decoder(folder / "t5"))
-    with pytest.raises(UsageError, match=r"is an encoder-decoder, and causal_lm is .*--kind seq2seq"):
+    with pytest.raises(UsageError, match=r"causal_lm .*--kind seq2seq"):
         get_kind("causal_lm").load_model(t5, ())
     with pytest.raises(UsageError, match=r"is an encoder-decoder, and multiple_choice is for decoders"):
         get_kind("multiple_choice").load_model(t5, ())
@@ -420,7 +353,7 @@ def test_a_column_that_is_missing_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"sources and targets \(source, target\).*it has 'source'.*--label"):
         load_task(file, kind="seq2seq")
     texts = written(folder / "texts.jsonl", *({"text": row["source"]} for row in GOOD))
-    with pytest.raises(DataError, match=r"texts without targets, and seq2seq learns a target for each"):
+    with pytest.raises(DataError, match=r"without targets"):
         load_task(texts, kind="seq2seq")
     with pytest.raises(DataError, match=r"has no column 'out' for --label"):
         load_task(written(folder / "more.jsonl", *GOOD), label="out")

@@ -159,9 +159,9 @@ def test_words_are_refused_in_a_sentence(data: Any, said: str) -> None:
 def test_words_in_the_order_of_the_classes() -> None:
     assert LabelWords.parse("bad,good").in_order(["no", "yes"]).words == ("bad", "good")
     assert LabelWords.parse("yes=good,no=bad").in_order(["no", "yes"]) == LabelWords(("bad", "good"))
-    with pytest.raises(TaskError, match="3 label words, and the task has the 2 classes 'no', 'yes'"):
+    with pytest.raises(TaskError, match=r"3 label words.* 2 classes 'no', 'yes'"):
         LabelWords.parse("bad,good,fine").in_order(["no", "yes"])
-    with pytest.raises(TaskError, match=r"of 'yea' is for no class of the task\. Did you mean 'yes'"):
+    with pytest.raises(TaskError, match=r"'yea'.*Did you mean 'yes'"):
         LabelWords.parse("no=bad,yea=good").in_order(["no", "yes"])
 
 

@@ -124,7 +124,7 @@ def test_a_long_question_is_cut_and_told(caplog: pytest.LogCaptureFixture) -> No
     assert which.tolist() == [True, False]
     data = encode_windows(["stay " * 9], [SHORT], None, tokenizer, 16, null=False, kind="x", cached=False)
     assert int(data.lengths.max()) <= 16
-    assert "The questions of 1 of 1 windows have more than 4 tokens, a quarter of 16" in caplog.text
+    assert "1 of 1 windows" in caplog.text
 
 
 def test_answers_that_no_window_holds_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,7 +132,7 @@ def test_answers_that_no_window_holds_are_told(caplog: pytest.LogCaptureFixture)
     data = encode_windows(
         QUESTIONS[:2], [LONG, SHORT], whole, word_pieces(), 24, null=False, kind="x", cached=False
     )
-    assert "1 of 2 answers stand whole in no window of 24 tokens and are not learnt" in caplog.text
+    assert "1 of 2 answers" in caplog.text
     assert data.labels is not None
     assert not data.labels[data.sources == 0].any()
 
@@ -156,7 +156,7 @@ def test_tokens_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_smallest_length_has_room_for_both_texts() -> None:
     data = encode_windows(["stay Ann"], [SHORT], None, word_pieces(), 5, null=False, kind="x", cached=False)
     assert set(data.lengths.tolist()) == {5}
-    with pytest.raises(UsageError, match="leaves no room for a question and its context beside 3 special"):
+    with pytest.raises(UsageError, match="no room for a question"):
         encode_windows(["stay"], [SHORT], None, word_pieces(), 4, null=False, kind="x", cached=False)
 
 

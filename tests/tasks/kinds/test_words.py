@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from support.small_tokenizers import bytes_with_spaces, sentence_pieces, word_pieces
-from transformers import PreTrainedTokenizerFast
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds.tags import Tags
@@ -23,28 +22,20 @@ NAMES = ("O", "B", "I")
 TAGS = [Tags([1, 0, 2, 0], NAMES), Tags([0], NAMES), Tags([0, 1, 1, 0, 0, 2, 1], NAMES)]
 
 
-def first_by_word_ids(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> list[int]:
-    """What the ways of transformers give: -1 but at each word's first token."""
-    ids = tokenizer(words, is_split_into_words=True).word_ids()
-    return [-1 if w is None or w in ids[:i] else w for i, w in enumerate(ids)]
-
-
-def test_as_word_ids_for_word_pieces() -> None:
-    tokenizer = word_pieces()
-    data = encode_words(WORDS, TAGS, tokenizer, 32, kind="token_classification", cached=False)
+@pytest.mark.parametrize(
+    "make", [word_pieces, lambda: bytes_with_spaces(prefix=True)], ids=["pieces", "bytes"]
+)
+def test_words_have_the_tokens_and_places_that_transformers_gives_them(make: Any) -> None:
+    tokenizer = make()
+    data = encode_words(WORDS, TAGS, tokenizer, 64, kind="token_classification", cached=False)
     for i, words in enumerate(WORDS):
         row = slice(data.offsets[i], data.offsets[i + 1])
-        assert data.ids[row].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
-        assert data.word_places[row].tolist() == first_by_word_ids(tokenizer, words)
-
-
-def test_as_word_ids_for_bytes_with_a_space_before_each_word() -> None:
-    data = encode_words(WORDS, TAGS, bytes_with_spaces(prefix=True), 64, kind="x", cached=False)
-    tokenizer = bytes_with_spaces(prefix=True)
-    for i, words in enumerate(WORDS):
-        row = slice(data.offsets[i], data.offsets[i + 1])
-        assert data.ids[row].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
-        assert data.word_places[row].tolist() == first_by_word_ids(tokenizer, words)
+        encoded = tokenizer(words, is_split_into_words=True)
+        ids = encoded.word_ids()
+        assert data.ids[row].tolist() == encoded["input_ids"]
+        # -1 but at each word's first token
+        first = [-1 if w is None or w in ids[:at] else w for at, w in enumerate(ids)]
+        assert data.word_places[row].tolist() == first
 
 
 @pytest.mark.parametrize("make", [bytes_with_spaces, sentence_pieces])
