@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from autopeft.composition import get_composition
 from autopeft.display import box, short
@@ -15,11 +15,35 @@ from autopeft.errors import printable
 from autopeft.graph.tree import Leaf, Tree
 
 if TYPE_CHECKING:
-    from autopeft.graph.core import CompositionGraph
+    from autopeft.graph.tree import Entry
+    from autopeft.recipe import Recipe
+    from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["draw_box", "draw_mermaid", "draw_svg", "draw_text"]
 
 _NOTHING = "(no modules: the head alone trains)"
+
+
+class Drawable(Protocol):
+    """What drawings look at: a `CompositionGraph`, which draws itself in notebooks."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def spec(self) -> BackboneSpec: ...
+
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+
+    @property
+    def trees(self) -> tuple[Tree, ...]: ...
+
+    def sites(self) -> tuple[Site, ...]: ...
+
+    def trees_at(self, site: Site) -> tuple[Tree, ...]: ...
+
+    def leaves(self, tree: Tree) -> Iterator[Entry]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ class _Block:
         return f"{self.stack} · layer{'s' if len(self.layers) > 1 else ''} {self.span}"
 
 
-def _blocks(graph: CompositionGraph) -> list[_Block]:
+def _blocks(graph: Drawable) -> list[_Block]:
     """All layers from the input to the head; methods on tensors of no single site follow, then those on
     logits."""
     found: list[_Block] = []
@@ -77,7 +101,7 @@ def _blocks(graph: CompositionGraph) -> list[_Block]:
     return found
 
 
-def _lines(graph: CompositionGraph) -> list[tuple[str, list[tuple[str, str]]]]:
+def _lines(graph: Drawable) -> list[tuple[str, list[tuple[str, str]]]]:
     """The title of each block that carries something, and what acts at each of its sites on one line."""
 
     def label(tree: Tree) -> str:
@@ -94,7 +118,7 @@ def _lines(graph: CompositionGraph) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def draw_text(graph: CompositionGraph) -> str:
+def draw_text(graph: Drawable) -> str:
     """The graph as lines for a terminal."""
     drawn = _lines(graph)
     if not drawn:
@@ -114,7 +138,7 @@ def _quoted(label: str) -> str:
     return html.escape(label, quote=True).replace("[", "&#91;").replace("]", "&#93;")
 
 
-def draw_mermaid(graph: CompositionGraph) -> str:
+def draw_mermaid(graph: Drawable) -> str:
     """The graph as a Mermaid flowchart, bottom to top."""
     lines = ["flowchart BT"]
     for b, (title, rows) in enumerate(_lines(graph)):
@@ -205,7 +229,7 @@ def _text_width(text: str) -> int:
     return math.ceil(_columns(text) * _CHARACTER) + 2 * _PAD + 6
 
 
-def _boxes(graph: CompositionGraph, trees: Iterable[Tree], *, numbered: bool = False) -> Iterator[_Box]:
+def _boxes(graph: Drawable, trees: Iterable[Tree], *, numbered: bool = False) -> Iterator[_Box]:
     """What acts at a site. A chip says `lora · rank 8`, with the entry's name first where the recipe gives it
     one; children are numbered where their order counts."""
     methods = list(dict.fromkeys(e.method.name for e in graph.entries.values()))
@@ -225,7 +249,7 @@ def _boxes(graph: CompositionGraph, trees: Iterable[Tree], *, numbered: bool = F
 
 
 def _edges(
-    graph: CompositionGraph, left: int, places: Sequence[Mapping[str, Sequence[_Box]]]
+    graph: Drawable, left: int, places: Sequence[Mapping[str, Sequence[_Box]]]
 ) -> dict[str, tuple[int, int]]:
     """Left edge and width of each site's column, in the order of the forward pass."""
     order = {s.name: i for i, s in reversed(list(enumerate(graph.spec.sites)))}
@@ -237,7 +261,7 @@ def _edges(
     return found
 
 
-def draw_svg(graph: CompositionGraph) -> str:
+def draw_svg(graph: Drawable) -> str:
     """The graph as an SVG for a file or inside a page, input at the top.
 
     A row is a layer, or consecutive layers that carry the same; a column is a kind of site. Boxes at a site
@@ -295,7 +319,7 @@ def draw_svg(graph: CompositionGraph) -> str:
     )
 
 
-def draw_box(graph: CompositionGraph, title: str, *parts: str, note: str) -> str:
+def draw_box(graph: Drawable, title: str, *parts: str, note: str) -> str:
     """The graph below `parts` in a box for a notebook, in the page's own colours (see `autopeft.display`)."""
     colours = "--graph-ink:currentColor;--graph-ground:none"
     drawn = f'<div style="overflow:auto;max-height:40em;{colours}">{draw_svg(graph)}</div>'

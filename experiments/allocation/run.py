@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
+from lib.by_pooler import BY_POOLER, read_as
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
 from lib.parts import asked_part
@@ -33,7 +34,6 @@ from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
-from autopeft.recipe.pooling import BY_POOLER, pooled
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
@@ -111,7 +111,7 @@ def measure(training: Training) -> dict[str, Any]:
     data = encoded_with_further_rows(t.task, ROWS, seed=SPLIT)
     plan = quick_plan(t.steps, t.seed)
     reads = BY_POOLER if t.pooling == "mean" else t.pooling  # as all rows so far
-    recipe, checkpoint, select = pooled(recipes()[t.hash][1], reads), None, dict[str, Any]()  # type: ignore[arg-type]
+    recipe, checkpoint, select = read_as(recipes()[t.hash][1], reads), None, dict[str, Any]()
     begun = time.process_time()
     for until in (*HORIZONS[t.steps], t.steps):
         last = until == t.steps

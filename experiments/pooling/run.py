@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
+from lib.by_pooler import BY_POOLER, read_as
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan, with_further_rows
 from lib.measuring import note
 from lib.parts import asked_part
@@ -29,7 +30,6 @@ from lib.storage import append_row, read_rows
 from autopeft import Recipe
 from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
-from autopeft.recipe.pooling import BY_POOLER, pooled
 from autopeft.search.planning.pooling import find_pooling
 from autopeft.training import run_trial
 
@@ -62,7 +62,7 @@ def recipe(training: Training) -> Recipe:
     lora = [{"at": "all", "attach": [{"lora": {"rank": 12}}]}] if training.rate else []
     rates = {"learning_rate": training.rate or 1e-2, "groups": {"head": {"learning_rate": 1e-2}}}
     plain = Recipe.from_dict({"name": "lora" if lora else "head", "layers": lora, "training": rates})
-    return pooled(plain, training.pooling)  # type: ignore[arg-type]
+    return read_as(plain, training.pooling)
 
 
 def cells() -> Iterator[Training]:

@@ -34,6 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from evaluation import asked_everywhere, evaluation
+from lib.by_pooler import BY_POOLER, read_as
 from lib.measuring import note
 from lib.parts import part_of
 from lib.storage import append_row, read_rows, write_whole
@@ -42,7 +43,7 @@ from autopeft import load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
-from autopeft.recipe.pooling import BY_POOLER, Pooling, pooled
+from autopeft.recipe.pooling import Pooling
 from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio import evidence
 from autopeft.search.portfolio.evidence import Key, reference_of
@@ -183,7 +184,7 @@ def measure(cell: Cell, member: FittedRecipe) -> dict[str, Any]:
         steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe"
     )
     before = time.process_time()
-    recipe = pooled(member.recipe, BY_POOLER if reads == "mean" else reads)  # as all rows so far
+    recipe = read_as(member.recipe, BY_POOLER if reads == "mean" else reads)  # as all rows so far
     done = run_trial(_model(cell.model, cell.task), recipe, _data(cell), plan, splits=("select",))
     told = asdict(replace(member, recipe=None, counts=None))  # type: ignore[arg-type]
     told = {key: value for key, value in told.items() if value is not None}

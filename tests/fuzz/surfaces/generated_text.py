@@ -188,7 +188,6 @@ def _first(text: str, use: Callable[[str], None]) -> Callable[[Path], Call]:
 
 _LONG = {
     "a word of a million letters": "a" * _LETTERS,
-    "half a million words in two sorts": "a b " * (_LETTERS // 4),
     "a million commands": "\x1b" * _LETTERS,
     "a million halves of letters": "\ud800" * _LETTERS,
 }

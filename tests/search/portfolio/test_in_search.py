@@ -101,7 +101,3 @@ def test_a_packaged_tasks_cluster_is_left_out(place: dict[str, Any], asked: list
     named = {k: v for k, v in place.items() if k not in ("text", "label")}
     first(prepare(SearchArguments(**{**named, "task": "trec-fine"}, train_rows=100)))
     assert asked == [("5%", 100, 12, ("trec",))]
-
-
-def test_runs_begun_before_go_on_without() -> None:
-    assert SearchArguments.before["portfolio"] is False
