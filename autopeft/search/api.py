@@ -25,21 +25,20 @@ from autopeft.search.controller.precision import PrecisionStage
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
-from autopeft.search.optimization.storage import journal_begun
+from autopeft.search.optimization.journal import journal_begun
 from autopeft.search.optimization.warm_start import points_from, runs_as_paths
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
-from autopeft.search.planning.prepare import Prepared, prepare
+from autopeft.search.planning.prepare import Prepared, prepare, worker_setup
 from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
-from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.portfolio.recommend import KIND, own_clusters
 from autopeft.search.portfolio.starting import portfolio_points
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.verdicts import Judge
+from autopeft.search.space.candidate import keeps_within
 from autopeft.search.space.initial_points import starting_points, upper_points
-from autopeft.search.space.within import keeps_within
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track

@@ -89,8 +89,9 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
     for name in LORAS:
         recipe = next(fitted(t, spec, limit)[-2].recipe for t in templates() if t.name == name)
         found[build_graph(recipe, spec).trial_hash()] = (f"{name}, slower", recipe)
+    bound = space.bind(spec)
     while len(found) < len(PORTFOLIO) + len(LORAS) + DRAWN:
-        recipe = repair(space, space.sample(rng, spec), limit, spec).recipe
+        recipe = repair(bound, bound.sample(rng), limit).recipe
         found.setdefault(build_graph(recipe, spec).trial_hash(), ("drawn", recipe))
     return found
 

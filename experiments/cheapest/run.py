@@ -40,8 +40,7 @@ from autopeft import Recipe, load_task
 from autopeft.runs.folder import load_run
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.prepare import Prepared, prepare
-from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.planning.prepare import Prepared, prepare, worker_setup
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.selection.contender import fresh_seeds
 from autopeft.tasks import Task

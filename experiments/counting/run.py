@@ -182,7 +182,7 @@ def agree(d: Draw, model: Any | None) -> int:
 def duplicates(d: Draw) -> dict[str, int]:
     """How many draws are recipes that were drawn before."""
     counter = PointCounter(d.bound)
-    seen = Tally(counter.hash(point) for point in d.points)
+    seen = Tally(counter.measure(point).hash for point in d.points)
     return {
         "points": len(d.points),
         "empty_draws": d.empty,

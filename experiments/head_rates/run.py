@@ -30,8 +30,7 @@ from autopeft import Recipe
 from autopeft.recipe.pooling import pooled
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.prepare import Prepared, prepare
-from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.planning.prepare import Prepared, prepare, worker_setup
 
 __all__ = ["recipe", "tables"]
 

@@ -25,10 +25,10 @@ def draw(
 ) -> list[Repaired]:
     """The first `count` different recipes that a random walk through the space gives inside the budget."""
     rng = random.Random(seed)
-    members, limits = Space.from_file(space), Budget.parse(budget)
+    members, limits = Space.from_file(space).bind(spec), Budget.parse(budget)
     found: dict[str, Repaired] = {}
     while len(found) < count:
-        drawn = repair(members, members.sample(rng, spec), limits, spec)
+        drawn = repair(members, members.sample(rng), limits)
         found.setdefault(drawn.recipe.hash(), drawn)
     return list(found.values())
 

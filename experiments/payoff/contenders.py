@@ -28,8 +28,7 @@ from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.prepare import Prepared, prepare
-from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.planning.prepare import Prepared, prepare, worker_setup
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
 from autopeft.search.selection.contender import fresh_seeds
 

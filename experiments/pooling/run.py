@@ -30,7 +30,7 @@ from lib.storage import append_row, read_rows
 from autopeft import Recipe
 from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
-from autopeft.search.planning.pooling import find_pooling
+from autopeft.search.planning.probes import find_pooling
 from autopeft.training import run_trial
 
 __all__ = ["Training", "cells", "recipe", "tables"]

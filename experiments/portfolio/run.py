@@ -44,7 +44,7 @@ from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.recipe.pooling import Pooling
-from autopeft.search.planning.pooling import find_pooling
+from autopeft.search.planning.probes import find_pooling
 from autopeft.search.portfolio import evidence
 from autopeft.search.portfolio.evidence import Key, reference_of
 from autopeft.search.portfolio.packing import packed

@@ -27,8 +27,7 @@ from tables import TASKS, tables
 
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.prepare import prepare
-from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.planning.prepare import prepare, worker_setup
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent

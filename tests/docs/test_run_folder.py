@@ -11,7 +11,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets.cache import PACKAGED
 from autopeft.search.api import search
-from autopeft.search.planning import precision
+from autopeft.search.planning import probes
 
 PAGE = "docs/run-folder.md"
 RECORDED = ROOT / "tests/fixtures/runs"
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPEFT_CACHE", str(found / "cache"))
-        patch.setattr(precision, "_LEAST", 0)  # the tiny backbone is measured as a large one is
+        patch.setattr(probes, "_LEAST", 0)  # the tiny backbone is measured as a large one is
         search(
             task=str(write_reviews(found / "data.csv")), text="body", label="verdict", budget="20%",
             space="lora", model=str(save_backbone(found / "model")), trials=2, steps=4, confirm=1,

@@ -18,7 +18,7 @@ from autopeft.search.api import plan, search
 from autopeft.search.core.events import SilentReporter
 from autopeft.search.execution import runners
 from autopeft.search.execution.logged_jobs import handed_out
-from autopeft.search.planning import limits, precision
+from autopeft.search.planning import limits, probes
 from autopeft.search.planning.resume import prepare_here
 from autopeft.training.precision import PrecisionProbe
 
@@ -29,8 +29,8 @@ class Times:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.fp32, self.probes, self.measured_in = 3.0, 0, list[str]()
         self._calibrate = limits.calibrate
-        patch.setattr(precision, "LARGE", 1)
-        patch.setattr(precision, "_LEAST", 0)
+        patch.setattr(probes, "LARGE", 1)
+        patch.setattr(probes, "_LEAST", 0)
         patch.setattr(runners, "probe_precision", self._probe)
         patch.setattr(limits, "calibrate", self._measure)
 

@@ -22,7 +22,7 @@ from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import plan, search
 from autopeft.search.core.events import SearchInfo
-from autopeft.search.planning import cost
+from autopeft.search.planning import dry_run
 
 SPACE = """
 autopeft: 2
@@ -154,7 +154,7 @@ def test_a_dry_run_counts_finalists_and_seeds_in_words(arguments: dict[str, Any]
 def test_a_time_budget_bounds_the_foretold_time_but_for_what_is_trained_in_any_case(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "gemm_speed", lambda: 1e7)
+    monkeypatch.setattr(dry_run, "gemm_speed", lambda: 1e7)
     effort = {**arguments, "trials": 1000, "workers": 1, "baselines": "lora"}
     whole = plan(**effort).estimate
     each = whole.trial_seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.core.stages import Priority, Room
-from autopeft.search.planning.precision import (
+from autopeft.search.planning.probes import (
     PrecisionFinding,
     final_precision,
     kept_precision,

@@ -17,9 +17,8 @@ from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress, Trai
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.logged_jobs import HandedOut, digests, handed_out, log_file
 from autopeft.search.execution.worker import WorkerSetup, release, run_job
-from autopeft.search.planning.prepare import Prepared, versions
+from autopeft.search.planning.prepare import Prepared, versions, worker_setup
 from autopeft.search.planning.resume import prepare_here
-from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.strategies.registry import STRATEGIES
 
 __all__ = ["Rerun", "find_job", "prepare_rerun"]

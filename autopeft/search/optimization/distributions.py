@@ -26,7 +26,7 @@ class Codec:
     Choices with an order become an index, so that samplers see it; other choices stay categorical.
 
     Attributes:
-        distributions: of what samplers propose, by parameter.
+        distributions: from which samplers propose, by parameter.
         recorded: of the space's own values, by parameter, as the journal holds them.
         ordered: names of the choices with an order.
     """
@@ -37,9 +37,17 @@ class Codec:
         self.recorded: dict[str, BaseDistribution] = {}
         self._indexed: dict[str, tuple[Any, ...]] = {}
         for p in parameters:
-            found = self.distributions[p.name] = self._distribution(p)
-            indexed = self._indexed.get(p.name)
-            self.recorded[p.name] = CategoricalDistribution(indexed) if indexed else found
+            found: BaseDistribution
+            if p.kind == "int":
+                found = IntDistribution(int(p.low), int(p.high), log=bool(p.log))
+            elif p.kind == "float":
+                found = FloatDistribution(float(p.low), float(p.high), log=bool(p.log))
+            else:
+                found = CategoricalDistribution(p.choices)
+            self.distributions[p.name] = self.recorded[p.name] = found
+            if p.kind == "categorical" and p.ordered:
+                self._indexed[p.name] = p.choices
+                self.distributions[p.name] = IntDistribution(0, len(p.choices) - 1)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Check that these are values of the space, all of them.
@@ -55,16 +63,6 @@ class Codec:
     @property
     def ordered(self) -> list[str]:
         return list(self._indexed)
-
-    def _distribution(self, p: Parameter) -> BaseDistribution:
-        if p.kind == "int":
-            return IntDistribution(int(p.low), int(p.high), log=bool(p.log))
-        if p.kind == "float":
-            return FloatDistribution(float(p.low), float(p.high), log=bool(p.log))
-        if p.ordered:
-            self._indexed[p.name] = p.choices
-            return IntDistribution(0, len(p.choices) - 1)
-        return CategoricalDistribution(p.choices)
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters as the space's values."""

@@ -1,6 +1,6 @@
 """Which recipe goes before which: by score, and the Pareto front of deployed parameters against the score.
 
-Whatever ranks recipes uses these rules: rungs, finalists, warm starts, the front and the report.
+Rungs, finalists, warm starts, the front and the report all rank by these rules.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Order = tuple[float, float, float]
 
 
 def order(score: float, cost: float | None = 0, number: float | None = 0) -> Order:
-    """Sorts the best first: by score, of equal scores the one of less cost (its size, where nothing else is
-    said), of equal costs the earlier one. What has no cost or no number comes after those that have."""
+    """A sort key, best first: by score, then the lower cost (the size, unless another is given), then the
+    earlier trial. A recipe without a cost or a number follows those that have one."""
     return -score, math.inf if cost is None else cost, math.inf if number is None else number
 
 

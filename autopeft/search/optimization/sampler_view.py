@@ -1,13 +1,14 @@
-"""What a sampler sees: the whole history at full fidelity, in memory.
+"""What a sampler sees: the whole history at full fidelity, as a study in memory.
 
-A trial that paused at a rung enters with the score that it would have if it gained, from there on, what those
-gained that went on; its real score and rung stand beside it, for samplers that can use them.
+A trial that paused at a rung enters with the score that it has there plus the mean gain of those that went on
+from it. Its real score and rung stand beside that, for samplers that can use them: `History` reads them.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,21 +16,31 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
-__all__ = ["DIRECTIONS", "Observation", "ask", "gains", "view_of"]
+__all__ = [
+    "DIRECTIONS",
+    "History",
+    "Observation",
+    "Outcome",
+    "Point",
+    "Repair",
+    "ask",
+    "gains",
+    "view_of",
+]
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
 
 @dataclass
 class Observation:
-    """What is known of one trial.
+    """One trial, as the study knows it.
 
     Attributes:
         params: the sampler's raw parameters.
         point: the repaired values of the space.
-        cost: what a second objective makes small.
+        cost: the second objective, which is minimised.
         rungs: step to score on *select*, the last rung's included.
         failed: nothing can be learned from it.
         hash: of the repaired recipe.
@@ -66,35 +77,27 @@ def view_of(
     """An in-memory study of `seen`, in order; `steps` are the rungs."""
     # Optuna tells of every study that is made.
     optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.ERROR))
-    ahead = gains(seen, steps)
+    ahead, full = gains(seen, steps), steps[-1]
     study = optuna.create_study(directions=DIRECTIONS[:objectives], sampler=sampler)
     for trial in seen:
-        study.add_trial(_frozen(trial, dict(distributions), ahead, steps[-1], objectives))
+        attributes: dict[str, Any] = {"point": dict(trial.point), "cost": trial.cost, "hash": trial.hash}
+        values: list[float] | None = None
+        state = TrialState.FAIL if trial.failed else TrialState.RUNNING
+        reached = max(trial.rungs, default=None)
+        if reached is not None and not trial.failed:
+            score, state = trial.rungs[reached], TrialState.COMPLETE
+            attributes.update(rung=reached, full=reached == full, score=score)
+            values = [score + ahead[reached], float(trial.cost)][:objectives]
+        study.add_trial(
+            create_trial(
+                state=state,
+                values=values,
+                params=dict(trial.params),
+                distributions=dict(distributions),
+                user_attrs=attributes,
+            )
+        )
     return study
-
-
-def _frozen(
-    trial: Observation,
-    distributions: dict[str, BaseDistribution],
-    ahead: Mapping[int, float],
-    full: int,
-    objectives: int,
-) -> FrozenTrial:
-    reached = max(trial.rungs, default=None)
-    attributes: dict[str, Any] = {"point": dict(trial.point), "cost": trial.cost, "hash": trial.hash}
-    values: list[float] | None = None
-    state = TrialState.FAIL if trial.failed else TrialState.RUNNING
-    if reached is not None and not trial.failed:
-        score = trial.rungs[reached]
-        attributes.update(rung=reached, full=reached == full, score=score)
-        values, state = [score + ahead[reached], float(trial.cost)][:objectives], TrialState.COMPLETE
-    return create_trial(
-        state=state,
-        values=values,
-        params=dict(trial.params),
-        distributions=distributions,
-        user_attrs=attributes,
-    )
 
 
 def ask(study: Study, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -102,3 +105,84 @@ def ask(study: Study, distributions: Mapping[str, BaseDistribution]) -> dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return dict(study.ask(dict(distributions)).params)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A repaired suggestion.
+
+    Attributes:
+        values: the space's values after repair, by parameter name.
+        cost: the second objective, known before training: deployed parameters, or the cost of a training
+            step.
+        hash: equal for recipes that train the same.
+    """
+
+    values: Mapping[str, Any]
+    cost: float
+    hash: str
+
+
+Repair = Callable[[dict[str, Any]], "Point | None"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished trial.
+
+    Attributes:
+        params: Optuna's parameters, before repair.
+        values: the space's values, after repair.
+        rung: training steps at which `score` was taken.
+        objectives: the values of the trial; for one that was stopped early they may be extrapolated.
+    """
+
+    params: Mapping[str, Any]
+    values: Mapping[str, Any]
+    cost: float
+    rung: int
+    score: float
+    objectives: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """A study at one moment.
+
+    Attributes:
+        outcomes: finished trials with finite values, in order.
+        hashes: of every recipe in the study, running and failed ones too, where they are known.
+        trials: number of trials with parameters, running and failed ones too.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    hashes: set[str] = field(default_factory=set)
+    trials: int = 0
+
+    @classmethod
+    def of(cls, study: Study, repair: Repair) -> History:
+        """Read a study. Where a trial's user attributes lack `point`, `cost` or `hash`, `repair` supplies
+        them; where they lack `score` and `rung`, its value counts, at one rung for all."""
+        outcomes: list[Outcome] = []
+        hashes: set[str] = set()
+        # The trial that the sampler is proposing for has no parameters yet.
+        trials = [t for t in study.get_trials(deepcopy=False) if t.params]
+        for trial in trials:
+            a = trial.user_attrs
+            if a.keys() >= {"point", "cost", "hash"}:
+                point: Point | None = Point(a["point"], float(a["cost"]), a["hash"])
+            elif (point := repair(dict(trial.params))) is not None:
+                point = Point(a.get("point", point.values), float(a.get("cost", point.cost)), point.hash)
+            if point is None or not point.values:
+                continue
+            hashes.add(point.hash)
+            values = trial.values if trial.state == TrialState.COMPLETE else None
+            if values is None or not all(map(math.isfinite, values)):
+                continue
+            score, rung = a.get("score"), a.get("rung", 0)
+            if score is None or not math.isfinite(score):
+                score, rung = values[0], 0
+            outcomes.append(
+                Outcome(trial.params, point.values, point.cost, rung, float(score), tuple(values))
+            )
+        return cls(outcomes, hashes, len(trials))

@@ -1,12 +1,10 @@
-"""The search's memory: an Optuna study in a journal file, with repair, duplicates, rungs and failures handled
-by us.
+"""The study of a search: proposals and results in a journal file; repair, duplicates, rungs and failures.
 
-The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the
-sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
-its known score and never trained again. The journal holds what the recipe is (`entries`). The sampler sees
-the history through a view (`sampler_view`), with its *raw* parameters and the repaired recipe's score. A
-trial that has reached a rung is RUNNING in the journal until it goes on to the end (COMPLETE) or the search
-ends without it (PRUNED).
+The journal is the only source of truth: what is not in it did not happen. A proposal of the sampler is mapped
+to a recipe, repaired into the budget and hashed; a recipe that was already scored is told its known score and
+never trained again. The sampler sees the history through a view (`sampler_view`), with the parameters as it
+proposed them and the score of the repaired recipe. A trial that has reached a rung is RUNNING in the journal
+until it goes on to the end (COMPLETE) or the search ends without it (PRUNED).
 """
 
 from __future__ import annotations
@@ -29,19 +27,21 @@ from autopeft.runs.records import CountTable, RecordState, TrialRecord
 from autopeft.search.core.goals import COSTS, Cost
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.optimization.entries import (
+from autopeft.search.optimization.journal import (
+    FIRST,
     FORMAT,
+    NAME,
     PROPOSED,
     InUse,
     all_in_use,
     check_values,
     entry,
+    open_journal,
     proposed,
 )
 from autopeft.search.optimization.pareto import best_first
-from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
-from autopeft.search.optimization.samplers import Point, make_sampler
-from autopeft.search.optimization.storage import FIRST, NAME, open_journal
+from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, Point, ask, view_of
+from autopeft.search.optimization.samplers import make_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.parameters import Parameter, every_point
 
@@ -78,7 +78,7 @@ class SearchStudy:
             exists.
         rungs: steps at which trials are scored.
         objectives: 1 for the score, 2 for score and cost.
-        cost: what the second objective makes small.
+        cost: the second objective, which is minimised.
         first: values tried before the sampler's own, on a new study.
         in_use: tells which parameters had a part in a recipe; the journal leaves out the others.
         patience: proposals in a row that may be known already before the space counts as exhausted; those
@@ -114,7 +114,20 @@ class SearchStudy:
         self._duplicates: dict[int, list[int]] = {}
         self._fresh: list[int] = []
         self._storage = open_journal(journal)
-        self.study = self._study()
+        if self._storage.get_all_studies():  # `load_if_exists` would write a line first
+            self.study = optuna.load_study(storage=self._storage, study_name=NAME)
+        else:
+            self.study = optuna.create_study(
+                storage=self._storage, study_name=NAME, directions=DIRECTIONS[:objectives]
+            )
+        if len(self.study.directions) != objectives:
+            raise DataError(
+                f"This journal has {len(self.study.directions)} objectives and the search {objectives}."
+            )
+        if objectives == 2 and self.study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names(["score", COSTS[cost]])
         self._study_id = self._storage.get_study_id_from_name(NAME)
         past = self.study.get_trials(deepcopy=False)
         if past and self.study.user_attrs.get("journal") != FORMAT:
@@ -140,27 +153,11 @@ class SearchStudy:
             parameters=parameters,
         )
 
-    def _study(self) -> optuna.Study:
-        directions = DIRECTIONS[: self.objectives]
-        if self._storage.get_all_studies():  # `load_if_exists` would write a line first
-            study = optuna.load_study(storage=self._storage, study_name=NAME)
-        else:
-            study = optuna.create_study(storage=self._storage, study_name=NAME, directions=directions)
-        if len(study.directions) != self.objectives:
-            raise DataError(
-                f"This journal has {len(study.directions)} objectives and the search {self.objectives}."
-            )
-        if self.objectives == 2 and study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["score", COSTS[self.cost]])
-        return study
-
     # Coming back
     # --------------------------------------------------------------------------------------------------
 
     def _adopt(self, past: Sequence[FrozenTrial]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Take in the trials of an earlier process; returns points to propose first, with their marks."""
+        """Read the trials of an earlier process; returns points to propose first, with their attributes."""
         lost: dict[int, dict[str, Any]] = {}
         used: set[int] = set()
         for t in past:
@@ -175,7 +172,10 @@ class SearchStudy:
             lost.pop(a.get("again", -1), None)
             self._seen.append(self._as_seen(t))
             if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
-                self._end(t.number, "The process that ran this trial ended before it did.", "stopped")
+                error = "The process that ran this trial ended before it did."
+                outcome = {"error": error, "failure": "stopped"}
+                self._storage.set_trial_user_attr(self._trial_id(t.number), "outcome", outcome)
+                self._finish(t.number, TrialState.FAIL, None)
             else:
                 self._place(t)
             record = self._records.get(t.number)
@@ -229,7 +229,15 @@ class SearchStudy:
         """
         refused: AutoPEFTError | None = None
         for attempt in range(self._patience):
-            values, marks = self._suggest(at_random=attempt >= min(_MODELLED, self._patience // 2))
+            if self._pending:
+                point, come = self._pending.popleft()
+                values, marks = dict(point), dict(come)
+            else:
+                modelled = attempt < min(_MODELLED, self._patience // 2)
+                sampler = self._sampler if modelled else RandomSampler(seed=self._seed + len(self._seen))
+                space, steps = self._codec.distributions, self.rungs.steps
+                view = view_of(self._seen, space, steps, sampler, objectives=self.objectives)
+                values, marks = self._codec.decode(ask(view, space)), {}
             try:
                 repaired = self._repair(values)
             except AutoPEFTError as error:
@@ -257,18 +265,6 @@ class SearchStudy:
         self._known[found.hash] = number
         return Proposal(number, own["recipe"], found.hash, own["counts"])
 
-    def _suggest(self, *, at_random: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Values of the space to try next, and user attributes that tell where they come from."""
-        if self._pending:
-            values, marks = self._pending.popleft()
-            return dict(values), dict(marks)
-        sampler = self._sampler
-        if at_random:
-            sampler = RandomSampler(seed=self._seed + len(self._seen))
-        steps = self.rungs.steps
-        view = view_of(self._seen, self._codec.distributions, steps, sampler, objectives=self.objectives)
-        return self._codec.decode(ask(view, self._codec.distributions)), {}
-
     def _point(self, params: dict[str, Any]) -> Point | None:
         """A suggestion repaired, for samplers that look ahead; `None` where there is nothing to repair to."""
         try:
@@ -282,9 +278,9 @@ class SearchStudy:
         values: Mapping[str, Any],
         attributes: Mapping[str, Any],
         state: TrialState,
-        told: Sequence[float] | None = None,
+        objectives: Sequence[float] | None = None,
     ) -> int:
-        template = entry(self._codec, values, attributes, self._in_use, state, told)
+        template = entry(self._codec, values, attributes, self._in_use, state, objectives)
         trial_id = self._storage.create_new_trial(self._study_id, template)
         trial = self._storage.get_trial(trial_id)
         self._seen.append(self._as_seen(trial))
@@ -292,16 +288,16 @@ class SearchStudy:
         return int(trial.number)
 
     def _copy(self, values: Mapping[str, Any], marks: Mapping[str, Any], number: int) -> None:
-        """A trial of a recipe that is known: told its score at once, or once it is there."""
+        """A trial of a known recipe: it gets the score at once, or when the original has one."""
         original = self._records.get(number)
         if original is None:
             self._create(values, marks, TrialState.RUNNING)
             return
-        state, told, outcome = self._told(original)
+        state, scores, outcome = self._outcome_of(original)
         known = {"outcome": outcome, **({"merits": dict(original.merits)} if original.merits else {})}
-        self._fresh.append(self._create(values, {**marks, **known}, state, told))
+        self._fresh.append(self._create(values, {**marks, **known}, state, scores))
 
-    def _told(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
+    def _outcome_of(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
         outcome = {"error": original.error, "failure": original.failure}
         if original.state == "complete":
             return TrialState.COMPLETE, self._values(original), outcome
@@ -312,7 +308,7 @@ class SearchStudy:
         return [record.score or 0.0, self.cost_of(record)][: self.objectives]
 
     def cost_of(self, recipe: TrialRecord | Candidate) -> float:
-        """What the second objective makes small, of a trial or of a recipe that was not trained yet."""
+        """The second objective of a trial, or of a recipe that was not trained yet."""
         found: float | None = getattr(recipe, self.cost)
         return float(found or 0.0)
 
@@ -345,7 +341,7 @@ class SearchStudy:
         return True
 
     def record(self, number: int, result: JobResult) -> bool:
-        """Store what came of a proposal; a second call for the same number changes nothing and returns
+        """Store the result of a proposal; a second call for the same number changes nothing and returns
         `False`.
 
         A failed job and a score that is not finite become a failed trial.
@@ -375,7 +371,7 @@ class SearchStudy:
             merits = {**before.merits, str(self.rungs.full): result.merit}
             self._storage.set_trial_user_attr(trial_id, "merits", merits)
         if error is None:
-            # What data-dependent methods left, rather than the bound that the repair counted.
+            # The parameters that data-dependent methods left, rather than the bound that repair counted.
             ended = replace(before, score=score, counts=result.counts or before.counts)
             state, values = TrialState.COMPLETE, self._values(ended)
         self._finish(number, state, values)
@@ -385,11 +381,6 @@ class SearchStudy:
         """End a paused trial that will not go on: it is recorded as stopped at its rung."""
         self._finish(number, TrialState.PRUNED, None)
         return self._records[number]
-
-    def _end(self, number: int, error: str, failure: str) -> None:
-        trial_id = self._trial_id(number)
-        self._storage.set_trial_user_attr(trial_id, "outcome", {"error": error, "failure": failure})
-        self._finish(number, TrialState.FAIL, None)
 
     def _finish(self, number: int, state: TrialState, values: list[float] | None) -> None:
         trial_id = self._trial_id(number)
@@ -403,14 +394,14 @@ class SearchStudy:
         self._tell_duplicates_of(record)
 
     def _tell_duplicates_of(self, record: TrialRecord) -> None:
-        """Tell the duplicates that waited for a trial what came of it."""
+        """Give the outcome of a trial to the duplicates that waited for it."""
         for number in self._duplicates.pop(record.number or 0, ()):
-            told, copied, outcome = self._told(record)
+            state, scores, outcome = self._outcome_of(record)
             self._storage.set_trial_user_attr(self._trial_id(number), "outcome", outcome)
             if record.merits:
                 self._storage.set_trial_user_attr(self._trial_id(number), "merits", dict(record.merits))
             self._fresh.append(number)
-            self._finish(number, told, copied)
+            self._finish(number, state, scores)
 
     def _trial_id(self, number: int) -> int:
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
@@ -419,7 +410,7 @@ class SearchStudy:
     # ------------------------------------------------------------------------------------------------------
 
     def take_duplicates(self) -> list[TrialRecord]:
-        """Records of duplicates that were told since the last call."""
+        """Records of duplicates that got their outcome since the last call."""
         fresh, self._fresh = self._fresh, []
         return [self._records[n] for n in fresh]
 
@@ -492,7 +483,7 @@ _STATES: dict[TrialState, RecordState] = {
 
 
 def _marks_of(found: Candidate) -> dict[str, Any]:
-    """What a trial's attributes say of its recipe."""
+    """The attributes of a trial that describe its recipe."""
     marks = {
         "recipe": found.recipe.to_dict(),
         "hash": found.hash,

@@ -1,8 +1,8 @@
 """Rungs: trials pause after a share of their steps, and only the better ones go on.
 
 Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934, algorithm 2): of the trials that have
-reached a rung, the best 1/η may go on to the next one, as soon as there are enough of them; nobody waits for
-a rung to fill. A paused trial goes on from its checkpoint.
+reached a rung, the best 1/η may go on to the next one, as soon as there are enough of them; no trial waits
+for a rung to fill. A paused trial goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from autopeft.search.optimization.pareto import nondominated, order
 
 __all__ = ["FIDELITIES", "Rungs", "Standing", "SuccessiveHalving", "ranked"]
 
-# What a trial has less of below the last rung: steps, or steps and training rows alike.
+# What a trial has less of below the last rung: steps, or both steps and training rows.
 FIDELITIES = ("steps", "data", "none")
 # Before this step losses hardly tell good recipes apart: from probed heads their rank correlation with the
 # end is 0.3 to 0.7 at step 20, about zero within the better half (`experiments/allocation`).
@@ -74,8 +74,7 @@ class Rungs:
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial's standing at a rung: its merit on *select* there, and its cost, which a second objective makes
-    small."""
+    """A trial on a rung: its score on *select* there, and its cost, the second objective."""
 
     number: int
     score: float
@@ -102,7 +101,7 @@ def _order(entry: Standing) -> tuple[float, float, float]:
 
 
 def _spread(front: Sequence[Standing]) -> list[Standing]:
-    """By crowding distance (Deb et al. 2002), the loneliest first; the ends come before all others."""
+    """By crowding distance (Deb et al. 2002), the largest first; both ends have an infinite one."""
     if len(front) < 3:
         return list(front)
     scores, costs = front[0].score - front[-1].score, front[0].cost - front[-1].cost
@@ -117,7 +116,7 @@ def _spread(front: Sequence[Standing]) -> list[Standing]:
 
 
 class SuccessiveHalving:
-    """Who stands on which rung, and who goes on.
+    """Which trials are on which rung, and which go on.
 
     Args:
         planned: trials of the whole search, which bounds how many can ever go on.

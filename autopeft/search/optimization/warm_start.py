@@ -1,4 +1,4 @@
-"""Warm starts: what other searches found, as points of this space.
+"""Warm starts: recipes that other searches found, as points of this space.
 
 A recipe of another run may come from another space, budget, backbone or version, so recipes travel, not
 parameters.
@@ -17,17 +17,14 @@ from typing import Any
 from autopeft.errors import RecipeError, UsageError, near
 from autopeft.foreign import file_in, local_path, parse_json
 from autopeft.graph import build_graph
-from autopeft.recipe import (
-    Recipe,
-    recipe_names,
-)
+from autopeft.recipe import Recipe, recipe_names
 from autopeft.runs.folder import RunFolder, list_runs, load_run
 from autopeft.runs.records import TrialRecord, read_record
 from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import Match, values_of
 
-__all__ = ["Match", "points_from", "runs_as_paths", "values_of"]
+__all__ = ["points_from", "runs_as_paths"]
 
 _MAX_LINE = 1 << 20
 _MAX_FILE = 64 << 20
@@ -39,7 +36,7 @@ _SHOWN = 5
 def points_from(
     sources: Sequence[str | Path], bound: BoundSpace, *, runs: str | Path = "runs", top: int = 5
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Points of a space that stand for what other searches found, best first, each recipe once.
+    """Points of a space for the recipes that other searches found, best first, each recipe once.
 
     Args:
         sources: runs (a path, a name under `runs`, `latest`), recipe files, folders with a `recipe.yaml`, and
@@ -82,7 +79,7 @@ def points_from(
 
 
 def _notes(matches: Sequence[Match], space: str) -> list[str]:
-    """What was not taken over exactly, in words."""
+    """The recipes that the space does not hold exactly, in words."""
     inexact = [m for m in matches if not m.exact and m.overlap > 0]
     foreign = sum(m.overlap <= 0 for m in matches)
     notes = []
@@ -97,9 +94,9 @@ def _notes(matches: Sequence[Match], space: str) -> list[str]:
     if inexact:
         changes = list(dict.fromkeys(chain.from_iterable(m.missing for m in inexact)))
         more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
-        told = "; ".join(changes[:_SHOWN] + more)
+        listed = "; ".join(changes[:_SHOWN] + more)
         verb = some(len(inexact), "is", "are")
-        notes.append(f"{verb} not in space {space!r} as it stands, the nearest member is taken: {told}")
+        notes.append(f"{verb} not in space {space!r} as it stands, the nearest member is taken: {listed}")
     if foreign:
         verb = some(foreign, "is", "are")
         notes.append(f"{verb} left out, with nothing in common with space {space!r}")
@@ -184,19 +181,15 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
         if len(found) >= top or invalid >= _MAX_INVALID:
             break
         try:
-            recipe = _recipe_in(lines[key])
+            text = json.dumps(parse_json(lines[key])["recipe"])
+            if len(text) > _MAX_RECIPE:
+                invalid += 1
+                continue
+            recipe = Recipe.from_yaml(text, "a trial's recipe")  # its reader bounds nesting
             found.setdefault(recipe.hash(), recipe)
         except (UsageError, ValueError):
             invalid += 1
     return list(found.values()), notes + _counted(invalid, "trial has", "trials have", "no valid recipe")
-
-
-def _recipe_in(line: bytes) -> Recipe:
-    """The recipe of a trial's line, by the reader of recipe files, which bounds nesting."""
-    text = json.dumps(parse_json(line)["recipe"])
-    if len(text) > _MAX_RECIPE:
-        raise RecipeError(f"A trial's recipe has {len(text)} characters; at most {_MAX_RECIPE} are read.")
-    return Recipe.from_yaml(text, "a trial's recipe")
 
 
 def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list[str]]:

@@ -1,4 +1,4 @@
-"""What `autopeft.search` takes: the one place where an option of the search is declared.
+"""The options of `autopeft.search`, each declared once.
 
 The command's options, the function's signature and docstring, the manifest's `arguments`, what `resume` may
 change, and the command line in a report all follow from it.
@@ -48,19 +48,19 @@ BudgetOption = Annotated[
 ServeOption = Annotated[
     str | None,
     Option(
-        help="Only recipes that can be served so: in peft's format (peft), merged exactly into the "
-        "backbone (merged), as an exact LoRA by vLLM's rules (vllm).",
-        doc="only recipes that can be served so, which their graph tells: {choices}; `peft` is Hugging "
-        "Face peft's format, `merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
+        help="Only recipes that can be served in peft's format (peft), merged exactly into the backbone "
+        "(merged), or as an exact LoRA by vLLM's rules (vllm).",
+        doc="only recipes that can be served in this way: {choices}; `peft` is Hugging Face peft's format, "
+        "`merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
         panel=LIMITS,
         choices=checks.servings,
     ),
 ]
-"""How what is found is to be served."""
+"""How recipes have to be servable."""
 
 
 class SearchArguments(Arguments):
-    """Everything that a search is told, and that its manifest records."""
+    """The arguments of a search that its manifest records."""
 
     called: ClassVar[str] = "search"
 
@@ -216,8 +216,8 @@ class SearchArguments(Arguments):
     max_memory: Annotated[
         str | int | None,
         Option(
-            help="Only recipes whose training takes at most so much memory at its peak: 6GB, 500MB. On a "
-            "GPU, of the GPU's.",
+            help="Only recipes whose training takes at most this much memory at its peak, on a GPU of the "
+            "GPU's memory: 6GB, 500MB.",
             doc="limit on the peak memory of one training: bytes, or '6GB'; predicted before anything is "
             "trained, by measuring the backbone on this machine once",
             panel=LIMITS,
@@ -229,7 +229,7 @@ class SearchArguments(Arguments):
     max_step_time: Annotated[
         str | float | None,
         Option(
-            help="Only recipes whose training step takes at most so long on this machine: 200ms, 1.5s.",
+            help="Only recipes whose training step takes at most this long on this machine: 200ms, 1.5s.",
             doc="limit on the time of one training step: seconds, or '200ms'; predicted like `max_memory`",
             panel=LIMITS,
             metavar="TIME",
@@ -241,8 +241,8 @@ class SearchArguments(Arguments):
     max_latency: Annotated[
         str | float | None,
         Option(
-            help="Only recipes with which a batch at inference takes at most so long on this machine, not "
-            "merged: 20ms.",
+            help="Only recipes with which a batch at inference, not merged, takes at most this long on this "
+            "machine: 20ms.",
             doc="limit on the time of one batch at inference with the hybrid attached: seconds, or '20ms'; "
             "predicted like `max_memory`",
             panel=LIMITS,
@@ -255,7 +255,7 @@ class SearchArguments(Arguments):
     max_file: Annotated[
         str | int | None,
         Option(
-            help="Only recipes whose saved weights, head included, take at most so much: 1MB, 300kB.",
+            help="Only recipes whose saved weights, head included, take at most this much: 1MB, 300kB.",
             doc="limit on the size of the saved weights, head included: bytes, or '1MB'",
             panel=LIMITS,
             metavar="SIZE",
@@ -280,8 +280,9 @@ class SearchArguments(Arguments):
     precision: Annotated[
         str,
         Option(
-            help="Of the backbone's weights in trials: fp32, bf16, or auto: bf16 where a short measurement "
-            "finds it faster and its gradients within 2 %. What is scored on test has --final-precision.",
+            help="Precision of the backbone's weights in trials: fp32, bf16, or auto: bf16 where a short "
+            "measurement finds it faster and its gradients within 2 %. Runs that are scored on test have "
+            "--final-precision.",
             panel=shared.TRAINING,
             choices=checks.precisions,
             check=checks.check_precision,
@@ -290,9 +291,9 @@ class SearchArguments(Arguments):
     final_precision: Annotated[
         str,
         Option(
-            help="Of the backbone's weights where finalists and baselines are trained with fresh seeds and "
-            "scored on test: fp32, bf16, or auto: fp32, and that of the trials for a backbone of 60 million "
-            "parameters or more.",
+            help="Precision of the backbone's weights where finalists and baselines are trained with fresh "
+            "seeds and scored on test: fp32, bf16, or auto: fp32, and that of the trials for a backbone of "
+            "60 million parameters or more.",
             panel=shared.TRAINING,
             choices=checks.precisions,
             check=checks.check_precision,
@@ -306,11 +307,11 @@ class SearchArguments(Arguments):
     pooling: Annotated[
         str,
         Option(
-            help="What heads read, of the winner and of every baseline alike: own, what the model gives them "
-            "(the first token, the last one); mean, the mean of all tokens; auto, what lets a linear probe "
-            "predict held-out training rows better. Models with mean have no form in plain transformers, so "
-            "that auto is own with --serve; nothing is probed with --quantize, with several processes, or on "
-            "more than a billion parameters.",
+            help="What the heads of the winner and of all baselines read: own, the token that the model "
+            "chooses (the first or the last one); mean, the mean of all tokens; auto, the one with which a "
+            "linear probe predicts held-out training rows better. Models with mean have no form in plain "
+            "transformers, so that auto is own with --serve; nothing is probed with --quantize, with several "
+            "processes, or on more than a billion parameters.",
             panel=shared.TRAINING,
             choices=checks.poolings,
         ),
@@ -398,7 +399,7 @@ class SearchArguments(Arguments):
         Option(
             help="Log trials and final runs with trackers: some of {listed}, or none.",
             doc="trackers that log every trial and every run after the search: some of {listed}, or none. "
-            "One that fails is named to `notify`, and the search goes on without it",
+            "If one fails, `notify` is told, and the search goes on without it",
             panel=WORKERS,
             choices=checks.trackers,
             check=checks.check_trackers,
@@ -424,7 +425,7 @@ class SearchArguments(Arguments):
 
 
 class SearchCall(SearchArguments):
-    """What a call of `autopeft.search` takes beside them."""
+    """The arguments of a call of `autopeft.search`, with those that no manifest records."""
 
     resume: Annotated[
         str | Path | None,
@@ -443,7 +444,7 @@ class SearchCall(SearchArguments):
 
 
 class PlanCall(SearchArguments):
-    """What a call of `autopeft.search.api.plan` takes beside them."""
+    """The arguments of a call of `autopeft.search.api.plan`."""
 
     called: ClassVar[str] = "plan"
 

@@ -1,4 +1,4 @@
-"""From a search's arguments to its limits, and what predicting for them needs."""
+"""From a search's arguments to its limits, and the measurements that predict for them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def calibration_for(
     precision: str,
     notify: Callable[[str], None] | None,
 ) -> Calibration:
-    """The model of what recipes of this space take on this machine; what is not kept yet is measured.
+    """The model that predicts memory and times of recipes on this machine; what is not kept yet is measured.
 
     Everything is drawn from a fixed seed, so that searches that share space and budget share measurements.
 
@@ -109,6 +109,17 @@ def calibration_for(
     Raises:
         UsageError: memory is limited, and cannot be measured here, or no recipe could keep the limit.
     """
+    # Items that the space offers inside the parameter budget, and those of the LoRA baseline.
+    rng, offers = random.Random(0), list[Offer]()
+    for _ in range(_DRAWN):
+        try:
+            offers += Offer.of(bound.materialize(repair(bound, bound.sample(rng), budget).values))
+        except AutoPEFTError:  # nothing near this point fits
+            continue
+    lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
+    if lora is not None:
+        offers += Offer.of(Recipe.from_dict(dict(lora.candidates[0])))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
     try:
@@ -121,7 +132,7 @@ def calibration_for(
         return calibrate(
             Bench(model, data, plan),
             spec,
-            [*base_probes(spec), *method_probes(_offers(bound, budget), spec), *dropout_probes(spec)],
+            [*base_probes(spec), *method_probes(offers, spec), *dropout_probes(spec)],
             head=head,
             backbone=backbone_fingerprint(model),
             memory=limits_of(a).memory,
@@ -132,23 +143,11 @@ def calibration_for(
 
 
 def step_cost_of(calibration: Calibration, bound: BoundSpace, budget: Budget) -> StepCost:
-    """What training steps take beside that of LoRA at the budget on all layers; beside that of the mid-point
-    of the space where the backbone has no place for LoRA."""
+    """The time of training steps, as a multiple of that of LoRA at the budget on all layers, or of the
+    mid-point of the space where the backbone has no place for LoRA."""
     lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
     if lora is not None:
         recipe = Recipe.from_dict(dict(lora.pooled(bound.pooling).candidates[0]))
         return StepCost(calibration, bound.spec, recipe, lora.title(0))
     member = middle(bound, budget, 1)[0]
     return StepCost(calibration, bound.spec, member.recipe, member.title)
-
-
-def _offers(bound: BoundSpace, budget: Budget) -> list[Offer]:
-    """Items of recipes that the space offers inside the parameter budget, and of the LoRA baseline."""
-    rng, found = random.Random(0), list[Offer]()
-    for _ in range(_DRAWN):
-        try:
-            found += Offer.of(bound.materialize(repair(bound, bound.sample(rng), budget).values))
-        except AutoPEFTError:  # nothing near this point fits
-            continue
-    lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
-    return found if lora is None else found + Offer.of(Recipe.from_dict(dict(lora.candidates[0])))

@@ -1,6 +1,6 @@
-"""What the options of a search may be: the choices of each, and what a value has to be.
+"""Choices and checks of the options of a search.
 
-What takes long to import is imported when it is asked.
+Modules that take long to import are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RANKS = ("calibrated-loss", "loss", "score")
 
 
 AUTO = "auto"
-"""For what a probe finds."""
+"""The choice that leaves the decision to a probe."""
 
 
 def poolings() -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""From arguments to a search that can start: all is read, checked and counted here, nothing trained."""
+"""From arguments to a search that can start: everything is read, checked and counted, nothing trained."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
 from autopeft.resources import Limits, Predictor, StepCost
 from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
+from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
 from autopeft.search.planning.option_checks import check_rank_for
-from autopeft.search.planning.pooling import pooling_of_search
-from autopeft.search.planning.precision import PrecisionFinding, precision_of_finals
+from autopeft.search.planning.probes import PrecisionFinding, pooling_of_search, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
+from autopeft.search.space.candidate import ResourceBudget, check_within
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
-from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows, Task, get_metric
 from autopeft.tasks.encode import encode
@@ -50,14 +50,13 @@ from autopeft.training.asked import asked_task
 from autopeft.training.checks import check_positions
 from autopeft.training.modes import check_checkpointing
 
-__all__ = ["Prepared", "available_cpus", "prepare", "versions"]
+__all__ = ["Prepared", "available_cpus", "prepare", "versions", "worker_setup"]
 
 Notify = Callable[[str], None] | None
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
-# Where the goal is not the best: how many finalists more, and how many at least, as small or cheap ones take
-# less to train. And times the rows of *select*, which then show a difference with less than two thirds of the
-# noise of rows.
+# Where the goal is not the best recipe: more finalists, and at least so many, as small or cheap ones train
+# faster; and a factor for the rows of *select*, which cuts the noise of a difference to two thirds.
 _MORE, _LEAST, _MORE_ROWS = 2, 4, 2.5
 
 
@@ -73,9 +72,9 @@ class Prepared:
         seconds: time budget of the whole run.
         budget: of parameters, with the limits of `within` where there are some.
         predictor: says what a recipe takes beside its parameters.
-        objective: what the trials are spent on; `cost` is what it makes small beside a large score.
-        step_cost: what a training step of a recipe takes, where LoRA at the budget takes 1; `None` where
-            nothing was measured of this machine.
+        objective: what the trials are spent on; its second part is `cost`.
+        step_cost: predicts the time of a training step as a multiple of LoRA's at the budget; `None` where
+            this machine was not measured.
         precision: what the probe found, where limits are predicted for the precision that follows from it;
             `None` where nothing was predicted, or the probe was not needed for that.
     """
@@ -115,7 +114,8 @@ class Prepared:
 
     @property
     def place(self) -> str:
-        """Where jobs run, as far as their times depend on it; empty where that is on other machines too."""
+        """The machine that jobs run on, as far as their times depend on it; empty where there may be
+        several."""
         if self.arguments.address is not None or self.arguments.listen is not None:
             return ""
         gpu = _gpu_name() if self.plan.torch_device().type == "cuda" else None
@@ -124,7 +124,7 @@ class Prepared:
 
     @property
     def cost(self) -> Cost | None:
-        """What the search makes small beside a large score; `None` for nothing."""
+        """The second objective, which the search minimises; `None` for none."""
         return OBJECTIVES[self.objective]
 
     @property
@@ -139,14 +139,14 @@ class Prepared:
 
     @property
     def rank_by(self) -> str:
-        """What decides which recipe is better: as asked for, else a loss where the score counts rows."""
+        """The figure that recipes are ranked by: the given one, else a loss where the score counts rows."""
         asked = self.arguments.rank_by
         return asked or ("calibrated-loss" if self.task.metric == "accuracy" else "score")
 
     @property
     def trial_metric(self) -> str | None:
-        """What scores *select* where models would have to write texts for the task's metric; `None` where
-        that one does. *Test* is scored by the task's."""
+        """The metric for *select* where models would have to write texts for the task's own; else `None`.
+        *Test* is scored by the task's own."""
         found = self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
         return None if found == self.task.metric else found
 
@@ -157,12 +157,12 @@ class Prepared:
 
     @cached_property
     def summary(self) -> DataSummary:
-        """What the rows are like, as the backbone will see them."""
+        """A summary of the rows as the backbone will see them."""
         processor = self.task.task_kind.load_processor(self.source)
         return summarise(self.task, processor, self.plan.max_length)
 
     def baselines(self) -> list[Baseline]:
-        """What the winner is compared with."""
+        """The baselines that the winner is compared with."""
         a, effort = self.arguments, self.effort
         kinds = parse_kinds(a.baselines, effort.name)
         return baselines(
@@ -181,20 +181,21 @@ class Prepared:
         )
 
     def key(self) -> str:
-        """Short hash of all that decides the outcome; where it is logged does not."""
-        told = self.identity()
+        """Short hash of everything that decides the outcome, which trackers and the like do not."""
+        identity = self.identity()
         for name, option in self.arguments.declared().items():
             if not option.decides:
-                del told["arguments"][name]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
+                del identity["arguments"][name]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def manifest(self) -> dict[str, Any]:
-        """What is needed to understand and repeat the run: its identity, and what its rows are like."""
+        """The manifest, with which the run can be understood and repeated: its identity and a summary of its
+        rows."""
         found = self.identity()
         return {**found, "data": {**found["data"], "summary": self.summary.to_dict()}}
 
     def identity(self) -> dict[str, Any]:
-        """What the run is, without a look at its rows by the backbone's tokenizer."""
+        """The manifest without the summary of its rows, for which the tokenizer has to read them."""
         return {
             "created": self.created,
             "task": self.task_name,
@@ -235,8 +236,9 @@ def prepare(
         UsageError: an argument is wrong, or nothing in the space fits the budget.
         AssetError: data or backbone could not be fetched.
     """
-    a = arguments
-    cheap, anew = _check(a), effort is None
+    a, anew = arguments, effort is None
+    objective, gpus, processes, within = _check(a)
+    seconds = parse_duration(a.time)
     a = a.changed(model=str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model))
     gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
     if anew:
@@ -245,25 +247,60 @@ def prepare(
     source = resolve_model(str(a.model), notify=notify, quantize=a.quantize)
     spec = spec_of(unquantized(load_config(source), str(a.model)))
     effort = effort or _effort(a, gpu=gpu, spec=spec)
-    plan = _plan(a, effort, cheap.gpus)
+    plan = TrainingPlan(
+        steps=effort.steps,
+        batch_size=a.batch_size or effort.batch_size,
+        micro_batch=a.micro_batch,
+        shortcuts=a.shortcuts,
+        learn_all=a.learn_all,
+        memory_saving=a.memory_saving,
+        head_start=a.head_start,
+        max_length=a.max_length,
+        seed=a.seed,
+        # On a cluster GPUs may be logical: each worker sees what it has.
+        device="cpu" if not gpus else "cuda" if a.address is None else "auto",
+    )
     limits = parameters.limits(spec)
-    check_feasible(space, parameters, spec)
-    task, rows = _task(a, effort, spec, notify, anew=anew)
-    _check_model(source, task, plan)
-    if anew:  # a run that goes on, or a job that is run again, shows by itself what it fails at
-        _check_rows(source, spec, task, plan)
-    spec = with_head(spec, task.task_kind, task.labels, source)
-    pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
-    space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within
+    check_feasible(space.bind(spec), parameters)
+
+    rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
+    whole = asked_task(a, notify, rows, spec)
+    kind = whole.task_kind
+    if anew:  # a resumed run keeps the rank of its trials
+        check_rank_for(kind, a.rank_by)
+    task = whole.cut(train=rows.train, select=rows.select, test=rows.test, seed=a.seed)
+    kind.check_weights(source)
+    if plan.memory_saving:
+        check_checkpointing(on_meta(load_config(source), kind.auto_class))
+    if anew:  # else trials have been trained already
+        processor, train = kind.load_processor(source), task.splits["train"]
+        shortest = min(range(len(train)), key=lambda row: len(train.texts[row]))
+        kind.encode(train.take([shortest]), processor, plan.max_length, cached=False)
+        if spec.max_positions is not None and plan.max_length > spec.max_positions:
+            check_positions(spec, encode(task, processor, plan.max_length))
+
+    spec = with_head(spec, kind, task.labels, source)
+    pooling = pooling_of_search(a, space, source, task, plan, spec, processes, notify)
+    space = space.for_steps(effort.steps).with_pooling(pooling)
     bound = space.bind(spec)
     calibration, found = None, None
-    if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
+    if within.calibrated or OBJECTIVES[objective] == "step_cost":
         final, found = precision_of_finals(a, source, task, plan, spec.parameters, kept, notify)
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, final, notify)
-    _tell(within, notify)
+    if within.quantize is not None and notify is not None:
+        notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
+    if within.processes > 1 and notify is not None:
+        notify(f"Each trial has {within.processes} processes: only {within} are tried.")
     predictor = Predictor(within, task_head(source, task), calibration)
-    budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
+    limited = ResourceBudget(parameters.upper, parameters.lower, within, predictor)
+    budget = limited if within else parameters
     check_within(bound, budget)
+
+    workers = a.workers
+    if workers is None and a.address is None:  # on a cluster, its size decides
+        workers = max(1, available_cpus() // max(a.cpus_per_trial, processes))
+        if gpus:
+            workers = max(1, min(workers, int(torch.cuda.device_count() / gpus)))
     return Prepared(
         arguments=a,
         source=source,
@@ -272,16 +309,16 @@ def prepare(
         budget=budget,
         limits=limits,
         task=task,
-        full_rows=rows,
+        full_rows={str(name): len(split) for name, split in whole.splits.items()},
         effort=effort,
         plan=plan,
-        sampler=a.sampler or default_sampler(1 if OBJECTIVES[cheap.objective] is None else 2),
+        sampler=a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2),
         rungs=Rungs.of(effort.steps, a.fidelity),
-        objective=cheap.objective,
-        workers=_workers(a, cheap),
-        gpus=cheap.gpus,
-        processes=cheap.processes,
-        seconds=cheap.seconds or effort.seconds,
+        objective=objective,
+        workers=workers,
+        gpus=gpus,
+        processes=processes,
+        seconds=seconds or effort.seconds,
         within=within,
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
@@ -289,33 +326,23 @@ def prepare(
     )
 
 
-def _tell(within: Limits, notify: Notify) -> None:
-    """Say what is not tried, as the backbone is quantised or in parts."""
-    if within.quantize is not None and notify is not None:
-        notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
-    if within.processes > 1 and notify is not None:
-        notify(f"Each trial has {within.processes} processes: only {within} are tried.")
-
-
-def _check_model(source: ModelSource, task: Task, plan: TrainingPlan) -> None:
-    """Refuse a backbone that lacks what the task or the plan needs."""
-    task.task_kind.check_weights(source)
-    if plan.memory_saving:
-        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
-
-
-def _check_rows(source: ModelSource, spec: BackboneSpec, task: Task, plan: TrainingPlan) -> None:
-    """Refuse rows that every trial would fail at: of a length, or from a tokenizer, that does not do."""
-    processor, train = task.task_kind.load_processor(source), task.splits["train"]
-    shortest = min(range(len(train)), key=lambda row: len(train.texts[row]))
-    task.task_kind.encode(train.take([shortest]), processor, plan.max_length, cached=False)
-    if spec.max_positions is not None and plan.max_length > spec.max_positions:
-        check_positions(spec, encode(task, processor, plan.max_length))
+def worker_setup(ready: Prepared) -> WorkerSetup:
+    """The part of a search's plan that all its jobs share."""
+    return WorkerSetup(
+        model=ready.model_name,
+        source=ready.source,
+        task=ready.task,
+        plan=ready.plan,
+        threads=ready.cpus,
+        key=ready.key(),
+        latency=ready.within.latency is not None,
+        processes=ready.processes,
+    )
 
 
 def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:
-    """How much the search spends. Where the goal is not the best, finalists that may reach it come beside
-    those that promise most, and they are judged on more rows: a difference of a point decides."""
+    """How much the search spends. Where the goal is not the best recipe, there are more finalists, and they
+    are judged on more rows, since a difference of a point decides."""
     effort = choose_effort(
         a.effort,
         gpu=gpu,
@@ -339,58 +366,57 @@ def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) 
     return replace(effort, top=top, select_rows=rows)
 
 
-def _plan(a: SearchArguments, effort: Effort, gpus: float) -> TrainingPlan:
-    return TrainingPlan(
-        steps=effort.steps,
-        batch_size=a.batch_size or effort.batch_size,
-        micro_batch=a.micro_batch,
-        shortcuts=a.shortcuts,
-        learn_all=a.learn_all,
-        memory_saving=a.memory_saving,
-        head_start=a.head_start,
-        max_length=a.max_length,
-        seed=a.seed,
-        # On a cluster GPUs may be logical: each worker sees what it has.
-        device="cpu" if not gpus else "cuda" if a.address is None else "auto",
-    )
+def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
+    """Check what needs this machine, but neither data nor backbone: objective, GPUs and processes of one
+    trial, and limits.
 
-
-@dataclass(frozen=True)
-class _Cheap:
-    objective: str
-    gpus: float
-    processes: int
-    seconds: float | None
-    within: Limits
-
-
-def _check(a: SearchArguments) -> _Cheap:
-    """Check what needs this machine, but neither data nor backbone."""
+    Raises:
+        UsageError: an argument is missing or does not go with another, or this machine lacks GPUs.
+    """
     if a.missing():
         raise UsageError(f"A search needs {' and '.join(a.missing())}.")
-    objective = _objective(a)
-    _check_workers(a)
+    wanted = GOALS[a.goal]  # type: ignore[index]  # checked
+    objective = a.objective or wanted
+    if objective != wanted and a.goal != "best":
+        raise UsageError(
+            f"The goal {a.goal!r} has the objective {wanted!r}, but got objective={a.objective!r}; leave one "
+            "of them out."
+        )
+    if a.workers == 0 and a.address is not None:
+        raise UsageError(
+            f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "
+            "leave one of them out."
+        )
+    if a.listen is not None and (a.workers == 0 or a.address is not None):
+        other = "workers=0" if a.workers == 0 else f"address={a.address!r}"
+        raise UsageError(
+            f"listen={a.listen!r} is for a private Ray, and {other} starts none; leave one of them out."
+        )
+    if a.workers == 0 and a.gpus_per_trial and a.gpus_per_trial < 2:
+        raise UsageError(
+            "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
+            f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
+        )
     gpus = a.gpus_per_trial
     if gpus is None and a.address is None and torch.cuda.is_available():
         gpus = _GPU_SHARE if (a.processes_per_trial or 1) == 1 else float(a.processes_per_trial or 1)
     gpus = gpus or 0.0
-    within = limits_of(a)
-    processes = _processes(a, gpus, objective, within)
+    limits = limits_of(a)
+    processes = _processes(a, gpus, objective, limits)
     if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
         raise UsageError(
             f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
             f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
-    within = replace(within, processes=processes)
-    return _Cheap(objective, gpus, processes, parse_duration(a.time), within)
+    return objective, gpus, processes, replace(limits, processes=processes)
 
 
 def _processes(a: SearchArguments, gpus: float, objective: str, limits: Limits) -> int:
-    """Processes of one trial: as many as were asked for, else one for each whole GPU.
+    """Processes of one trial: the given number, else one for each whole GPU.
 
     Raises:
-        UsageError: they have not a GPU each, or something else that was asked for works in one process alone.
+        UsageError: they have not a GPU each, or another argument works in one process alone.
     """
     count = a.processes_per_trial or max(1, int(gpus))
     if (gpus >= 1 and count != int(gpus)) or 0 < gpus < 1 < count:
@@ -414,62 +440,6 @@ def _processes(a: SearchArguments, gpus: float, objective: str, limits: Limits) 
             "two out."
         )
     return count
-
-
-def _objective(a: SearchArguments) -> str:
-    """What the trials are spent on.
-
-    Raises:
-        UsageError: it does not lead to the goal.
-    """
-    wanted = GOALS[a.goal]  # type: ignore[index]  # checked
-    if a.objective is None or a.objective == wanted or a.goal == "best":
-        return a.objective or wanted
-    raise UsageError(
-        f"The goal {a.goal!r} has the objective {wanted!r}, but got objective={a.objective!r}; leave one of "
-        "them out."
-    )
-
-
-def _check_workers(a: SearchArguments) -> None:
-    if a.workers == 0 and a.address is not None:
-        raise UsageError(
-            f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "
-            "leave one of them out."
-        )
-    if a.listen is not None and (a.workers == 0 or a.address is not None):
-        other = "workers=0" if a.workers == 0 else f"address={a.address!r}"
-        raise UsageError(
-            f"listen={a.listen!r} is for a private Ray, and {other} starts none; leave one of them out."
-        )
-    if a.workers == 0 and a.gpus_per_trial and a.gpus_per_trial < 2:
-        raise UsageError(
-            "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
-            f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
-        )
-
-
-def _task(
-    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Notify, *, anew: bool
-) -> tuple[Task, dict[str, int]]:
-    task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows), spec)
-    if anew:  # a run that goes on ranks by what its trials were ranked by
-        check_rank_for(task.task_kind, a.rank_by)
-    rows = {str(name): len(split) for name, split in task.splits.items()}
-    wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
-    return task.cut(**wanted, seed=a.seed), rows
-
-
-def _workers(a: SearchArguments, cheap: _Cheap) -> int | None:
-    """Jobs at a time on this machine, 0 for one in this process; `None` on a cluster, whose size decides."""
-    if a.workers is not None:
-        return a.workers
-    if a.address is not None:
-        return None
-    by_cpu = max(1, available_cpus() // max(a.cpus_per_trial, cheap.processes))
-    if cheap.gpus:
-        return max(1, min(by_cpu, int(torch.cuda.device_count() / cheap.gpus)))
-    return by_cpu
 
 
 def available_cpus() -> int:

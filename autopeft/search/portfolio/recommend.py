@@ -21,7 +21,7 @@ from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import as_typed
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import with_head
-from autopeft.search.planning.pooling import FAILURES, find_pooling, probe_failed
+from autopeft.search.planning.probes import FAILURES, find_pooling, probe_failed
 from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence

@@ -19,8 +19,8 @@ from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.yaml_text import read_yaml
-from autopeft.search.space.expressions import Const, Scaled
 from autopeft.search.space.space import Space
+from autopeft.search.space.templates import Const, Scaled
 from autopeft.spec import BackboneSpec
 
 __all__ = ["FittedRecipe", "Template", "fitted", "templates"]

@@ -14,7 +14,7 @@ from autopeft.recipe.models import entry_items
 from autopeft.recipe.pooling import trained_entries
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.candidate import candidate
-from autopeft.search.space.counting import counter_of
+from autopeft.search.space.counting import PointCounter
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import Infeasible
@@ -128,7 +128,7 @@ def _methods_of(recipe: Recipe) -> set[str]:
 def _largest(bound: BoundSpace, budget: Budget) -> dict[str, dict[str, Any]]:
     """For each method a point that has it alone: the largest that fits, else the smallest that was seen."""
     _, most = budget.limits(bound.spec)
-    counter = counter_of(bound)
+    counter = bound.kept(PointCounter)
     best: dict[str, tuple[tuple[bool, int], dict[str, Any]]] = {}
     for point in starting_points(bound, len(bound.units) + 1):
         for values in _nearby(bound, point):

@@ -46,8 +46,8 @@ from autopeft.search.selection.baseline_recipes import (
     random_hybrids,
     single_methods,
 )
+from autopeft.search.space.candidate import ResourceBudget, keeps_within
 from autopeft.search.space.space import Space
-from autopeft.search.space.within import ResourceBudget, keeps_within
 from autopeft.spec import LINEAR_SITES
 
 if TYPE_CHECKING:

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
-from autopeft.composition import get_composition
+from autopeft.composition import get_composition, is_composition
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
 from autopeft.graph import Memo
-from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe
-from autopeft.recipe.names import check_groups, check_names
+from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe, resolve_layers
+from autopeft.recipe.layers import At, normalise_at
+from autopeft.recipe.names import check_groups, check_names, named_entries, parts_named
 from autopeft.recipe.parse import read_item, read_training
 from autopeft.recipe.pooling import Pooling, pooled
-from autopeft.recipe.problems import Problems
+from autopeft.recipe.problems import MarkedDict, Problems, copy_lines
 from autopeft.recipe.size import MOST_VALUES
-from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot, size_of
-from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
+from autopeft.recipe.training import HEAD_PARTS, address
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.simplify import (
-    blocks_of,
-    drop_groups,
-    drop_head_parts,
-    number_alias,
+from autopeft.search.space.templates import (
+    ABSENT,
+    BlockTemplate,
+    Const,
+    Context,
+    ItemTemplate,
+    Node,
+    Ref,
+    Slot,
+    Templates,
+    options_of,
     prune,
+    size_of,
 )
 from autopeft.spec import BackboneSpec
 
-__all__ = ["BoundSpace", "Unit"]
+__all__ = ["BoundSpace", "Unit", "Where", "blocks_of", "drop_groups", "drop_head_parts", "key_of"]
 
 _ITEMS = 1 << 12
+_LAYER_SETS = 1024
 _UNREAD: Any = object()
+_STACKS = ("all", "encoder", "decoder")
+_PLACED = r"(?=.)(_\d+)?(_encoder|_decoder)?"
+"""The suffix of an alias: the layer and the stack that it was drawn for."""
+
+T = TypeVar("T")
+Where = tuple[tuple[At, str], ...]
+"""`at` and `stack` of the recipe's blocks that a block of the space becomes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +58,8 @@ class Unit:
     """An item of the space, there or not as a whole: at its block's layers, in one layer, or in the model.
 
     `item_parameters` decide what it is, `place_parameters` where it is; `size_parameters`, some of the
-    former, are numbers in its config. `key(values)` is what of the first matters at these values, for
-    look-ups.
+    former, are numbers in its config. `key(values)` are those of the first that matter at these values, as a
+    key for look-ups.
     """
 
     index: int
@@ -56,12 +72,103 @@ class Unit:
     key: Callable[[Mapping[str, Any]], Any]
 
 
+class BlockPlaces:
+    """The layers and stacks of one block of a space.
+
+    Attributes:
+        reach: the layers that the block may cover, whatever the values.
+    """
+
+    def __init__(
+        self,
+        block: BlockTemplate,
+        spec: BackboneSpec,
+        context: Callable[[Mapping[str, Any], int | None], Context],
+    ) -> None:
+        self._block, self._context = block, context
+        self._depths: dict[str, int] = {stack.name: stack.layers for stack in spec.stacks}
+        self._last = max(self._depths.values()) - 1
+        self._sets: Memo[tuple[At, str], tuple[int, ...]] = Memo(_LAYER_SETS)
+        self._stacks = {s: tuple(n for n in self._depths if s in ("all", n)) for s in _STACKS}
+        self._even = {s: len({self._depths[n] for n in names}) == 1 for s, names in self._stacks.items()}
+        bare = context({}, None)
+        self._of = normalise_at(block.of.value) if isinstance(block.of, Const) else None
+        stacks = [option.fill(bare) for option in options_of(block.stack)]
+        sets = [normalise_at(option.fill(bare)) for option in options_of(block.of)]
+        covered = {name for s in stacks for name in self._stacks[s]}
+        self.reach = tuple(sorted({i for name in covered for at in sets for i in self._indices(at, name)}))
+
+        switch = block.switch
+        self._switched: dict[int, tuple[str, dict[Any, bool]]] | None = None
+        """For each layer the parameter that switches it, and what its values mean, where the switch is one
+        choice."""
+        if isinstance(switch, Ref) and len(list(switch.slots())) == 1 and switch.slot.kind == "categorical":
+            means = {value: bool(option.fill(bare)) for value, option in switch.slot.options.items()}
+            self._switched = {i: (switch.slot.parameter(i), means) for i in self.reach}
+
+    def parameters_in(self, layer: int | None) -> tuple[str, ...]:
+        """Names of the parameters that decide whether the block covers `layer`; for `None`, which layers it
+        covers."""
+        block = self._block
+        shared = [node for node in (block.of, block.stack, block.start) if node is not None]
+        names = [slot.parameter(None) for node in shared for slot in node.slots()]
+        if block.switch is not None:
+            layers = self.reach if layer is None else (layer,)
+            names += [slot.parameter(i) for i in layers for slot in block.switch.slots()]
+        return tuple(dict.fromkeys(names))
+
+    def stacks(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The stacks of this backbone that the block covers."""
+        return self._stacks[self._fill(self._block.stack, values)]
+
+    def where(self, values: Mapping[str, Any], layer: int | None = None) -> Where:
+        """The recipe's blocks that this one becomes, whole or cut down to a layer; none where no layer is
+        left. Stacks of unequal depth have a block each where each has layers of its own."""
+        stack: str = self._fill(self._block.stack, values)
+        names, block = self._stacks[stack], self._block
+        if not names:
+            return ()
+        of = self._of or normalise_at(self._fill(block.of, values))
+        if block.start is None and block.switch is None and layer is None:
+            return ((of, stack),)
+        start: Any = 0 if block.start is None else self._fill(block.start, values)
+        first = self._last if start == "last" else min(int(start), self._last)
+
+        def chosen(name: str) -> At | None:
+            """A stack's layers in canonical form; `None` where none is left."""
+            inside = [i for i in self._indices(of, name) if i >= first and (layer is None or i == layer)]
+            if self._switched is not None:
+                inside = [i for i in inside if self._switched[i][1][values[self._switched[i][0]]]]
+            elif block.switch is not None:
+                inside = [i for i in inside if block.switch.fill(self._context(values, i))]
+            whole = layer is None and len(inside) == self._depths[name]
+            return "all" if whole else tuple(inside) or None
+
+        if self._even[stack]:
+            at = chosen(names[0])
+            return () if at is None else ((at, stack),)
+        each = [(chosen(name), name) for name in names]
+        if all(at == "all" for at, _ in each):
+            return (("all", stack),)
+        return tuple((at, name) for at, name in each if at is not None)
+
+    def _fill(self, node: Node, values: Mapping[str, Any]) -> Any:
+        return node.value if isinstance(node, Const) else node.fill(self._context(values, None))
+
+    def _indices(self, at: At, name: str) -> tuple[int, ...]:
+        """Layers of a stack that `at` means."""
+        found = self._sets.get((at, name))
+        if found is None:
+            found = self._sets.keep((at, name), resolve_layers(at, self._depths[name]))
+        return found
+
+
 class BoundSpace:
     """A space on a backbone.
 
     Args:
-        steps: of each training, which raise the lower ends of learning rates; `None` for the ends as they
-            stand in the file.
+        steps: training steps of each trial: few of them raise the lower ends of learning rates. `None` for
+            the ends as they stand in the file.
         pooling: what the heads of its recipes read, where they do not say so themselves.
 
     Raises:
@@ -69,9 +176,8 @@ class BoundSpace:
 
     Attributes:
         parameters: the flat, static list: shared ones in file order, then those of each layer.
-        units: what the parameters put in or leave out.
-        left_out: methods that this backbone cannot take, with the reason, as far as they were asked for.
-        kept: what others remember of the space, for as long as it lives.
+        units: items that the parameters put in or leave out.
+        left_out: methods that this backbone cannot take, with the reason, as far as points had them so far.
         deep_head: whether the task's head has layers before its last map: groups for them are left out where
             it has none.
     """
@@ -90,21 +196,24 @@ class BoundSpace:
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
         self._places = {block: BlockPlaces(block, spec, self.context) for block in templates.blocks}
-        self._repeated = self._layers_of_slots()
-        self._check_size()
-        self.parameters = tuple(self._parameters())
+        self.parameters = self._read_parameters()
         self._by_name = {p.name: p for p in self.parameters}
-        self._row = row_of(self._by_name)
-        self._own = [p.own_values() for p in self.parameters]
-        self.units = tuple(self._units())
+        self._types = {p.name: p.types() for p in self.parameters}
+        self.units = self._read_units()
         self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
         for unit in self.units:
             self._groups.setdefault((unit.block, unit.layer), []).append(unit)
         self._items: Memo[Any, Item | None] = Memo(_ITEMS)
         self.left_out: dict[str, str] = {}
-        self.kept: dict[type[Any], Any] = {}
+        self._made: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
-        self._check_names()
+    def kept(self, make: Callable[..., T], *given: Any) -> T:
+        """`make(space, *given)`, made once: each call returns the same object."""
+        key = (make, *map(id, given))
+        if key not in self._made:
+            self._made[key] = (make(self, *given), given)  # keeps `given` alive, so that no id is used again
+        made: T = self._made[key][0]
+        return made
 
     @property
     def name(self) -> str:
@@ -137,8 +246,15 @@ class BoundSpace:
         Raises:
             RecipeError: one is missing, unknown or not allowed.
         """
-        if self._plain(values):
-            return
+        try:  # a look-up for each value passes nearly all points
+            for name, types in self._types.items():
+                if types[values[name]] is not values[name].__class__:
+                    break
+            else:
+                if len(values) == len(self._types):
+                    return
+        except (KeyError, TypeError):
+            pass  # the loops below name the fault
         for parameter in self.parameters:
             if parameter.name not in values:
                 raise RecipeError(f"Parameter {parameter.name!r} of space {self.name!r} has no value.")
@@ -148,17 +264,6 @@ class BoundSpace:
                 raise RecipeError(
                     f"Space {self.name!r} has no parameter {name!r}.{near(name, self._by_name)}"
                 )
-
-    def _plain(self, values: Mapping[str, Any]) -> bool:
-        """Whether every value is at first sight one of its parameter's own."""
-        try:
-            row = self._row(values)
-            for own, value in zip(self._own, row, strict=True):
-                if own[value] is not value.__class__:
-                    return False
-        except (KeyError, TypeError):
-            return False
-        return len(values) == len(row)
 
     def materialize(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe that `values` stand for.
@@ -172,7 +277,7 @@ class BoundSpace:
         for (block, layer), units in self._groups.items():
             items = tuple(item for u in units if (item := self.item(u, values)) is not None)
             if block is not None and items:
-                blocks.extend(self._attach(block, layer, items, values))
+                blocks.extend(blocks_of(items, self._places[block].where(values, layer)))
         model = tuple(
             item for u in self.units if u.block is None and (item := self.item(u, values)) is not None
         )
@@ -195,29 +300,23 @@ class BoundSpace:
         filled = self.templates.training.fill(self.context(values, None))
         return filled if self.deep_head else drop_head_parts(filled)
 
-    def _attach(
-        self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]
-    ) -> Iterator[LayerBlock]:
-        yield from blocks_of(items, self._places[block].where(values, layer))
-
     def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
         """What a unit attaches, or `None` where it is absent or the backbone cannot take it."""
         key = (unit.index, unit.key(values))
-        found = self._items.get(key, _UNREAD)
-        return self._items.keep(key, self._read(unit, values)) if found is _UNREAD else found
-
-    def _read(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
-        context = self.context(values, unit.layer)
-        stacks = self.stacks(unit, values)
-        tree = prune(unit.template.node.fill(context), self.spec, stacks)
-        if tree is ABSENT:
-            return None
-        if unit.layer is not None:
-            tree = number_alias(tree, unit.layer)
-        problems = Problems(tree, f"space {self.name!r}")
-        item = read_item(tree, (), unit.template.level, problems)
-        problems.check()
-        return None if item is None else self._offered(item, unit.block, stacks)
+        item: Item | None = self._items.get(key, _UNREAD)
+        if item is not _UNREAD:
+            return item
+        item, stacks = None, self.stacks(unit, values)
+        tree = prune(unit.template.node.fill(self.context(values, unit.layer)), self.spec, stacks)
+        if tree is not ABSENT:
+            if unit.layer is not None:
+                tree = _number_alias(tree, unit.layer)
+            problems = Problems(tree, f"space {self.name!r}")
+            item = read_item(tree, (), unit.template.level, problems)
+            problems.check()
+            if item is not None:
+                item = self._offered(item, unit.block, stacks)
+        return self._items.keep(key, item)
 
     def _offered(
         self, item: Item, block: BlockTemplate | None, stacks: tuple[str, ...] | None
@@ -253,99 +352,73 @@ class BoundSpace:
         """What templates are filled from at these values, in a layer or outside of layers."""
         return Context(values, self._hidden, self._layers - 1, layer)
 
-    def _check_size(self) -> None:
-        """Refuse what is too large once it is drawn for each layer of this backbone."""
+    def _read_parameters(self) -> tuple[Parameter, ...]:
+        """The parameters: shared ones in file order, then those of each layer that needs some."""
+        layers_of: dict[Slot, set[int]] = {}  # for slots that are drawn for each layer
+        for block in self.templates.blocks:
+            nodes = [] if block.switch is None else [block.switch]
+            nodes += [item.node for item in block.items if block.each_layer]
+            for slot in (s for node in nodes for s in node.slots() if s.per_layer):
+                layers_of.setdefault(slot, set()).update(self._places[block].reach)
+
+        shared = [slot for slot in self.templates.slots if not slot.per_layer]
         sizes = [size_of(item.node) for item in self.templates.model]
         for block in self.templates.blocks:
             times = len(self._places[block].reach) if block.each_layer else 1
             sizes += [size_of(item.node) * times for item in block.items]
-        shared = sum(not slot.per_layer for slot in self.templates.slots)
-        found = {
-            "recipes of up to {} values": sum(sizes),
-            "{} parameters": shared + sum(map(len, self._repeated.values())),
-        }
-        for what, number in found.items():
+        for what, number in (
+            ("recipes of up to {} values", sum(sizes)),
+            ("{} parameters", len(shared) + sum(map(len, layers_of.values()))),
+        ):
             if number > MOST_VALUES:
                 raise RecipeError(
                     f"Space {self.name!r} has {what.format(f'{number:,}')} on a backbone of {self._layers:,} "
                     f"layers, and at most {MOST_VALUES:,} are taken; offer less under each_layer."
                 )
 
-    def _check_names(self) -> None:
-        """Refuse two parameters of one name: what is drawn for each layer is called after it."""
-        if len(self._by_name) < len(self.parameters):
-            names = [p.name for p in self.parameters]
+        context = self.context({}, None)
+        found = [_parameter(slot, context, None, self._steps) for slot in shared]
+        for layer in range(self._layers):
+            for slot in self.templates.slots:
+                if slot.per_layer and layer in layers_of.get(slot, ()):
+                    found.append(_parameter(slot, context, layer, self._steps))
+        names = [p.name for p in found]
+        if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise RecipeError(
                 f"Two parameters of space {self.name!r} are called {twice!r}, as what is drawn for each "
                 "layer is. Give an entry or a variable that is called layer_… another name."
             )
+        return tuple(found)
 
-    def _parameters(self) -> Iterator[Parameter]:
-        context = self.context({}, None)
-        for slot in self.templates.slots:
-            if not slot.per_layer:
-                yield _parameter(slot, context, None, self._steps)
-        for layer in range(self._layers):
-            for slot in self.templates.slots:
-                if slot.per_layer and layer in self._repeated.get(slot, ()):
-                    yield _parameter(slot, context, layer, self._steps)
-
-    def _layers_of_slots(self) -> dict[Slot, set[int]]:
-        """The layers for which each slot that is drawn per layer is needed."""
-        needed: dict[Slot, set[int]] = {}
-        for block in self.templates.blocks:
-            nodes = [] if block.switch is None else [block.switch]
-            nodes += [item.node for item in block.items if block.each_layer]
-            for slot in (s for node in nodes for s in node.slots() if s.per_layer):
-                needed.setdefault(slot, set()).update(self._places[block].reach)
-        return needed
-
-    def _units(self) -> Iterator[Unit]:
-        index = 0
+    def _read_units(self) -> tuple[Unit, ...]:
+        items: list[tuple[ItemTemplate, BlockTemplate | None, int | None, tuple[str, ...]]] = []
         for block in self.templates.blocks:
             layers: tuple[int | None, ...] = self._places[block].reach if block.each_layer else (None,)
             for layer in layers:
                 place = self._places[block].parameters_in(layer)
-                for template in block.items:
-                    yield self._unit(index, template, block, layer, place)
-                    index += 1
-        for template in self.templates.model:
-            yield self._unit(index, template, None, None, ())
-            index += 1
-
-    def _unit(
-        self,
-        index: int,
-        template: ItemTemplate,
-        block: BlockTemplate | None,
-        layer: int | None,
-        place: tuple[str, ...],
-    ) -> Unit:
-        slots = list(dict.fromkeys(template.node.slots()))
-        stack = [] if block is None else [slot.parameter(None) for slot in block.stack.slots()]
-        item = dict.fromkeys([*(slot.parameter(layer) for slot in slots), *stack])
-        sizes = tuple(slot.parameter(layer) for slot in slots if slot.numeric or slot.kind != "categorical")
-        key = _item_key(template.node, layer, stack)
-        return Unit(index, template, block, layer, tuple(item), place, sizes, key)
+                items += [(template, block, layer, place) for template in block.items]
+        items += [(template, None, None, ()) for template in self.templates.model]
+        units = []
+        for index, (template, within, layer, place) in enumerate(items):
+            slots = list(dict.fromkeys(template.node.slots()))
+            stack = [] if within is None else [slot.parameter(None) for slot in within.stack.slots()]
+            names = dict.fromkeys([*(slot.parameter(layer) for slot in slots), *stack])
+            numbers = (slot for slot in slots if slot.numeric or slot.kind != "categorical")
+            sizes = tuple(slot.parameter(layer) for slot in numbers)
+            key = _item_key(template.node, layer, stack)
+            units.append(Unit(index, template, within, layer, tuple(names), place, sizes, key))
+        return tuple(units)
 
 
 def _item_key(node: Node, layer: int | None, others: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """Reads what matters of an item: where it is one of several, the choice and what is in the chosen one."""
+    """A function that reads the values on which an item depends: where it is a choice, the choice and the
+    parameters of the chosen option alone."""
     if not isinstance(node, Ref) or node.slot.kind != "categorical":
         return key_of(dict.fromkeys([*(slot.parameter(layer) for slot in node.slots()), *others]))
     choice = node.slot.parameter(layer)
     keys = {value: _item_key(option, layer, [choice, *others]) for value, option in node.slot.options.items()}
     return lambda values: keys[values[choice]](values)
-
-
-def _raised(low: float, high: float, factor: float) -> float:
-    """The lower end of a rate's range for a training that is shorter by `factor`: so much larger, up to the
-    middle of the range. An optimizer such as Adam moves a weight by at most its rate a step."""
-    if factor <= 1:
-        return low
-    raised = float(f"{min(low * factor, math.sqrt(low * high)):.3g}")
-    return min(max(raised, low), high)
 
 
 def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | None) -> Parameter:
@@ -357,6 +430,77 @@ def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | Non
     low, high = slot.low.fill(context), slot.high.fill(context)
     if low > high:
         raise RecipeError(f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it.")
-    if slot.steps is not None and steps is not None:
-        low = _raised(low, high, slot.steps / steps)
+    if slot.steps is not None and steps is not None and steps < slot.steps:
+        # Adam moves a weight by at most its rate a step: the shorter the training, the larger the lower end,
+        # up to the middle of the range.
+        raised = float(f"{min(low * slot.steps / steps, math.sqrt(low * high)):.3g}")
+        low = min(max(raised, low), high)
     return Parameter(name, slot.kind, low=low, high=high, log=slot.log, steps=slot.steps)
+
+
+def key_of(names: Iterable[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """A function that reads the values of these names as something that can be looked up."""
+    names = tuple(names)
+    return itemgetter(*names) if names else lambda values: ()
+
+
+def _number_alias(tree: Any, layer: int) -> Any:
+    """An item drawn for one layer, with the layer's number behind each alias, so that names stay unique."""
+    if not isinstance(tree, dict):
+        return tree
+    numbered = MarkedDict(tree)
+    for key, body in tree.items():
+        if key == "as" and isinstance(body, str):
+            numbered[key] = f"{body}_{layer}"
+        elif is_composition(key):
+            children = body.get("children") if isinstance(body, dict) else body
+            if isinstance(children, list):
+                inner = [_number_alias(child, layer) for child in children]
+                numbered[key] = MarkedDict({**body, "children": inner}) if isinstance(body, dict) else inner
+    return copy_lines(tree, numbered)
+
+
+def blocks_of(items: tuple[Item, ...], where: Sequence[tuple[At, str]]) -> Iterator[LayerBlock]:
+    """The blocks of a recipe that hold these items. Where there are several, one for each stack, its name
+    stands behind each alias, so that names stay unique."""
+    for at, stack in where:
+        own = items if len(where) == 1 else tuple(_with_stack(item, stack) for item in items)
+        yield LayerBlock.model_validate({"at": at, "stack": stack, "attach": own})
+
+
+def _with_stack(item: Item, stack: str) -> Item:
+    changes: dict[str, Any] = {} if item.alias is None else {"alias": f"{item.alias}_{stack}"}
+    if isinstance(item, CompositionItem):
+        changes["children"] = tuple(_with_stack(child, stack) for child in item.children)
+    return item.model_copy(update=changes)
+
+
+def drop_head_parts(training: Any) -> Any:
+    """The training section without groups for parts of the task head."""
+    if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
+        return training
+    parts = {f"head.{part}" for part in HEAD_PARTS}
+    left = {group: section for group, section in training["groups"].items() if group not in parts}
+    return MarkedDict({**training, "groups": left})
+
+
+def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:
+    """The training section without groups of absent entries and parts; an alias that is drawn for each layer,
+    or stands in each stack, names all of them."""
+    if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
+        return training
+    entries = named_entries(layers, model)
+    names = {"head", *(name for name, _ in entries), *(item.method for _, item in entries)}
+    aliases = {str(item.alias) for _, item in entries if item.alias is not None}
+    groups: dict[str, Any] = {}
+    parts = parts_named(training["groups"], entries)
+    for group, section in training["groups"].items():
+        owner, part = address(group)
+        numbered = [a for a in sorted(aliases) if re.fullmatch(re.escape(owner) + _PLACED, a)]
+        for name in [owner] if owner in names else numbered:
+            there = parts.get(name)
+            if not part:
+                groups[name] = section
+            elif there is None or part in there:
+                groups[f"{name}.{part}"] = section
+    return MarkedDict({**training, "groups": groups})

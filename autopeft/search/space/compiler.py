@@ -1,35 +1,58 @@
-"""From the tree of a space file to slots and templates, gathering every problem on the way."""
+"""From the tree of a space file to slots and templates, and a check of every option, without a backbone.
+
+Every problem is gathered, so that one reading names them all.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from autopeft.composition import is_composition
 from autopeft.errors import RecipeError, near
+from autopeft.method import get_method
+from autopeft.recipe import EntryItem, Item, LayerBlock
 from autopeft.recipe.layers import normalise_at
-from autopeft.recipe.parse import STACKS, check_keys, kind_of, migrate, no_stack, read_line
+from autopeft.recipe.models import entry_items
+from autopeft.recipe.names import check_group_names, check_names
+from autopeft.recipe.parse import (
+    STACKS,
+    check_keys,
+    kind_of,
+    migrate,
+    no_stack,
+    read_item,
+    read_line,
+    read_training,
+)
 from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.size import check_size
-from autopeft.search.space.expressions import (
+from autopeft.search.space.parameters import ParameterKind
+from autopeft.search.space.templates import (
     ABSENT,
+    BlockTemplate,
     Const,
+    Context,
     Hidden,
+    ItemTemplate,
     Last,
     Listed,
     Mapped,
     Node,
     Optional,
-    ParameterKind,
     Ref,
     Scaled,
     Slot,
+    Templates,
+    is_zero,
+    options_of,
+    prune,
+    size_of,
 )
 
-__all__ = ["BlockTemplate", "ItemTemplate", "Templates", "compile_space", "options_of"]
+__all__ = ["check_templates", "compile_space"]
 
 _TOP_KEYS = ("autopeft", "name", "reference", "vars", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach", "each_layer")
@@ -38,40 +61,13 @@ _CHOICES = ("choice", "int", "float", "optional")
 _SCALED_KEYS = ("scaled", "with", "at", "power", "most")
 _HIDDEN = re.compile(r"hidden/([1-9]\d{0,5})")
 _MAX_OPTIONS = 1000
+_MOST_READ = 300_000
+"""Values that are read while options are tried, over all of a space."""
+# Stands for a backbone while ranges are read: wide and deep enough for any bound.
+_WIDEST = Context({}, 1 << 20, 1 << 20, 0)
+_PLAIN = (Const, Hidden, Last)
 
-
-@dataclass(frozen=True, eq=False)
-class ItemTemplate:
-    """An item of the space and where it stands in the file."""
-
-    node: Node
-    path: Path
-    level: str
-
-
-@dataclass(frozen=True, eq=False)
-class BlockTemplate:
-    """A layer block: of the layers `of` those from `start` on, of these those that `switch` leaves on."""
-
-    of: Node
-    start: Node | None
-    switch: Node | None
-    stack: Node
-    items: tuple[ItemTemplate, ...]
-    each_layer: bool
-    path: Path
-
-
-@dataclass
-class Templates:
-    """A compiled space."""
-
-    name: str = "space"
-    reference: str | None = None
-    slots: list[Slot] = field(default_factory=list)
-    blocks: list[BlockTemplate] = field(default_factory=list)
-    model: list[ItemTemplate] = field(default_factory=list)
-    training: Node = field(default_factory=lambda: Const({}))
+Values = Mapping[str, Any]
 
 
 def compile_space(tree: Any, problems: Problems) -> Templates:
@@ -176,7 +172,10 @@ class _Compiler:
             return
         key = "attach" if "attach" in tree else "each_layer"
         of, start, switch = self.at(tree.get("at", "all"), (*path, "at"))
-        stack = self.stack(tree.get("stack", "all"), (*path, "stack"))
+        stack = self.node(tree.get("stack", "all"), (*path, "stack"), "stack", item=False)
+        for value in self.plain_options(stack, (*path, "stack")):
+            if value not in STACKS:
+                self.problems.add((*path, "stack"), no_stack(value))
         self.layerwise = key == "each_layer"
         listed = self.listed(tree[key], (*path, key))
         items = tuple(self.item(item, (*path, key, i), "layers") for i, item in enumerate(listed))
@@ -201,7 +200,8 @@ class _Compiler:
             self.layerwise = True
             switch = self.node(tree["switch"], (*path, "switch"), "on", item=False)
             self.layerwise = False
-            self.expect(switch, (*path, "switch"), _is_bool, "'switch' chooses between true and false")
+            on_or_off = "'switch' chooses between true and false"
+            self.expect(switch, (*path, "switch"), lambda value: isinstance(value, bool), on_or_off)
         return of, start, switch
 
     def layer_set(self, tree: Any, path: Path) -> Node:
@@ -213,18 +213,11 @@ class _Compiler:
                 self.problems.add(path, str(error))
         return node
 
-    def stack(self, tree: Any, path: Path) -> Node:
-        node = self.node(tree, path, "stack", item=False)
-        for value in self.plain_options(node, path):
-            if value not in STACKS:
-                self.problems.add(path, no_stack(value))
-        return node
-
     def plain_options(self, node: Node, path: Path) -> Iterator[Any]:
         """The options of one choice, or the value that is there without one."""
         for option in options_of(node):
             if next(option.slots(), None) is None:
-                yield option.fill(_PROBE)
+                yield option.fill(_WIDEST)
             else:
                 self.problems.add(path, "one choice between plain values, without choices inside them.")
 
@@ -236,7 +229,12 @@ class _Compiler:
         return ItemTemplate(self.node(tree, path, _item_name(tree), item=True), path, level)
 
     def node(self, tree: Any, path: Path, name: str, *, item: bool) -> Node:
-        """The template of a tree: `name` is what a choice here is called, `item` says it is a list item."""
+        """The template of a tree.
+
+        Args:
+            name: of a choice here.
+            item: whether it is an item of a list of methods.
+        """
         if isinstance(tree, str):
             return self.word(tree, path)
         if _is_scaled(tree):
@@ -255,20 +253,19 @@ class _Compiler:
                 below = (
                     name if item or key in ("groups", "policies") else f"{name}.{key}" if name else str(key)
                 )
-                listed = key in ("children", "policies") or is_composition(key)
-                nested = isinstance(value, list) and listed
-                nodes[key] = (
-                    self.items(value, (*path, key))
-                    if nested
-                    else self.node(value, (*path, key), below, item=False)
-                )
+                if isinstance(value, list) and (key in ("children", "policies") or is_composition(key)):
+                    nodes[key] = Listed(
+                        tuple(
+                            self.node(v, (*path, key, i), _item_name(v), item=True)
+                            for i, v in enumerate(value)
+                        )
+                    )
+                else:
+                    nodes[key] = self.node(value, (*path, key), below, item=False)
             return Mapped(nodes, tree)
         if isinstance(tree, list):
             return Listed(tuple(self.node(v, (*path, i), name, item=False) for i, v in enumerate(tree)))
         return Const(tree)
-
-    def items(self, tree: list[Any], path: Path) -> Node:
-        return Listed(tuple(self.node(v, (*path, i), _item_name(v), item=True) for i, v in enumerate(tree)))
 
     def word(self, text: str, path: Path) -> Node:
         if text.startswith("$"):
@@ -284,7 +281,7 @@ class _Compiler:
                 self.problems.add(
                     path, f"{text!r} is drawn for each layer; use it under 'switch:' or 'each_layer:'."
                 )
-            self.used.add(text[1:])  # a slot may have another name, where that one was taken
+            self.used.add(text[1:])  # the slot has another name where two share one
             return Ref(slot)
         hidden = _HIDDEN.fullmatch(text)
         if hidden:
@@ -313,10 +310,6 @@ class _Compiler:
             plain("power", tree.get("power", 1.0)),
             plain("most", tree["most"]) if "most" in tree else math.inf,
         )
-
-    def bound(self, value: Any, path: Path) -> Node:
-        """One end of a range."""
-        return Last() if value == "last" else self.node(value, path, "", item=False)
 
     def choice(self, tree: Any, path: Path, name: str, *, item: bool, per_layer: bool) -> Slot | None:
         """A new slot for a choice, or `None` where it is malformed."""
@@ -375,10 +368,12 @@ class _Compiler:
         if not isinstance(bounds, list) or len(bounds) != 2:
             self.problems.add(path, f"{key!r} takes [low, high], but got {bounds!r:.80}.")
             return None
-        low, high = (self.bound(v, (*path, i)) for i, v in enumerate(bounds))
+        low, high = (
+            Last() if v == "last" else self.node(v, (*path, i), "", item=False) for i, v in enumerate(bounds)
+        )
         fits = _is_integer if kind == "int" else _is_finite
         values = (
-            [low.fill(_PROBE), high.fill(_PROBE)]
+            [low.fill(_WIDEST), high.fill(_WIDEST)]
             if isinstance(low, _PLAIN) and isinstance(high, _PLAIN)
             else []
         )
@@ -406,21 +401,6 @@ class _Compiler:
         return found
 
 
-_PLAIN = (Const, Hidden, Last)
-
-
-class _Probe:
-    """Stands for a backbone while a file is read: wide and deep enough for any bound."""
-
-    hidden = 1 << 20
-    last = 1 << 20
-    layer = 0
-    values: dict[str, Any] = {}  # noqa: RUF012
-
-
-_PROBE: Any = _Probe()
-
-
 def _is_choice(tree: Any) -> bool:
     return isinstance(tree, dict) and any(k in tree for k in _CHOICES)
 
@@ -434,7 +414,7 @@ def _is_optional(tree: Any) -> bool:
 
 
 def _item_name(tree: Any) -> str:
-    """What choices inside an item are called after: its alias, its variable, else its method."""
+    """The prefix of names of choices inside an item: its alias, its variable, else its method."""
     if isinstance(tree, str):
         return tree.removeprefix("$")
     if _is_optional(tree):
@@ -446,7 +426,7 @@ def _item_name(tree: Any) -> str:
 
 
 def _label(option: Any) -> Any:
-    """The value that stands for an option: itself where it is a scalar, else a word."""
+    """The parameter's value for an option: the option where it is a scalar, else a word."""
     if isinstance(option, list):
         return "+".join(str(_label(v)) for v in option) or "none"
     if isinstance(option, dict):
@@ -454,22 +434,17 @@ def _label(option: Any) -> Any:
     return option
 
 
-def options_of(node: Node) -> list[Node]:
-    """What a node may become: the options of a choice, the slot of a range, or the node itself."""
-    if isinstance(node, Ref) and node.slot.kind == "categorical":
-        return list(node.slot.options.values())
-    return [node]
-
-
 def _bounds(node: Node) -> list[Any]:
-    """The values that a node may have, of a range of whole numbers its ends; `None` for what is no value."""
+    """The values of a node, for a range of whole numbers its ends; `None` for a node that is no value."""
     if isinstance(node, Ref) and node.slot.kind == "categorical":
         return [value for option in options_of(node) for value in _bounds(option)]
     if isinstance(node, Scaled):
         return [value for part in (node.number, node.size) for value in _bounds(part)]
     if isinstance(node, Ref):
-        return [] if node.slot.kind == "float" else [node.slot.low.fill(_PROBE), node.slot.high.fill(_PROBE)]
-    return [node.fill(_PROBE)] if isinstance(node, _PLAIN) else [None]
+        return (
+            [] if node.slot.kind == "float" else [node.slot.low.fill(_WIDEST), node.slot.high.fill(_WIDEST)]
+        )
+    return [node.fill(_WIDEST)] if isinstance(node, _PLAIN) else [None]
 
 
 def _is_number(node: Node) -> bool:
@@ -488,5 +463,165 @@ def _is_layer(value: Any) -> bool:
     return value == "last" or (_is_integer(value) and value >= 0)
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+def check_templates(templates: Templates, problems: Problems) -> None:
+    """Read each item and the training section with every option once, and add what is wrong to `problems`.
+
+    Raises:
+        RecipeError: there is too much to try, or too much is wrong.
+    """
+    reader = _Reader(problems)
+    for template in [*(item for block in templates.blocks for item in block.items), *templates.model]:
+        reader.item(template.node, template.path, template.level)
+    if problems.found:
+        return
+    blocks, places = [], []
+    for block in templates.blocks:
+        items = _firsts(block.items, problems)
+        if items:
+            blocks.append(LayerBlock(attach=items))
+            places.append(block.path)
+    check_names(places, {"layers": tuple(blocks), "model": _firsts(templates.model, problems)}, problems)
+    for values in reader.choices(templates.training, ("training",)):
+        tree = {"training": templates.training.fill(_context(values))}
+        found = problems.inside(tree, ())
+        section = read_training(tree, found)
+        check_group_names(section.groups, reader.named, found)
+
+
+class _Reader:
+    """Reads items with every option that they offer.
+
+    Attributes:
+        named: each entry that was read, with its alias or method.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        self.named: list[tuple[str, EntryItem]] = []
+        self._problems = problems
+        self._read = 0
+
+    def item(self, node: Node, path: Path, level: str) -> None:
+        """Read every item that a node can become. The children of compositions are read one by one."""
+        if isinstance(node, Optional):
+            self.item(node.node, path, level)
+        elif isinstance(node, Ref) and node.slot.kind == "categorical":
+            for option in node.slot.options.values():
+                self.item(option, path, level)
+        else:
+            names = [name for name in node.nodes if name != "as"] if isinstance(node, Mapped) else []
+            if isinstance(node, Mapped) and len(names) == 1 and is_composition(names[0]):
+                self._composition(node, names[0], path, level)
+                return
+            for values in self.choices(node, path):
+                self._one(node, values, path, level)
+
+    def _composition(self, node: Mapped, name: str, path: Path, level: str) -> None:
+        body = node.nodes[name]
+        inside: Path = (name,)
+        own: dict[str, Node] = {}
+        if isinstance(body, Mapped):
+            inside, own = (name, "children"), {k: v for k, v in body.nodes.items() if k != "children"}
+            body = body.nodes.get("children", Const(None))
+        children = body.nodes if isinstance(body, Listed) else getattr(body, "value", None)
+        if children in ((), []):  # written without children; one that may be left without any is another
+            item = node.fill(_context({}))
+            read_item(item, (), level, self._problems.inside(item, path))
+            return
+        if not isinstance(body, Listed):
+            for values in self.choices(node, path):
+                self._one(node, values, path, level)
+            return
+        for i, child in enumerate(body.nodes):
+            self.item(child, (*path, *inside, i), level)
+        usual = _usual_values(node)
+        for values in self.choices(Mapped(own), path):
+            self._one(node, {**usual, **values}, path, level)
+
+    def _one(self, node: Node, values: Values, path: Path, level: str) -> None:
+        tree = prune(node.fill(_context(values)), None, None)
+        if tree is ABSENT:
+            return
+        item = read_item(tree, (), level, self._problems.inside(tree, path))
+        if item is not None:
+            entries = [entry for _, entry in entry_items((item,))]
+            if any(e.start or "artefacts" in get_method(e.method).traits.needs for e in entries):
+                self._problems.add(
+                    path,
+                    "a search space has no inputs for entries to start from; train such a recipe by "
+                    "`autopeft train`.",
+                )
+            self.named += [(entry.alias or entry.method, entry) for entry in entries]
+
+    def choices(self, node: Node, path: Path) -> Iterator[Values]:
+        """Values that together take every option of every slot wherever it is used, one at a time.
+
+        Raises:
+            RecipeError: there are too many.
+        """
+        usual, size = _usual_values(node), size_of(node)
+        for values in (usual, *_varied(node, usual)):
+            self._read += size
+            if self._read > _MOST_READ:
+                self._problems.add(
+                    path, "there is too much to choose from; offer fewer options in one place."
+                )
+                self._problems.check()
+            yield values
+
+
+def _firsts(templates: Iterable[ItemTemplate], problems: Problems) -> tuple[Item, ...]:
+    """Items with their largest choices."""
+    found = []
+    for template in templates:
+        tree = prune(template.node.fill(_context(_usual_values(template.node))), None, None)
+        if tree is not ABSENT:
+            found.append(read_item(tree, (), template.level, problems.inside(tree, template.path)))
+    return tuple(item for item in found if item is not None)
+
+
+def _context(values: Values) -> Context:
+    """The figures of BERT-base: a usual backbone."""
+    return Context(values, 768, 11, 0)
+
+
+def _usual_values(node: Node) -> dict[str, Any]:
+    """For each slot a value that leaves nothing out: the last that is neither zero, false nor absent."""
+    found: dict[str, Any] = {}
+    for slot in dict.fromkeys(node.slots()):
+        values = _extremes(slot)
+        usual = values[-1]
+        for value in reversed(values):
+            option = slot.options.get(value)
+            stands_for = option.value if isinstance(option, Const) else value
+            if stands_for is not ABSENT and stands_for is not False and not is_zero(stands_for):
+                usual = value
+                break
+        found[slot.parameter(0)] = usual
+    return found
+
+
+def _varied(node: Node, values: Values) -> Iterator[Values]:
+    """Values with one option after another; each option above it is set so that it takes effect."""
+    if isinstance(node, (Mapped, Listed)):
+        for inner in node.nodes.values() if isinstance(node, Mapped) else node.nodes:
+            yield from _varied(inner, values)
+    elif isinstance(node, Scaled):
+        # All pairs of ends: a pair inside them makes a number between theirs.
+        for chosen in (values, *_varied(node.number, values)):
+            yield chosen
+            yield from _varied(node.size, chosen)
+    elif isinstance(node, Optional):
+        yield {**values, node.slot.parameter(0): False}
+        yield from _varied(node.node, {**values, node.slot.parameter(0): True})
+    elif isinstance(node, Ref):
+        for value in _extremes(node.slot):
+            chosen = {**values, node.slot.parameter(0): value}
+            yield chosen
+            if node.slot.kind == "categorical":
+                yield from _varied(node.slot.options[value], chosen)
+
+
+def _extremes(slot: Slot) -> list[Any]:
+    if slot.kind == "categorical":
+        return list(slot.options)
+    return [slot.low.fill(_context({})), slot.high.fill(_context({}))]

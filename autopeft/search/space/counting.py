@@ -1,9 +1,9 @@
 """Counts and hashes of the points of a bound space, without a recipe or a graph for each.
 
 A unit of the space is a shape that its item parameters choose, at layers that its place parameters choose.
-Both are remembered by the values that they read, so that a point costs a few look-ups. What comes out equals
-what counting `BoundSpace.materialize` gives, errors included: where a point is out of the ordinary, its
-recipe is built and asked.
+Both are remembered by the values that they read, so that a point costs a few look-ups. The result equals the
+count of `BoundSpace.materialize`, errors included: where methods may clash or names may meet, the recipe is
+built and counted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from autopeft.errors import UsageError
 from autopeft.graph import WHOLE, Memo, Part, Shape, build_graph, clash, hash_of, parts_of, total_of
 from autopeft.method import method_names
 from autopeft.recipe import CompositionItem, Item, Recipe
-from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.expressions import Const, Listed, Mapped, Node, Optional, Ref, Scaled
-from autopeft.search.space.layers import key_of
-from autopeft.search.space.simplify import blocks_of
+from autopeft.search.space.bound import BoundSpace, Unit, blocks_of, key_of
+from autopeft.search.space.templates import Const, Listed, Mapped, Node, Optional, Ref, Scaled
 
-__all__ = ["IMPOSSIBLE", "PointCounter", "counter_of"]
+__all__ = ["IMPOSSIBLE", "PointCounter"]
 
 IMPOSSIBLE = 1 << 60
-"""What a unit costs that cannot act at some values, such as a gate around what no gate can hold: more than
-any budget, so that repair goes elsewhere."""
+"""The cost of a unit that cannot act, such as a gate around a method that no gate can hold: more than any
+budget, so that repair goes elsewhere."""
 _PLACES = 1 << 14
 _SHAPES = 1 << 11
 
@@ -40,21 +38,21 @@ class _Group:
         self._bound, self._first = bound, units[0]
         self._mask = parts_of(bound.spec).masks.mask
         self._key = key_of(units[0].place_parameters)
-        self._found: Memo[Any, Masks] = Memo(_PLACES)
+        self._known: Memo[Any, Masks] = Memo(_PLACES)
         self.units = [_Place(bound, unit, self) for unit in units]
 
     def masks(self, values: Mapping[str, Any]) -> Masks:
         key = self._key(values)
-        found = self._found.get(key)
+        found = self._known.get(key)
         if found is None:
             where = self._bound.where(self._first, values)
             masks = (WHOLE,) if where is None else tuple([self._mask(at, stack) for at, stack in where])
-            found = self._found.keep(key, masks)
+            found = self._known.keep(key, masks)
         return found
 
 
 class _Place:
-    """One unit: what it attaches, by the values that it reads."""
+    """The shapes of one unit, by the values of its parameters."""
 
     def __init__(self, bound: BoundSpace, unit: Unit, group: _Group) -> None:
         self._bound, self._unit, self.group = bound, unit, group
@@ -63,7 +61,7 @@ class _Place:
         self.known: Memo[Any, tuple[Shape | None, tuple[str, ...]]] = Memo(_SHAPES)
 
     def read(self, values: Mapping[str, Any]) -> tuple[Shape | None, tuple[str, ...]]:
-        """The shape, `None` where the unit is absent, and the names that it asks for by `as:`."""
+        """The shape, `None` where the unit is absent, and its names given by `as:`."""
         key = self.key(values)
         found = self.known.get(key)
         if found is None:
@@ -74,7 +72,7 @@ class _Place:
 
 
 class PointCounter:
-    """Counts and hashes points of a bound space."""
+    """Counts and hashes points of a bound space. `bound.kept(PointCounter)` is the one of a space."""
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
@@ -88,34 +86,29 @@ class PointCounter:
         self._sound_names: set[str] = set()
         self._training_fits = _always_fits(bound.templates.training)
 
-    def _found(self, values: Mapping[str, Any]) -> tuple[list[Part], int, int] | None:
-        """The parts of a point and their parameters, or `None` for one that only its recipe can tell: it is
-        empty, or does not hold together.
+    def _total(self, values: Mapping[str, Any]) -> tuple[list[Part], int, int] | None:
+        """The parts of a point with their deployed and trained parameters; `None` where only the point's
+        recipe can tell them: it is empty, or its methods cannot act together.
 
         Raises:
             RecipeError: a value is missing, unknown or not allowed.
         """
         self.bound.check(values)
+        parts: list[Part] = []
         try:
-            parts = self._parts_at(values)
+            for group in self._groups:
+                masks = group.masks(values)
+                for place in group.units:
+                    shape = (place.known.get(place.key(values)) or place.read(values))[0]
+                    if shape is not None:
+                        for mask in masks:
+                            parts.append((shape, mask))
             deployed, trained = total_of(parts)
         except UsageError:
             return None
-        return (parts, deployed, trained) if parts and self._fits(values) and not clash(parts) else None
-
-    def _parts_at(self, values: Mapping[str, Any]) -> list[Part]:
-        found: list[Part] = []
-        for group in self._groups:
-            masks = group.masks(values)
-            for place in group.units:
-                shape = (place.known.get(place.key(values)) or place.read(values))[0]
-                if shape is not None:
-                    for mask in masks:
-                        found.append((shape, mask))
-        return found
-
-    def _fits(self, values: Mapping[str, Any]) -> bool:
-        """Whether the names and the training section of the point's recipe are in order."""
+        if not parts:
+            return None
+        # The reader of recipes refuses wrong names and training sections.
         if not self._training_fits:
             self.bound.materialize(values)
         elif self._aliased:
@@ -128,8 +121,9 @@ class PointCounter:
             ]
             if len(set(names)) < len(names) or not self._sound_names.issuperset(names):
                 self.bound.materialize(values)
-                self._sound_names.update(name for name in names if not _may_be_given(name))
-        return True
+                # An entry without `as:` is called after its method, with a number (`lora_2`).
+                self._sound_names.update(n for n in names if n.rpartition("_")[0] not in method_names())
+        return None if clash(parts) else (parts, deployed, trained)
 
     def measure(self, values: Mapping[str, Any]) -> Measure:
         """Count and hash a point.
@@ -139,7 +133,7 @@ class PointCounter:
             RecipeError: a value is missing, unknown or not allowed.
             UsageError: methods of the point cannot act together.
         """
-        found = self._found(values)
+        found = self._total(values)
         if found is not None:
             return Measure(found[1], found[2], hash_of(found[0]))
         graph = build_graph(self.bound.materialize(values), self.bound.spec)
@@ -148,18 +142,14 @@ class PointCounter:
 
     def count(self, values: Mapping[str, Any], *, head: int = 0) -> Counts:
         """Count a point (errors: see `measure`)."""
-        found = self._found(values)
+        found = self._total(values)
         if found is not None:
             return Counts(found[1], found[2], head, self.bound.spec.parameters)
         return count(self.bound.materialize(values), self.bound.spec, head=head)
 
-    def hash(self, values: Mapping[str, Any]) -> str:
-        """The hash of a point's structure on its backbone (errors: see `measure`)."""
-        return self.measure(values).hash
-
     def costs(self, units: Iterable[Unit], values: Mapping[str, Any]) -> list[int | None]:
-        """Deployed parameters of each of these units at values that are allowed, `None` where it is absent
-        and `IMPOSSIBLE` where it cannot act."""
+        """Deployed parameters of each of these units: `None` where it is absent, `IMPOSSIBLE` where it cannot
+        act. `values` have to be allowed ones."""
         found: list[int | None] = []
         group: _Group | None = None
         masks: Masks = ()
@@ -180,19 +170,17 @@ class PointCounter:
             if not clash(parts):
                 return total_of(parts)[0]
         except UsageError:
-            pass  # what is out of the ordinary is counted by its recipe below
-        try:
-            return count(self._alone(unit, values), self.bound.spec).deployed
-        except UsageError:
-            return IMPOSSIBLE
-
-    def _alone(self, unit: Unit, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of a unit that is there."""
+            pass  # methods that may clash are counted by the recipe, below
         item, where = self.bound.item(unit, values), self.bound.where(unit, values)
         assert item is not None, "what is absent costs nothing"
-        if where is None:
-            return Recipe.model_validate({"model": (item,)})
-        return Recipe(layers=tuple(blocks_of((item,), where)))
+        try:
+            if where is None:
+                alone = Recipe.model_validate({"model": (item,)})
+            else:
+                alone = Recipe(layers=tuple(blocks_of((item,), where)))
+            return count(alone, self.bound.spec).deployed
+        except UsageError:
+            return IMPOSSIBLE
 
 
 def _aliases(item: Item) -> list[str]:
@@ -200,11 +188,6 @@ def _aliases(item: Item) -> list[str]:
     below = item.children if isinstance(item, CompositionItem) else ()
     own = [] if item.alias is None else [item.alias]
     return own + [name for child in below for name in _aliases(child)]
-
-
-def _may_be_given(name: str) -> bool:
-    """Whether an entry without `as:` might get this name (`lora_2`)."""
-    return name.rpartition("_")[0] in method_names()
 
 
 def _asks_for_names(node: Node) -> bool:
@@ -217,8 +200,8 @@ def _asks_for_names(node: Node) -> bool:
 def _always_fits(node: Node) -> bool:
     """Whether a training section is valid whatever the values.
 
-    A space is only read if each option and each end of a range is valid, and the section's numbers are valid
-    between any two that are. That leaves bounds that depend on the backbone, and configs of policies.
+    The compiler has checked each option and each end of a range, and a number between two valid ones is
+    valid. What remains are bounds that depend on the backbone, and configs of policies.
     """
     if isinstance(node, Mapped):
         policies = node.nodes.get("policies")
@@ -239,12 +222,3 @@ def _below(node: Node) -> Iterable[Node]:
     if isinstance(node, Scaled):
         return (node.number, node.size)
     return node.slot.options.values() if isinstance(node, Ref) else ()
-
-
-def counter_of(bound: BoundSpace) -> PointCounter:
-    """The counter of a space, the same one for each call."""
-    found = bound.kept.get(PointCounter)
-    if found is None:
-        found = bound.kept[PointCounter] = PointCounter(bound)
-    assert isinstance(found, PointCounter)
-    return found

@@ -8,9 +8,19 @@ from typing import Any
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
-from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.expressions import ABSENT, Context, Listed, Mapped, Node, Optional, Ref
-from autopeft.search.space.simplify import drop_groups, drop_head_parts, is_zero, prune, size_field
+from autopeft.search.space.bound import BoundSpace, Unit, drop_groups, drop_head_parts
+from autopeft.search.space.templates import (
+    ABSENT,
+    Context,
+    Listed,
+    Mapped,
+    Node,
+    Optional,
+    Ref,
+    is_zero,
+    prune,
+    size_field,
+)
 
 __all__ = ["parameters_in_use"]
 
@@ -18,15 +28,40 @@ __all__ = ["parameters_in_use"]
 def parameters_in_use(bound: BoundSpace, point: Mapping[str, Any], recipe: Recipe) -> frozenset[str]:
     """Names of the parameters that decided something of a recipe; no other value of the rest changes it.
 
-    What left something out decided too: a switch that is off, a size of zero. What it left out did not.
+    A switch that is off, or a size of zero, decided too; the parameters of the method that it left out did
+    not.
 
     Args:
         point: the values of the space that `recipe` stands for.
     """
     found: set[str] = set()
     for unit in bound.units:
-        found |= _of_unit(bound, unit, point)
-    return frozenset(found | _of_training(bound, point, recipe))
+        place = _Reading(point)
+        if bound.where(unit, place) == ():
+            found |= place.names
+            continue
+        inside = _Reading(point)
+        present = bound.item(unit, point) is not None
+        _UnitReader(bound, unit, point, inside, present).item(unit.template.node)
+        found |= inside.names
+        if present:
+            found |= place.names
+
+    # The training section, without the groups of absent entries.
+    reading = _Reading(point)
+    context = bound.context(reading, None)
+    section = _chosen(bound.templates.training, context)
+    for name, node in section.nodes.items() if isinstance(section, Mapped) else ():
+        groups = _chosen(node, context) if name == "groups" else None
+        if not isinstance(groups, Mapped):
+            node.fill(context)
+            continue
+        for group, inner in groups.nodes.items():
+            alone: Any = {"groups": {group: {}}}
+            alone = alone if bound.deep_head else drop_head_parts(alone)
+            if drop_groups(alone, recipe.layers, recipe.model)["groups"]:
+                inner.fill(context)
+    return frozenset(found | reading.names)
 
 
 class _Reading(Mapping[str, Any]):
@@ -47,21 +82,11 @@ class _Reading(Mapping[str, Any]):
         return len(self._values)
 
 
-def _of_unit(bound: BoundSpace, unit: Unit, point: Mapping[str, Any]) -> set[str]:
-    place = _Reading(point)
-    if bound.where(unit, place) == ():
-        return place.names
-    inside = _Reading(point)
-    present = bound.item(unit, point) is not None
-    _Walk(bound, unit, point, inside, present).item(unit.template.node)
-    return inside.names | place.names if present else inside.names
-
-
-class _Walk:
-    """Reads, of a unit's template, what decides whether each part is there, and all of the parts that are.
+class _UnitReader:
+    """Reads the values that decide whether each part of a unit is there, and all values of those that are.
 
     Args:
-        noted: the values of `point`; takes note of what is read.
+        noted: the values of `point`; notes which are read.
         present: whether anything of the unit is in the recipe.
     """
 
@@ -78,18 +103,17 @@ class _Walk:
             for child in found.nodes:
                 self.item(child)
         elif isinstance(found, Mapped):
-            absent = self._absent(found)
+            # Values that are read to see this are not noted.
+            absent = not self._present or (
+                prune(found.fill(self._silent), self._spec, self._stacks) is ABSENT
+            )
             for name, body in found.nodes.items():
                 if is_composition(name):
                     self._composition(body, absent)
-                elif absent:
-                    self._cause(name, body)
-                else:
+                elif not absent:
                     body.fill(self._context)
-
-    def _absent(self, node: Node) -> bool:
-        """Whether nothing is left of an item; reading what is left out takes no note."""
-        return not self._present or prune(node.fill(self._silent), self._spec, self._stacks) is ABSENT
+                elif name in method_names():
+                    self._cause(name, body)
 
     def _composition(self, node: Node, absent: bool) -> None:
         body = _chosen(node, self._context)
@@ -103,33 +127,15 @@ class _Walk:
                 inner.fill(self._context)
 
     def _cause(self, name: str, node: Node) -> None:
-        """Read what leaves a method out: its size of zero, else sites that this backbone lacks."""
+        """Read why a method is left out: its size of zero, else sites that this backbone lacks."""
         body = _chosen(node, self._context)
-        if not isinstance(body, Mapped) or name not in method_names():
+        if not isinstance(body, Mapped):
             return
         size = body.nodes.get(size_field(get_method(name)) or "")
         if size is not None and is_zero(size.fill(self._context)):
             return
         if "sites" in body.nodes:
             body.nodes["sites"].fill(self._context)
-
-
-def _of_training(bound: BoundSpace, point: Mapping[str, Any], recipe: Recipe) -> set[str]:
-    """What the recipe's training section reads, without groups of what is absent."""
-    reading = _Reading(point)
-    context = bound.context(reading, None)
-    section = _chosen(bound.templates.training, context)
-    for name, node in section.nodes.items() if isinstance(section, Mapped) else ():
-        groups = _chosen(node, context) if name == "groups" else None
-        if not isinstance(groups, Mapped):
-            node.fill(context)
-            continue
-        for group, inner in groups.nodes.items():
-            alone: Any = {"groups": {group: {}}}
-            alone = alone if bound.deep_head else drop_head_parts(alone)
-            if drop_groups(alone, recipe.layers, recipe.model)["groups"]:
-                inner.fill(context)
-    return reading.names
 
 
 def _chosen(node: Node, context: Context) -> Node | None:

@@ -3,20 +3,17 @@ all layers or on the upper ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from autopeft.recipe import resolve_layers
-
-if TYPE_CHECKING:
-    from autopeft.search.space.bound import BoundSpace, Unit
-    from autopeft.search.space.parameters import Parameter
+from autopeft.search.space.bound import BoundSpace, Unit
 
 __all__ = ["starting_points", "upper_points"]
 
-# Short trainings want learning rates in the upper half of what a space allows.
+# Short trainings need learning rates in the upper half of a space's range.
 _RATE_QUANTILE = 0.75
-# Of the layers: a step that leaves the others alone takes about as much less.
+# One in so many layers: the time of a step falls about with the layers that it alters.
 _SHARES = (2, 4)
 
 
@@ -50,15 +47,32 @@ def upper_points(space: BoundSpace, count: int) -> list[dict[str, Any]]:
 
 def _alone(space: BoundSpace, base: Mapping[str, Any]) -> Iterator[tuple[list[Unit], dict[str, Any]]]:
     """Each method that can be left out, as its units, with the point that has it alone."""
-    templates = _by_template(space.units)
-    switches = [_switch(space, units, dict(base)) for units in templates]
-    for i, switch in enumerate(switches):
-        if switch is not None:
+    templates: dict[int, list[Unit]] = {}
+    for unit in space.units:
+        templates.setdefault(id(unit.template), []).append(unit)
+    # For each the values that leave it out, and those that have as much of it as there is.
+    switches: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for units in templates.values():
+        absent: dict[str, Any] = {}
+        largest: dict[str, Any] = {}
+        for unit in units:
+            for name in unit.item_parameters:
+                parameter = space.parameter(name)
+                gone = [c for c in parameter.choices if space.item(unit, {**base, name: c}) is None]
+                if gone and len(gone) < len(parameter.choices):
+                    there = [c for c in parameter.choices if c not in gone]
+                    absent[name], largest[name] = gone[0], there[-1]
+                    if parameter.sizes:
+                        size = dict(zip(parameter.choices, parameter.sizes, strict=True))
+                        largest[name] = max(there, key=lambda c: size[c])
+                    break
+        switches.append((absent, largest))
+    for i, units in enumerate(templates.values()):
+        if switches[i][0]:
             point = dict(base)
-            for j, other in enumerate(switches):
-                if other is not None:
-                    point.update(other.largest if i == j else other.absent)
-            yield templates[i], point
+            for j, (absent, largest) in enumerate(switches):
+                point.update(largest if i == j else absent)
+            yield units, point
 
 
 def _raised(space: BoundSpace, units: list[Unit], point: dict[str, Any], first: int) -> dict[str, Any] | None:
@@ -67,40 +81,23 @@ def _raised(space: BoundSpace, units: list[Unit], point: dict[str, Any], first: 
     there = [unit for unit in space.units if space.item(unit, point) is not None]
     if not units or units[0].block is None or any(unit.block is None for unit in there):
         return None
-    names = dict.fromkeys(name for unit in there for name in unit.place_parameters)
+    depths: dict[str, int] = {stack.name: stack.layers for stack in space.spec.stacks}
 
     def place(values: Mapping[str, Any]) -> tuple[int, int]:
-        covered = [i for unit in there for i in _layers(space, unit, values)]
+        covered: list[int] = []  # layers of two stacks are listed twice
+        for unit in there:
+            for at, stack in space.where(unit, values) or ():
+                for name in depths if stack == "all" else (stack,):
+                    covered += resolve_layers(at, depths[name])
         return sum(i < first for i in covered), -sum(i >= first for i in covered)
 
-    for name in names:
-        options = ({**point, name: value} for value in _values(space.parameter(name)))
-        point = min([point, *options], key=place)
+    for name in dict.fromkeys(name for unit in there for name in unit.place_parameters):
+        parameter = space.parameter(name)
+        whole = range(int(parameter.low), int(parameter.high) + 1) if parameter.kind == "int" else ()
+        values = parameter.choices if parameter.kind == "categorical" else whole
+        point = min([point, *({**point, name: value} for value in values)], key=place)
     below, above = place(point)
     return point if not below and above else None
-
-
-def _layers(space: BoundSpace, unit: Unit, values: Mapping[str, Any]) -> list[int]:
-    """The layers that a unit lies in; those of two stacks are listed twice."""
-    depths: dict[str, int] = {stack.name: stack.layers for stack in space.spec.stacks}
-    found: list[int] = []
-    for at, stack in space.where(unit, values) or ():
-        for name in depths if stack == "all" else (stack,):
-            found += resolve_layers(at, depths[name])
-    return found
-
-
-def _values(parameter: Parameter) -> Iterable[Any]:
-    if parameter.kind == "categorical":
-        return parameter.choices
-    return range(int(parameter.low), int(parameter.high) + 1) if parameter.kind == "int" else ()
-
-
-class _Switch:
-    """How to leave a method out, and how to have as much of it as there is."""
-
-    def __init__(self, absent: dict[str, Any], largest: dict[str, Any]) -> None:
-        self.absent, self.largest = absent, largest
 
 
 def _all_layers(space: BoundSpace) -> dict[str, Any]:
@@ -115,28 +112,3 @@ def _all_layers(space: BoundSpace) -> dict[str, Any]:
         if parameter.kind == "int":
             base[name] = int(parameter.low)
     return base
-
-
-def _by_template(units: Iterable[Unit]) -> list[list[Unit]]:
-    """Units that are one item of the space file, in file order."""
-    groups: dict[int, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(id(unit.template), []).append(unit)
-    return list(groups.values())
-
-
-def _switch(space: BoundSpace, units: list[Unit], base: dict[str, Any]) -> _Switch | None:
-    absent: dict[str, Any] = {}
-    largest: dict[str, Any] = {}
-    for unit in units:
-        for name in unit.item_parameters:
-            parameter = space.parameter(name)
-            gone = [c for c in parameter.choices if space.item(unit, {**base, name: c}) is None]
-            if gone and len(gone) < len(parameter.choices):
-                there = [c for c in parameter.choices if c not in gone]
-                absent[name], largest[name] = gone[0], there[-1]
-                if parameter.sizes:
-                    size = dict(zip(parameter.choices, parameter.sizes, strict=True))
-                    largest[name] = max(there, key=lambda c: size[c])
-                break
-    return _Switch(absent, largest) if absent else None

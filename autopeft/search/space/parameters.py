@@ -7,12 +7,13 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from autopeft.errors import RecipeError
-from autopeft.search.space.expressions import ParameterKind
 
-__all__ = ["Parameter", "every_point"]
+__all__ = ["Parameter", "ParameterKind", "every_point"]
+
+ParameterKind = Literal["categorical", "int", "float"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Parameter:
         kind: `categorical` (one of `choices`), `int` or `float` (from `low` to `high`, both included).
         choices: values in file order: `None`, bool, int, float or str.
         log: drawn on a logarithmic scale.
-        steps: of the trainings that `low` is meant for in the file: shorter ones begin higher. `None` where
-            it holds for any.
-        sizes: for choices that are all numbers or shares of the width, what each of them amounts to here.
+        steps: training steps that `low` is meant for in the file: shorter trainings begin higher. `None`
+            where it holds for any.
+        sizes: for choices that are all numbers or shares of the width, the number of each on this backbone.
     """
 
     name: str
@@ -63,8 +64,8 @@ class Parameter:
             what = "a whole number" if self.kind == "int" else "a number"
             raise RecipeError(f"{self.name}={value!r} is not {what} from {self.low} to {self.high}.")
 
-    def own_values(self) -> Mapping[Any, type[Any]] | _Between:
-        """What gives the type of each allowed value, and a `KeyError` for others."""
+    def types(self) -> Mapping[Any, type[Any]] | _Between:
+        """A table of the type of each allowed value, with a `KeyError` for others."""
         return {c: type(c) for c in self.choices} if self.kind == "categorical" else _Between(self)
 
     def sample(self, rng: random.Random) -> Any:
@@ -106,17 +107,13 @@ class _Between:
         return kind
 
 
-def _values(p: Parameter) -> Sequence[Any]:
-    if p.kind == "categorical":
-        return p.choices
-    return range(int(p.low), int(p.high) + 1) if p.kind == "int" else (p.low,)
-
-
 def every_point(parameters: Sequence[Parameter], most: int) -> Iterator[dict[str, Any]]:
-    """All points of a space without continuous ranges that has at most so many; none of another."""
+    """All points of a space; none where it has more than `most`, or a continuous range."""
     if any(p.kind == "float" and p.low < p.high for p in parameters):
         return
     if math.prod(p.cardinality for p in parameters) > most:
         return
-    for point in itertools.product(*map(_values, parameters)):
+    whole = {p.name: range(int(p.low), int(p.high) + 1) for p in parameters if p.kind == "int"}
+    values = [p.choices if p.kind == "categorical" else whole.get(p.name, (p.low,)) for p in parameters]
+    for point in itertools.product(*values):
         yield {p.name: value for p, value in zip(parameters, point, strict=True)}

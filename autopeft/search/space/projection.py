@@ -16,13 +16,12 @@ from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooled, unpooled
 from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.counting import counter_of
-from autopeft.search.space.encoding import Encoder, encoder_of
-from autopeft.search.space.expressions import Const, Mapped, Node, Ref, Scaled
+from autopeft.search.space.counting import PointCounter
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import smallest
-from autopeft.search.space.similarity import PlacementBag, as_number
+from autopeft.search.space.similarity import Encoder, PlacementBag, as_number
+from autopeft.search.space.templates import Const, Mapped, Node, Ref, Scaled
 
 __all__ = ["Match", "values_of"]
 
@@ -32,7 +31,7 @@ _NUMBERS = 64
 _WHOLE_RANGE = 256
 _VARIANTS = 1024
 _STEPS = 32
-_NOTHING = 1e-12
+_SAME = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Match:
         exact: whether the point's recipe is the given one (equal `trial_hash`).
         distance: from the recipe to the point's: 0 where `exact`, near 1 where they have little in common.
         missing: what differs, in words; empty where `exact`.
-        overlap: share of the placements that the two have in common, like ones in part: 0 for nothing, 1 for
-            all.
+        overlap: share of the placements that the two have in common, from 0 to 1; placements that are alike
+            count in part.
     """
 
     values: dict[str, Any]
@@ -71,7 +70,7 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
             f"Recipe {recipe.name!r} starts from {', '.join(recipe.inputs)}, which no space can say; "
             "leave its 'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
         )
-    members = encoder_of(bound)
+    members = bound.kept(Encoder)
     if bound.pooling != "own":  # which all its recipes have
         recipe = unpooled(recipe)
     wanted, lost = members.read(recipe)
@@ -103,8 +102,8 @@ class _Descent:
 
     def __init__(self, members: Encoder, wanted: PlacementBag) -> None:
         self._encoder, self._wanted, self._bound = members, wanted, members.bound
-        self._counter = counter_of(self._bound)
-        self._left = _EVALUATIONS
+        self._counter = self._bound.kept(PointCounter)
+        self._remaining = _EVALUATIONS
         self._known: dict[int, list[dict[str, Any]]] = {}
         training = self._bound.templates.training
         varies = isinstance(training, Mapped) and "optimizer" in training.nodes
@@ -127,7 +126,7 @@ class _Descent:
             found = self._settle(start)
             if found is not None and (best is None or found[1] < best[1]):
                 best = found
-            if (best is not None and best[1] <= _NOTHING) or self._left < _EVALUATIONS // 2:
+            if (best is not None and best[1] <= _SAME) or self._remaining < _EVALUATIONS // 2:
                 break
         if best is None:
             values = dict(smallest(self._bound).values)
@@ -138,14 +137,14 @@ class _Descent:
         first, *others = starting_points(self._bound, _STARTS)
         yield first
         # All layers, and nearly nothing there: what decides on items, the last first, at what leaves the
-        # fewest placements. From here methods come in one at a time.
+        # fewest placements. From here methods are added one at a time.
         values = dict(first)
         items = {name for unit in self._bound.units for name in unit.item_parameters}
         for name in reversed([name for name in self._choices if name in items]):
             choices = self._choices[name]
             sizes = [self._encoder.at({**values, name: choice}).size for choice in choices]
             values[name] = choices[sizes.index(min(sizes))]
-            self._left -= len(choices)
+            self._remaining -= len(choices)
         yield values
         yield from others
         yield self._bound.middle()
@@ -153,11 +152,11 @@ class _Descent:
     def _distance(self, values: Mapping[str, Any]) -> float:
         ours = self._encoder.at(values)
         distance, steps = self._encoder.comparison.distance(ours, self._wanted)
-        self._left -= steps
+        self._remaining -= steps
         return distance
 
     def _holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the point is a recipe: not empty, and its methods can act together."""
+        """Whether the point is a valid recipe: not empty, with methods that can act together."""
         try:
             self._counter.count(values)
         except UsageError:
@@ -165,8 +164,8 @@ class _Descent:
         return True
 
     def _settle(self, start: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
-        """Where descent leads, `None` for a point that is no recipe."""
-        # Most points are recipes, so they are only checked on the way where descent ends in one that is not.
+        """The end of a descent, `None` where it is no valid recipe."""
+        # Most points are valid, so that each is checked only where the end of a first descent is not.
         for careful in (False, True):
             found = self._descend(start, careful)
             if self._holds(found[0]):
@@ -178,15 +177,15 @@ class _Descent:
         values = dict(start)
         distance = self._distance(values)
         moving = True
-        while moving and self._left > 0 and distance > _NOTHING:
+        while moving and self._remaining > 0 and distance > _SAME:
             single = ([{name: choice} for choice in choices] for name, choices in self._choices.items())
-            whole = (self._variants(unit, values) for unit in self._bound.units)
+            whole = (self._items_of(unit, values) for unit in self._bound.units)
             for neighbours in (single, whole):
                 moving = False
                 for moves in neighbours:
-                    if self._left <= 0:
+                    if self._remaining <= 0:
                         return values, distance
-                    step = self._best(moves, values, distance, careful)
+                    step = self._best_move(moves, values, distance, careful)
                     if step is not None:
                         distance, moving = step[0], True
                         values.update(step[1])
@@ -194,18 +193,18 @@ class _Descent:
                     break
         return values, distance
 
-    def _best(
+    def _best_move(
         self, moves: Iterable[dict[str, Any]], values: Mapping[str, Any], distance: float, careful: bool
     ) -> tuple[float, dict[str, Any]] | None:
         """The move that leads nearest, where that is nearer than now."""
         reached = ((self._distance({**values, **move}), i, move) for i, move in enumerate(moves))
-        found = sorted(r for r in reached if r[0] < distance - _NOTHING)
+        found = sorted(r for r in reached if r[0] < distance - _SAME)
         if careful and self._holds(values):
             found = [next(r for r in (*found, (distance, -1, {})) if self._holds({**values, **r[2]}))]
         return (found[0][0], found[0][2]) if found and found[0][1] >= 0 else None
 
-    def _variants(self, unit: Unit, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Values for each item that a unit can be; none where they are too many."""
+    def _items_of(self, unit: Unit, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Values for each different item of a unit; none where there are too many."""
         found = self._known.get(unit.index)
         if found is None:
             names = [name for name in unit.item_parameters if name in self._choices]
@@ -218,36 +217,33 @@ class _Descent:
         return found
 
     def _in_pairs(self, values: dict[str, Any], distance: float) -> tuple[dict[str, Any], float]:
-        """Descent along pairs of parameters where single ones lead no further."""
+        """Descent along pairs of parameters where single ones lead no further: pairs that decide on one item
+        come first."""
+        items = [set(unit.item_parameters) for unit in self._bound.units]
+        places = [{*unit.item_parameters, *unit.place_parameters} for unit in self._bound.units]
+        pairs = dict.fromkeys(
+            pair
+            for names in (*items, *places, set(self._choices))
+            for pair in combinations([name for name in self._choices if name in names], 2)
+        )
         moving = True
-        while moving and distance > _NOTHING:
+        while moving and distance > _SAME:
             moving = False
-            for p, q in self._pairs():
+            for p, q in pairs:
                 for a in self._choices[p]:
                     for b in self._choices[q]:
-                        if self._left <= 0:
+                        if self._remaining <= 0:
                             return values, distance
                         there = {**values, p: a, q: b}
-                        if self._distance(there) < distance - _NOTHING:
+                        if self._distance(there) < distance - _SAME:
                             found = self._settle(there)
                             if found is not None:
                                 (values, distance), moving = found, True
         return values, distance
 
-    def _pairs(self) -> Iterator[tuple[str, str]]:
-        """All pairs of parameters, those that decide on one item together first."""
-        items = [set(unit.item_parameters) for unit in self._bound.units]
-        places = [{*unit.item_parameters, *unit.place_parameters} for unit in self._bound.units]
-        seen: set[tuple[str, str]] = set()
-        for names in (*items, *places, set(self._choices)):
-            for pair in combinations([name for name in self._choices if name in names], 2):
-                if pair not in seen:
-                    seen.add(pair)
-                    yield pair
-
 
 def _factors(node: Node) -> dict[str, list[float]]:
-    """By the name of a parameter what the numbers that are scaled from it may have been multiplied with."""
+    """For each parameter, by name, the factors by which `scaled` may have multiplied its number."""
     every: dict[str, list[float]] = {}
     for inner in node.nodes.values() if isinstance(node, Mapped) else ():
         if isinstance(inner, Scaled) and isinstance(inner.number, Ref) and isinstance(inner.size, Ref):
@@ -261,9 +257,10 @@ def _factors(node: Node) -> dict[str, list[float]]:
 
 
 def _divided(numbers: Sequence[float], factors: Sequence[float]) -> list[float]:
-    """What the numbers may have been before they were multiplied with a factor and rounded.
+    """The numbers before they were multiplied by a factor and rounded.
 
-    One number may have become several: where what two leave open overlaps, the middle of the overlap.
+    One number may have become several. Rounding leaves an interval for each; where intervals overlap, the
+    middle of the overlap is tried.
     """
     ends: list[tuple[float, int]] = []
     for x in numbers:
@@ -274,7 +271,7 @@ def _divided(numbers: Sequence[float], factors: Sequence[float]) -> list[float]:
 
 
 def _candidates(p: Parameter, numbers: Sequence[float]) -> list[Any]:
-    """The values of a parameter that are tried: all choices; of a wide range the recipe's own numbers."""
+    """The values of a parameter to try: all choices, and for a wide range the recipe's own numbers."""
     if p.kind == "categorical":
         return list(p.choices)
     low, high = p.low, p.high
@@ -288,7 +285,8 @@ def _candidates(p: Parameter, numbers: Sequence[float]) -> list[Any]:
 
 
 def _numbers(bag: PlacementBag, optimizer: bool) -> Iterator[float]:
-    """Every number of a recipe's training section and configurations, of its `optimizer` where it varies."""
+    """Every number in a recipe's training section and configurations; those of `optimizer` only where the
+    space varies them."""
     training = bag.training
     for kind in chain((c[0] for c in bag.placements), (training.shared, *training.policies)):
         for key, value in kind.config.items():

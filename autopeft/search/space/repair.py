@@ -2,8 +2,8 @@
 
 Too large: the size with the largest share of the parameters goes to its next smaller choice, again and
 again; when all sizes are at their smallest, layers, optional items and whole methods are switched off,
-the least that suffices. Too small, where the budget has a lower limit: the size with the smallest share
-grows, then something is switched on. A point that fits is left as it is. What a parameter costs is
+the fewest that suffice. Too small, where the budget has a lower limit: the size with the smallest share
+grows, then something is switched on. A point that fits is left as it is. The cost of each choice is
 found by counting, so this works on any space.
 """
 
@@ -14,26 +14,25 @@ import math
 import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from autopeft.counting import Budget, Counts
 from autopeft.errors import BudgetError, RecipeError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.counting import IMPOSSIBLE, counter_of
-from autopeft.search.space.expressions import size_of
+from autopeft.search.space.counting import IMPOSSIBLE, PointCounter
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.space import Space
-from autopeft.spec import BackboneSpec
+from autopeft.search.space.templates import size_of
 
-__all__ = ["Infeasible", "Repaired", "balance_of", "check_feasible", "feasible_share", "repair", "smallest"]
+__all__ = ["Balance", "Infeasible", "Repaired", "check_feasible", "feasible_share", "repair", "smallest"]
 
 _BRUTE_FORCE = 4096
 _FLOAT_STEPS = 32
 _DRAWN = 12  # random points from which a budget's lower limit is tried
-# Of parameters × their values × values in the recipe, over all items: some five seconds for a point. Built-in
-# spaces have a hundredth of that at most.
+# Parameters × their values × values in the recipe, summed over all items: some five seconds for a point.
+# Built-in spaces have a hundredth of that at most.
 _MOST_EFFORT = 500_000
 
 
@@ -51,54 +50,37 @@ class Repaired:
     changed: bool
 
 
-def repair(
-    space: Space | BoundSpace, values: Mapping[str, Any], budget: Budget, spec: BackboneSpec | None = None
-) -> Repaired:
+def repair(bound: BoundSpace, values: Mapping[str, Any], budget: Budget) -> Repaired:
     """Move `values` into the budget. The same input always gives the same output.
 
     Raises:
         Infeasible: no member of the space fits; the message says how small or large it can get.
         RecipeError: a value is missing, unknown or not allowed.
     """
-    balance = balance_of(space, spec)
-    bound = balance.bound
+    balance = bound.kept(Balance)
     bound.check(values)
-    point = _reached(balance, values, budget)
+    point = balance.moved_into(budget, values)
     recipe, counts = bound.materialize(point.values), balance.counter.count(point.values)
-    if _misses(balance, budget, counts.deployed):
-        raise _missed(balance, budget, counts.deployed)
+    if _misses(bound, budget, counts.deployed):
+        raise _missed(bound, budget, counts.deployed)
     return Repaired(point.values, recipe, counts, changed=point.values != dict(values))
 
 
-def _reached(balance: Balance, values: Mapping[str, Any], budget: Budget) -> _Point:
-    """Where repair comes to from a point: inside the budget, or as near as it gets to a lower limit."""
-    least, most = budget.limits(balance.bound.spec)
-    point = balance.at(values)
-    if not point.present:
-        point = balance.revive(point)
-    if point.total > most:
-        point = balance.shrink(point, most)
-    if point.total > most:
-        _check_smallest(balance, budget)
-        point = balance.moved(point, balance.structural(balance.smallest[0]))
-    return balance.grow(point, least, most) if point.total < least else point
-
-
-def _misses(balance: Balance, budget: Budget, deployed: int) -> int:
+def _misses(bound: BoundSpace, budget: Budget, deployed: int) -> int:
     """By how many parameters a count lies outside the budget."""
-    least, most = budget.limits(balance.bound.spec)
+    least, most = budget.limits(bound.spec)
     return max(0, least - deployed, deployed - most)
 
 
-def _missed(balance: Balance, budget: Budget, deployed: int) -> Infeasible:
-    least, most = budget.limits(balance.bound.spec)
+def _missed(bound: BoundSpace, budget: Budget, deployed: int) -> Infeasible:
+    least, most = budget.limits(bound.spec)
     return Infeasible(
-        f"Repair found no member of space {balance.bound.name!r} with {least:,} to {most:,} parameters "
+        f"Repair found no member of space {bound.name!r} with {least:,} to {most:,} parameters "
         f"(budget {budget}): it came to {deployed:,}. Widen the budget, or offer finer sizes."
     )
 
 
-def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Repaired:
+def smallest(bound: BoundSpace) -> Repaired:
     """The member of the space with the fewest deployed parameters that is not empty.
 
     Exact where the discrete part of the space has few members; else found by descent from every item in turn.
@@ -106,13 +88,12 @@ def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Rep
     Raises:
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    balance = balance_of(space, spec)
+    balance = bound.kept(Balance)
     values = dict(balance.smallest[0])
-    recipe = balance.bound.materialize(values)
-    return Repaired(values, recipe, balance.counter.count(values), changed=False)
+    return Repaired(values, bound.materialize(values), balance.counter.count(values), changed=False)
 
 
-def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec | None = None) -> None:
+def check_feasible(bound: BoundSpace, budget: Budget) -> None:
     """Check that repair finds a member of the space inside the budget: that the smallest one fits, and where
     there is a lower limit, that it is reached from where a search starts or from one of a few random points.
 
@@ -120,56 +101,31 @@ def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec
         Infeasible: it finds none; the message says how small the space gets, or how near it came.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    balance = balance_of(space, spec)
-    _check_smallest(balance, budget)
-    nearest = balance.smallest[1]
-    for start in _starts(balance):
-        if not _misses(balance, budget, nearest):
-            return
-        total = _reached(balance, start, budget).total
-        nearest = min(nearest, total, key=lambda count: _misses(balance, budget, count))
-    if _misses(balance, budget, nearest):
-        raise _missed(balance, budget, nearest)
+    balance, rng = bound.kept(Balance), random.Random(0)
+    balance.check_smallest(budget)
+    values, nearest = balance.smallest
+    drawn = (bound.sample(rng) for _ in range(_DRAWN))
+    starts = itertools.chain([values], starting_points(bound, len(bound.units) + 1), drawn)
+    while _misses(bound, budget, nearest):
+        start = next(starts, None)
+        if start is None:
+            raise _missed(bound, budget, nearest)
+        total = balance.moved_into(budget, start).total
+        nearest = min(nearest, total, key=lambda count: _misses(bound, budget, count))
 
 
-def _starts(balance: Balance) -> Iterator[dict[str, Any]]:
-    """The smallest member, points where a search starts, and a few random ones, always the same."""
-    bound, rng = balance.bound, random.Random(0)
-    yield dict(balance.smallest[0])
-    yield from starting_points(bound, len(bound.units) + 1)
-    for _ in range(_DRAWN):
-        yield bound.sample(rng)
-
-
-def _check_smallest(balance: Balance, budget: Budget) -> None:
-    _, most = budget.limits(balance.bound.spec)
-    _, n = balance.smallest
-    if n > most:
-        raise Infeasible(
-            f"No member of space {balance.bound.name!r} fits {budget} ({most:,} parameters here): "
-            f"its smallest has {n:,}. Raise the budget, or offer smaller sizes."
-        )
-
-
-def feasible_share(
-    space: Space | BoundSpace,
-    budget: Budget,
-    spec: BackboneSpec | None = None,
-    *,
-    n: int = 1000,
-    seed: int = 0,
-) -> float:
+def feasible_share(bound: BoundSpace, budget: Budget, *, n: int = 1000, seed: int = 0) -> float:
     """Share of `n` random points that lie inside the budget without repair."""
-    balance = balance_of(space, spec)
-    least, most = budget.limits(balance.bound.spec)
+    balance = bound.kept(Balance)
+    least, most = budget.limits(bound.spec)
     rng = random.Random(seed)
-    points = (balance.at(balance.bound.sample(rng)) for _ in range(n))
+    points = (balance.at(bound.sample(rng)) for _ in range(n))
     return sum(p.present and least <= p.total <= most for p in points) / n
 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """Values of the space, what each unit costs there (`None` where it is absent), and the sum."""
+    """Values of the space, the parameters of each unit there (`None` where it is absent), and the sum."""
 
     values: dict[str, Any]
     costs: tuple[int | None, ...]
@@ -182,11 +138,17 @@ class _Point:
 
 
 class Balance:
-    """What every unit of a space costs at given values, and moves along single parameters."""
+    """The cost of every unit of a space at given values, and moves along single parameters.
+
+    `bound.kept(Balance)` is the one of a space.
+
+    Raises:
+        RecipeError: an item has so many choices of its own that fitting it to a budget would take long.
+    """
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
-        self.counter = counter_of(bound)
+        self.counter = bound.kept(PointCounter)
         self.touched: dict[str, list[Unit]] = {}
         for unit in bound.units:
             for name in dict.fromkeys((*unit.item_parameters, *unit.place_parameters)):
@@ -194,7 +156,6 @@ class Balance:
         self.parameters = [p for p in bound.parameters if p.name in self.touched]
         self.sized = {name for unit in bound.units for name in unit.size_parameters}
         self.choices = {p.name: _values(p) for p in self.parameters}
-        self._smallest: tuple[dict[str, Any], int] | None = None
         self._check_effort()
         # Units that share a parameter with others: a change of one may change what else can be done.
         shared = (units for units in self.touched.values() if len(units) > 1)
@@ -216,6 +177,33 @@ class Balance:
                 "their methods share sizes by `vars:`, or split the items."
             )
 
+    def moved_into(self, budget: Budget, values: Mapping[str, Any]) -> _Point:
+        """The point that repair reaches: inside the budget, or as near as it gets to a lower limit.
+
+        Raises:
+            Infeasible: the smallest member is too large.
+        """
+        least, most = budget.limits(self.bound.spec)
+        point = self.at(values)
+        if not point.present:
+            point = self.switched_on(point)
+        if point.total > most:
+            point = self.shrink(point, most)
+        if point.total > most:
+            self.check_smallest(budget)
+            point = self.moved(point, self.structural(self.smallest[0]))
+        return self.grow(point, least, most) if point.total < least else point
+
+    def check_smallest(self, budget: Budget) -> None:
+        """Raise `Infeasible` where the smallest member is too large."""
+        _, most = budget.limits(self.bound.spec)
+        _, n = self.smallest
+        if n > most:
+            raise Infeasible(
+                f"No member of space {self.bound.name!r} fits {budget} ({most:,} parameters here): "
+                f"its smallest has {n:,}. Raise the budget, or offer smaller sizes."
+            )
+
     def structural(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values that decide what is attached; learning rates and the like are left out."""
         return {p.name: values[p.name] for p in self.parameters}
@@ -235,13 +223,13 @@ class Balance:
         return _Point(values, tuple(costs), sum(c or 0 for c in costs))
 
     def share(self, name: str, point: _Point) -> int:
-        """Parameters of the units that a parameter takes part in."""
+        """Cost of the units that a parameter belongs to."""
         return sum([point.costs[unit.index] or 0 for unit in self.touched[name]])
 
-    def trials(
+    def alternatives(
         self, name: str, point: _Point, skip: Collection[Any] = ()
     ) -> Iterator[tuple[Any, list[int | None]]]:
-        """Every other value of a parameter, with what the units that it takes part in would cost."""
+        """Every other value of a parameter, with the cost of each of its units there."""
         now, units = point.values[name], self.touched[name]
         there = dict(point.values)
         for value in self.choices[name]:
@@ -251,11 +239,11 @@ class Balance:
                 yield value, self.counter.costs(units, there)
 
     def moves(self, name: str, point: _Point, skip: Collection[Any] = ()) -> Iterator[tuple[Any, int]]:
-        """Every other value of a parameter with the total it would give, where something stays attached."""
+        """Every other value of a parameter with the total there, where something stays attached."""
         rest = point.total - self.share(name, point)
         touched = {unit.index for unit in self.touched[name]}
         others = any(cost is not None for i, cost in enumerate(point.costs) if i not in touched)
-        for value, costs in self.trials(name, point, skip):
+        for value, costs in self.alternatives(name, point, skip):
             if others or any(cost is not None for cost in costs):
                 yield value, rest + sum([cost or 0 for cost in costs])
 
@@ -269,39 +257,34 @@ class Balance:
         return point
 
     def _smaller_size(self, point: _Point) -> dict[str, Any] | None:
-        """The size with the largest share, at its next smaller choice that is not zero."""
+        """The size with the largest share, at its next smaller choice: the one that lowers the total least
+        and leaves the same units there."""
         best: tuple[int, dict[str, Any]] | None = None
         for p in self.parameters:
             if p.name not in self.sized:
                 continue
-            share = self.share(p.name, point)
+            now = [point.costs[unit.index] for unit in self.touched[p.name]]
+            present, share = [cost is not None for cost in now], sum([cost or 0 for cost in now])
             if best is not None and share <= best[0]:
                 continue
-            value = self._next_smaller(p.name, point)
-            if value is not None:
-                best = (share, {p.name: value[0]})
+            lower: tuple[int, Any] | None = None
+            for value, costs in self.alternatives(p.name, point):
+                reached = sum([cost or 0 for cost in costs])
+                if (
+                    reached < share
+                    and (lower is None or reached > lower[0])
+                    and [cost is not None for cost in costs] == present
+                ):
+                    lower = (reached, value)
+            if lower is not None:
+                best = (share, {p.name: lower[1]})
         return None if best is None else best[1]
 
-    def _next_smaller(self, name: str, point: _Point) -> tuple[Any] | None:
-        """The value that lowers the total least and leaves the same units there."""
-        now = [point.costs[unit.index] for unit in self.touched[name]]
-        present, share = [cost is not None for cost in now], sum([cost or 0 for cost in now])
-        best: tuple[int, Any] | None = None
-        for value, costs in self.trials(name, point):
-            reached = sum([cost or 0 for cost in costs])
-            if (
-                reached < share
-                and (best is None or reached > best[0])
-                and [cost is not None for cost in costs] == present
-            ):
-                best = (reached, value)
-        return None if best is None else (best[1],)
-
     def _switch_off(self, point: _Point, most: int) -> dict[str, Any] | None:
-        """The change that leaves the most within `most`; if none gets there, the one that takes off most.
+        """The change with the largest total within `most`; if none reaches that, the one that lowers it most.
 
-        With it go those that would come next, as far as that can be told at once. A space of a thousand
-        parameters would otherwise look at all of them a thousand times.
+        The next changes are made with it where they are already certain. A space of a thousand parameters
+        would otherwise try all of them a thousand times.
         """
         options = [
             (reached, name, value)
@@ -332,7 +315,7 @@ class Balance:
     def grow(self, point: _Point, least: int, most: int) -> _Point:
         """Raise the total to `least` without passing `most`, as far as one or two moves at a time lead."""
         while point.total < least:
-            step = self._larger(point, most) or self._exchange(point, least, most)
+            step = self._larger(point, most) or self._two_changes(point, least, most)
             if step is None:
                 break
             point = self.moved(point, step)
@@ -354,7 +337,7 @@ class Balance:
                     best = (rank, {name: value})
         return None if best is None else best[1]
 
-    def _exchange(self, point: _Point, least: int, most: int) -> dict[str, Any] | None:
+    def _two_changes(self, point: _Point, least: int, most: int) -> dict[str, Any] | None:
         """Two changes together that land nearest above `least`, still inside."""
         best: tuple[int, dict[str, Any]] | None = None
         firsts: dict[str, set[Any]] = {}
@@ -363,7 +346,7 @@ class Balance:
             for value in values:
                 there = self.moved(point, {name: value})
                 for other in self.choices:
-                    # Two changes were seen together already if the other one could come first.
+                    # The pair was tried before if the other change was once the first.
                     ends = () if other == name else self.moves(other, there, firsts.get(other, ()))
                     for second, end in ends:
                         if least <= end <= most and (best is None or end < best[0]):
@@ -371,7 +354,7 @@ class Balance:
             firsts[name] = set(values)
         return None if best is None else best[1]
 
-    def revive(self, point: _Point) -> _Point:
+    def switched_on(self, point: _Point) -> _Point:
         """Switch on the cheapest single thing in an empty point; failing that, take the smallest member."""
         start, _ = self.smallest
         options = [
@@ -384,14 +367,13 @@ class Balance:
             return min(options, key=lambda there: there.total)
         return self.moved(point, self.structural(start))
 
-    @property
+    @cached_property
     def smallest(self) -> tuple[dict[str, Any], int]:
-        """Values of the smallest member, and its count."""
-        if self._smallest is None:
-            self._smallest = self._find_smallest()
-        return self._smallest
+        """Values of the smallest member, and its count.
 
-    def _find_smallest(self) -> tuple[dict[str, Any], int]:
+        Raises:
+            EmptyRecipe: this backbone can take nothing that the space offers.
+        """
         usual = {p.name: p.middle for p in self.bound.parameters}
         if math.prod(map(len, self.choices.values())) <= _BRUTE_FORCE:
             combinations = itertools.product(*self.choices.values())
@@ -406,7 +388,7 @@ class Balance:
                 f"Space {self.bound.name!r} offers nothing that this backbone can take.{reasons}"
             )
         if smallest.total >= IMPOSSIBLE:
-            self.counter.count(smallest.values)  # raises what is wrong with it
+            self.counter.count(smallest.values)  # raises the reason
         return smallest.values, smallest.total
 
     def _least_with(self, unit: Unit, usual: Mapping[str, Any]) -> _Point | None:
@@ -445,23 +427,3 @@ def _values(p: Parameter) -> list[Any]:
     if p.kind == "float":
         return [min(max(v, low), high) for v in raw]
     return sorted({min(max(round(v), int(low)), int(high)) for v in raw})
-
-
-def balance_of(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Balance:
-    """What every unit of a space costs, the same object for each call.
-
-    Raises:
-        BudgetError: a space without a backbone.
-        RecipeError: an item has so many choices of its own that fitting it to a budget would take long.
-    """
-    if isinstance(space, Space):
-        if spec is None:
-            raise BudgetError(
-                "A space without a backbone has no counts; give repair the spec, or a bound space."
-            )
-        space = space.bind(spec)
-    balance = space.kept.get(Balance)
-    if balance is None:
-        balance = space.kept[Balance] = Balance(space)
-    assert isinstance(balance, Balance)
-    return balance

@@ -1,28 +1,41 @@
 """Recipes as bags of *placements*, and how alike they are.
 
 A placement is an entry or a composition at one of its sites, with its configuration, learning rate and weight
-decay. The distance of two recipes is a soft Sørensen–Dice distance of their placements.
+decay. The distance of two recipes is a soft Sørensen–Dice distance of their placements. `Encoder` makes bags
+of the members of a space, and of any recipe as far as it fits the backbone.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from autopeft.errors import UsageError
-from autopeft.graph import Memo
+from autopeft.errors import RecipeError, UsageError
+from autopeft.graph import WHOLE, Memo, parts_of
 from autopeft.quantity import parse_quantity
 from autopeft.recipe import (
+    CompositionItem,
+    EntryItem,
+    Item,
+    LayerBlock,
+    Recipe,
     TrainingSection,
+    resolve_layers,
 )
+from autopeft.recipe.parse import read_training
+from autopeft.recipe.problems import Problems
+from autopeft.search.space.bound import BoundSpace, Unit, key_of
+from autopeft.search.space.templates import size_field
 from autopeft.spec import BackboneSpec
 
 __all__ = [
     "Component",
+    "Encoder",
     "Overlap",
     "Piece",
     "Placement",
@@ -31,9 +44,11 @@ __all__ = [
     "Settings",
     "Training",
     "as_number",
-    "spans",
 ]
 
+_ENTRIES = 1000
+_DEEPEST = 10_000
+_KINDS, _PIECES, _TRAININGS = 1 << 12, 1 << 14, 1 << 8
 _MEMO = 1 << 12
 
 # Shares of the distance. A placement counts more than any of its settings, and those more than the grouping.
@@ -65,7 +80,7 @@ class Settings(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """What is placed: a method or a composition, its configuration, and the compositions around it."""
+    """A method or a composition, its configuration, and the compositions around it."""
 
     name: str
     config: Mapping[str, Any]
@@ -110,7 +125,13 @@ class Training:
         self._section, self._numbered = section, numbered
         self._settled: Memo[Piece, list[Settled]] = Memo(_MEMO)
         outside = ("learning_rate", "weight_decay", "optimizer")
-        self.optimizer = _flat(section.optimizer.model_dump(mode="json"))
+        # Each number on its own: `optimizer.betas.1`.
+        self.optimizer: dict[str, Any] = {}
+        for key, value in section.optimizer.model_dump(mode="json").items():
+            if isinstance(value, list):
+                self.optimizer |= {f"optimizer.{key}.{i}": v for i, v in enumerate(value)}
+            else:
+                self.optimizer[f"optimizer.{key}"] = value
         self.shared = Component("training", {**section.canonical(without=outside), **self.optimizer})
         self.policies = [
             Component(p.method, p.method_config().model_dump(mode="json")) for p in section.policies
@@ -239,7 +260,7 @@ class RecipeDistance:
         return max(0.0, apart) + _TRAINING * training + _GROUPING * groups, steps
 
     def differences(self, ours: PlacementBag, wanted: PlacementBag) -> Iterator[str]:
-        """What of `wanted` is not in `ours`, in words."""
+        """The differences of `ours` from `wanted`, in words."""
         overlap = self.overlap(ours, wanted)
         for left, bag, fate in ((overlap.wanted, wanted, "is left out"), (overlap.ours, ours, "is added")):
             together: dict[Component, int] = {}
@@ -262,12 +283,161 @@ class RecipeDistance:
         for s in places:
             layers.setdefault(s.stack, set()).update(() if s.layer is None else (s.layer,))
         several = len(self._spec.stacks) > 1
-        parts = [f"{f'{n} ' if several else ''}layers {spans(i)}" for n, i in layers.items() if i]
+        parts = [f"{f'{n} ' if several else ''}layers {_spans(i)}" for n, i in layers.items() if i]
         return (f" at {', '.join(names)}" if names else "") + (f" in {' and '.join(parts)}" if parts else "")
 
 
+class Encoder:
+    """The members of a space, and any recipe on its backbone, as bags of placements.
+
+    `bound.kept(Encoder)` is the one of a space.
+    """
+
+    def __init__(self, bound: BoundSpace) -> None:
+        self.bound, self._parts = bound, parts_of(bound.spec)
+        self.comparison = RecipeDistance(bound.spec)
+        self._bits = {site.key: 1 << n for n, site in enumerate(bound.spec.sites)}
+        self._nowhere = 1 << len(self._bits)
+        self._kinds: Memo[str, Component] = Memo(_KINDS)
+        self._trainings: Memo[Any, Training] = Memo(_TRAININGS)
+        names = [slot.parameter(None) for slot in bound.templates.training.slots()]
+        self._training_key = key_of(dict.fromkeys(names))
+        held = max(64, _PIECES // max(1, len(bound.units)))
+        self._units: list[tuple[Unit, Callable[[Any], Any], Memo[Any, tuple[Piece, ...]]]] = [
+            (unit, key_of(dict.fromkeys((*unit.item_parameters, *unit.place_parameters))), Memo(held))
+            for unit in bound.units
+        ]
+
+    def at(self, values: Mapping[str, Any]) -> PlacementBag:
+        """The member with these values."""
+        pieces: list[Piece] = []
+        mask_of = self._parts.masks.mask
+        for unit, key_in, known in self._units:
+            key = key_in(values)
+            found = known.get(key)
+            if found is None:
+                item, where = self.bound.item(unit, values), self.bound.where(unit, values)
+                masks = [WHOLE] if where is None else [mask_of(at, stack) for at, stack in where]
+                found = known.keep(key, tuple(self._piece(item, mask) for mask in masks if item is not None))
+            pieces.extend(found)
+        key = self._training_key(values)
+        training = self._trainings.get(key)
+        if training is None:
+            tree = {"training": self.bound.training(values)}
+            section = read_training(tree, Problems(tree, "space"))
+            training = self._trainings.keep(key, Training(section, numbered=True))
+        return PlacementBag(pieces, training)
+
+    def _piece(self, item: Item, mask: int) -> Piece:
+        placements: list[Placement] = []
+        self._walk(item, mask, "", placements)
+        return Piece(tuple(placements), self._parts.shape(item).text(mask))
+
+    def _walk(self, item: Item, mask: int, inside: str, placements: list[Placement]) -> int:
+        """Add the placements of an item; returns the sites that they cover."""
+        if isinstance(item, EntryItem):
+            shape = self._parts.leaf(item, item.method)
+            sites = sum(self._bits[s.key] for s in shape.sites(mask))
+            config = shape.config.model_dump(mode="json", exclude={"sites"})
+            kind = self._kind(item.method, config, size_field(shape.method), inside)
+            at = sites if shape.placed(mask) else self._nowhere
+            placements.append(Placement(kind, at, item.alias, True))
+            return sites
+        sites = 0
+        for child in item.children:
+            sites |= self._walk(child, mask, f"{inside}/{item.kind}", placements)
+        kind = self._kind(item.kind, dict(item.options), None, inside)
+        shape_of = self._parts.shape
+        try:  # it trains where it has parameters of its own
+            below = sum(shape_of(child).count(mask)[1] for child in item.children)
+            trains = shape_of(item).count(mask)[1] > below
+        except UsageError:  # the children cannot act together, which whoever takes the point checks
+            trains = False
+        placements.append(Placement(kind, sites, item.alias, trains))
+        return sites
+
+    def _kind(self, name: str, config: Mapping[str, Any], size: str | None, inside: str) -> Component:
+        key = json.dumps([name, inside, config], sort_keys=True)
+        found = self._kinds.get(key)
+        return self._kinds.keep(key, Component(name, config, size, inside)) if found is None else found
+
+    def read(self, recipe: Recipe) -> tuple[PlacementBag, list[str]]:
+        """A recipe as far as it fits the backbone, and in words the rest."""
+        entries, lost = recipe.entries(), list[str]()
+        if len(entries) > _ENTRIES:
+            raise RecipeError(
+                f"Recipe {recipe.name!r} has {len(entries)} entries; at most {_ENTRIES} are read."
+            )
+        names = iter(entry.name for entry in entries)
+        pieces: list[Piece] = []
+        for block in recipe.layers:
+            mask = self._mask(block, lost)
+            for item in block.attach:
+                fitting = self._fitting(item, names, mask, lost)
+                pieces += [] if fitting is None else [self._piece(fitting, mask)]
+        for item in recipe.model:
+            fitting = self._fitting(item, names, WHOLE, lost)
+            pieces += [] if fitting is None else [self._piece(fitting, WHOLE)]
+        training = recipe.training if self.bound.deep_head else recipe.training.without_head_parts()
+        return PlacementBag(pieces, Training(training, numbered=False)), lost
+
+    def _mask(self, block: LayerBlock, lost: list[str]) -> int:
+        """The layers of a block that exist here."""
+        mask, stacks = 0, [s for s in self.bound.spec.stacks if block.stack in ("all", s.name)]
+        what = ", ".join(i.method if isinstance(i, EntryItem) else i.kind for i in block.attach)
+        for stack in stacks:
+            layers, all_there = _layers(block.at, stack.layers)
+            mask |= sum(self._parts.masks.bits[stack.name, i] for i in layers)
+            if not all_there:
+                asked = block.at if isinstance(block.at, str) else _spans(block.at)
+                rest = f"only {_spans(layers)}" if layers else "none"
+                lost.append(f"{what} in layers {asked}: {rest} exist in this {stack.name} of {stack.layers}")
+        if not stacks:
+            lost.append(f"{what} is left out, since there is no {block.stack}")
+        return mask
+
+    def _fitting(self, item: Item, names: Iterator[str], mask: int, lost: list[str]) -> Item | None:
+        """The part of an item that fits the backbone, its entries under their names; `None` for none."""
+        if isinstance(item, CompositionItem):
+            found = [self._fitting(child, names, mask, lost) for child in item.children]
+            children = tuple(child for child in found if child is not None)
+            return item.model_copy(update={"children": children}) if children else None
+        item = item.model_copy(update={"alias": next(names)})
+        if not mask:
+            return None
+        if "sites" in item.config:
+            here = self.bound.spec.site_names()
+            gone = [site for site in item.config["sites"] or () if site not in here]
+            if gone:
+                lost.append(f"{item.method} is left out of {', '.join(gone)}, which this backbone lacks")
+                left = [site for site in item.config["sites"] if site in here]
+                if not left:
+                    return None
+                item = item.model_copy(update={"config": {**item.config, "sites": left}})
+        try:
+            self._parts.leaf(item, item.method).count(mask)
+        except UsageError as error:
+            lost.append(f"{item.method} is left out: {str(error).rstrip('.')}")
+            return None
+        return item
+
+
+def _layers(at: Any, n: int) -> tuple[list[int], bool]:
+    """The layers of a stack of `n` that `at` names, and whether all of them exist."""
+    try:
+        return list(resolve_layers(at, n)), True
+    except RecipeError:
+        if isinstance(at, tuple):
+            asked: Collection[int] = at
+        elif at.startswith("last"):
+            asked = range(n)
+        else:
+            asked = () if at.startswith("g") else resolve_layers(at, _DEEPEST)
+        return [i for i in asked if i < n], False
+
+
 def as_number(value: Any) -> float | None:
-    """A finite number, or what a quantity such as `0.1%` amounts to."""
+    """A finite number, or that of a quantity such as `0.1%`; `None` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -301,17 +471,7 @@ def _rate_gap(a: tuple[float, float], b: tuple[float, float]) -> float:
     return 0.8 * ratio / (1 + ratio) + 0.2 * _gap(a[1], b[1])
 
 
-def _flat(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's options, each number on its own: `optimizer.betas.1`."""
-    flat: dict[str, Any] = {}
-    for key, value in optimizer.items():
-        several = value if isinstance(value, list) else None
-        flat |= {f"optimizer.{key}.{i}": v for i, v in enumerate(several or ())}
-        flat |= {} if several is not None else {f"optimizer.{key}": value}
-    return flat
-
-
-def spans(indices: Iterable[int]) -> str:
+def _spans(indices: Iterable[int]) -> str:
     """`0-2, 5` for 0, 1, 2, 5."""
     runs: list[list[int]] = []
     for i in sorted(indices):

@@ -24,23 +24,19 @@ A space compiles to one flat, static list of parameters. Inactive parameters are
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from autopeft.errors import RecipeError, near
 from autopeft.foreign import local_path
-from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import Pooling
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.yaml_text import read_text, read_yaml
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.compiler import Templates, compile_space
+from autopeft.search.space.compiler import check_templates, compile_space
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.validation import check_templates
+from autopeft.search.space.templates import Templates
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BoundSpace", "Parameter", "Space", "space_names"]
@@ -50,9 +46,8 @@ _PACKAGE = "autopeft.search_spaces"
 
 def space_names() -> tuple[str, ...]:
     """Names of the built-in spaces, sorted."""
-    return tuple(
-        sorted(f.name.removesuffix(".yaml") for f in files(_PACKAGE).iterdir() if f.name.endswith(".yaml"))
-    )
+    names = (file.name for file in files(_PACKAGE).iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 class Space:
@@ -129,12 +124,12 @@ class Space:
         raise RecipeError(f"There is no search space file {text!r}. Built in: {', '.join(names)}.")
 
     def for_steps(self, steps: int) -> Space:
-        """The space for trainings of so many steps: where a range names its `steps`, shorter trainings begin
-        at larger rates."""
+        """The space for trainings of `steps` steps: where a range names its own `steps`, shorter trainings
+        begin at larger rates."""
         return Space(self._templates, self.text, steps, self.pooling)
 
     def with_pooling(self, pooling: Pooling) -> Space:
-        """The space in whose recipes the head reads so, but where they say so themselves."""
+        """The space with this pooling for the heads of all recipes that name none themselves."""
         return Space(self._templates, self.text, self._steps, pooling)
 
     def bind(self, spec: BackboneSpec) -> BoundSpace:
@@ -147,20 +142,8 @@ class Space:
             self._bound = BoundSpace(self._templates, spec, self._steps, self.pooling)
         return self._bound
 
-    def cardinality(self, spec: BackboneSpec) -> int:
-        """See `BoundSpace.cardinality`."""
-        return self.bind(spec).cardinality()
 
-    def materialize(self, values: Mapping[str, Any], spec: BackboneSpec) -> Recipe:
-        """See `BoundSpace.materialize`."""
-        return self.bind(spec).materialize(values)
-
-    def sample(self, rng: random.Random, spec: BackboneSpec) -> dict[str, Any]:
-        """See `BoundSpace.sample`."""
-        return self.bind(spec).sample(rng)
-
-
-@cache  # a program may ask for one again and again, and its file is the package's own
+@cache
 def _built_in(name: str) -> tuple[Templates, str]:
     """The templates of a built-in space, and its text."""
     text = files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ __all__ = ["JOURNAL", "Trials"]
 
 JOURNAL = "journal.log"
 _STUCK = 5
-# Bytes that checkpoints of paused trials may take: for each planned trial, and in all at least; and how many
-# are kept whatever they take.
+# Bytes that checkpoints of paused trials may take, for each planned trial and in all at least; and how many
+# are kept whatever their size.
 _ROOM_EACH, _ROOM, _KEPT = 400_000, 40_000_000, 3
 
 
@@ -57,7 +57,15 @@ class Trials:
         self._promoted = 0  # steps that were trained above the first rung
         self._failures_in_row = 0
         self._closing = self.finished = self.exhausted = self.out_of_time = False
-        self._restore()
+        # Trials of an earlier process stand on the rungs that they had reached. Those that were stopped when
+        # its time was over go on no more, but new ones are compared with them.
+        for record in [*study.records(), *study.paused.values()]:
+            if record.state in ("complete", "paused", "stopped") and record.number is not None:
+                reached = sorted(map(int, record.rungs))
+                for step, after in zip(reached, [*reached[1:], None], strict=True):
+                    self._reach(record, step)
+                    if after is not None or record.state == "stopped":
+                        self.halving.promote(record.number, step)
 
     @classmethod
     def open(cls, context: StrategyContext) -> Trials:
@@ -89,17 +97,6 @@ class Trials:
         """See `StrategyClass`."""
         return effort.trials * rungs.expected
 
-    def _restore(self) -> None:
-        """Put the trials of an earlier process on the rungs that they had reached. Those that were stopped
-        when its time was over go on no more, but new ones are measured by them."""
-        for record in [*self.study.records(), *self.study.paused.values()]:
-            if record.state in ("complete", "paused", "stopped") and record.number is not None:
-                reached = sorted(map(int, record.rungs))
-                for step, after in zip(reached, [*reached[1:], None], strict=True):
-                    self._reach(record, step)
-                    if after is not None or record.state == "stopped":
-                        self.halving.promote(record.number, step)
-
     def _reach(self, record: TrialRecord, step: int) -> None:
         merit = record.merits.get(str(step), record.rungs[str(step)])
         self.halving.reach(Standing(record.number or 0, merit, self.study.cost_of(record)), step)
@@ -108,7 +105,7 @@ class Trials:
     # ------------------------------------------------------------------------------------------------------
 
     def next(self, *, room: bool) -> Job | None:
-        """A trial that goes on, a new one, or `None`, also while running ones may still be outdone."""
+        """A trial that goes on, a new one, or `None` at the end and while it waits for running ones."""
         if self.finished:
             return None
         found = self.halving.candidate(closing=self._closing)
@@ -119,11 +116,18 @@ class Trials:
             self._closing = True
             found = self.halving.candidate(closing=True)
         if found is not None and (room or len(self.candidates(self._effort.top)) < self._effort.top):
-            return self._continued(*found)
+            number, step = found
+            self.halving.promote(number, step)
+            files = self._checkpoints.get(f"trial-{number}")
+            return replace(self._part(number, self.study.get(number).recipe, step), files=files)
         # Without time no more go on than are trained again.
         self.out_of_time = self.out_of_time or found is not None
         if not self._running:
-            self._finish()
+            self.finished = True
+            for number in list(self.study.paused):
+                self._checkpoints.drop(f"trial-{number}")
+                self._update(self.study.stop(number))
+            self._tell_duplicates()
         return None
 
     def _new(self, room: bool) -> Job | None:
@@ -139,11 +143,6 @@ class Trials:
             return None
         self.launched += 1
         return self._part(proposal.number, proposal.recipe, 0)
-
-    def _continued(self, number: int, step: int) -> Job:
-        self.halving.promote(number, step)
-        files = self._checkpoints.get(f"trial-{number}")
-        return replace(self._part(number, self.study.get(number).recipe, step), files=files)
 
     def _part(self, number: int, recipe: Mapping[str, object], step: int) -> TrainJob:
         """The part of a trial from one rung (or the start, step 0) to the next."""
@@ -166,13 +165,6 @@ class Trials:
         )
         self._running.add(job.id)
         return job
-
-    def _finish(self) -> None:
-        self.finished = True
-        for number in list(self.study.paused):
-            self._checkpoints.drop(f"trial-{number}")
-            self._update(self.study.stop(number))
-        self._tell_duplicates()
 
     # Taking back
     # ------------------------------------------------------------------------------------------------------
@@ -202,7 +194,12 @@ class Trials:
         self._reach(record, step)
         for hopeless in self.halving.hopeless():
             self._checkpoints.drop(f"trial-{hopeless}")
-        self._make_room()
+        # Make room: drop checkpoints of the trials least likely to go on. One that does all the same begins
+        # anew.
+        room = max(_ROOM, _ROOM_EACH * self._effort.trials)
+        spare = self.halving.queue()[_KEPT:]
+        while self._checkpoints.size > room and spare:
+            self._checkpoints.drop(f"trial-{spare.pop()}")
         self._update(record)
 
     def _end(self, number: int) -> None:
@@ -216,16 +213,6 @@ class Trials:
             self._failures_in_row += 1
         self._update(record)
         self._tell_duplicates()
-
-    def _make_room(self) -> None:
-        """Let go of checkpoints of the trials least likely to go on; one that does all the same begins
-        anew."""
-        room = max(_ROOM, _ROOM_EACH * self._effort.trials)
-        if self._checkpoints.size > room:
-            for number in reversed(self.halving.queue()[_KEPT:]):
-                self._checkpoints.drop(f"trial-{number}")
-                if self._checkpoints.size <= room:
-                    return
 
     def _update(self, record: TrialRecord) -> None:
         self._updates.append(replace(record, seed=self._seed))

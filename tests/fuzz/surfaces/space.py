@@ -68,7 +68,7 @@ def _wrapped(random: Random, value: Any) -> Any:
 def use(space: Space) -> None:
     """What a search does with a space before it trains."""
     bound = space.bind(spec())
-    space.cardinality(spec())
+    bound.cardinality()
     random = randoms.Random(0)
     for values in (bound.middle(), *(bound.sample(random) for _ in range(3))):
         try:

@@ -12,7 +12,7 @@ from support.searching import Stage, honest
 
 from autopeft.search.controller.precision import PrecisionStage
 from autopeft.search.core.jobs import Job, JobResult, PrecisionJob
-from autopeft.search.planning.precision import PrecisionFinding, kept_precision, probe_job
+from autopeft.search.planning.probes import PrecisionFinding, kept_precision, probe_job
 
 LARGE = 10_000_000
 Make = Callable[..., Stage]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autopeft.errors import DataError
-from autopeft.search.optimization.journal_lines import check_journal
+from autopeft.search.optimization.journal import check_journal
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.parameters import Parameter

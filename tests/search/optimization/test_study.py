@@ -18,8 +18,8 @@ from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.journal import journal_begun
 from autopeft.search.optimization.sampler_view import view_of
-from autopeft.search.optimization.storage import journal_begun
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate

@@ -16,7 +16,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.resources.measuring import Bench
-from autopeft.search.planning import limits, precision
+from autopeft.search.planning import limits, probes
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
 from autopeft.tasks.kinds import get_kind
@@ -53,7 +53,7 @@ def test_measurements_are_in_the_precision_of_finalists(
         raise Stop
 
     monkeypatch.setattr(limits, "calibrate", calibrate)
-    monkeypatch.setattr(precision, "LARGE", 1 if large else 10**9)
+    monkeypatch.setattr(probes, "LARGE", 1 if large else 10**9)
     with pytest.raises(Stop):
         prepare(SearchArguments(**arguments, **asked, max_step_time="1s"))
     assert on == [found]

@@ -18,8 +18,7 @@ from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
-from autopeft.search.planning import pooling as pooling_module
-from autopeft.search.planning import resume
+from autopeft.search.planning import probes, resume
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
@@ -122,7 +121,7 @@ def test_its_heads_read_what_those_of_its_trials_did(
     arguments = {**manifest["arguments"], "pooling": asked or said["pooling"]}
     begun.write_json("manifest.json", {**manifest, "arguments": arguments, **said})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling_module, "find_pooling", lambda *_, **__: pytest.fail("it was probed again"))
+        patch.setattr(probes, "find_pooling", lambda *_, **__: pytest.fail("it was probed again"))
         again = prepare_again(begun, {})
     assert again.space.pooling == pooling
 
@@ -409,5 +408,5 @@ def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(
     said: dict[str, Any], gpus: float | None
 ) -> None:
     """Also one that had named GPUs of a cluster, which this process does not use."""
-    here = resume._here(said, {"workers": 0})
+    here = resume.on_same_device(said, {"workers": 0})
     assert (here["address"], here["gpus_per_trial"]) == (None, gpus)

@@ -23,10 +23,9 @@ from autopeft.search.selection.baselines import (
     lora_rates,
     parse_kinds,
 )
-from autopeft.search.space.candidate import candidate
+from autopeft.search.space.candidate import ResourceBudget, candidate, keeps_within
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.space import Space
-from autopeft.search.space.within import ResourceBudget, keeps_within
 from autopeft.spec import BackboneSpec, LogitsSpec
 
 BERT = spec_of(
@@ -411,7 +410,7 @@ def test_lora_that_misses_the_range_gives_way_to_one_that_reaches_it() -> None:
 
 
 def limited(budget: str, predict: Any, **limits: Any) -> list[Baseline]:
-    within = ResourceBudget.of(Budget.parse(budget), Limits(**limits), predict)
+    within = ResourceBudget(Budget.parse(budget).upper, Budget.parse(budget).lower, Limits(**limits), predict)
     return baselines(SPACES["lora"], MINILM, within, rates=1, seed=0, kinds=["lora"])
 
 
@@ -445,7 +444,9 @@ def test_lora_keeps_the_limits_with_what_its_head_reads() -> None:
         pools = any(e.traits.pools for e in graph.entries.values())
         return Resources(step_time=float(6 - first_layer(graph) + pools))
 
-    within = ResourceBudget.of(Budget.parse("0.5%"), Limits(step_time=3.0), step_of)
+    within = ResourceBudget(
+        Budget.parse("0.5%").upper, Budget.parse("0.5%").lower, Limits(step_time=3.0), step_of
+    )
     bound = SPACES["lora"].with_pooling("mean").bind(MINILM)
     (baseline,) = baselines(bound, MINILM, within, rates=1, seed=0, kinds=["lora"])
     assert baseline.title(0) == "LoRA rank 36 on q, v of the last 2 layers"
@@ -459,7 +460,9 @@ def test_where_no_lora_keeps_the_limits_it_is_as_large_as_the_budget_allows() ->
     recipe = Recipe.from_dict(dict(baseline.candidates[0]))
     plain = Budget.parse("100000..0.5%")
     assert keeps_within(recipe, plain, MINILM)
-    assert not keeps_within(recipe, ResourceBudget.of(plain, Limits(file=300_000), file_of), MINILM)
+    assert not keeps_within(
+        recipe, ResourceBudget(plain.upper, plain.lower, Limits(file=300_000), file_of), MINILM
+    )
     assert not keeps_within(recipe, Budget.parse("112000..0.5%"), MINILM)
     assert not keeps_within(recipe, Budget.parse("0.4%"), MINILM)
     assert not keeps_within(Recipe.from_dict({"layers": [{"at": [9], "attach": ["lora"]}]}), plain, MINILM)

@@ -21,7 +21,7 @@ from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe.yaml_text import dump_yaml
 from autopeft.search.space import counting
-from autopeft.search.space.counting import PointCounter, counter_of
+from autopeft.search.space.counting import PointCounter
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
@@ -63,7 +63,7 @@ def assert_equal(bound: BoundSpace, points: list[dict[str, Any]]) -> int:
             if isinstance(wanted, Measure):
                 assert (counts.deployed, counts.trained, counts.head) == (wanted[0], wanted[1], 3)
                 assert counts.backbone == bound.spec.parameters
-                assert counter.hash(point) == wanted.hash
+                assert counter.measure(point).hash == wanted.hash
             else:
                 bad += 1
                 assert counts == wanted
@@ -246,7 +246,7 @@ training: {learning_rate: {float: [1.0e-4, 1.0e-2]}}
     for _ in range(200):
         point = bound.sample(rng)
         layers = point["at"] == "[1, 2]" or point["at"] == "1+2"
-        hashes.setdefault((layers, point["method"] == "lora"), set()).add(counter.hash(point))
+        hashes.setdefault((layers, point["method"] == "lora"), set()).add(counter.measure(point).hash)
     assert len(hashes) == 4
     assert all(len(found) == 1 for found in hashes.values())
     assert len(set.union(*hashes.values())) == 4
@@ -281,7 +281,7 @@ training: {learning_rate: {float: [1.0e-4, 1.0e-2]}}
     good = {"first": 1, "lora.rank": 1, "ia3.on": True, "learning_rate": 1e-3}
     assert counter.measure(good) == by_recipe(bound, good)
     bad = {**good, **{"ia3.on" if k == "on" else k: v for k, v in change.items()}}
-    for call in (counter.measure, counter.count, counter.hash, bound.check, bound.materialize):
+    for call in (counter.measure, counter.count, bound.check, bound.materialize):
         with pytest.raises(RecipeError, match=says):
             call(bad)
     with pytest.raises(RecipeError, match="has no value"):
@@ -343,8 +343,8 @@ def test_what_an_item_is_depends_on_the_stack(item: Any) -> None:
 
 def test_costs_of_units_add_up_to_the_count() -> None:
     for bound in (Space.named("default").bind(T5), Space.named("autopeft").bind(DEEP)):
-        counter, rng = counter_of(bound), random.Random(2)
-        assert counter_of(bound) is counter
+        counter, rng = bound.kept(PointCounter), random.Random(2)
+        assert bound.kept(PointCounter) is counter
         for _ in range(50):
             point = bound.sample(rng)
             costs = counter.costs(bound.units, point)

@@ -23,7 +23,7 @@ DEEP = spec_of(
 
 def methods(name: str, count: int = 10, budget: str = "5%") -> list[list[str]]:
     points = starting_points(Space.named(name).bind(SPEC), count)
-    recipes = [repair(Space.named(name), p, Budget.parse(budget), SPEC).recipe for p in points]
+    recipes = [repair(Space.named(name).bind(SPEC), p, Budget.parse(budget)).recipe for p in points]
     return [[entry.method for entry in recipe.entries()] for recipe in recipes]
 
 
@@ -40,7 +40,7 @@ def test_every_built_in_space_has_a_start(name: str) -> None:
 
 def test_lora_alone_is_nearly_as_large_as_the_budget_in_every_layer() -> None:
     lora = starting_points(Space.named("default").bind(SPEC), 2)[1]
-    fixed = repair(Space.named("default"), lora, Budget.parse("5%"), SPEC)
+    fixed = repair(Space.named("default").bind(SPEC), lora, Budget.parse("5%"))
     assert fixed.recipe.layers[0].at == "all"
     assert fixed.counts.deployed > Budget.parse("5%").limits(SPEC)[1] / 2.1
 

@@ -12,9 +12,8 @@ from support.projecting import EACH, SHARED, SIX, SPLIT, TINY, TWO, bound_to, re
 from autopeft.errors import RecipeError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space import projection
-from autopeft.search.space.encoding import encoder_of
 from autopeft.search.space.projection import values_of
-from autopeft.search.space.similarity import RecipeDistance
+from autopeft.search.space.similarity import Encoder, RecipeDistance
 
 NEAREST = """
 name: nearest
@@ -38,7 +37,7 @@ FAR = {
 @pytest.mark.parametrize("name", FAR)
 def test_the_nearest_of_all_members(name: str) -> None:
     bound = space(NEAREST, TWO)
-    members = encoder_of(bound)
+    members = bound.kept(Encoder)
     bag, _ = members.read(FAR[name])
     names = [p.name for p in bound.parameters]
     distances = []
@@ -101,7 +100,7 @@ layers:
 def test_what_stands_in_a_composition_is_told_from_what_stands_alone() -> None:
     bound = space(ALIKE)
     alone, gated = (p.name for p in bound.parameters)
-    members = encoder_of(bound)
+    members = bound.kept(Encoder)
     bag, swapped = (members.at({alone: r, gated: 6 - r}) for r in (2, 4))
     assert members.comparison.distance(bag, bag)[0] == 0
     assert members.comparison.distance(swapped, bag)[0] > 0.01

@@ -37,7 +37,7 @@ def test_the_lower_end_rises_as_trainings_get_shorter(steps: int, low: float) ->
     assert (rate.low, rate.high) == (pytest.approx(low), 1e-2)
     head = space.bind(toy_spec()).parameter("head.learning_rate")
     assert (head.low, head.high) == (1e-3, 1e-1), "a range without steps holds for all"
-    drawn = [space.sample(random.Random(i), toy_spec())["learning_rate"] for i in range(200)]
+    drawn = [space.bind(toy_spec()).sample(random.Random(i))["learning_rate"] for i in range(200)]
     assert rate.low <= min(drawn) < 1.2 * rate.low
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import random
-import re
-from importlib.resources import files
 from itertools import product
 from typing import Any
 
@@ -14,7 +12,6 @@ from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
-from autopeft.method.registry import method_names
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
@@ -62,11 +59,6 @@ training: {groups: {lora: {learning_rate: $t}}}
 """
 
 
-def test_the_default_space_offers_each_method_or_says_why_not() -> None:
-    said = files("autopeft.search_spaces").joinpath("default.yaml").read_text(encoding="utf-8")
-    assert [name for name in method_names() if not re.search(rf"\b{name}\b", said)] == []
-
-
 def test_a_built_in_space_is_read_once_and_each_asker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Space.named("autopeft")
     here = first.bind(BERT)
@@ -87,8 +79,8 @@ def test_a_name_under_vars_may_be_that_of_a_choice_in_another() -> None:
 
 def test_autopeft_space_has_the_size_of_the_paper() -> None:
     built_in = Space.named("autopeft")
-    assert built_in.cardinality(BERT) == 5_451_776
-    assert built_in.cardinality(MINILM) == 85_184
+    assert built_in.bind(BERT).cardinality() == 5_451_776
+    assert built_in.bind(MINILM).cardinality() == 85_184
     assert built_in.bind(BERT).continuous == ()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopeft.search.optimization.samplers.observations import Point
+from autopeft.search.optimization.sampler_view import Point
 from autopeft.search.optimization.samplers.registry import (
     SAMPLERS,
     SamplerContext,

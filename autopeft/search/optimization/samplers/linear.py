@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.hypervolume import improvement, shortfall
-from autopeft.search.optimization.samplers.bayesian_linear import Regression
-from autopeft.search.optimization.samplers.features import Features
-from autopeft.search.optimization.samplers.mutation import Distributions, draw, mutate
-from autopeft.search.optimization.samplers.observations import History, Point, Repair
+from autopeft.search.optimization.sampler_view import History, Point, Repair
+from autopeft.search.optimization.samplers.regression import Features, Regression
 
 if TYPE_CHECKING:
     from autopeft.search.space.parameters import Parameter
 
-__all__ = ["LinearSampler"]
+__all__ = ["Distributions", "LinearSampler", "draw", "mutate"]
 
 _Key = tuple[tuple[str, type[Any], Any], ...]
 
+Distributions = Mapping[str, BaseDistribution]
+
+_CHANGES, _ODDS = (1, 2, 3), (0.5, 0.3, 0.2)
+_REDRAW = 0.2
+_STEP = 0.15
 _RANDOM = 96
 _ROUNDS = 4
 _PARENTS = 10
@@ -52,7 +61,8 @@ class _Member:
 
 
 class LinearSampler(BaseSampler):
-    """Draws weights from the posterior of a linear regression and climbs what they say, over new recipes.
+    """Draws weights from the posterior of a linear regression and searches new recipes for the highest score
+    that they predict.
 
     Until `startup` trials are known it draws at random, and so does the first suggestion of an empty study:
     Optuna tells a sampler the parameters only through the study's trials. Trials that were stopped teach
@@ -91,7 +101,7 @@ class LinearSampler(BaseSampler):
             return {}
         history = History.of(study, self._repaired)
         params = None
-        if history.asked >= self._startup and history.outcomes:
+        if history.trials >= self._startup and history.outcomes:
             params = self._climb(history, search_space)
         if params is None:
             drawn = (draw(search_space, self._rng) for _ in range(_TRIES))
@@ -129,24 +139,18 @@ class LinearSampler(BaseSampler):
                 best = np.argsort(-self._merit(members, drawn, len(known)), kind="stable")[:_PARENTS]
                 parents = [members[i].genes for i in best]
                 tries = [mutate(parents[i % len(parents)], space, self._rng) for i in range(_CHILDREN)]
-            if new := self._candidates(tries, made, history):
+            new = []
+            for params in tries:
+                point = self._new(params, history)
+                if point is not None and point.hash not in made:
+                    made.add(point.hash)
+                    new.append(self._member(params, point.values, point.cost))
+            if new:
                 members, drawn = [*members, *new], np.concatenate([drawn, score(new)])
         if len(members) == len(known):
             return None
         merit = self._merit(members, drawn, len(known))[len(known) :]
         return dict(members[len(known) + int(np.argmax(merit))].genes)
-
-    def _candidates(
-        self, tries: Iterable[Mapping[str, Any]], made: set[str], history: History
-    ) -> list[_Member]:
-        """Those that are neither known nor in `made`, which gets their hashes."""
-        found = []
-        for params in tries:
-            point = self._new(params, history)
-            if point is not None and point.hash not in made:
-                made.add(point.hash)
-                found.append(self._member(params, point.values, point.cost))
-        return found
 
     def _member(self, params: Mapping[str, Any], values: Mapping[str, Any], cost: float) -> _Member:
         """A recipe with the genes of its children.
@@ -161,8 +165,8 @@ class LinearSampler(BaseSampler):
     def _merit(
         self, members: Sequence[_Member], drawn: NDArray[np.float64], known: int
     ) -> NDArray[np.float64]:
-        """One objective: the drawn score. Two: what a recipe adds to the front of the first `known` ones; of
-        those that add nothing, minus what they lack."""
+        """One objective: the drawn score. Two: the hypervolume that a recipe adds to the front of the first
+        `known` ones; where it adds none, minus what it lacks in score."""
         if self._objectives == 1:
             return drawn
         # Roots: plain sizes leave small recipes unexplored, logarithms spend half of the search on them.
@@ -188,3 +192,83 @@ class LinearSampler(BaseSampler):
                 self._points.clear()
             self._points[key] = self._repair(params)
         return self._points[key]
+
+
+# Random points, and small changes of a point
+# --------------------------------------------------------------------------------------------------------
+
+
+def draw(space: Distributions, rng: np.random.Generator) -> dict[str, Any]:
+    """A point drawn uniformly, or log-uniformly where a distribution says so."""
+    return {name: _draw(d, rng) for name, d in space.items()}
+
+
+def mutate(params: Mapping[str, Any], space: Distributions, rng: np.random.Generator) -> dict[str, Any]:
+    """A copy with one to three parameters changed: numbers mostly to a near value, categories to another.
+
+    Every value of the result lies in its distribution, whatever came in.
+    """
+    names = [name for name, d in space.items() if not d.single()]
+    count = min(len(names), int(rng.choice(_CHANGES, p=_ODDS)))
+    changed = {names[i] for i in rng.choice(len(names), size=count, replace=False)} if names else set()
+    child: dict[str, Any] = {}
+    for name, d in space.items():
+        if not _holds(d, params.get(name)):
+            child[name] = _draw(d, rng)
+        else:
+            child[name] = _moved(d, params[name], rng) if name in changed else params[name]
+    return child
+
+
+def _holds(d: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(d._contains(d.to_internal_repr(value)))
+    except (ValueError, TypeError):
+        return False
+
+
+def _draw(d: BaseDistribution, rng: np.random.Generator) -> Any:
+    if isinstance(d, CategoricalDistribution):
+        return d.choices[int(rng.integers(len(d.choices)))]
+    low, high = _ends(d)
+    return _value(d, rng.uniform(low, high))
+
+
+def _moved(d: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
+    """Another value."""
+    if isinstance(d, CategoricalDistribution):
+        others = [c for c in d.choices if c is not value and c != value]
+        return others[int(rng.integers(len(others)))] if others else value
+    low, high = _ends(d)
+    if rng.random() < _REDRAW:
+        moved = _value(d, rng.uniform(low, high))
+    else:
+        scaled = math.log(value) if getattr(d, "log", False) else value
+        moved = _value(d, scaled + rng.normal(0.0, _STEP) * (high - low))
+    if moved != value:
+        return moved
+    # The next step up or down; without steps, where a move led beyond the end that it came from, any value.
+    step = getattr(d, "step", None)
+    if not step:
+        return _draw(d, rng)
+    ends = [v for v in (value - step, value + step) if d.low <= v <= d.high]  # type: ignore[attr-defined]
+    return ends[int(rng.integers(len(ends)))] if ends else value
+
+
+def _ends(d: BaseDistribution) -> tuple[float, float]:
+    """The range in which a number is drawn, as logarithms where it is logarithmic. Steps at both ends get
+    their full share."""
+    assert isinstance(d, FloatDistribution | IntDistribution)
+    half = (d.step or 0) / 2
+    low, high = d.low - half, d.high + half
+    return (math.log(low), math.log(high)) if d.log else (low, high)
+
+
+def _value(d: BaseDistribution, scaled: float) -> Any:
+    """The distribution's value nearest to a point of the range that `_ends` gives."""
+    assert isinstance(d, FloatDistribution | IntDistribution)
+    value = math.exp(min(scaled, 700.0)) if d.log else scaled
+    if d.step:
+        value = d.low + round((value - d.low) / d.step) * d.step
+    value = min(max(value, d.low), d.high)
+    return round(value) if isinstance(d, IntDistribution) else float(value)

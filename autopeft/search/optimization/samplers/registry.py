@@ -21,8 +21,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autopeft.errors import UsageError
 from autopeft.plugins import Registry
+from autopeft.search.optimization.sampler_view import Repair
 from autopeft.search.optimization.samplers.linear import LinearSampler
-from autopeft.search.optimization.samplers.observations import Repair
 
 if TYPE_CHECKING:
     from autopeft.search.space.parameters import Parameter

@@ -9,8 +9,7 @@ from support.landscape import Landscape, Run, bound_space, trial_of, view
 
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.samplers import Point, make_sampler
-from autopeft.search.optimization.samplers.linear import LinearSampler
-from autopeft.search.optimization.samplers.mutation import draw
+from autopeft.search.optimization.samplers.linear import LinearSampler, draw
 from autopeft.search.space.parameters import Parameter
 
 SWITCHES = [Parameter(f"layer_{i}.on", "categorical", (True, False)) for i in range(10)]

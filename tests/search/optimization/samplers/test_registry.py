@@ -26,7 +26,7 @@ from autopeft.search.optimization.samplers import (
     make_sampler,
     register,
 )
-from autopeft.search.optimization.samplers.mutation import draw
+from autopeft.search.optimization.samplers.linear import draw
 from autopeft.search.space.parameters import Parameter
 
 MIXED = (

@@ -1,19 +1,29 @@
-"""The parts of a search space: slots that a value fills, and templates that values turn into data."""
+"""The parts of a compiled search space: slots that a value fills, and templates that values turn into data.
+
+What is absent is pruned from the data: items of size zero, and sites that a backbone lacks.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from autopeft.recipe.problems import MarkedDict, copy_lines
+from autopeft.composition import is_composition
+from autopeft.method import get_method, method_names
+from autopeft.recipe.problems import MarkedDict, Path, copy_lines
+from autopeft.search.space.parameters import ParameterKind
+from autopeft.spec import SITE_NAMES, BackboneSpec
 
 __all__ = [
     "ABSENT",
+    "BlockTemplate",
     "Const",
     "Context",
     "Hidden",
+    "ItemTemplate",
     "Last",
     "Listed",
     "Mapped",
@@ -22,10 +32,15 @@ __all__ = [
     "Ref",
     "Scaled",
     "Slot",
+    "Templates",
+    "is_zero",
+    "options_of",
+    "prune",
+    "size_field",
     "size_of",
 ]
 
-ParameterKind = Literal["categorical", "int", "float"]
+_SIZES = ("rank", "bottleneck", "length", "keep")
 
 
 class _Absent:
@@ -34,12 +49,13 @@ class _Absent:
 
 
 ABSENT: Any = _Absent()
-"""What a template yields where it is left out."""
+"""The result of a template that is left out."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a template is filled from: `values` by parameter name, the `layer`, the backbone's figures."""
+    """The input of a template: `values` by parameter name, the `layer`, and the backbone's width and last
+    layer."""
 
     values: Mapping[str, Any]
     hidden: int
@@ -89,7 +105,7 @@ class Last:
 
 @dataclass(frozen=True)
 class Ref:
-    """What a slot's value stands for."""
+    """The option of a slot's value, or the value itself."""
 
     slot: Slot
 
@@ -107,8 +123,8 @@ class Ref:
 class Scaled:
     """A number that is larger for smaller sizes: times (at/size)^power below the size `at`, at most `most`.
 
-    For learning rates: a low-rank map whose rank is smaller takes a larger one. What comes out has
-    `DIGITS` digits, so that a plain rate such as 1e-3 can come out at any size.
+    For learning rates: a low-rank map of a smaller rank takes a larger one. The result is rounded to
+    `DIGITS` digits, so that a plain rate such as 1e-3 can result at any size.
     """
 
     DIGITS: ClassVar[int] = 6
@@ -128,7 +144,7 @@ class Scaled:
         return float(f"{scaled:.{self.DIGITS}g}")
 
     def factor(self, size: float) -> float:
-        """What a size multiplies with; a size of 0 is that of something absent."""
+        """The factor for a size: 1 for a size of 0, which belongs to something absent."""
         try:
             return float(max(1.0, (self.at / size) ** self.power)) if size > 0 else 1.0
         except OverflowError:
@@ -199,8 +215,8 @@ class Slot:
         options: for a categorical slot what each value stands for, in file order.
         low, high: bounds of a number, as nodes (`hidden/8`, `last`).
         log: drawn on a logarithmic scale.
-        steps: of the trainings that the lower end is meant for, where shorter ones want more; `None` where it
-            holds for any.
+        steps: training steps that the lower end is meant for: shorter trainings begin higher; `None` where
+            it holds for any.
         numeric: whether all options are numbers or shares of the width.
     """
 
@@ -220,7 +236,7 @@ class Slot:
 
 
 def size_of(node: Node) -> int:
-    """How many keys, elements and containers a node becomes at most."""
+    """The most keys, elements and containers of a node's data."""
     if isinstance(node, Mapped):
         return 1 + len(node.nodes) + sum(map(size_of, node.nodes.values()))
     if isinstance(node, Listed):
@@ -228,3 +244,102 @@ def size_of(node: Node) -> int:
     if isinstance(node, Optional):
         return size_of(node.node)
     return max(map(size_of, node.slot.options.values()), default=1) if isinstance(node, Ref) else 1
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTemplate:
+    """An item of the space and where it stands in the file."""
+
+    node: Node
+    path: Path
+    level: str
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTemplate:
+    """A layer block: of the layers `of` those from `start` on, of these those that `switch` leaves on."""
+
+    of: Node
+    start: Node | None
+    switch: Node | None
+    stack: Node
+    items: tuple[ItemTemplate, ...]
+    each_layer: bool
+    path: Path
+
+
+@dataclass
+class Templates:
+    """A compiled space."""
+
+    name: str = "space"
+    reference: str | None = None
+    slots: list[Slot] = field(default_factory=list)
+    blocks: list[BlockTemplate] = field(default_factory=list)
+    model: list[ItemTemplate] = field(default_factory=list)
+    training: Node = field(default_factory=lambda: Const({}))
+
+
+def options_of(node: Node) -> list[Node]:
+    """The options of a choice, or the node itself."""
+    if isinstance(node, Ref) and node.slot.kind == "categorical":
+        return list(node.slot.options.values())
+    return [node]
+
+
+def size_field(method: type[Any]) -> str | None:
+    """The config key of a method's size: its `size_field`, else rank, bottleneck, length or keep."""
+    named = getattr(method, "size_field", None)
+    if isinstance(named, str):
+        return named
+    return next((key for key in _SIZES if key in method.Config.model_fields), None)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a size is zero: `0`, `0.0`, `"0"` or `"0%"`."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*0+(\.0*)?\s*[%kKmM]?\s*", value) is not None
+    return isinstance(value, (int, float)) and value == 0
+
+
+def prune(tree: Any, spec: BackboneSpec | None, stacks: Sequence[str] | None) -> Any:
+    """An item's data without what is absent, or `ABSENT`.
+
+    Data that is no item is left as it is, for the reader of recipes to refuse.
+
+    Args:
+        spec: without it only sizes of zero count as absent.
+        stacks: names of those that the item's block covers, `None` for an item of the model.
+    """
+    if tree is ABSENT:
+        return ABSENT
+    names = [key for key in tree if key != "as"] if isinstance(tree, dict) else []
+    if len(names) != 1:
+        return tree
+    name, body = names[0], tree[names[0]]
+    if is_composition(name):
+        children = body.get("children") if isinstance(body, dict) else body
+        if not isinstance(children, list):
+            return tree
+        left = [child for c in children if (child := prune(c, spec, stacks)) is not ABSENT]
+        if not left:
+            return ABSENT
+        inner = copy_lines(body, MarkedDict({**body, "children": left})) if isinstance(body, dict) else left
+        return copy_lines(tree, MarkedDict({**tree, name: inner}))
+    config = body or {}
+    if not isinstance(config, dict) or name not in method_names():
+        return tree
+    size = size_field(get_method(name))
+    if size is not None and is_zero(config.get(size)):
+        return ABSENT
+    sites = config.get("sites")
+    if spec is None or not isinstance(sites, (list, tuple)):
+        return tree
+    have = spec.site_names(stacks)
+    there = [site for site in sites if site in have or site not in SITE_NAMES]
+    if not there and sites:
+        return ABSENT
+    inner = copy_lines(config, MarkedDict({**config, "sites": there}))
+    return copy_lines(tree, MarkedDict({**tree, name: inner}))

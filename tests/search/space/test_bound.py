@@ -10,7 +10,7 @@ from autopeft.counting import count
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.space.counting import counter_of
+from autopeft.search.space.counting import PointCounter
 from autopeft.search.space.space import Space
 
 UNEVEN = spec_of(T5Config(d_model=32, d_kv=8, num_layers=4, num_decoder_layers=2, num_heads=4, d_ff=64))
@@ -48,7 +48,7 @@ training: {groups: {mine: {learning_rate: 1.0e-2}}}
     ]
     assert recipe.training is not None
     assert set(recipe.training.groups) == {"mine_encoder", "mine_decoder"}
-    assert counter_of(bound).count(values) == count(recipe, UNEVEN)
+    assert bound.kept(PointCounter).count(values) == count(recipe, UNEVEN)
     whole = bound.materialize(dict.fromkeys(values, True))
     assert [(b.at, b.stack, b.attach[0].alias) for b in whole.layers] == [("all", "all", "mine")]
 

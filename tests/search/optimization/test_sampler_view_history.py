@@ -9,7 +9,7 @@ from optuna.distributions import IntDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.search.optimization.samplers.observations import History, Point
+from autopeft.search.optimization.sampler_view import History, Point
 
 SPACE = {"n": IntDistribution(0, 9)}
 KNOWN = {"point": {"n": "five"}, "cost": 50, "hash": "h"}
@@ -58,12 +58,12 @@ def test_unfinished_trials_count_and_have_hashes_but_no_outcome() -> None:
         for n, state in ((6, TrialState.RUNNING), (8, TrialState.FAIL))
     ]
     history = History.of(study(*trials, trial(2, {})), halve)
-    assert (len(history.outcomes), history.asked, history.hashes) == (1, 3, {"h3", "h4", "h1"})
+    assert (len(history.outcomes), history.trials, history.hashes) == (1, 3, {"h3", "h4", "h1"})
 
 
 def test_a_trial_that_cannot_be_repaired_teaches_nothing() -> None:
     history = History.of(study(trial(1, {}), trial(1, {"point": {}, "cost": 0, "hash": ""})), halve)
-    assert (history.outcomes, history.hashes, history.asked) == ([], set(), 2)
+    assert (history.outcomes, history.hashes, history.trials) == ([], set(), 2)
 
 
 def test_the_trial_being_asked_is_left_out() -> None:

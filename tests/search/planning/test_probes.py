@@ -15,7 +15,7 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooled, pooling_of, unpooled
-from autopeft.search.planning import pooling
+from autopeft.search.planning import probes
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.projection import values_of
@@ -38,19 +38,19 @@ def readings(ready: Prepared) -> set[tuple[str, ...]]:
 
 
 def test_a_probe_decides_for_all_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: MEAN)
+    monkeypatch.setattr(probes, "find_pooling", lambda *_, **__: MEAN)
     said: list[str] = []
     ready = prepared(tmp_path, said, pooling="auto")
     assert readings(ready) == {("mean_pooling",)}
     assert MEAN.sentence() in said
     assert ready.manifest()["pooling"] == "mean"
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: None)
+    monkeypatch.setattr(probes, "find_pooling", lambda *_, **__: None)
     assert readings(prepared(tmp_path, pooling="auto")) == {()}
 
 
 def test_the_probe_looks_at_the_tasks_rows(tmp_path: Path) -> None:
     ready = prepared(tmp_path, pooling="own")
-    found = pooling.find_pooling(ready.source, ready.task, ready.plan, ready.spec)
+    found = probes.find_pooling(ready.source, ready.task, ready.plan, ready.spec)
     assert found is not None
     assert (found.pooling, found.mean < 0.5 * found.own) == (
         "mean",
@@ -62,7 +62,7 @@ def test_a_probe_that_fails_leaves_it_to_the_model(tmp_path: Path, monkeypatch: 
     def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("index 40 is out of range.")
 
-    monkeypatch.setattr(pooling, "find_pooling", failing)
+    monkeypatch.setattr(probes, "find_pooling", failing)
     said: list[str] = []
     assert readings(prepared(tmp_path, said, pooling="auto")) == {()}
     assert "The head reads what the model gives it: a probe failed (index 40 is out of range)." in said
@@ -92,7 +92,7 @@ def test_both_readings_have_the_same_baselines(tmp_path: Path) -> None:
 def test_what_is_to_be_a_plain_model_is_not_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: pytest.fail("it was probed"))
+    monkeypatch.setattr(probes, "find_pooling", lambda *_, **__: pytest.fail("it was probed"))
     assert readings(prepared(tmp_path, **more)) == {()}
 
 
@@ -101,8 +101,7 @@ def test_packed_and_divided_backbones_are_not_probed(more: dict[str, Any], proce
     nothing: Any = None  # is looked at
     asked = SearchArguments(task="trec", budget="1%", **more)
     assert (
-        pooling.pooling_of_search(asked, nothing, nothing, nothing, nothing, nothing, processes, None)
-        == "own"
+        probes.pooling_of_search(asked, nothing, nothing, nothing, nothing, nothing, processes, None) == "own"
     )
 
 
@@ -111,8 +110,10 @@ def test_the_mean_cannot_be_served_nor_read_by_heads_of_tokens(tmp_path: Path) -
         prepared(tmp_path, pooling="mean", serve="peft")
     kind = SimpleNamespace(pooled=False, new_head=True, name="token_classification")
     asked = SearchArguments(task="trec", budget="1%", pooling="mean")
+    task: Any = SimpleNamespace(task_kind=kind)
+    nothing: Any = None  # else is looked at
     with pytest.raises(UsageError, match="token_classification read several"):
-        pooling._check_mean(asked, SimpleNamespace(task_kind=kind))  # type: ignore[arg-type]
+        probes.pooling_of_search(asked, nothing, nothing, task, nothing, nothing, 1, None)
 
 
 def test_a_recipe_and_its_point_have_each_other(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.search.api import plan
-from autopeft.search.planning import cost
-from autopeft.search.planning.cost import Estimate, Work, Writing, estimate
+from autopeft.search.planning import dry_run
+from autopeft.search.planning.dry_run import Estimate, Work, Writing, estimate
 
 MINILM = spec_of(
     BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -57,7 +57,7 @@ def test_what_saves_memory_is_told() -> None:
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A machine on which each look at the clock is so many seconds after the one before."""
     ticks = count()
-    monkeypatch.setattr(cost.time, "process_time", lambda: next(ticks) * seconds)
+    monkeypatch.setattr(dry_run.time, "process_time", lambda: next(ticks) * seconds)
 
 
 def longer(writing: Writing, **options: Any) -> float:
@@ -93,7 +93,7 @@ def test_baselines_write_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     so the more baselines there are."""
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     slowed(monkeypatch, 1.0)
-    monkeypatch.setattr(cost, "gemm_speed", lambda: 1e9)
+    monkeypatch.setattr(dry_run, "gemm_speed", lambda: 1e9)
     options: dict[str, Any] = {
         "task": str(write_chats(tmp_path / "chats.jsonl")), "model": str(save_decoder(tmp_path / "llama")),
         "budget": "60%", "space": "lora", "trials": 2, "steps": 8, "max_length": 48, "portfolio": False,

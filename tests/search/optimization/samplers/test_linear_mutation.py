@@ -14,7 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autopeft.search.optimization.samplers.mutation import draw, mutate
+from autopeft.search.optimization.samplers.linear import draw, mutate
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(("a", True, None)),

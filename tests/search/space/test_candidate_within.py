@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from support.tiny import tiny_model
@@ -11,10 +12,9 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import SERVED, CompositionGraph, build_graph, first_layer, on_sharded, unservable
 from autopeft.resources import Limits, Resources
-from autopeft.search.space.candidate import candidate
+from autopeft.search.space.candidate import ResourceBudget, candidate, check_within, share_within
 from autopeft.search.space.repair import Infeasible
 from autopeft.search.space.space import Space
-from autopeft.search.space.within import ResourceBudget, check_within, share_within
 
 SPEC = spec_of(tiny_model("bert").config)
 SPACE = """
@@ -46,8 +46,14 @@ def predict(graph: CompositionGraph) -> Resources:
     )
 
 
+def with_limits(
+    budget: Budget, within: Limits, predict: Callable[[CompositionGraph], Resources]
+) -> ResourceBudget:
+    return ResourceBudget(budget.upper, budget.lower, within, predict)
+
+
 def within(**limits: float | str) -> ResourceBudget:
-    return ResourceBudget.of(BUDGET, Limits(**limits), predict)  # type: ignore[arg-type]
+    return with_limits(BUDGET, Limits(**limits), predict)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +77,14 @@ def test_every_candidate_is_inside(limits: dict[str, float | str]) -> None:
         assert candidate(BOUND, values, budget).hash == found.hash
 
 
-def test_a_range_keeps_its_lower_end_where_the_file_is_limited() -> None:
+def test_a_range_keeps_its_lower_end_where_the_file_is_with_limits() -> None:
     least, most = 700, 2_000
-    budget = ResourceBudget.of(Budget.parse(f"{least}..{most}"), Limits(file=4 * 1_100), predict)
+    budget = with_limits(Budget.parse(f"{least}..{most}"), Limits(file=4 * 1_100), predict)
     rng = random.Random(0)
     for _ in range(25):
         deployed = candidate(BOUND, BOUND.sample(rng), budget).counts.deployed
         assert least <= deployed <= 1_100
-    none = ResourceBudget.of(Budget.parse(f"{least}..{most}"), Limits(file=4 * (least - 1)), predict)
+    none = with_limits(Budget.parse(f"{least}..{most}"), Limits(file=4 * (least - 1)), predict)
     with pytest.raises(Infeasible, match=r"'small'.* limits"):
         check_within(BOUND, none)
 
@@ -114,7 +120,7 @@ def test_candidates_can_be_served(way: str) -> None:
     def predicted(graph: CompositionGraph) -> Resources:
         return Resources(unservable=unservable(graph, way, head=False))
 
-    budget = ResourceBudget.of(BUDGET, Limits(serve=way), predicted)
+    budget = with_limits(BUDGET, Limits(serve=way), predicted)
     check_within(bound, budget)
     rng, without = random.Random(0), 0
     for _ in range(12):
@@ -130,9 +136,7 @@ def test_candidates_can_be_served(way: str) -> None:
 def test_candidates_can_be_trained_by_several_processes() -> None:
     """From any point of a space that has a method which is calibrated."""
     bound = Space.named("default").bind(SPEC)
-    budget = ResourceBudget.of(
-        BUDGET, Limits(processes=2), lambda graph: Resources(on_sharded=on_sharded(graph))
-    )
+    budget = with_limits(BUDGET, Limits(processes=2), lambda graph: Resources(on_sharded=on_sharded(graph)))
     check_within(bound, budget)
     rng, other = random.Random(0), 0
     for _ in range(24):
@@ -150,7 +154,7 @@ def test_a_training_with_dropout_takes_more_and_leaves_where_that_is_too_much(fi
         "layers: [{attach: [{lora: {rank: {choice: [1, 2]}}}]}]\ntraining: {dropout: {choice: [true, false]}}"
     )
     space = Space.from_yaml(f"autopeft: 2\nname: s\n{body}", "s").bind(spec_of(tiny_model("bert").config))
-    limited = ResourceBudget.of(
+    limited = with_limits(
         Budget.parse("50%"),
         Limits(step_time=1.0),
         lambda graph: Resources(step_time=2.0 if graph.recipe.training.dropout else 0.5),
@@ -161,7 +165,7 @@ def test_a_training_with_dropout_takes_more_and_leaves_where_that_is_too_much(fi
 
 
 def test_where_nothing_can_be_served_it_is_said() -> None:
-    budget = ResourceBudget.of(
+    budget = with_limits(
         BUDGET,
         Limits(serve="vllm"),
         lambda graph: Resources(unservable=unservable(graph, "vllm", head=False)),
@@ -179,4 +183,4 @@ def test_a_limit_that_nothing_meets_is_refused_with_what_is_near() -> None:
 def test_the_share_that_needs_no_repair() -> None:
     free = share_within(BOUND, BUDGET, n=60, seed=0)
     assert 0 < share_within(BOUND, within(step_time=1.0), n=60, seed=0) < free
-    assert share_within(BOUND, ResourceBudget.of(BUDGET, Limits(), predict), n=60, seed=0) == free
+    assert share_within(BOUND, with_limits(BUDGET, Limits(), predict), n=60, seed=0) == free

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import BayesianRidge
 
-from autopeft.search.optimization.samplers.bayesian_linear import Regression, _complement
+from autopeft.search.optimization.samplers.regression import Regression, _complement
 
 
 def data(n: int, *, noise: float = 0.1, pair: float = 0.0, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autopeft.search.optimization.samplers.features import Features
+from autopeft.search.optimization.samplers.regression import Features
 from autopeft.search.space.parameters import Parameter
 
 ON = Parameter("layer_0.on", "categorical", (True, False))

@@ -13,10 +13,10 @@ from autopeft.effort import LARGE
 from autopeft.errors import UsageError
 from autopeft.resources.measuring import Bench
 from autopeft.search.execution import runners, worker
-from autopeft.search.planning import limits, precision
+from autopeft.search.planning import limits, probes
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.precision import final_precision, kept_precision, known_precision
 from autopeft.search.planning.prepare import prepare
+from autopeft.search.planning.probes import final_precision, kept_precision, known_precision
 from autopeft.training.precision import PrecisionProbe
 
 
@@ -64,8 +64,8 @@ class Machine:
         self.speed: float | Exception = 3.0
         self.probes, self.measured_in = list[Any](), list[str]()
         self.said: list[str] = []
-        patch.setattr(precision, "LARGE", 1)
-        patch.setattr(precision, "_LEAST", 0)
+        patch.setattr(probes, "LARGE", 1)
+        patch.setattr(probes, "_LEAST", 0)
         patch.setattr(runners, "probe_precision", self._probe)
         patch.setattr(limits, "calibrate", self._calibrate)
 

@@ -20,7 +20,7 @@ from autopeft.counting import Budget
 from autopeft.errors import BudgetError, DataError
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult
-from autopeft.search.optimization.entries import changes
+from autopeft.search.optimization.journal import changes
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate, candidate
