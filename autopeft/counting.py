@@ -76,7 +76,7 @@ class Counts:
 
 
 class Measure(NamedTuple):
-    """What a search asks of a recipe: `deployed` and `trained` parameters, and the `hash` of its structure
+    """A recipe's measure in a search: `deployed` and `trained` parameters, and the `hash` of its structure
     (see `CompositionGraph.hash`)."""
 
     deployed: int
@@ -176,8 +176,8 @@ class Budget:
                 return cls(parse_quantity(low))
             lower, upper = parse_quantity(low), parse_quantity(high)
         except UsageError as error:
-            told = f" {text!r}" if isinstance(text, str) else ""
-            raise BudgetError(f"Budget{told}: {error} A range is written '0.1%..1%'.") from error
+            shown = f" {text!r}" if isinstance(text, str) else ""
+            raise BudgetError(f"Budget{shown}: {error} A range is written '0.1%..1%'.") from error
         if lower.share == upper.share and lower.value > upper.value:
             raise BudgetError(f"Budget {text!r} runs backwards; write '{upper}..{lower}'.")
         return cls(upper, lower)

@@ -85,7 +85,11 @@ def writable_folder(name: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (AssetError, OSError) as error:
-        spare = _spare() / name
+        global _SPARE
+        if _SPARE is None:
+            _SPARE = Path(tempfile.mkdtemp(prefix="autopeft-cache-"))
+            atexit.register(_forget_spare, _SPARE, os.getpid())
+        spare = _SPARE / name
         spare.mkdir(exist_ok=True)
         warn_once(f"The cache cannot be written, so {spare} is used until this process ends: {error}")
         return spare
@@ -101,14 +105,6 @@ def spare_folder(name: str) -> Path | None:
     """The folder that `writable_folder` made in place of one of the cache, if it has."""
     found = None if _SPARE is None else _SPARE / name
     return found if found is not None and found.is_dir() else None
-
-
-def _spare() -> Path:
-    global _SPARE
-    if _SPARE is None:
-        _SPARE = Path(tempfile.mkdtemp(prefix="autopeft-cache-"))
-        atexit.register(_forget_spare, _SPARE, os.getpid())
-    return _SPARE
 
 
 def _forget_spare(folder: Path, owner: int) -> None:
@@ -180,18 +176,14 @@ def publish(folder: Path, fill: Callable[[Path], None], usable: Callable[[Path],
         if folder.exists() and not usable(folder):
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
-            _rename(scratch, folder)
+            try:
+                scratch.rename(folder)
+            except OSError:
+                # Another process published the same content in between; anything else is a real failure.
+                if not folder.is_dir():
+                    raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _rename(scratch: Path, folder: Path) -> None:
-    try:
-        scratch.rename(folder)
-    except OSError:
-        # Another process published the same content in between; anything else is a real failure.
-        if not folder.is_dir():
-            raise
 
 
 def make_room(root: Path, size: int, limit: int) -> bool:
@@ -199,29 +191,21 @@ def make_room(root: Path, size: int, limit: int) -> bool:
 
     They must fit the limit and the disk. Files and folders alike; what counts is what they take on disk.
     """
-    entries = sorted(found for path in root.iterdir() if (found := _usage(path)) is not None)
-    total = sum(taken for _, taken, _ in entries)
+    entries: list[tuple[float, int, Path]] = []  # when it was last used, its bytes on disk, and where it is
+    for path in root.iterdir():
+        with suppress(OSError):  # it is gone
+            files = list(path.rglob("*")) if path.is_dir() else [path]
+            entries.append((path.stat().st_mtime, sum(f.stat().st_blocks * 512 for f in files), path))
+    entries.sort()
+    total = sum(used for _, used, _ in entries)
     free = shutil.disk_usage(root).free
     while size > limit - total or size > free - SPARE_DISK:
         if not entries or size > limit:
             return False
-        _, taken, path = entries.pop(0)
-        _remove(path)
-        total, free = total - taken, shutil.disk_usage(root).free
+        _, used, path = entries.pop(0)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        total, free = total - used, shutil.disk_usage(root).free
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _usage(path: Path) -> tuple[float, int, Path] | None:
-    """When a path was last used, the bytes that it takes on disk, and it; `None` if it is gone."""
-    try:
-        files = list(path.rglob("*")) if path.is_dir() else [path]
-        return path.stat().st_mtime, sum(f.stat().st_blocks * 512 for f in files), path
-    except OSError:
-        return None

@@ -30,13 +30,13 @@ _WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a
 
 
 def label_options(architecture: str, labels: int | None) -> str:
-    """What a class of transformers is loaded with for so many labels, as arguments that follow another."""
+    """The arguments with which a class of transformers is loaded for so many labels, behind another one."""
     others = ", ignore_mismatched_sizes=True" if architecture.endswith(_WITH_HEADS) else ""
     return f", num_labels={labels}{others}"
 
 
 def plain_options(model: PreTrainedModel, *, labels: bool) -> str:
-    """What plain transformers is told beside a checkpoint's place to load it as `model` was.
+    """The arguments with which plain transformers loads a checkpoint as `model` was.
 
     Arguments that follow another: with `labels` their number and the padding token without which a decoder
     classifies no batch, and how the class calls its backbone where the checkpoint's calls it otherwise.

@@ -59,8 +59,8 @@ class ImageProcessor:
         """A hash of all that decides the pixels."""
         import PIL
 
-        told = [self.inner.to_dict(), self.shape, self.scale is None, PIL.__version__]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        decisive = [self.inner.to_dict(), self.shape, self.scale is None, PIL.__version__]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -117,7 +117,7 @@ def load_image_processor(source: ModelSource | str) -> ImageProcessor:
 
 
 def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, where: str) -> ImageProcessor:
-    """What is known of an image processor beside a backbone with this configuration.
+    """An image processor, checked against a backbone with this configuration.
 
     Args:
         where: whose it is, for messages.
@@ -125,8 +125,14 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
     Raises:
         UsageError: it makes nothing that the backbone takes.
     """
+    from PIL import Image
+
     try:
-        tries = [_try_image(*size) for size in ((48, 48), (64, 40))]
+        draw = np.random.default_rng
+        tries = [  # of two shapes, to see whether what is made has one
+            Image.fromarray(draw(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8))
+            for width, height in ((48, 48), (64, 40))
+        ]
         with np.errstate(all="ignore"):  # what is not finite is refused below
             made = [_made(inner, image) for image in tries]
             scale, offset = _affine(inner, tries, made)
@@ -146,15 +152,8 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
 
 
 def _made(inner: BaseImageProcessor, image: Any, **options: Any) -> NDArray[Any]:
-    """What a processor makes of an image."""
+    """A processor's output for one image."""
     return np.asarray(inner(image, return_tensors="np", **options)["pixel_values"][0])
-
-
-def _try_image(width: int, height: int) -> Any:
-    from PIL import Image
-
-    values = np.random.default_rng(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def _affine(

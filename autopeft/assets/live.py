@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,36 +35,6 @@ def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Base
         UsageError: a hybrid is attached to the model, or weights are not in memory or not plain.
         AssetError: there is no room for it.
     """
-    _refuse_unsaved(model)
-    root = writable_folder(_FOLDER)
-    with tempfile.TemporaryDirectory(prefix=".tokens-", dir=root) as scratch:
-        tokenizer.save_pretrained(scratch)
-        digest = _digest(model, Path(scratch))
-    kept = cache_dir() / _FOLDER / digest
-    if intact(kept):
-        with suppress(OSError):  # a cache that cannot be written
-            kept.touch()
-        return kept
-    folder = root / digest
-    if not intact(folder):
-        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-        if not make_room(root, size, _LIMIT):
-            raise AssetError(f"The model's {size >> 20} MB do not fit the cache folder {root}.")
-
-        def fill(made: Path) -> None:
-            with _as_it_was(model), quiet_transformers():
-                model.save_pretrained(made, safe_serialization=True)
-            tokenizer.save_pretrained(made)
-
-        try:
-            publish(folder, fill)
-        except OSError as error:
-            raise AssetError(f"The model cannot be saved to {folder}: {error}.") from error
-    folder.touch()
-    return folder
-
-
-def _refuse_unsaved(model: PreTrainedModel) -> None:
     state = model.state_dict()
     if any(name.startswith(_ATTACHED) for name in state):
         raise UsageError(f"{type(model).__name__} has a hybrid attached; call detach() on it first.")
@@ -79,6 +48,40 @@ def _refuse_unsaved(model: PreTrainedModel) -> None:
         raise UsageError(
             f"{len(absent)} weights of {type(model).__name__} are not in memory: {absent[0]}, …."
         )
+    root = writable_folder(_FOLDER)
+    with tempfile.TemporaryDirectory(prefix=".tokens-", dir=root) as scratch:
+        tokenizer.save_pretrained(scratch)
+        digest = _digest(model, Path(scratch))
+    kept = cache_dir() / _FOLDER / digest
+    if intact(kept):
+        with suppress(OSError):  # a cache that cannot be written
+            kept.touch()
+        return kept
+    folder = root / digest
+    if not intact(folder):
+        size = sum(t.numel() * t.element_size() for t in state.values())
+        if not make_room(root, size, _LIMIT):
+            raise AssetError(f"The model's {size >> 20} MB do not fit the cache folder {root}.")
+
+        def fill(made: Path) -> None:
+            # `save_pretrained` writes the class and the dtype into the configuration that it saves.
+            held = [model.config, getattr(model, "generation_config", None)]
+            before = [(part, copy.deepcopy(vars(part))) for part in held if part is not None]
+            try:
+                with quiet_transformers():
+                    model.save_pretrained(made, safe_serialization=True)
+            finally:
+                for part, values in before:
+                    vars(part).clear()
+                    vars(part).update(values)
+            tokenizer.save_pretrained(made)
+
+        try:
+            publish(folder, fill)
+        except OSError as error:
+            raise AssetError(f"The model cannot be saved to {folder}: {error}.") from error
+    folder.touch()
+    return folder
 
 
 def _digest(model: PreTrainedModel, tokens: Path) -> str:
@@ -92,16 +95,3 @@ def _digest(model: PreTrainedModel, tokens: Path) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor).data)
     return digest.hexdigest()
-
-
-@contextmanager
-def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """`save_pretrained` writes the class and the dtype into the configuration that it saves."""
-    held = [model.config, getattr(model, "generation_config", None)]
-    kept = [(part, copy.deepcopy(vars(part))) for part in held if part is not None]
-    try:
-        yield
-    finally:
-        for part, values in kept:
-            vars(part).clear()
-            vars(part).update(values)

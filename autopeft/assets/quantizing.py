@@ -59,7 +59,7 @@ def require_library(name: str) -> None:
 def quantization_options(
     name: str, config: PreTrainedConfig, auto_class: Any, dtype: torch.dtype, model: str
 ) -> dict[str, Any]:
-    """What `from_pretrained` takes beside all else, so that the linear maps in the layers are quantised.
+    """The options of `from_pretrained` by which the linear maps in the layers are quantised.
 
     Args:
         name: one of `QUANTIZED`.
@@ -73,18 +73,44 @@ def quantization_options(
             can be quantised (GPT-2 has another one).
     """
     require_library(name)
-    kept = _outside_layers(config, auto_class, model)
-    return {"quantization_config": _config_of(name, kept, dtype)}
+    make = getattr(auto_class, "from_config", None) or auto_class._from_config
+    with torch.device("meta"), quiet_transformers(), making_model(repr(model)):
+        made = make(copy.deepcopy(config))
+    lists = tuple(f"{n}." for n, m in made.named_modules() if isinstance(m, nn.ModuleList))
+    maps = [n for n, m in made.named_modules() if type(m) is nn.Linear]
+    outside = [n for n in maps if not n.startswith(lists)]  # in no list of layers: they stay as they are
+    if len(outside) == len(maps):
+        raise UsageError(
+            f"The layers of {model!r} ({config.model_type}) have no linear map of torch's own class, and no "
+            "others can be quantised; leave --quantize out, or take --precision bf16."
+        )
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if name == "int4":
+        options = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=outside,
+        )
+        return {"quantization_config": options}
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=outside)}
 
 
 def settle_quantized(model: nn.Module) -> None:
-    """Let a model that was just quantised hold no more than it has to, while it lies there and in a step, and
-    compute with the same weights whether gradients are asked for or not."""
+    """Make a model that was just quantised hold no more memory than it needs, at rest and in a step, and
+    compute with the same weights with and without gradients."""
     keep_differentiable(model)
     for module in model.modules():
         if type(module) is nn.Linear and is_packed(module.weight) and module.weight.is_floating_point():
             module.__class__ = _PackedLinear
-    _let_go_of_file(model)
+    # What was not quantised lies in the mapped file of the checkpoint, all pages of which were read for the
+    # quantised weights and would stay with the process.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not is_packed(tensor):
+            tensor.data = tensor.data.clone()
 
 
 class _PackedLinear(nn.Linear):
@@ -107,49 +133,3 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         return gradient @ ctx.weight.dequantize().to(gradient.dtype), None
-
-
-def _let_go_of_file(model: nn.Module) -> None:
-    """Copy what was not quantised into memory of its own.
-
-    It lies in the mapped file of the checkpoint, all pages of which were read for quantised weights and would
-    stay with the process.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and not is_packed(tensor):
-            tensor.data = tensor.data.clone()
-
-
-def _config_of(name: str, kept: list[str], dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig, TorchAoConfig
-
-    if name == "int4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=kept,
-        )
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
-
-
-def _outside_layers(config: PreTrainedConfig, auto_class: Any, name: str) -> list[str]:
-    """The names of the linear maps that stay as they are: those that are in no list of layers.
-
-    Raises:
-        UsageError: there are no others.
-    """
-    make = getattr(auto_class, "from_config", None) or auto_class._from_config
-    with torch.device("meta"), quiet_transformers(), making_model(repr(name)):
-        model = make(copy.deepcopy(config))
-    lists = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
-    maps = [n for n, m in model.named_modules() if type(m) is nn.Linear]
-    outside = [n for n in maps if not n.startswith(lists)]
-    if len(outside) == len(maps):
-        raise UsageError(
-            f"The layers of {name!r} ({config.model_type}) have no linear map of torch's own class, and no "
-            "others can be quantised; leave --quantize out, or take --precision bf16."
-        )
-    return outside

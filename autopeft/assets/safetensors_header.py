@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, checked against its size before anything is allocated.
+"""The header of a safetensors file, checked against the file's size before anything is allocated.
 
 A file begins with the length of its header (8 bytes, little-endian) and the header, a JSON object of tensor
 name to `dtype`, `shape` and `data_offsets` (https://huggingface.co/docs/safetensors). Files come from
@@ -33,7 +33,7 @@ _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a header says of a tensor: its dtype in the format's words, and its shape."""
+    """A tensor by its header: its dtype in the format's words, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -66,8 +66,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if not isinstance(header, dict):
             raise ValueError("it is no table")
         tensors = {k: v for k, v in header.items() if k != "__metadata__"}
-        places = sorted(_place(name, told, size - 8 - length) for name, told in tensors.items())
-        _check_gapless([place[:2] for place in places], size - 8 - length)
+        places = sorted(_place(name, entry, size - 8 - length) for name, entry in tensors.items())
+        end = 0
+        for begin, stop, _, _ in places:
+            if begin != end:
+                raise ValueError("its tensors overlap, or leave a gap")
+            end = stop
+        if end != size - 8 - length:
+            raise ValueError(f"it accounts for {end:,} of {size - 8 - length:,} bytes")
         return {name: stored for _, _, name, stored in places}
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
@@ -84,11 +90,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _place(name: str, told: Any, size: int) -> tuple[int, int, str, StoredTensor]:
+def _place(name: str, entry: Any, size: int) -> tuple[int, int, str, StoredTensor]:
     """First and last byte of a tensor after the header, and what it is."""
-    if not isinstance(told, Mapping) or set(told) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"what it says of {name!r:.100} is no tensor")
-    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"{name!r:.100} has the dtype {dtype!r:.20}, which is not read here")
     if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
@@ -102,13 +108,3 @@ def _place(name: str, told: Any, size: int) -> tuple[int, int, str, StoredTensor
 def _whole(numbers: Any) -> bool:
     short = isinstance(numbers, list) and len(numbers) <= _DIMENSIONS
     return short and all(type(n) is int and 0 <= n <= _LONGEST for n in numbers)
-
-
-def _check_gapless(places: list[tuple[int, int]], size: int) -> None:
-    end = 0
-    for start, stop in places:
-        if start != end:
-            raise ValueError("its tensors overlap, or leave a gap")
-        end = stop
-    if end != size:
-        raise ValueError(f"it accounts for {end:,} of {size:,} bytes")

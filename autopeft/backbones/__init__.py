@@ -1,4 +1,4 @@
-"""Where the sites of each model family are."""
+"""The sites of each model family, and the spec of a backbone."""
 
 from __future__ import annotations
 

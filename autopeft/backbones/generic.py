@@ -59,8 +59,8 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
     if not lists:
         raise SiteError(
             f"There is no site map for {family!r}, and no list of layers with attention projections under a "
-            f"known name "
-            f"({', '.join(_NAMES['q'])}, …) was found in {type(base).__name__}; families with a map: {known}."
+            f"known name ({', '.join(_NAMES['q'])}, …) was found in {type(base).__name__}; families with a "
+            f"map: {known}."
         )
     path, layers = min(lists, key=lambda item: item[0].count("."))
     hidden = getattr(base.config, "hidden_size", None)
@@ -75,13 +75,28 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
             f"one attention each; families with a map: {known}."
         )
     vision = base.main_input_name != "input_ids"
-    causal = _is_causal(base, layers[0])
+    # Positions see none behind them where the config or a module says so, or where the library has the family
+    # write text and fill no gaps in it.
+    writes = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = (
+        getattr(base.config, "is_decoder", False) is True
+        or any(getattr(m, "is_causal", False) is True for m in layers[0].modules())
+        or (writes and family not in _EITHER)
+    )
+    table = None
+    if not vision:
+        embeddings = base.get_input_embeddings()
+        table = next((n for n, m in base.named_modules() if m is embeddings), None)
+        if table is None:
+            raise SiteError(
+                f"{type(base).__name__} of the family {family!r} has no input embeddings in the base model."
+            )
     stack = StackMap(
         "decoder" if causal else "encoder",
         "",
         path,
         _sites(layers[0], int(hidden)),
-        None if vision else _embeddings(base),
+        table,
         causal=causal,
     )
     from_padding = any(
@@ -95,27 +110,14 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
     )
 
 
-def _embeddings(base: PreTrainedModel) -> str:
-    embeddings = base.get_input_embeddings()
-    where: str | None = next((n for n, m in base.named_modules() if m is embeddings), None)
-    if where is None:
-        raise SiteError(
-            f"{type(base).__name__} of the family {base.config.model_type!r} has no input embeddings in the "
-            f"base model."
-        )
-    return where
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
 def _paths(layer: nn.Module, name: str) -> list[str]:
     """Linear maps that go by `name`; an expert sees some of the tokens only, so that it is no layer's FFN."""
     return [
         path
         for path, module in layer.named_modules()
-        if _is_linear(module) and path.rsplit(".", 1)[-1] == name and "expert" not in path
+        if isinstance(module, (nn.Linear, Conv1D))
+        and path.rsplit(".", 1)[-1] == name
+        and "expert" not in path
     ]
 
 
@@ -141,42 +143,16 @@ def _shape(layer: nn.Module, path: str) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def _is_causal(base: PreTrainedModel, layer: nn.Module) -> bool:
-    """Whether positions see none behind them: as modules or the config say, or as the library has the family
-    write text and fill no gaps in it."""
-    if getattr(base.config, "is_decoder", False) is True:
-        return True
-    family = base.config.model_type
-    writes = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    said = any(getattr(m, "is_causal", False) is True for m in layer.modules())
-    return said or (writes and family not in _EITHER)
-
-
-def _is_layer(layer: nn.Module) -> bool:
-    """Whether a module is more than an attention: XLM has lists of attentions and of FFNs side by side."""
-    normed = any(type(m).__name__.endswith(("Norm", "LayerNorm")) for m in layer.modules())
-    return normed or _find(layer, "up", "down") is not None
-
-
-def _adds(module: nn.Module) -> bool:
-    """Whether a module's forward takes more than the states, such as what it is to be added to (MPT)."""
-    taken = list(inspect.signature(module.forward).parameters.values())[1:]
-    return any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in taken)
-
-
 def _spans(layer: nn.Module, first: str, last: str, hidden: int) -> bool:
     """Whether a sub-layer from one map to another reads and yields the width of the stack."""
     return _shape(layer, first)[0] == hidden and _shape(layer, last)[1] == hidden
 
 
-def _dispatches(module: nn.Module) -> bool:
-    """Whether a module's forward hands on keyword arguments and calls transformers' attention interface."""
-    source = inspect.getsource(type(module))
-    return "ALL_ATTENTION_FUNCTIONS" in source and "**kwargs" in source
-
-
 def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
-    sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")} if _is_layer(layer) else {}
+    # A layer is more than an attention: XLM has lists of attentions and of FFNs side by side.
+    normed = any(type(m).__name__.endswith(("Norm", "LayerNorm")) for m in layer.modules())
+    whole_layer = normed or _find(layer, "up", "down") is not None
+    sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")} if whole_layer else {}
     found = {site: path for site in _NAMES if (path := _find(layer, site)) is not None}
     for site in ("up", "gate_proj", "down"):
         if _count(layer, site) > 1:
@@ -185,7 +161,9 @@ def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
     if projection is not None and "." in projection:
         inside = projection.rsplit(".", 1)[0]
         output = found.get("o")
-        attends = _dispatches(layer.get_submodule(inside))
+        # Its forward hands on keyword arguments and calls transformers' attention interface.
+        source = inspect.getsource(type(layer.get_submodule(inside)))
+        attends = "ALL_ATTENTION_FUNCTIONS" in source and "**kwargs" in source
         if output is None or output.split(".")[0] != inside.split(".")[0]:
             found.pop("o", None)
         elif _spans(layer, projection, output, hidden):
@@ -194,7 +172,10 @@ def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
     if up is not None and down is not None and _spans(layer, up, down, hidden):
         inside = up.rpartition(".")[0]
         own = "" != inside == down.rpartition(".")[0] and not str(projection).startswith(f"{inside}.")
-        whole = own and not _adds(layer.get_submodule(inside))
-        sites["ffn"] = Region(inside, inside) if whole else Region(up, down)
+        # MPT's FFN takes more than the states: what its output is added to.
+        module = layer.get_submodule(inside)
+        more = list(inspect.signature(module.forward).parameters.values())[1:] if own else []
+        adds = any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in more)
+        sites["ffn"] = Region(inside, inside) if own and not adds else Region(up, down)
     sites.update({site: Linear(path) for site, path in found.items()})
     return sites

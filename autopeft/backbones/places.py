@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.backbones.generic import generic_map
-from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, Slice, StackMap, map_of
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Slice, StackMap, map_of
 from autopeft.errors import SiteError
 from autopeft.spec import Site
 
@@ -103,7 +103,7 @@ def base_model_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def embedded_words(base: PreTrainedModel) -> Tensor:
-    """What the table of embeddings yields for each word, (words, width): Gemma's and BART's scale it."""
+    """The output of the table of embeddings for each word, (words, width): Gemma's and BART's scale it."""
     table = base.get_input_embeddings()
     weight = cast(Tensor, table.weight).detach()
     scale = getattr(table, "embed_scale", 1.0)
@@ -119,112 +119,83 @@ def _get(module: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
-def _linear_shape(module: nn.Module) -> tuple[int, int, bool]:
-    """(in, out, transposed) of a linear map.
+def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidden: int) -> list[Place]:
+    """The places of a layer that this model has.
 
     Raises:
-        SiteError: the module has no two-dimensional weight.
+        SiteError: a linear map has no two-dimensional weight.
     """
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.ndim != 2:
-        raise SiteError(
-            f"{type(module).__name__} is not a linear map; the site map of this family is out of date."
+    linears: dict[str, Place] = {}
+    for name, entry in stack.sites.items():
+        if not isinstance(entry, Linear):
+            continue
+        where = next((p for p in (entry.path, entry.instead) if p and _get(layer, p) is not None), None)
+        if where is None:
+            continue
+        module = cast(nn.Module, _get(layer, where))
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.ndim != 2:
+            raise SiteError(
+                f"{type(module).__name__} is not a linear map; the site map of this family is out of date."
+            )
+        transposed = isinstance(module, Conv1D)
+        n_out, n_in = map(int, weight.shape[::-1] if transposed else weight.shape)
+        width, part = n_out // entry.parts, entry.features
+        if part is None and entry.parts > 1:
+            part = Slice(entry.part * width, width)
+        width = width if part is None else part.size
+        bias = getattr(module, "bias", None) is not None
+        site = Site(stack.name, index, name, "linear", n_in, width, bias=bias, fused=part is not None)
+        full = f"{path}.{where}"
+        linears[name] = Place(
+            site, full, full, out_slice=part, transposed=transposed, positions=entry.positions
         )
-    transposed = isinstance(module, Conv1D)
-    out_features, in_features = weight.shape[::-1] if transposed else weight.shape
-    return int(in_features), int(out_features), transposed
 
-
-def _linear_place(
-    stack: StackMap, index: int, name: str, entry: Linear, layer: nn.Module, path: str
-) -> Place | None:
-    where = next((p for p in (entry.path, entry.instead) if p and _get(layer, p) is not None), None)
-    if where is None:
-        return None
-    module = cast(nn.Module, _get(layer, where))
-    n_in, n_out, transposed = _linear_shape(module)
-    width, part = n_out // entry.parts, entry.features
-    if part is None and entry.parts > 1:
-        part = Slice(entry.part * width, width)
-    width = width if part is None else part.size
-    bias = getattr(module, "bias", None) is not None
-    site = Site(stack.name, index, name, "linear", n_in, width, bias=bias, fused=part is not None)
-    full = f"{path}.{where}"
-    return Place(site, full, full, out_slice=part, transposed=transposed, positions=entry.positions)
-
-
-def _norm_place(
-    stack: StackMap, index: int, name: str, entry: Norm, layer: nn.Module, path: str
-) -> Place | None:
-    module = _get(layer, entry.path)
-    weight = getattr(module, "weight", None)
-    if module is None or weight is None:
-        return None
-    width = int(weight.numel())
-    site = Site(stack.name, index, name, "norm", width, width, bias=getattr(module, "bias", None) is not None)
-    full = f"{path}.{entry.path}"
-    return Place(site, full, full, offset=entry.offset)
-
-
-def _region_place(
-    stack: StackMap, index: int, name: str, region: Region, layer: nn.Module, path: str, hidden: int, kv: int
-) -> Place | None:
-    if _get(layer, region.entry) is None or _get(layer, region.exit) is None:
-        return None
-    pre = None if region.order is None else region.order == "pre"
-    site = Site(
-        stack.name,
-        index,
-        name,
-        "region",
-        hidden,
-        hidden,
-        kv_features=kv,
-        pre_norm=pre,
-        multiplier=region.multiplier,
-    )
-
-    def full(inner: str) -> str:
+    def full_path(inner: str) -> str:
         return f"{path}.{inner}" if inner else path
 
-    norm = full(region.norm) if region.norm is not None and _get(layer, region.norm) is not None else None
-    return Place(
-        site, full(region.entry), full(region.exit), norm=norm, attends=region.attends, flat=region.flat
-    )
-
-
-def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidden: int) -> list[Place]:
-    linears = {
-        name: linear
-        for name, entry in stack.sites.items()
-        if isinstance(entry, Linear)
-        and (linear := _linear_place(stack, index, name, entry, layer, path)) is not None
-    }
     found: list[Place] = []
     for name, entry in stack.sites.items():
         if isinstance(entry, Linear):
-            place = linears.get(name)
+            found += [linears[name]] if name in linears else []
         elif isinstance(entry, Norm):
-            place = _norm_place(stack, index, name, entry, layer, path)
-        else:
-            kv = _key_width(name, entry, linears) if entry.attends else 0
-            place = _region_place(stack, index, name, entry, layer, path, hidden, kv)
-        if place is not None:
-            found.append(place)
+            norm = _get(layer, entry.path)
+            scale = getattr(norm, "weight", None)
+            if norm is not None and scale is not None:
+                width, bias = int(scale.numel()), getattr(norm, "bias", None) is not None
+                site = Site(stack.name, index, name, "norm", width, width, bias=bias)
+                full = f"{path}.{entry.path}"
+                found.append(Place(site, full, full, offset=entry.offset))
+        elif _get(layer, entry.entry) is not None and _get(layer, entry.exit) is not None:
+            keys = 0  # width of the keys of all heads together, 0 where no site tells it
+            key = "cross_k" if name == "cross_attention" else "k"
+            if entry.attends and entry.thirds and "qkv" in linears:
+                keys = linears["qkv"].site.out_features // 3
+            elif entry.attends and key in linears:
+                keys = linears[key].site.out_features
+            site = Site(
+                stack.name,
+                index,
+                name,
+                "region",
+                hidden,
+                hidden,
+                kv_features=keys,
+                pre_norm=None if entry.order is None else entry.order == "pre",
+                multiplier=entry.multiplier,
+            )
+            has_norm = entry.norm is not None and _get(layer, entry.norm) is not None
+            found.append(
+                Place(
+                    site,
+                    full_path(entry.entry),
+                    full_path(entry.exit),
+                    norm=full_path(str(entry.norm)) if has_norm else None,
+                    attends=entry.attends,
+                    flat=entry.flat,
+                )
+            )
     return found
-
-
-def _key_width(name: str, region: Region, linears: dict[str, Place]) -> int:
-    """Width of the keys of all heads together, 0 where no site tells it."""
-    if region.thirds and "qkv" in linears:
-        return linears["qkv"].site.out_features // 3
-    key = "cross_k" if name == "cross_attention" else "k"
-    return linears[key].site.out_features if key in linears else 0
-
-
-def _embedding_width(module: nn.Module, hidden: int) -> int:
-    weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if weight is not None and weight.ndim == 2 else hidden
 
 
 def _stack_places(base: PreTrainedModel, stack: StackMap, hidden: int) -> StackPlaces | None:
@@ -236,35 +207,29 @@ def _stack_places(base: PreTrainedModel, stack: StackMap, hidden: int) -> StackP
         embeddings = _get(base, stack.embeddings)
         if embeddings is None:
             return None
-        width = _embedding_width(embeddings, hidden)
+        table = getattr(embeddings, "weight", None)
+        width = int(table.shape[1]) if table is not None and table.ndim == 2 else hidden
         site = Site(stack.name, None, "embeddings", "embeddings", width, width)
         places.append(Place(site, stack.embeddings, stack.embeddings))
     paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
     for i, path in enumerate(paths):
-        _require_single(base, stack, layers[i])
+        inside = None if stack.single is None else _get(layers[i], stack.single)
+        if isinstance(inside, nn.ModuleList) and len(inside) > 1:
+            raise SiteError(
+                f"A layer of this {base.config.model_type!r} holds {len(inside)} layers that run in turn, "
+                "over and over, so that none of them has a place of its own; take a model whose layers hold "
+                "one."
+            )
         places += _layer_places(stack, i, layers[i], path, hidden)
     runs = int(base.config.num_hidden_layers) // len(layers) if stack.repeats else 1
     blends = stack.blends is not None and _get(base, stack.blends) is not None
-    return StackPlaces(stack, paths, hidden, tuple(places), _embeddings_module(stack), runs, blends)
-
-
-def _require_single(base: PreTrainedModel, stack: StackMap, layer: nn.Module) -> None:
-    inside = None if stack.single is None else _get(layer, stack.single)
-    if isinstance(inside, nn.ModuleList) and len(inside) > 1:
-        raise SiteError(
-            f"A layer of this {base.config.model_type!r} holds {len(inside)} layers that run in turn, over "
-            "and over, so that none of them has a place of its own; take a model whose layers hold one."
-        )
-
-
-def _embeddings_module(stack: StackMap) -> str | None:
-    """See `StackPlaces.embeddings`."""
-    if stack.embeddings is None:
-        return None
-    around = stack.embeddings.rpartition(".")[0]
-    # A module that holds the layers too (OPT's decoder) is more than embeddings.
-    alone = around not in ("", stack.root) and not stack.layers.startswith(f"{around}.")
-    return around if alone else stack.embeddings
+    around = stack.embeddings  # see `StackPlaces.embeddings`
+    if stack.embeddings is not None:
+        holder = stack.embeddings.rpartition(".")[0]
+        # A module that holds the layers too (OPT's decoder) is more than embeddings.
+        alone = holder not in ("", stack.root) and not stack.layers.startswith(f"{holder}.")
+        around = holder if alone else stack.embeddings
+    return StackPlaces(stack, paths, hidden, tuple(places), around, runs, blends)
 
 
 def layout_of(base: PreTrainedModel) -> Layout:
@@ -283,7 +248,6 @@ def layout_of(base: PreTrainedModel) -> Layout:
     if not stacks:
         raise SiteError(
             f"The site map of {base.config.model_type!r} finds no layers on {type(base).__name__}; families "
-            f"with a map: "
-            f"{', '.join(sorted(FAMILIES))}."
+            f"with a map: {', '.join(sorted(FAMILIES))}."
         )
     return Layout(family, tuple(stacks), generic)

@@ -157,17 +157,6 @@ def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
     return getattr(base, layout.family.pooler or "", None) is not None
 
 
-def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
-    if layout.family.modality == "vision" or layout.family.endless:
-        return None
-    limit = getattr(config, layout.family.limit, None)
-    if limit is None:
-        return None
-    if layout.family.position_offset == "padding":
-        return int(limit) - (layout.padding_id(config) or 0) - 1
-    return int(limit)
-
-
 def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
     stacks = tuple(
@@ -184,33 +173,30 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         for s in layout.stacks
     )
     vision = layout.family.modality == "vision"
+    limit = None if vision or layout.family.endless else getattr(config, layout.family.limit, None)
+    if limit is not None and layout.family.position_offset == "padding":
+        limit = int(limit) - (layout.padding_id(config) or 0) - 1
     writes = stacks[-1].causal and stacks[-1].name == "decoder"
-    tensors = _tensors(base, layout)
+    words = getattr(config.get_text_config(), "vocab_size", None) if writes else None
     return BackboneSpec(
         family=config.model_type,
         stacks=stacks,
         sites=tuple(p.site for p in layout.places()),
-        tensors=tensors,
+        tensors=_tensors(base, layout),
         parameters=sum(p.numel() for p in base.parameters()),
         modality=layout.family.modality,
-        max_positions=_max_positions(config, layout),
+        max_positions=None if limit is None else int(limit),
         prompt_side="right" if vision else "left",
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
         logits=LogitsSpec(
             stacks[-1].states,
-            _width(config, causal=writes),
+            int(words or config.num_labels or 0),
             tokens=writes,
             behind=_behind(config) if writes else "",
         ),
         lacks=layout.family.lacks,
     )
-
-
-def _width(config: PreTrainedConfig, *, causal: bool) -> int:
-    """Words of a language model, or labels of a head, as a config says."""
-    words = getattr(config.get_text_config(), "vocab_size", None) if causal else None
-    return int(words or config.num_labels or 0)
 
 
 def _behind(config: PreTrainedConfig) -> str:
@@ -251,15 +237,9 @@ def _role(owner: nn.Module, name: str) -> TensorRole:
     return "weight" if name == "weight" else "other"
 
 
-def _in_multihead(base: nn.Module, path: str) -> bool:
-    """Whether a module is part of PyTorch's attention, which reads its parameters past it."""
-    around = base.get_submodule(path.rpartition(".")[0])
-    return isinstance(around, nn.MultiheadAttention)
-
-
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
-    """Those that can be altered: not what the family's code freezes (sinusoids), nor what is read past the
-    module that owns it."""
+    """The tensors that can be altered: not those that the family's code freezes (sinusoids), nor those that
+    it reads past the module that owns them."""
     owners, parts = dict[str, Place](), dict[str, list[str]]()
     for place in layout.places():
         if place.site.kind in {"linear", "norm"} and place.out_slice is None:
@@ -272,7 +252,9 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
         path, _, leaf = name.rpartition(".")
-        past = name in layout.family.past or _in_multihead(base, path)
+        # PyTorch's attention reads the parameters of its parts past them.
+        around = base.get_submodule(path.rpartition(".")[0])
+        past = name in layout.family.past or isinstance(around, nn.MultiheadAttention)
         if past or not parameter.requires_grad:
             continue
         owner = owners.get(path)

@@ -32,8 +32,7 @@ def runs(
     """
     from autopeft.report.runs import front_sheet, runs_sheet, samples_sheet, trials_sheet
     from autopeft.runs.documents import read_result
-    from autopeft.runs.folder import list_runs, load_run
-    from autopeft.runs.tolerant import read_parts
+    from autopeft.runs.folder import list_runs, load_run, read_parts
 
     if run is None:
         found = [folder.summary() for folder in list_runs(root)]

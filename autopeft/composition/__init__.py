@@ -18,7 +18,7 @@ from autopeft.composition.contract import (
     refuse_alone,
 )
 from autopeft.composition.gate import Gate
-from autopeft.composition.pooling import is_of_the_source
+from autopeft.composition.positions import is_of_the_source
 from autopeft.composition.registry import (
     composition_names,
     default_options,

@@ -40,22 +40,19 @@ class Chain(nn.Module):
                 what = "prepends keys and values" if "kv" in child.ways else "adds rows to the sequence"
                 raise CompositionError(
                     f"{child.label} {what} and leaves no output for the next in a chain to read; put it "
-                    f"beside the chain "
-                    "(listed modules act together) instead of into it."
+                    "beside the chain (listed modules act together) instead of into it."
                 )
         for first, second in pairwise(children):
             if "hook" in first.ways and second.ways == {"weight"}:
                 raise CompositionError(
                     f"In this chain {first.label} acts on outputs before {second.label} alters weights, but "
-                    f"weights act first; "
-                    f"put {second.label} before {first.label}."
+                    f"weights act first; put {second.label} before {first.label}."
                 )
             if not _meet(first, second):
                 raise CompositionError(
                     f"{first.label} and {second.label} share no site, so neither can read what the other "
-                    f"left: "
-                    f"{_names(first)} against {_names(second)}; list them side by side, or give them a "
-                    f"common site."
+                    f"left: {_names(first)} against {_names(second)}; list them side by side, or give them a "
+                    "common site."
                 )
         for i, child in enumerate(children):
             earlier = next((c for c in children[:i] if "weight" in c.ways and _meet(c, child)), None)

@@ -1,4 +1,4 @@
-"""What a composition is: children that act together at a site.
+"""The contract of compositions: children that act together at a site.
 
 A composition is an `nn.Module` (most have no parameters) with one fold for each way in. Its children are
 `Child` objects: a method's module bound to the site, or another composition. A fold returns what a single
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Value = Callable[[str, Tensor], Tensor]
-"""What stands in a parameter's place, from its name in the child and the parameter: of the same shape."""
+"""(name in the child, parameter) → the tensor of the same shape that takes the parameter's place."""
 
 
 class CompositionOptions(BaseModel):
@@ -50,7 +50,7 @@ class NoOptions(CompositionOptions):
 
 @dataclass(frozen=True)
 class CompositionTraits:
-    """What a composition declares of itself.
+    """The declarations of a composition.
 
     Attributes:
         ordered: the order of its children matters. Of others, recipes that differ in it alone are the same.
@@ -96,7 +96,7 @@ class MergingChild(Protocol):
     """A child at one linear site or norm, while it is folded into the weights (see `Merges`)."""
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """What it makes of weight and bias; `None` where it leaves them alone."""
+        """The new weight and bias; `None` where it leaves them alone."""
 
     def under(self, value: Value) -> MergingChild:
         """See `Child`."""
@@ -104,13 +104,13 @@ class MergingChild(Protocol):
 
 
 def input_width(site: Site) -> int:
-    """What a child reads at a site, unless it says otherwise."""
+    """The width of a child's input at a site, unless it says otherwise."""
     return site.in_features
 
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """What a composition knows of a child before anything is built.
+    """A child as its composition sees it before anything is built.
 
     Attributes:
         name: the entry's or the inner composition's name.

@@ -17,7 +17,7 @@ from autopeft.composition.contract import (
     CompositionTraits,
     alters_weights,
 )
-from autopeft.composition.pooling import mean_over_positions
+from autopeft.composition.positions import mean_over_positions
 from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget

@@ -85,9 +85,29 @@ def register(name: str) -> Callable[[_C], _C]:
     """
 
     def enter(cls: _C) -> _C:
-        _check_name(name, cls)
-        _check_class(name, cls)
-        defaults = _defaults_of(name, cls)
+        REGISTRY.check_name(name, cls)
+        if not cls.__module__.startswith(f"{_PACKAGE}."):
+            method_names()  # all methods are entered, so that none of theirs is taken away
+        if name in ("head", "children", "policies", "copies") or registered_method(name):
+            raise CompositionError(f"{name!r} already means something else; choose another composition name.")
+        composition: Any = cls
+        what = f"Composition {name!r} ({cls.__qualname__})"
+        missing = [m.name for m in _OWN if m.way and not hasattr(cls, m.name)]
+        if not missing and composition.traits.mergeable and not hasattr(cls, "merged"):
+            missing = ["merged"]
+        if missing:
+            raise CompositionError(
+                f"{what} lacks {', '.join(missing)} (see `autopeft.composition.Composition`)."
+            )
+        check_members(cls, nn.Module, _MEMBERS, what, CompositionError)
+        try:
+            defaults: dict[str, Any] = composition.Options().model_dump()
+        except ValidationError as error:
+            needed = ", ".join(str(e["loc"][0]) for e in error.errors() if e["loc"])
+            raise CompositionError(
+                f"Composition {name!r} has options without a default ({needed}); give each one, since a "
+                "recipe may list the children alone."
+            ) from error
         reserve(name)
         cls.kind = name  # type: ignore[attr-defined]
         REGISTRY.enter(name, cls)
@@ -95,36 +115,6 @@ def register(name: str) -> Callable[[_C], _C]:
         return cls
 
     return enter
-
-
-def _check_name(name: str, cls: type[Any]) -> None:
-    REGISTRY.check_name(name, cls)
-    if not cls.__module__.startswith(f"{_PACKAGE}."):
-        method_names()  # all methods are entered, so that none of theirs is taken away
-    if name in ("head", "children", "policies", "copies") or registered_method(name):
-        raise CompositionError(f"{name!r} already means something else; choose another composition name.")
-
-
-def _check_class(name: str, cls: type[Any]) -> None:
-    what = f"Composition {name!r} ({cls.__qualname__})"
-    missing = [m.name for m in _OWN if m.way and not hasattr(cls, m.name)]
-    if not missing and cls.traits.mergeable and not hasattr(cls, "merged"):
-        missing = ["merged"]
-    if missing:
-        raise CompositionError(f"{what} lacks {', '.join(missing)} (see `autopeft.composition.Composition`).")
-    check_members(cls, nn.Module, _MEMBERS, what, CompositionError)
-
-
-def _defaults_of(name: str, cls: type[Any]) -> dict[str, Any]:
-    try:
-        defaults: dict[str, Any] = cls.Options().model_dump()
-    except ValidationError as error:
-        needed = ", ".join(str(e["loc"][0]) for e in error.errors() if e["loc"])
-        raise CompositionError(
-            f"Composition {name!r} has options without a default ({needed}); give each one, since a recipe "
-            "may list the children alone."
-        ) from error
-    return defaults
 
 
 def get_composition(name: str) -> type[Any]:

@@ -16,7 +16,7 @@ from autopeft.composition.contract import (
     CompositionTraits,
     alters_weights,
 )
-from autopeft.composition.pooling import mean_over_positions, real_positions
+from autopeft.composition.positions import mean_over_positions, real_positions
 from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
 from autopeft.method import Call, LossStep, ParameterCount, WeightTarget
@@ -142,7 +142,11 @@ class Route(nn.Module):
         if self.level == "sequence":
             x = mean_over_positions(x, site, call, "A route by sequence")
         elif router.balanced and not call.context.lost:
-            mask = _fitting(real_positions(site, call), x)
+            mask = real_positions(site, call)
+            if (
+                mask is not None and mask.shape != x.shape[:-1]
+            ):  # of a cache's positions, or x comes in chunks
+                mask = None
         if router.balanced and self.training and not torch.is_grad_enabled():
             raise CompositionError(
                 "The load-balance loss of a route gets no gradient here: under reentrant checkpointing use "
@@ -152,7 +156,7 @@ class Route(nn.Module):
         return p.to(x.dtype)
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
-        # Experts on the input side have altered x by the time that those on the output side are asked.
+        # Experts on the input side have altered x by the time that those on the output side act.
         p = self.weights(site, x if call.entered is None else call.entered, call)
         order = self.experts[site.key]
         terms = [_column(p, order.index(child.name)) * child.delta(x, y, call) for child in children]
@@ -193,8 +197,3 @@ def _by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, 
 
 def _column(p: Tensor, index: int) -> Tensor:
     return p[..., index : index + 1]
-
-
-def _fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask where it belongs to these positions: not to those of a cache, nor to chunks."""
-    return mask if mask is not None and mask.shape == x.shape[:-1] else None

@@ -29,7 +29,7 @@ def one_after_the_other(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor,
 def added(
     children: Sequence[MergingChild], weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What deltas that add make of (weight, bias): W + Σ (Wᵢ − W); a bias that is not there counts as 0."""
+    """(weight, bias) with the children's deltas added: W + Σ (Wᵢ − W); a missing bias counts as 0."""
     new_weight, new_bias = weight, bias
     for child in children:
         changed = child.merged(weight, bias)

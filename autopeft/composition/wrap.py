@@ -97,7 +97,7 @@ class Wrap(nn.Module):
 
     @abstractmethod
     def values(self, site: Site | None) -> Sequence[Value]:
-        """What the child's parameters become, for each copy of it."""
+        """The functions that alter the child's parameters, one for each copy of it."""
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
         first, *others = (children[0].under(value).delta(x, y, call) for value in self.values(site))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError
 from autopeft.export.lora_factors import NotServable
-from autopeft.hybrid.new_biases import config_describes
+from autopeft.hybrid.merging import config_describes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

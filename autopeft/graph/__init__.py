@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from autopeft.graph.core import CompositionGraph, build_graph, read_by
+from autopeft.graph.core import (
+    CompositionGraph,
+    build_graph,
+    draw_box,
+    draw_mermaid,
+    draw_svg,
+    draw_text,
+    read_by,
+)
 from autopeft.graph.depth import first_layer, is_rowwise_in, is_rowwise_on_logits
-from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
 from autopeft.graph.merging import REGION_ENDS, first_unmergeable, readers_of, unmergeable

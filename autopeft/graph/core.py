@@ -1,13 +1,17 @@
 """The composition graph: a recipe resolved on a backbone, checked before anything is built.
 
 The graph knows every entry with its sites and parameters and how entries act together at each site. It is
-the only thing that counting, injection and `autopeft.graph.drawing` look at.
+the only thing that counting, injection and drawing look at. It is drawn as text, Mermaid and SVG; layers that
+carry the same modules at the same sites are drawn once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -17,9 +21,8 @@ from typing import Any
 import networkx as nx
 
 from autopeft.composition import ChildSpec, get_composition, refuse_alone
-from autopeft.display import percent, short
-from autopeft.errors import CompositionError
-from autopeft.graph.drawing import draw_box
+from autopeft.display import box, percent, short
+from autopeft.errors import CompositionError, printable
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.parts import canonical_json, parts_of, weight_places
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
@@ -28,7 +31,15 @@ from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["CompositionGraph", "build_graph"]
+__all__ = [
+    "CompositionGraph",
+    "build_graph",
+    "draw_box",
+    "draw_mermaid",
+    "draw_svg",
+    "draw_text",
+    "read_by",
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class CompositionGraph:
             yield from self.leaves(child)
 
     def child_spec(self, tree: Tree) -> ChildSpec:
-        """What a composition above `tree` knows of it."""
+        """The `ChildSpec` by which a composition above sees `tree`."""
         return child_spec(self.entries, tree)
 
     def sites(self) -> tuple[Site, ...]:
@@ -205,9 +216,32 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     builder = _Builder(recipe, spec)
     trees = tuple(builder.trees())
     graph = CompositionGraph(recipe, spec, builder.entries, trees)
-    _check_directions(graph)
-    _check_regions(graph)
-    _check_heads(graph)
+    directed: dict[tuple[str, int | None, str], str] = {}  # weights, and the entry that directs each
+    for entry in graph.entries.values():
+        for site in entry.sites if entry.traits.direction else ():
+            for place in weight_places(site):
+                if place in directed:
+                    raise CompositionError(
+                        f"{directed[place]} and {entry.name} both replace the direction of the weight at "
+                        f"{site.path}, which has only one; keep one of them there, or use lora, whose deltas "
+                        "add."
+                    )
+                directed[place] = entry.name
+    regions: dict[Site, str] = {}
+    for entry in graph.entries.values():
+        for site in entry.sites if "region" in entry.ways else ():
+            if site in regions:
+                raise CompositionError(
+                    f"{regions[site]} and {entry.name} would each take the place of {site.path}, which only "
+                    "one can; list them for different layers, or leave one out."
+                )
+            regions[site] = entry.name
+    heads = [entry.name for entry in graph.entries.values() if entry.traits.replaces_head]
+    if len(heads) > 1:
+        raise CompositionError(
+            f"{' and '.join(heads)} would each put a head of its own in the place of the model's, which only "
+            "one can; keep one of them, or take for the others prompts without a head, such as idpg."
+        )
     return graph
 
 
@@ -226,7 +260,7 @@ class _Builder:
         self.entries: dict[str, Entry] = {}
         names = [ref.name for ref in recipe.entries()]
         self._names = iter(names)
-        self._taken = {*names, *_aliases((*(i for b in recipe.layers for i in b.attach), *recipe.model))}
+        self._used_names = {*names, *_aliases((*(i for b in recipe.layers for i in b.attach), *recipe.model))}
 
     def trees(self) -> Iterator[Tree]:
         for block in self.recipe.layers:
@@ -238,7 +272,11 @@ class _Builder:
 
     def _tree(self, item: Item, mask: int) -> Tree:
         if isinstance(item, EntryItem):
-            return self._leaf(item, mask)
+            name = next(self._names)
+            shape = self._parts.leaf(item, name)
+            count = ParameterCount(*shape.count(mask, name))
+            self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
+            return Leaf(name)
         children = tuple(self._tree(child, mask) for child in item.children)
         specs = [child_spec(self.entries, c) for c in children]
         composition = get_composition(item.kind)
@@ -252,50 +290,294 @@ class _Builder:
         if item.alias is not None:
             return item.alias
         numbered = chain([item.kind], (f"{item.kind}_{n}" for n in numbers(2)))
-        name = next(name for name in numbered if name not in self._taken)
-        self._taken.add(name)
+        name = next(name for name in numbered if name not in self._used_names)
+        self._used_names.add(name)
         return name
 
-    def _leaf(self, item: EntryItem, mask: int) -> Leaf:
-        name = next(self._names)
-        shape = self._parts.leaf(item, name)
-        count = ParameterCount(*shape.count(mask, name))
-        self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
-        return Leaf(name)
+
+# Drawing
+# ------------------------------------------------------------------------------------------------------------
+
+_NOTHING = "(no modules: the head alone trains)"
 
 
-def _check_regions(graph: CompositionGraph) -> None:
-    owner: dict[Site, str] = {}
-    for entry in graph.entries.values():
-        for site in entry.sites if "region" in entry.ways else ():
-            if site in owner:
-                raise CompositionError(
-                    f"{owner[site]} and {entry.name} would each take the place of {site.path}, which only "
-                    "one can; list them for different layers, or leave one out."
-                )
-            owner[site] = entry.name
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive layers of a stack that carry the same, or what belongs to no layer.
+
+    Attributes:
+        stack: the name of the stack, or what the block is where it belongs to none.
+        layers: their indices, empty for what belongs to no layer.
+        places: what acts at each site, by the site's name, in the order of the forward pass; empty for layers
+            that stay as they are.
+    """
+
+    stack: str
+    layers: tuple[int, ...]
+    places: tuple[tuple[str, tuple[Tree, ...]], ...]
+
+    @property
+    def span(self) -> str:
+        """`3`, or `0-11`."""
+        return "-".join(map(str, dict.fromkeys((self.layers[0], self.layers[-1]))))
+
+    @property
+    def title(self) -> str:
+        if not self.layers:
+            return self.stack
+        return f"{self.stack} · layer{'s' if len(self.layers) > 1 else ''} {self.span}"
 
 
-def _check_heads(graph: CompositionGraph) -> None:
-    heads = [entry.name for entry in graph.entries.values() if entry.traits.replaces_head]
-    if len(heads) > 1:
-        raise CompositionError(
-            f"{' and '.join(heads)} would each put a head of its own in the place of the model's, which only "
-            "one can; keep one of them, or take for the others prompts without a head, such as idpg."
+def _blocks(graph: CompositionGraph) -> list[_Block]:
+    """All layers from the input to the head; methods on tensors of no single site follow, then those on
+    logits."""
+    found: list[_Block] = []
+    for stack in graph.spec.stacks:
+        at: dict[int | None, list[tuple[str, tuple[Tree, ...]]]] = {}
+        for site in graph.sites():
+            if site.stack == stack.name:
+                at.setdefault(site.layer, []).append((site.name, graph.trees_at(site)))
+        if None in at:
+            found.append(_Block(f"{stack.name} input", (), tuple(at[None])))
+        for layer in range(stack.layers):
+            places, last = tuple(at.get(layer, ())), found[-1] if found else None
+            if last and last.layers and (last.stack, last.places) == (stack.name, places):
+                found[-1] = _Block(stack.name, (*last.layers, layer), places)
+            else:
+                found.append(_Block(stack.name, (layer,), places))
+    for title, name, on_logits in (("backbone tensors", "weights", False), ("head", "logits", True)):
+        trees = []
+        for tree in graph.trees:
+            entries = tuple(graph.leaves(tree))
+            if not any(e.sites for e in entries) and any("logits" in e.ways for e in entries) == on_logits:
+                trees.append(tree)
+        if trees:
+            found.append(_Block(title, (), ((name, tuple(trees)),)))
+    return found
+
+
+def _lines(graph: CompositionGraph) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The title of each block that carries something, and what acts at each of its sites on one line."""
+
+    def label(tree: Tree) -> str:
+        if not isinstance(tree, Leaf):
+            return f"{tree.kind}({', '.join(map(label, tree.children))})"
+        method = graph.entries[tree.name].method
+        size = getattr(method, "size_field", None)
+        return f"{tree.name}[{size} {getattr(method.config, size)}]" if size else tree.name
+
+    return [
+        (block.title, [(site, " + ".join(map(label, trees))) for site, trees in block.places])
+        for block in _blocks(graph)
+        if block.places
+    ]
+
+
+def draw_text(graph: CompositionGraph) -> str:
+    """The graph as lines for a terminal."""
+    drawn = _lines(graph)
+    if not drawn:
+        return _NOTHING
+    width = max(len(site) for _, rows in drawn for site, _ in rows)
+    lines: list[str] = []
+    for title, rows in drawn:
+        lines.append(title)
+        for i, (site, label) in enumerate(rows):
+            arm = "└─" if i == len(rows) - 1 else "├─"
+            lines.append(f"  {arm} {site.ljust(width)} ← {label}")
+    return "\n".join(lines)
+
+
+def _quoted(label: str) -> str:
+    """A label inside Mermaid's quotes: names come from recipes, so nothing in them may end the string."""
+    return html.escape(label, quote=True).replace("[", "&#91;").replace("]", "&#93;")
+
+
+def draw_mermaid(graph: CompositionGraph) -> str:
+    """The graph as a Mermaid flowchart, bottom to top."""
+    lines = ["flowchart BT"]
+    for b, (title, rows) in enumerate(_lines(graph)):
+        lines.append(f'  subgraph B{b}["{_quoted(title)}"]')
+        for r, (site, label) in enumerate(rows):
+            lines.append(f'    B{b}M{r}["{_quoted(label)}"] --> B{b}S{r}("{_quoted(site)}")')
+        lines.append("  end")
+        if b:
+            lines.append(f"  B{b - 1} --> B{b}")
+    return "\n".join(lines)
+
+
+# SVG. Pixels; fonts differ, so that the width of a character is about right.
+# ------------------------------------------------------------------------------------------------------------
+
+_CHARACTER, _CHIP, _PILL, _BARE, _GAP, _PAD, _BETWEEN = 6.7, 22, 20, 16, 4, 6, 14
+_NARROW, _WIDE = 96, 236  # a column
+_HUES = ("70,140,240", "240,150,50", "50,180,110", "225,80,80", "140,95,225", "200,175,30", "50,175,195")
+# Every rule names the drawing, which may lie in a page. Letters and lines have one colour, in shades; chips
+# are half-transparent, which suits a light and a dark ground.
+_STYLE = (
+    ".composition-graph{color:var(--graph-ink,#1b1f24);font:12px system-ui,sans-serif}"
+    ".composition-graph text{fill:currentColor}"
+    ".composition-graph .ground{fill:var(--graph-ground,#fff)}"
+    ".composition-graph .label{opacity:.7}"
+    ".composition-graph .composition-name{opacity:.7;font-style:italic}"
+    ".composition-graph .site-name{font-weight:600}"
+    ".composition-graph line{stroke:currentColor;stroke-opacity:.25;stroke-width:2}"
+    ".composition-graph .tip{fill:currentColor;fill-opacity:.7}"
+    ".composition-graph .node{fill:#3987d6}"
+    ".composition-graph .bare{fill:currentColor;fill-opacity:.3}"
+    ".composition-graph rect{stroke:currentColor;stroke-opacity:.4}"
+    ".composition-graph .ground{stroke:none}"
+    ".composition-graph .site{fill:currentColor;fill-opacity:.05}"
+    ".composition-graph .composition{fill:none;stroke-dasharray:4 3}"
+    + "".join(f".composition-graph .c{i}{{fill:rgba({hue},.3)}}" for i, hue in enumerate(_HUES))
+)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A chip (one entry, coloured by its method), or a frame around the children of a composition."""
+
+    text: str
+    full: str
+    colour: int | None
+    children: tuple[_Box, ...] = ()
+
+    @property
+    def height(self) -> int:
+        if self.colour is not None:
+            return _CHIP
+        return _PILL + sum(c.height + _GAP for c in self.children) + _PAD
+
+    @property
+    def width(self) -> int:
+        return max([_text_width(self.text), *(c.width + 2 * _PAD for c in self.children)])
+
+    def draw(self, x: int, y: int, width: int) -> Iterator[str]:
+        """The box with its left upper corner at (x, y), its text cut to what fits."""
+        text, room = self.text, max(4, int((width - 2 * _PAD) / _CHARACTER))
+        if _columns(text) > room:
+            while _columns(text) > room - 1:
+                text = text[:-1]
+            text += "…"
+        kind, name = (
+            ("composition", "composition-name")
+            if self.colour is None
+            else (f"chip c{self.colour}", "chip-name")
         )
+        yield f"<g><title>{html.escape(self.full)}</title>"
+        yield f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{self.height}" rx="5"/>'
+        yield f'<text class="{name}" x="{x + _PAD + 2}" y="{y + 15}">{html.escape(text)}</text>'
+        y += _PILL
+        for child in self.children:
+            yield from child.draw(x + _PAD, y, width - 2 * _PAD)
+            y += child.height + _GAP
+        yield "</g>"
 
 
-def _check_directions(graph: CompositionGraph) -> None:
-    owner: dict[tuple[str, int | None, str], str] = {}
-    for entry in graph.entries.values():
-        if not entry.traits.direction:
-            continue
-        for site in entry.sites:
-            for place in weight_places(site):
-                if place in owner:
-                    raise CompositionError(
-                        f"{owner[place]} and {entry.name} both replace the direction of the weight at "
-                        f"{site.path}, which has only one; "
-                        "keep one of them there, or use lora, whose deltas add."
-                    )
-                owner[place] = entry.name
+def _columns(text: str) -> int:
+    """Characters of a text, wide East Asian ones counted twice."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _text_width(text: str) -> int:
+    """Pixels that a box needs for a text."""
+    return math.ceil(_columns(text) * _CHARACTER) + 2 * _PAD + 6
+
+
+def _boxes(graph: CompositionGraph, trees: Iterable[Tree], *, numbered: bool = False) -> Iterator[_Box]:
+    """The boxes of a site's trees. A chip says `lora · rank 8`, with the entry's name first where the recipe
+    gives it one; children are numbered where their order counts."""
+    methods = list(dict.fromkeys(e.method.name for e in graph.entries.values()))
+    named = {e.name for e in graph.recipe.entries() if e.item.alias is not None}
+    for i, tree in enumerate(trees, 1):
+        number = f"{i}. " if numbered else ""
+        if isinstance(tree, Leaf):
+            entry = graph.entries[tree.name]
+            size = getattr(entry.method, "size_field", None)
+            text = f"{entry.name}: " * (tree.name in named) + entry.method.name
+            text = short(f"{text} · {size} {getattr(entry.method.config, size)}" if size else text, 120)
+            yield _Box(number + text, text, methods.index(entry.method.name) % len(_HUES))
+        else:
+            inner = _boxes(graph, tree.children, numbered=get_composition(tree.kind).traits.ordered)
+            kind = short(tree.kind, 40)
+            yield _Box(number + kind, f"{kind} {short(tree.name, 80)}", None, tuple(inner))
+
+
+def _edges(
+    graph: CompositionGraph, left: int, places: Sequence[Mapping[str, Sequence[_Box]]]
+) -> dict[str, tuple[int, int]]:
+    """Left edge and width of each site's column, in the order of the forward pass."""
+    order = {s.name: i for i, s in reversed(list(enumerate(graph.spec.sites)))}
+    found: dict[str, tuple[int, int]] = {}
+    for name in sorted({name for at in places for name in at}, key=lambda n: order.get(n, len(order))):
+        wide = max(_text_width(name), *(box.width + 2 for at in places for box in at.get(name, ())))
+        found[name] = (left, min(_WIDE, max(_NARROW, wide)))
+        left += found[name][1] + _BETWEEN
+    return found
+
+
+def draw_svg(graph: CompositionGraph) -> str:
+    """The graph as an SVG for a file or inside a page, input at the top.
+
+    A row is a layer, or consecutive layers that carry the same; a column is a kind of site. Boxes at a site
+    act there, side by side unless they stand in a frame. Every text is escaped.
+
+    Alone it is dark on white. A page sets `--graph-ink` and `--graph-ground` to its own colours
+    (`currentColor` and `none`).
+    """
+    rows = [(block, {site: list(_boxes(graph, ts)) for site, ts in block.places}) for block in _blocks(graph)]
+    labels = [
+        block.stack if not block.layers else f"{block.stack} " * graph.spec.encoder_decoder + block.span
+        for block, _ in rows
+    ]
+    trunk = max(_text_width(label) for label in [*labels, "head"])
+    layers = _edges(graph, trunk + 20, [places for block, places in rows if block.layers])
+    y, right, shapes = _PAD, trunk + 20 + _text_width(_NOTHING), []
+    for label, (block, places) in zip(labels, rows, strict=True):
+        edges = layers if block.layers else _edges(graph, trunk + 20, [places])
+        middle = y + (_PILL if places else _BARE) // 2
+        radius, kind, note = (5, "node", "") if places else (3, "node bare", ": as before")
+        shapes += [
+            f'<g class="row"><title>{html.escape(block.title)}{note}</title>',
+            f'<circle class="{kind}" cx="{trunk}" cy="{middle}" r="{radius}"/>',
+            f'<text class="label" x="{trunk - 12}" y="{middle + 4}" text-anchor="end">'
+            f"{html.escape(label)}</text>",
+        ]
+        bottom, end = y + (_PILL if places else _BARE), trunk + 6
+        for name, boxes in places.items():
+            x, width = edges[name]
+            right, top = max(right, x + width), y + _PILL + _GAP
+            shapes += [
+                f'<line x1="{end}" y1="{middle}" x2="{x}" y2="{middle}"/>',
+                f'<rect class="site" x="{x}" y="{y}" width="{width}" height="{_PILL}" rx="10"/>',
+                f'<text class="site-name" x="{x + width // 2}" y="{y + 14}" text-anchor="middle">'
+                f"{html.escape(name)}</text>",
+            ]
+            for item in boxes:
+                shapes += item.draw(x, top, width)
+                top += item.height + _GAP
+            bottom, end = max(bottom, top + _PAD), x + width
+        shapes.append("</g>")
+        y = bottom + (_BETWEEN if places else _GAP)
+    if not graph.entries:
+        shapes.append(f'<text x="{trunk + 20}" y="{_PAD + 12}">{_NOTHING}</text>')
+    width, height = right + _BETWEEN, y + 18
+    rows_as_text = (
+        f"{title}: " + ", ".join(f"{site} ← {x}" for site, x in lines) for title, lines in _lines(graph)
+    )
+    description = html.escape(printable("; ".join(rows_as_text)), quote=True) or _NOTHING
+    return (
+        f'<svg class="composition-graph" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
+        f'<style>{_STYLE}</style><rect class="ground" width="{width}" height="{height}"/>'
+        f'<line x1="{trunk}" y1="{_PAD}" x2="{trunk}" y2="{y}"/>{"".join(shapes)}'
+        f'<path class="tip" d="M{trunk - 6} {y - 2} h12 l-6 10 z"/>'
+        f'<text class="label" x="{trunk - 8}" y="{y + 10}" text-anchor="end">head</text></svg>'
+    )
+
+
+def draw_box(graph: CompositionGraph, title: str, *parts: str, note: str) -> str:
+    """The graph below `parts` in a box for a notebook, in the page's own colours (see `autopeft.display`)."""
+    colours = "--graph-ink:currentColor;--graph-ground:none"
+    drawn = f'<div style="overflow:auto;max-height:40em;{colours}">{draw_svg(graph)}</div>'
+    return box(title, *parts, drawn, note=note)

@@ -1,4 +1,4 @@
-"""What of a graph cannot be folded into the backbone's own weights, known before anything is built."""
+"""Whether a graph can be folded into the backbone's own weights, known before anything is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a graph works on weights that a quantised backbone holds packed, known before any is loaded.
+"""Whether a graph works on a quantised backbone, whose weights are packed, known before any is loaded.
 
 What acts on activations is added beside the packed maps. What alters or reads their weights (DoRA, masks,
 intrinsic dimensions) would need them in full.
@@ -14,7 +14,6 @@ import torch
 from autopeft.graph.core import CompositionGraph
 from autopeft.graph.memo import Memo
 from autopeft.graph.tree import Entry
-from autopeft.spec import BackboneSpec
 
 __all__ = ["on_packed", "on_packed_entries"]
 
@@ -36,29 +35,27 @@ def on_packed_entries(graph: CompositionGraph) -> int:
 
 
 def _altering(graph: CompositionGraph) -> Iterator[Entry]:
-    for entry in graph.entries.values():
-        if "weight" in entry.ways and _alters(entry, graph.spec):
-            yield entry
-
-
-def _alters(entry: Entry, spec: BackboneSpec) -> bool:
-    method = entry.method
-    key = (
-        method.name,
-        method.config.model_dump_json(),
-        json.dumps([site.key for site in entry.sites]),
-        f"{spec.family} {spec.parameters}",
-    )
-    found = _KNOWN.get(key)
-    return _KNOWN.keep(key, _targets_maps(entry, spec)) if found is None else found
-
-
-def _targets_maps(entry: Entry, spec: BackboneSpec) -> bool:
-    """Whether its module names a linear map of a layer among what it alters."""
+    """The entries whose modules name a linear map of a layer among what they alter."""
+    spec = graph.spec
     packed = {t.name for t in spec.tensors if t.role == "weight" and t.layer is not None}
-    with torch.random.fork_rng(devices=[]):
-        module = entry.method.build(entry.sites, spec)
-    return any(
-        target.tensor in packed if target.site is None else target.site.kind == "linear"
-        for target in module.weight_targets()
-    )
+    for entry in graph.entries.values():
+        if "weight" not in entry.ways:
+            continue
+        method = entry.method
+        key = (
+            method.name,
+            method.config.model_dump_json(),
+            json.dumps([site.key for site in entry.sites]),
+            f"{spec.family} {spec.parameters}",
+        )
+        alters = _KNOWN.get(key)
+        if alters is None:
+            with torch.random.fork_rng(devices=[]):
+                module = method.build(entry.sites, spec)
+            alters = any(
+                target.tensor in packed if target.site is None else target.site.kind == "linear"
+                for target in module.weight_targets()
+            )
+            _KNOWN.keep(key, alters)
+        if alters:
+            yield entry

@@ -1,4 +1,4 @@
-"""What items are on a backbone, remembered: their sites, their parameters and their canonical text.
+"""A cache of recipe items on a backbone: their sites, their parameters and their canonical text.
 
 A search counts the same configurations at the same places over and over. A `Shape` is an item checked once
 for each configuration; it knows its parameters and its text at any layers (a mask, see `layer_masks`). A
@@ -34,7 +34,6 @@ __all__ = [
     "hash_of",
     "parts_of",
     "total_of",
-    "ways_of",
     "weight_places",
 ]
 
@@ -51,12 +50,6 @@ Direction = tuple[str, int | None, str]
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and without spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def ways_of(method: Any) -> frozenset[Way]:
-    """How a configured method acts."""
-    traits: Traits = method.traits
-    return traits.ways
 
 
 def weight_places(site: Site) -> tuple[Direction, ...]:
@@ -123,7 +116,7 @@ class Shape(ABC):
 
     @abstractmethod
     def sites(self, mask: int) -> tuple[Site, ...]:
-        """Where its entries sit: in the spec's order for one entry, one entry after the other for several."""
+        """The sites of its entries: in the spec's order for one entry, entry after entry for several."""
 
     @abstractmethod
     def directions(self, mask: int) -> list[Direction]:
@@ -147,13 +140,21 @@ class LeafShape(Shape):
         self._example = method(self.config)
         self._traits: Traits = self._example.traits
         check_needs(name, self._traits, parts.spec)
-        self.ways = ways_of(self._example)
+        self.ways = self._traits.ways
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
         self.heads = int(self._traits.replaces_head)
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
         self.remade = self._traits.remade
         self.fed = getattr(self._example, "fed_width", input_width)
-        self._names = self._named_sites(name)
+        for site in self.config.sites or ():
+            if site not in self._traits.sites:
+                raise SiteError(
+                    f"{name} cannot sit at {site!r}.{near(site, self._traits.sites)} It takes: "
+                    f"{', '.join(self._traits.sites) or 'no sites'}."
+                )
+            parts.spec.require_name(site)
+        default: tuple[str, ...] = getattr(self._example, "default_sites", self._traits.default_sites)
+        self._names = default if self.config.sites is None else self.config.sites
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
         # It may have fewer sites than its names and layers tell.
@@ -161,18 +162,6 @@ class LeafShape(Shape):
         self._spread = parts.masks.spread(frozenset(self._names))
         config = {k: v for k, v in canonical_config(self.label, self.config).items() if k != "sites"}
         self._head = f'{{"config":{canonical_json(config)},"method":{json.dumps(self.label)},"sites":['
-
-    def _named_sites(self, name: str) -> tuple[str, ...]:
-        asked, traits = self.config.sites, self._traits
-        for site in asked or ():
-            if site not in traits.sites:
-                raise SiteError(
-                    f"{name} cannot sit at {site!r}.{near(site, traits.sites)} It takes: "
-                    f"{', '.join(traits.sites) or 'no sites'}."
-                )
-            self._parts.spec.require_name(site)
-        default: tuple[str, ...] = getattr(self._example, "default_sites", traits.default_sites)
-        return asked if asked is not None else default
 
     def sites(self, mask: int) -> tuple[Site, ...]:
         if not self.placed(mask):
@@ -274,7 +263,7 @@ Part = tuple[Shape, int]
 class Parts:
     """The shapes of one backbone. Memory is bounded.
 
-    Methods are taken to count alike whenever they are asked with the same configuration and sites. Errors are
+    A method is taken to count the same for the same configuration and sites. Errors are
     raised each time and name the method; `build_graph` gives them with the recipe's own names.
     """
 
@@ -341,8 +330,10 @@ class Parts:
         for item in recipe.model:
             named = named or item.alias is not None or isinstance(item, CompositionItem)
             found.append((self.shape(item), WHOLE))
-        if named:
-            _check_unique([entry.name for entry in recipe.entries()])
+        names = [entry.name for entry in recipe.entries()] if named else []
+        twice = [name for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise RecipeError(f"Two entries are called {twice[0]!r}; choose another name after 'as:'.")
         return found
 
 
@@ -385,12 +376,6 @@ def clash(parts: Sequence[Part]) -> bool:
         return False
     places = [place for shape, mask in directed for place in shape.directions(mask)]
     return len(set(places)) < len(places)
-
-
-def _check_unique(names: Sequence[str]) -> None:
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice:
-        raise RecipeError(f"Two entries are called {twice[0]!r}; choose another name after 'as:'.")
 
 
 def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:

@@ -1,4 +1,4 @@
-"""What of a graph stands against serving the hybrid in one of the ways there are, known before training.
+"""Whether a hybrid can be served in a given way, known from its graph before training.
 
 | way | what is served |
 |---|---|
@@ -40,7 +40,7 @@ WITHOUT_VLLM_LORA = (
 """Families with a site map for which vLLM has no LoRA."""
 
 ONE_MODEL = "switch that off (`ensemble: 0`, `samples: 0`)"
-"""What to do where several models are in the way."""
+"""The way out for methods that predict with several models."""
 
 _BIASES_SAID = ("llama",)  # their configs have flags for biases of all linear maps
 _PREFIXES = ("llama", "mistral", "qwen2")

@@ -1,4 +1,4 @@
-"""What of a graph cannot be trained over several processes, known before anything is built.
+"""Whether a graph can be trained over several processes, known before anything is built.
 
 Each process has some of the rows of a step, and of each frozen layer a part that is put together while the
 layer computes. What measures the whole backbone, goes its own way through the steps, or makes a term of the

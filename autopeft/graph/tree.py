@@ -1,4 +1,4 @@
-"""What a composition graph is made of: entries, and the trees in which they act."""
+"""The parts of a composition graph: entries, and the trees in which they act."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.composition import ChildSpec, Way, input_width
-from autopeft.graph.parts import ways_of
 from autopeft.method import ParameterCount, Traits
 from autopeft.spec import Site
 
@@ -31,7 +30,7 @@ class Entry:
     @property
     def ways(self) -> frozenset[Way]:
         """How the entry acts."""
-        return ways_of(self.method)
+        return self.traits.ways
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ Tree = Leaf | Node
 
 
 def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
-    """What a composition knows of a child: its ways in and its sites; those of an inner composition are its
-    children's together."""
+    """The spec of a child for the composition above it; an inner composition has the ways and sites of all
+    its children."""
     if isinstance(tree, Leaf):
         entry = entries[tree.name]
         traits = entry.traits

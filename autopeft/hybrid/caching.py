@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
-from autopeft.graph import CompositionGraph, build_graph
+from autopeft.graph import build_graph
 from autopeft.hybrid.modules import ROOT, Root
 from autopeft.injection import allows_cache
 from autopeft.method import reserved_rows
@@ -25,22 +22,19 @@ def generates_from_cache(model: nn.Module, tokens: int) -> bool:
     root = getattr(model, ROOT, None)
     if root is None:
         return True
-    several = [part for part in root.children() if isinstance(part, Root)]
-    lanes = [(_graph(one), dict(one.named_children())) for one in several or [root]]
-    return all(allows_cache(*lane, tokens) for lane in lanes) and len({_rows(*lane) for lane in lanes}) < 2
-
-
-def _graph(root: Root) -> CompositionGraph:
-    assert root.recipe is not None
-    assert root.spec is not None
-    return build_graph(root.recipe, root.spec)
-
-
-def _rows(graph: CompositionGraph, modules: Mapping[str, Any]) -> int:
-    """Rows that prompts reserve in the stack that writes."""
-    stack = graph.spec.stacks[-1].name
-    return sum(
-        reserved_rows(modules[name], [site for site in entry.sites if site.stack == stack])
-        for name, entry in graph.entries.items()
-        if "prompt" in entry.ways
-    )
+    lengths = set[int]()
+    for one in [part for part in root.children() if isinstance(part, Root)] or [root]:
+        assert one.recipe is not None
+        assert one.spec is not None
+        graph, modules = build_graph(one.recipe, one.spec), dict(one.named_children())
+        if not allows_cache(graph, modules, tokens):
+            return False
+        writes = graph.spec.stacks[-1].name
+        lengths.add(
+            sum(
+                reserved_rows(modules[name], [site for site in entry.sites if site.stack == writes])
+                for name, entry in graph.entries.items()
+                if "prompt" in entry.ways
+            )
+        )
+    return len(lengths) < 2

@@ -22,7 +22,7 @@ from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.injection.frames import frames
 from autopeft.injection.sequence import named_inputs
 from autopeft.method import LossStep, Phase, decay_targets
-from autopeft.recipe import Recipe, TrainingSection
+from autopeft.recipe import Recipe
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 
 __all__ = ["HybridCallback"]
@@ -131,9 +131,23 @@ class HybridCallback(TrainerCallback):
     def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
         self.hybrid, self._total = hybrid, total or _by_labels
         self._policies = Policies(hybrid.recipe.training)
-        self._asked = False
+        self._loss_used = False  # whether this step's loss came by `callback.loss`
         self._seen = _Seen()
-        _refuse_phases(hybrid.modules)
+        declared: dict[str, list[Phase]] = {
+            name: list(cast(Any, module).phases())
+            for name, module in hybrid.modules.items()
+            if hasattr(module, "phases")
+        }
+        # A single phase that trains everything on the training split, and does no more, is the Trainer's own.
+        plain = [phase == Phase(phase.name, phase.share) for phases in declared.values() for phase in phases]
+        if declared and plain != [True]:
+            said = "; ".join(
+                f"{name}: {', '.join(p.name for p in found)}" for name, found in declared.items()
+            )
+            raise UsageError(
+                f"{', '.join(declared)} trains in phases ({said}), which `transformers.Trainer` cannot run; "
+                "use `autopeft.training.train`."
+            )
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The task's loss plus the terms of modules and policies, as the Trainer's `compute_loss_func`.
@@ -143,7 +157,7 @@ class HybridCallback(TrainerCallback):
         accumulation equals the large batch; of labels (rows, tokens) the Trainer counts those that are not
         -100. Terms may ask for further forwards while the Trainer trains (see `autopeft.method.LossStep`).
         """
-        self._asked = True
+        self._loss_used = True
         logits = _logits(outputs)
         counted = labels.shape[0] if labels.ndim == 1 else int((labels != _IGNORED).sum())
         items = max(counted, 1) if num_items_in_batch is None else num_items_in_batch
@@ -180,16 +194,26 @@ class HybridCallback(TrainerCallback):
         found = [f for f in getattr(scheduler, "lr_lambdas", ()) if isinstance(f, RecipeSchedule)]
         if found:
             RecipeSchedule.begin(cast(LambdaLR, scheduler), state.global_step, state.max_steps)
-            _warn_of_clipping(training, args, optimizer)
-        if optimizer is not None and not any("name" in group for group in optimizer.param_groups):
-            self._warn_of_the_optimizer(training, args, optimizer)
-
-    def _warn_of_the_optimizer(self, training: TrainingSection, args: Any, optimizer: Any) -> None:
-        """Say so where the Trainer made the optimizer, or one is given that lacks what the recipe says.
-
-        It is not changed here: the Trainer has prepared it and filled it from a checkpoint by now, and a rate
-        in `TrainingArguments` may have been chosen.
-        """
+            theirs = float(getattr(args, "max_grad_norm", None) or 0.0)
+            if training.max_grad_norm != theirs:
+                warnings.warn(
+                    f"The recipe clips gradients to the norm {training.max_grad_norm:g} and the Trainer to "
+                    f"{theirs:g}; pass max_grad_norm={training.max_grad_norm:g} to TrainingArguments.",
+                    stacklevel=3,
+                )
+            apart = [
+                group for group in getattr(optimizer, "param_groups", ()) if group.get("clip") == "group"
+            ]
+            if training.optimizer.clip != "all" or apart:
+                warnings.warn(
+                    "The recipe clips gradients of groups by themselves, and the Trainer clips all together; "
+                    "`autopeft.training.train` does what the recipe says.",
+                    stacklevel=3,
+                )
+        if optimizer is None or any("name" in group for group in optimizer.param_groups):
+            return
+        # The optimizer is the Trainer's, or lacks what the recipe says. It is not changed here: by now the
+        # Trainer has prepared it and filled it from a checkpoint, and the user may have chosen its rate.
         own = any(hasattr(module, "parameter_groups") for module in self.hybrid.modules.values())
         own = own or training.optimizer != DEFAULT_OPTIMIZER
         if getattr(args, "weight_decay", 0.0) and decay_targets(self.hybrid.modules.values()):
@@ -199,7 +223,7 @@ class HybridCallback(TrainerCallback):
             warnings.warn(
                 "This recipe has an optimizer, decay, learning rates, policies or parameter groups of its "
                 f"own, and the Trainer's optimizer knows none of them; {way_out}",
-                stacklevel=3,
+                stacklevel=2,
             )
             return
         rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
@@ -208,15 +232,15 @@ class HybridCallback(TrainerCallback):
             warnings.warn(
                 f"The Trainer's optimizer trains this hybrid at {default:g}, its default for whole models, "
                 f"and the recipe says {training.learning_rate:g}; {way_out}",
-                stacklevel=3,
+                stacklevel=2,
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._asked = False
+        self._loss_used = False
         self._event("before_step", state, kwargs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._asked and loss_terms(self._owners(), cast(LossStep, _LeftOut())) is not None:
+        if not self._loss_used and loss_terms(self._owners(), cast(LossStep, _LeftOut())) is not None:
             raise UsageError(_LEFT_OUT)
         self._event("after_backward", state, kwargs)
         self._event("before_update", state, kwargs)
@@ -236,42 +260,6 @@ class HybridCallback(TrainerCallback):
         self._seen.watch(None)
         with torch.no_grad():
             finish(self.hybrid.modules.values())
-
-
-def _refuse_phases(modules: Mapping[str, nn.Module]) -> None:
-    """Raise for phases; a single one that trains everything on the training split by the loop, and does no
-    more, is the Trainer's own."""
-    declared: dict[str, list[Phase]] = {
-        name: list(cast(Any, module).phases())
-        for name, module in modules.items()
-        if hasattr(module, "phases")
-    }
-    plain = [phase == Phase(phase.name, phase.share) for phases in declared.values() for phase in phases]
-    if not declared or plain == [True]:
-        return
-    said = "; ".join(f"{name}: {', '.join(p.name for p in found)}" for name, found in declared.items())
-    raise UsageError(
-        f"{', '.join(declared)} trains in phases ({said}), which `transformers.Trainer` cannot run; "
-        "use `autopeft.training.train`."
-    )
-
-
-def _warn_of_clipping(training: TrainingSection, args: Any, optimizer: Any) -> None:
-    """Say so where the recipe clips gradients otherwise than the Trainer, which does it alone."""
-    theirs = float(getattr(args, "max_grad_norm", None) or 0.0)
-    if training.max_grad_norm != theirs:
-        warnings.warn(
-            f"The recipe clips gradients to the norm {training.max_grad_norm:g} and the Trainer to "
-            f"{theirs:g}; pass max_grad_norm={training.max_grad_norm:g} to TrainingArguments.",
-            stacklevel=4,
-        )
-    apart = [group for group in getattr(optimizer, "param_groups", ()) if group.get("clip") == "group"]
-    if training.optimizer.clip != "all" or apart:
-        warnings.warn(
-            "The recipe clips gradients of groups by themselves, and the Trainer clips all together; "
-            "`autopeft.training.train` does what the recipe says.",
-            stacklevel=4,
-        )
 
 
 def _by_labels(logits: Tensor, labels: Tensor) -> Tensor:

@@ -41,13 +41,10 @@ class _OwnDraws(TorchDispatchMode):
         if drawing is not None and given.get("generator") is None:
             device = _device_of(args, given)
             if device.type not in _WITHOUT:
-                return drawing(*args, **given, generator=self._generator(device))
+                if device not in self._generators:
+                    self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+                return drawing(*args, **given, generator=self._generators[device])
         return func(*args, **given)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
 
 
 @cache
@@ -66,6 +63,6 @@ def _names(func: Any) -> frozenset[str]:
 
 
 def _device_of(args: Sequence[Any], given: dict[str, Any]) -> torch.device:
-    """Where an operation draws: where its first tensor is, or where it puts a new one."""
+    """The device that an operation draws on: its first tensor's, or that of the tensor that it makes."""
     first = next((a for a in args if isinstance(a, Tensor)), None)
     return torch.device(given.get("device") or ("cpu" if first is None else first.device))

@@ -17,7 +17,7 @@ __all__ = ["ExplicitRecipe", "explicit_recipe"]
 
 
 class ExplicitRecipe(NamedTuple):
-    """The recipe, and in words what of the hybrid it leaves out."""
+    """The recipe, and what of the hybrid it leaves out, in words."""
 
     recipe: Recipe
     left: tuple[str, ...]
@@ -46,26 +46,9 @@ def explicit_recipe(hybrid: Hybrid) -> ExplicitRecipe:
         )
     found = {name: module.explicit(hybrid.graph.entries[name].sites) for name, module in settled.items()}
     data = hybrid.recipe.to_dict()
-    _take_out(data, hybrid.recipe, set(found))
-    placements = [place for explicit in found.values() for place in explicit.placements]
-    blocks = _blocks(placements, hybrid.spec)
-    data["layers"] = [*data.get("layers", ()), *blocks]
-    data["name"] = f"{hybrid.recipe.name}-explicit"
-    left = [f"{name}: {note}" for name, explicit in found.items() for note in explicit.left]
-    taken = {name: [place.method for place in explicit.placements] for name, explicit in found.items()}
-    left += _hand_over(data, hybrid.recipe, taken)
-    return ExplicitRecipe(Recipe.from_dict(data), tuple(left))
-
-
-def _take_out(data: dict[str, Any], recipe: Recipe, names: set[str]) -> None:
-    """Drop the entries of these names from a recipe's data, and blocks without any.
-
-    Raises:
-        UsageError: one of them stands in a composition.
-    """
-    gone: dict[int | None, set[int]] = {}
-    for entry in recipe.entries():
-        if entry.name in names:
+    gone: dict[int | None, set[int]] = {}  # positions of the entries that give way, by block
+    for entry in hybrid.recipe.entries():
+        if entry.name in found:
             if len(entry.path) > 1:
                 raise UsageError(
                     f"{entry.name} stands in a composition, where several entries cannot take its place; "
@@ -74,8 +57,15 @@ def _take_out(data: dict[str, Any], recipe: Recipe, names: set[str]) -> None:
             gone.setdefault(entry.block, set()).add(entry.path[0])
     for i, block in enumerate(data.get("layers", ())):
         block["attach"] = [item for n, item in enumerate(block["attach"]) if n not in gone.get(i, ())]
-    data["layers"] = [block for block in data.get("layers", ()) if block["attach"]]
     data["model"] = [item for n, item in enumerate(data.get("model", ())) if n not in gone.get(None, ())]
+    placements = [place for explicit in found.values() for place in explicit.placements]
+    blocks = _blocks(placements, hybrid.spec)
+    data["layers"] = [*(block for block in data.get("layers", ()) if block["attach"]), *blocks]
+    data["name"] = f"{hybrid.recipe.name}-explicit"
+    left = [f"{name}: {note}" for name, explicit in found.items() for note in explicit.left]
+    instead = {name: [place.method for place in explicit.placements] for name, explicit in found.items()}
+    left += _move_groups(data, hybrid.recipe, instead)
+    return ExplicitRecipe(Recipe.from_dict(data), tuple(left))
 
 
 def _blocks(placements: Iterable[Placement], spec: BackboneSpec) -> list[dict[str, Any]]:
@@ -99,21 +89,30 @@ def _blocks(placements: Iterable[Placement], spec: BackboneSpec) -> list[dict[st
     return blocks
 
 
-def _hand_over(data: dict[str, Any], recipe: Recipe, taken: Mapping[str, list[str]]) -> list[str]:
-    """Give the groups of entries that are gone to the methods in their place; what is lost, in words."""
+def _move_groups(data: dict[str, Any], recipe: Recipe, replaced: Mapping[str, list[str]]) -> list[str]:
+    """Give the training groups of replaced entries to the methods in their place.
+
+    Args:
+        replaced: by the name of each entry that is gone, the methods that take its place.
+
+    Returns:
+        The settings that are lost, in words.
+    """
     groups: dict[str, Any] = data.get("training", {}).get("groups", {})
     methods = {entry.name: entry.method for entry in recipe.entries()}
-    staying = {n for entry in recipe.entries() if entry.name not in taken for n in (entry.name, entry.method)}
+    staying = {
+        n for entry in recipe.entries() if entry.name not in replaced for n in (entry.name, entry.method)
+    }
     lost = []
     for group in list(groups):
         name, part = address(group)
-        if name in staying or not any(name in (gone, methods[gone]) for gone in taken):
+        if name in staying or not any(name in (gone, methods[gone]) for gone in replaced):
             continue
         settings = groups.pop(group)
         if part:
             lost.append(f"the settings of {group}")
             continue
-        for gone, instead in taken.items():
+        for gone, instead in replaced.items():
             if name in (gone, methods[gone]):
                 for method in instead:  # a group of a method addresses all of its entries
                     if method in staying or groups.setdefault(method, settings) != settings:

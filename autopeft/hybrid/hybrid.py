@@ -20,7 +20,6 @@ from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
-from autopeft.hybrid.groups import groups_of, groups_of_head
 from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
@@ -31,19 +30,17 @@ from autopeft.hybrid.modules import (
     counts_of,
     head_of,
     refuse_attached,
-    refuse_in_trainer,
     refuse_packed,
-    refuse_unsettled,
     whole,
 )
-from autopeft.hybrid.optimizer import build_optimizer
+from autopeft.hybrid.optimizer import build_optimizer, groups_of, groups_of_head
 from autopeft.hybrid.persistence import Persistence
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
 from autopeft.injection import Injection, Part, changing, new_token
-from autopeft.method import Calibration, Objective, WeightTarget
+from autopeft.method import Calibration, Objective
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -56,7 +53,7 @@ Batches = Iterable[dict[str, Tensor]]
 
 
 class Measurements(Protocol):
-    """What methods measured before, by method and `measurement()` (see `autopeft.method.Prepares`)."""
+    """A store of earlier measurements, by method and `measurement()` (see `autopeft.method.Prepares`)."""
 
     def get(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None: ...
 
@@ -82,28 +79,22 @@ def attach(
     """
     with changing(model, f"attach {recipe.name!r}"):
         recipe, inputs = (recipe, {}) if runs is None else with_inputs(recipe, runs)
-        return _attached(model, recipe, seed, inputs)
-
-
-def _attached(
-    model: PreTrainedModel, recipe: Recipe, seed: int | None, inputs: Mapping[str, Artefact]
-) -> Hybrid:
-    refuse_attached(model)
-    spec, layout = spec_of_model(model)
-    graph = build_graph(recipe, spec)
-    with seeded(seed):
-        modules = build_modules(graph)
-    refuse_packed(model, layout, modules)
-    hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
-    base = base_model_of(model)
-    hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
-    try:
+        refuse_attached(model)
+        spec, layout = spec_of_model(model)
+        graph = build_graph(recipe, spec)
         with seeded(seed):
-            hybrid._enter(inputs)
-    except BaseException:
-        hybrid.detach()
-        raise
-    return hybrid
+            modules = build_modules(graph)
+        refuse_packed(model, layout, modules)
+        hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
+        base = base_model_of(model)
+        hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
+        try:
+            with seeded(seed):
+                hybrid._enter(inputs)
+        except BaseException:
+            hybrid.detach()
+            raise
+        return hybrid
 
 
 class Hybrid:
@@ -158,17 +149,14 @@ class Hybrid:
             if hasattr(module, "initialise_prompt") and self.spec.modality == "text":
                 module.initialise_prompt(embedded_words(base))
             if hasattr(module, "initialise") and "weight" in entry.ways:
-                for target, weight in self._weights_of(module):
+                for target in module.weight_targets():
+                    if target.site is None:
+                        weight = whole(self.injection.base.get_parameter(target.tensor))
+                    else:
+                        place = self.injection.places[target.site.key]
+                        stored = self.injection.base.get_parameter(f"{place.exit}.weight")
+                        weight = Part(place.transposed, place.out_slice).of(whole(stored))
                     module.initialise(target, weight.detach())
-
-    def _weights_of(self, module: Any) -> Iterator[tuple[WeightTarget, Tensor]]:
-        for target in module.weight_targets():
-            if target.site is None:
-                yield target, whole(self.injection.base.get_parameter(target.tensor))
-            else:
-                place = self.injection.places[target.site.key]
-                part = Part(place.transposed, place.out_slice)
-                yield target, part.of(whole(self.injection.base.get_parameter(f"{place.exit}.weight")))
 
     def detach(self) -> None:
         """Take everything off: every parameter, buffer, hook, flag and config value is as it was before
@@ -249,7 +237,7 @@ class Hybrid:
         return counts_of(self.graph, self.modules, sum(p.numel() for p in self.head_parameters()))
 
     def remarks(self) -> tuple[str, ...]:
-        """What its modules say of what a training has left, a sentence each, behind the entry's name."""
+        """Remarks of its modules on the finished training, a sentence each, behind the entry's name."""
         modules: dict[str, Any] = {n: m for n, m in self.modules.items() if hasattr(m, "remarks")}
         return tuple(f"{name}: {said}" for name, module in modules.items() for said in module.remarks())
 
@@ -284,7 +272,13 @@ class Hybrid:
                 what does.
         """
         if self.needs_prepare:
-            refuse_unsettled(self.graph)
+            for name, entry in self.graph.entries.items():
+                if entry.traits.data_dependent and "calibration" in entry.traits.needs:
+                    raise UsageError(
+                        f"{name} settles by calibration which parameters it has, and an optimizer that is "
+                        "made before would train none of them; call `hybrid.prepare(batches, objective)` "
+                        "first."
+                    )
         training, modules = self.recipe.training, self.modules
         policies = Policies(training)
         policies.refuse_idle(self.parameter_groups(), modules)
@@ -317,13 +311,13 @@ class Hybrid:
                 many (`None`: as many as a step has).
             kept: holds what was measured before, and is given what was not.
         """
-        wanting = [n for n, e in self.graph.entries.items() if "calibration" in e.traits.needs]
-        if not wanting:
+        names = [n for n, e in self.graph.entries.items() if "calibration" in e.traits.needs]
+        if not names:
             return
         if not callable(batches):
-            single = batches if len(wanting) == 1 else list(batches)
+            single = batches if len(names) == 1 else list(batches)
             batches = lambda rows: single  # noqa: E731
-        for name in wanting:
+        for name in names:
             module: Any = self._root.get_submodule(name)
             calibration = getattr(module, "calibration", Calibration())
             method, measurement = self.graph.entries[name].method.name, module.measurement()
@@ -342,18 +336,28 @@ class Hybrid:
 
     @contextmanager
     def _calibrating(self, calibration: Calibration) -> Iterator[None]:
-        """Within, the model is as a method wants to see it. What is drawn meanwhile does not count: settling
-        draws the same where the measurement was kept."""
+        """Within, the model is as a method wants to see it, and every parameter of the backbone requires a
+        gradient. Random numbers drawn meanwhile do not count: settling draws the same where the measurement
+        was kept."""
         flags = [(module, module.training) for module in self.model.modules()]
         device = self.injection.base.device
         drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with nullcontext() if calibration.attached else self.bare(), self._unfrozen(), drawn:
-            self.model.train(calibration.training)
+        with nullcontext() if calibration.attached else self.bare(), drawn:
+            # Nothing reads gradients of packed weights, and integers have none.
+            own = self.injection.base.parameters()
+            frozen = [p for p in own if not p.requires_grad and not is_packed(p)]
             try:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                self.model.train(calibration.training)
                 yield
             finally:
                 for module, flag in flags:
                     module.training = flag
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+                self.model.zero_grad(set_to_none=True)
 
     @contextmanager
     def bare(self) -> Iterator[None]:
@@ -365,28 +369,13 @@ class Hybrid:
             finally:
                 self.injection.install()
 
-    @contextmanager
-    def _unfrozen(self) -> Iterator[None]:
-        # Nothing reads gradients of packed weights, and integers have none.
-        own = self.injection.base.parameters()
-        frozen = [p for p in own if not p.requires_grad and not is_packed(p)]
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-                parameter.grad = None
-            self.model.zero_grad(set_to_none=True)
-
     def refresh(self) -> None:
         """Install anew what acts, after the tensors or the sites of it changed."""
         self.require_attached()
         self.injection.refresh()
 
     def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
-        """What `transformers.Trainer` needs to train this hybrid as its recipe says.
+        """The arguments with which `transformers.Trainer` trains this hybrid as its recipe says.
 
         These are `callbacks` with the events of the methods, `optimizers` with the recipe's groups, rates,
         policies and schedule (in place of `learning_rate`, `weight_decay`, `optim`, `lr_scheduler_type` and
@@ -404,7 +393,13 @@ class Hybrid:
         Example:
             >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP
         """
-        refuse_in_trainer(self.model)
+        quantizer: Any = getattr(self.model, "hf_quantizer", None)
+        if quantizer is not None and not getattr(quantizer, "is_qat_trainable", False):
+            raise UsageError(
+                f"{type(self.model).__name__} is quantized ({quantization_of(self.model)}), and "
+                "transformers.Trainer trains such models with peft's adapters alone; use "
+                "autopeft.training.train or a loop of your own, or load the backbone in bf16."
+            )
         self.require_attached()
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule.over(optimizer, self.recipe.training)
@@ -440,7 +435,7 @@ class Hybrid:
         return save_files(folder, self.graph, self.modules, self.head(), self.counts(), backbone)
 
     def reloaded(self) -> None:
-        """What follows when the model has loaded values for the modules, as the Trainer has it do."""
+        """Take over the values that the model has loaded for the modules, as when the Trainer resumes."""
         self.refresh()
         self.prepared = True
 

@@ -1,5 +1,4 @@
-"""What a recipe names under `inputs:`: saved hybrids that other trainings have left, read and handed to
-entries.
+"""A recipe's `inputs:`: saved hybrids of earlier trainings, from which entries start.
 
 Such a folder may come from a stranger. Only its recipe and its safetensors file are read, links do not lead
 out of it, and what the file's header says is compared with its size and with the backbone before a tensor is
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from autopeft.assets import StoredTensor, read_header
 from autopeft.errors import DataError, MethodError, near
@@ -69,7 +68,7 @@ def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
 
 
 def with_inputs(recipe: Recipe, runs: str | Path = RUNS) -> tuple[Recipe, dict[str, Artefact]]:
-    """The recipe as `pinned`, and its inputs (errors: see there)."""
+    """The recipe as `pinned` gives it, and its inputs (errors: see there)."""
     inputs = open_inputs(recipe, runs)
     return recipe.pinned({name: found.sha256 for name, found in inputs.items()}), inputs
 
@@ -80,47 +79,35 @@ def open_inputs(recipe: Recipe, runs: str | Path = RUNS) -> dict[str, Artefact]:
 
 
 def _open(name: str, item: InputItem, runs: Path) -> Artefact:
-    folder = _folder_of(name, item, runs)
-    sha256 = _hash_of(folder)
-    if item.sha256 not in (None, sha256):
-        raise DataError(
-            f"The input {name!r} was altered: {str(folder)!r} has the hash {sha256}, and the recipe allows "
-            f"{item.sha256} alone. Bring back what was there, or write the new hash into the recipe "
-            f"if you mean "
-            "the new content."
-        )
-    return Artefact(name, folder, sha256, Recipe.from_file(folder / RECIPE), read_header(folder / WEIGHTS))
-
-
-def _folder_of(name: str, item: InputItem, runs: Path) -> Path:
-    """The folder of the saved hybrid: the one named, or the winner of the run there."""
     root, named = (Path(), item.folder) if item.run is None else (runs, item.run)
     if named is None or not in_folder(named, root):
         raise DataError(
             f"The input {name!r} leads out of {str(root.absolute())!r}: {named!r} does, or is a link "
             "that does. Copy what it means into a folder there."
         )
-    folder = root / named
-    for found in (folder, folder / _WINNER):
-        if in_folder(_WINNER, folder) and all(file_in(found, n, DataError) for n in (RECIPE, WEIGHTS)):
-            return found
-    raise DataError(
-        f"The input {name!r} is missing: {str(folder)!r} holds neither a saved hybrid ({RECIPE} and "
-        f"{WEIGHTS}) "
-        "nor a run with a winner. Train it first (`autopeft train --out FOLDER`), or name where it is."
-    )
-
-
-def _hash_of(folder: Path) -> str:
-    """SHA-256 over name, size and bytes of the recipe and the weights."""
-    digest = hashlib.sha256()
-    for name in (RECIPE, WEIGHTS):
-        path = folder / name
-        with open_plain(path, _MOST_BYTES, DataError) as file:
-            digest.update(f"{name} {path.stat().st_size}\n".encode())
+    saved = (RECIPE, WEIGHTS)
+    there = (root / named, root / named / _WINNER) if in_folder(_WINNER, root / named) else ()
+    folder = next((path for path in there if all(file_in(path, n, DataError) for n in saved)), None)
+    if folder is None:
+        raise DataError(
+            f"The input {name!r} is missing: {str(root / named)!r} holds neither a saved hybrid ({RECIPE} "
+            f"and {WEIGHTS}) nor a run with a winner. Train it first (`autopeft train --out FOLDER`), or "
+            "name where it is."
+        )
+    digest = hashlib.sha256()  # over name, size and bytes of the recipe and the weights
+    for part in saved:
+        with open_plain(folder / part, _MOST_BYTES, DataError) as file:
+            digest.update(f"{part} {(folder / part).stat().st_size}\n".encode())
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-    return digest.hexdigest()
+    sha256 = digest.hexdigest()
+    if item.sha256 not in (None, sha256):
+        raise DataError(
+            f"The input {name!r} was altered: {str(folder)!r} has the hash {sha256}, and the recipe allows "
+            f"{item.sha256} alone. Bring back what was there, or write the new hash into the recipe if you "
+            "mean the new content."
+        )
+    return Artefact(name, folder, sha256, Recipe.from_file(folder / RECIPE), read_header(folder / WEIGHTS))
 
 
 def start_entries(
@@ -145,14 +132,29 @@ def start_entries(
 def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: BackboneSpec) -> Stored:
     name, entry = address_of(start)
     artefact = inputs[name]
-    source = _entry_of(artefact, entry, ref)
+    # The entry that is named, or the only one of the same method, or the only one.
+    there = {found.name: found for found in artefact.recipe.entries()}
+    alike = [found for found in there.values() if found.method == ref.method]
+    if entry is not None:
+        source = there.get(entry)
+    else:
+        source = next((only[0] for only in (alike, list(there.values())) if len(only) == 1), None)
+    if source is None:
+        what = (
+            f"has no entry {entry!r}.{near(str(entry), there)}"
+            if entry
+            else "has not one entry to start from."
+        )
+        raise DataError(
+            f"The input {name!r} {what} There are: {', '.join(there) or 'none'}; write 'from: {name}.ENTRY' "
+            f"at {ref.name!r}."
+        )
     keys = dict(_keys_of(source.name, artefact.stored))
     numbers, most = sum(artefact.stored[key].numbers for key in keys), max(spec.parameters, SCAFFOLDING)
     if numbers > most:
         raise DataError(
             f"The entry {source.name!r} of the input {name!r} holds {numbers:,} numbers, and at most "
-            f"{most:,} are "
-            f"read for {spec.family!r}; is it the right folder?"
+            f"{most:,} are read for {spec.family!r}; is it the right folder?"
         )
     try:
         with safe_open(artefact.folder / WEIGHTS, framework="pt") as handle:
@@ -161,25 +163,6 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
         raise DataError(f"{artefact.folder / WEIGHTS} cannot be read: {error}.") from error
     own = source.method == ref.method
     return Stored(name, source.name, source.method, tensors, source.item.config, own)
-
-
-def _entry_of(artefact: Artefact, entry: str | None, ref: EntryRef) -> EntryRef:
-    """The entry that is named, or the only one of the same method, or the only one."""
-    there = {found.name: found for found in artefact.recipe.entries()}
-    if entry is not None and entry in there:
-        return there[entry]
-    alike = [found for found in there.values() if found.method == ref.method]
-    for only in (alike, list(there.values())):
-        if entry is None and len(only) == 1:
-            return only[0]
-    names = ", ".join(there) or "none"
-    what = (
-        f"has no entry {entry!r}.{near(str(entry), there)}" if entry else "has not one entry to start from."
-    )
-    raise DataError(
-        f"The input {artefact.name!r} {what} There are: {names}; write 'from: {artefact.name}.ENTRY' at "
-        f"{ref.name!r}."
-    )
 
 
 def _keys_of(entry: str, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:
@@ -201,8 +184,22 @@ def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
             f"{ref.name!r} starts from one entry of its own method, {ref.method}, but got {got}; name one "
             "such entry, or use a method that chooses among prompts (spot)."
         )
-    own = {_own_key(key): value for key, value in module.state_dict().items()}
-    _check_frozen(ref, stored)
+    own: dict[str, Tensor] = {}  # by the names that `Stored.tensors` has
+    for key, value in module.state_dict().items():
+        saved = saved_key(f"own.{key}").split(".")
+        saved.remove("own")
+        own[".".join(saved[1:] if saved[0] == "model" else saved)] = value
+    # Values mean another function where a module draws its frozen parts otherwise.
+    fields = getattr(get_method(ref.method), "frozen_by", ())
+    config = ref.item.method_config()
+    theirs = validate_config(ref.method, dict(stored.options)) if fields else config
+    for field in fields:
+        had, has = getattr(theirs, field), getattr(config, field)
+        if had != has:
+            raise MethodError(
+                f"{ref.name!r} has {field}: {has}, and {stored.label} was trained with {field}: {had}, which "
+                f"settles what {ref.method} neither trains nor saves; give {ref.name!r} {field}: {had}."
+            )
     whole = [key for key, value in (own | dict(stored.tensors)).items() if not value.is_floating_point()]
     if whole:
         raise MethodError(
@@ -221,24 +218,3 @@ def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
     read = {key: stored.tensor(key, tuple(value.shape), way_out) for key, value in own.items()}
     for key, value in own.items():
         value.copy_(read[key])
-
-
-def _check_frozen(ref: EntryRef, stored: Stored) -> None:
-    """Refuse values of which a module with other frozen draws would make another function."""
-    fields = getattr(get_method(ref.method), "frozen_by", ())
-    own = ref.item.method_config()
-    theirs = validate_config(ref.method, dict(stored.options)) if fields else own
-    for field in fields:
-        had, has = getattr(theirs, field), getattr(own, field)
-        if had != has:
-            raise MethodError(
-                f"{ref.name!r} has {field}: {has}, and {stored.label} was trained with {field}: {had}, which "
-                f"settles what {ref.method} neither trains nor saves; give {ref.name!r} {field}: {had}."
-            )
-
-
-def _own_key(key: str) -> str:
-    """A module's own key as `Stored.tensors` has it."""
-    saved = saved_key(f"own.{key}").split(".")
-    saved.remove("own")
-    return ".".join(saved[1:] if saved[0] == "model" else saved)

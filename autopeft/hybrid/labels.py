@@ -30,7 +30,7 @@ class Labels:
 
     Attributes:
         names: by index.
-        problem_type: as transformers has it; `None` where nobody has told the model.
+        problem_type: as transformers has it; `None` where it is not set.
     """
 
     names: Mapping[int, str]
@@ -38,13 +38,13 @@ class Labels:
 
     @classmethod
     def of(cls, config: Any) -> Labels:
-        """Those of a configuration."""
+        """The label fields of a configuration."""
         names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
         return cls(names, getattr(config, "problem_type", None))
 
     @classmethod
     def saved(cls, folder: Path) -> Labels | None:
-        """Those that the model of a saved hybrid had; `None` where it had none.
+        """The label fields that the model of a saved hybrid had; `None` where it had none.
 
         Raises:
             DataError: the manifest is damaged.
@@ -55,8 +55,8 @@ class Labels:
             config = read_table_in(folder, MANIFEST).get("config")
         except UsageError as error:
             raise DataError(str(error)) from error
-        told = config if isinstance(config, dict) else {}
-        names, problem = told.get("id2label"), told.get("problem_type")
+        saved = config if isinstance(config, dict) else {}
+        names, problem = saved.get("id2label"), saved.get("problem_type")
         sound = isinstance(names, dict) and all(
             k.isdecimal() and len(k) <= _DIGITS and isinstance(v, str) for k, v in names.items()
         )

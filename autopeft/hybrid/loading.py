@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.assets import StoredTensor, read_header
@@ -65,15 +65,6 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     return hybrid
 
 
-def _resize(name: str, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give a module of data-dependent size the saved shapes, as far as they can be its own."""
-    resize: Any = getattr(module, "resize", None)
-    held = module.state_dict()
-    saved = {k: shapes.get(saved_key(f"{name}.{k}"), ()) for k in held}
-    if resize is not None and all(len(saved[k]) == held[k].ndim for k in held):
-        resize(saved)
-
-
 def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> None:
     shapes = {key: tensor.shape for key, tensor in stored.items()}
     own: dict[str, Tensor] = {}
@@ -81,7 +72,12 @@ def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> Non
         deploy: Any = getattr(module, "deploy", None)
         if deploy is not None:
             deploy()
-        _resize(name, module, shapes)
+        resize: Any = getattr(module, "resize", None)
+        held = module.state_dict()
+        saved = {k: shapes.get(saved_key(f"{name}.{k}"), ()) for k in held}
+        # A module of data-dependent size gets the saved shapes, as far as they can be its own.
+        if resize is not None and all(len(saved[k]) == held[k].ndim for k in held):
+            resize(saved)
         own.update({saved_key(f"{name}.{k}"): v for k, v in module.state_dict().items()})
     head = {f"head.{k}": p for k, p in hybrid.head().items()}
     targets: dict[str, Tensor] = {**own, **head}
@@ -98,7 +94,13 @@ def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> Non
             f"number of labels it was saved with."
         )
     for key, target in targets.items():
-        _check_type(key, stored[key], target, file)
+        # Numbers of one kind are no numbers of another.
+        kind = stored[key].dtype
+        if not (stored[key].is_float if target.is_floating_point() else kind == _EXACT.get(target.dtype)):
+            raise DataError(
+                f"{file} does not fit this model: {key} is {kind} in the file, and {target.dtype} in the "
+                "model."
+            )
     try:
         with safe_open(file, framework="pt") as handle:
             read = {key: handle.get_tensor(key) for key in targets}
@@ -111,13 +113,3 @@ def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> Non
         for key, parameter in head.items():
             parameter.copy_(read[key])
     hybrid.prepared = True
-
-
-def _check_type(key: str, stored: StoredTensor, target: Tensor, file: Path) -> None:
-    """Raise where the values of a file would become others: numbers of one kind are no numbers of another."""
-    if stored.is_float if target.is_floating_point() else stored.dtype == _EXACT.get(target.dtype):
-        return
-    raise DataError(
-        f"{file} does not fit this model: {key} is {stored.dtype} in the file, and {target.dtype} in the "
-        "model."
-    )

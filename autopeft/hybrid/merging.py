@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -23,17 +26,19 @@ from autopeft.graph import (
     first_unmergeable,
     readers_of,
 )
-from autopeft.hybrid.new_biases import add_biases
 from autopeft.hybrid.prediction import several_models
 from autopeft.injection import Injection, Members, Part
 from autopeft.spec import Site
 
-__all__ = ["Rest", "WeightChanges", "fold", "fold_weights", "write"]
+__all__ = ["Rest", "WeightChanges", "config_describes", "fold", "fold_weights", "write"]
+
+_log = logging.getLogger("autopeft")
+_FLAGS = ("attention_bias", "mlp_bias")  # of configs whose linear maps may have biases (Llama)
 
 
 @dataclass(frozen=True)
 class Rest:
-    """What acts at a linear map, or in the region that ends with it, and is no change of its weight.
+    """An effect at a linear map, or in the region that ends with it, that no change of its weight gives.
 
     Attributes:
         what: the entry or composition, and where it is.
@@ -76,11 +81,11 @@ class _Live:
 def fold(
     graph: CompositionGraph, modules: Mapping[str, nn.Module], injection: Injection
 ) -> dict[str, Tensor]:
-    """What becomes of the base model's tensors, by name, with every module folded in. Changes nothing.
+    """The base model's tensors, by name, with every module folded in. Changes nothing.
 
     Weight methods first (they alter W before activations see it), then the output side of each site, whose
     changes add as their deltas do, then its input side. A linear map without a bias that needs one gets it
-    (see `new_biases`); where a norm has none (RMSNorm), what is added behind it goes into the biases of the
+    (see `write`); where a norm has none (RMSNorm), what is added behind it goes into the biases of the
     maps that read it.
 
     Raises:
@@ -88,21 +93,52 @@ def fold(
             can hold.
     """
     live = _Live(graph, modules, injection)
-    _check(live)
+    tree = first_unmergeable(graph)
+    if tree is not None and not isinstance(tree, Leaf):
+        raise CompositionError(
+            f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
+        )
+    if tree is not None:
+        way_out = "keep it attached, or merge a recipe of mergeable methods only"
+        if several_models(modules[tree.name]):
+            way_out = f"it predicts with several models: {ONE_MODEL} or keep it attached"
+        raise CompositionError(f"{tree.name} cannot be folded into weights; {way_out}.")
     with torch.no_grad(), _evaluated(modules):
         new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
-        shifts = [(site, _merge_site(live, site, new)) for site in injection.sites()]
-        for site, shift in shifts:
-            if shift is not None:
-                _hand_on(live, site, shift, new)
+        shifts: list[tuple[Site, Tensor]] = []  # what is added behind norms without a bias
+        for site in injection.sites():
+            if site.kind not in ("linear", "norm"):
+                continue
+            map_ = _merged(live, site, graph.trees_at(site), new)
+            new[map_.names[0]] = map_.whole_weight
+            bias = map_.pair[1]
+            if bias is not None and map_.bias is None and site.kind == "norm":
+                shifts.append((site, bias))
+            elif bias is not None:
+                whole = _new_bias(live, injection.places[site.key]) if map_.bias is None else map_.bias
+                new[map_.names[1]] = map_.bias_part.put(whole, bias)
+        # A shift behind a norm goes into the biases of the maps that read it, as merged: b + W·shift.
+        for norm, shift in shifts:
+            known, readers = injection.places, readers_of(graph.spec, norm)
+            places = {known[site.key].exit: known[site.key] for site in readers if site.key in known}
+            if not places or any(site.key not in known for site in readers):
+                raise CompositionError(
+                    f"{norm.path} has no bias, and what is added behind it cannot go into the maps that read "
+                    "it, which are not known on this family; keep the hybrid attached."
+                )
+            for place in places.values():
+                stored, own_bias, names = _tensors(live, place, new)
+                before = _new_bias(live, place) if own_bias is None else own_bias
+                weight = Part(place.transposed).of(stored)
+                new[names[1]] = before + (weight.to(shift.dtype) @ shift).to(before.dtype)
         return {name: value.detach().clone() for name, value in new.items()}
 
 
 def fold_weights(
     graph: CompositionGraph, modules: Mapping[str, nn.Module], injection: Injection
 ) -> WeightChanges:
-    """What of a hybrid the base model's own tensors can say, without new biases, and at which linear maps
-    something is left. Changes nothing.
+    """A hybrid as changes of the base model's own tensors, without new biases, and the linear maps at which
+    something else is left. Changes nothing.
 
     What acts on a region is left for the map that ends it, and what acts on a norm for the maps that read it.
 
@@ -123,13 +159,21 @@ def fold_weights(
             trees = _hooked(live, site)
             if not trees:
                 continue
-            if site.kind == "linear":
-                left = _fold_linear(live, site, trees, new)
-            else:
-                left = {
-                    path: Rest(f"{trees[0].name} at {site.path}", seen) for path, seen in _ends(live, site)
-                }
-            rest.update(left)
+            if site.kind != "linear":
+                what = f"{trees[0].name} at {site.path}"
+                rest.update({path: Rest(what, seen) for path, seen in _ends(live, site)})
+                continue
+            path = injection.places[site.key].exit
+            merged = [tree for tree in trees if first_unmergeable(graph, [tree]) is None]
+            left = next((tree for tree in trees if tree not in merged), None)
+            if left is not None:
+                rest[path] = Rest(f"{left.name} at {site.path}", path)
+            map_ = _merged(live, site, merged, new)
+            new[map_.names[0]] = map_.whole_weight
+            if map_.pair[1] is not None and map_.bias is None:
+                rest[path] = Rest(f"{merged[0].name} at {site.path}, which has no bias", path)
+            elif map_.pair[1] is not None and map_.bias is not None:
+                new[map_.names[1]] = map_.bias_part.put(map_.bias, map_.pair[1])
         return WeightChanges({name: value.detach().clone() for name, value in new.items()}, rest)
 
 
@@ -150,24 +194,6 @@ def _hooked(live: _Live, site: Site) -> list[Tree]:
     """The trees at a site that act on activations, keys or values."""
     graph = live.graph
     return [t for t in graph.trees_at(site) if any(e.ways != {"weight"} for e in graph.leaves(t))]
-
-
-def _fold_linear(live: _Live, site: Site, trees: list[Tree], new: dict[str, Tensor]) -> dict[str, Rest]:
-    """Enter what the mergeable trees make of a linear map, and say what is left of it."""
-    path = live.injection.places[site.key].exit
-    merged = [tree for tree in trees if first_unmergeable(live.graph, [tree]) is None]
-    left: dict[str, Rest] = {}
-    if len(merged) < len(trees):
-        first = next(tree for tree in trees if tree not in merged)
-        left[path] = Rest(f"{first.name} at {site.path}", path)
-    map_ = _merged(live, site, merged, new)
-    new[map_.names[0]] = map_.whole_weight
-    if map_.pair[1] is None:
-        return left
-    if map_.bias is None:
-        return {**left, path: Rest(f"{merged[0].name} at {site.path}, which has no bias", path)}
-    new[map_.names[1]] = map_.bias_part.put(map_.bias, map_.pair[1])
-    return left
 
 
 def _ends(live: _Live, site: Site) -> list[tuple[str, str]]:
@@ -196,21 +222,7 @@ def write(model: PreTrainedModel, base: nn.Module, finished: Mapping[str, Tensor
     with torch.no_grad():
         for name in finished.keys() & own.keys():
             own[name].copy_(finished[name])
-    add_biases(model, base, {n: v for n, v in finished.items() if n not in own})
-
-
-def _check(live: _Live) -> None:
-    tree = first_unmergeable(live.graph)
-    if tree is None:
-        return
-    if not isinstance(tree, Leaf):
-        raise CompositionError(
-            f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
-        )
-    way_out = "keep it attached, or merge a recipe of mergeable methods only"
-    if several_models(live.modules[tree.name]):
-        way_out = f"it predicts with several models: {ONE_MODEL} or keep it attached"
-    raise CompositionError(f"{tree.name} cannot be folded into weights; {way_out}.")
+    _add_biases(model, base, {n: v for n, v in finished.items() if n not in own})
 
 
 _Pair = tuple[Tensor, Tensor | None]
@@ -253,22 +265,6 @@ def _merged(live: _Live, site: Site, trees: Sequence[Tree], new: Mapping[str, Te
     return _Merged(stored, bias, names, part, bias_part, pair)
 
 
-def _merge_site(live: _Live, site: Site, new: dict[str, Tensor]) -> Tensor | None:
-    """Enter what becomes of a site's weight and bias; what is added behind a norm without a bias is
-    returned."""
-    if site.kind not in ("linear", "norm"):
-        return None
-    map_ = _merged(live, site, live.graph.trees_at(site), new)
-    new[map_.names[0]] = map_.whole_weight
-    if map_.pair[1] is None:
-        return None
-    if map_.bias is None and site.kind == "norm":
-        return map_.pair[1]
-    whole = _new_bias(live, live.injection.places[site.key]) if map_.bias is None else map_.bias
-    new[map_.names[1]] = map_.bias_part.put(whole, map_.pair[1])
-    return None
-
-
 def _new_bias(live: _Live, place: Place) -> Tensor:
     """Zeros for a map without a bias.
 
@@ -282,26 +278,6 @@ def _new_bias(live: _Live, place: Place) -> Tensor:
             "hybrid attached."
         )
     return owner.weight.new_zeros(owner.out_features)
-
-
-def _hand_on(live: _Live, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> None:
-    """Fold what is added behind a norm into the biases of the maps that read it, as merged: b + W·shift.
-
-    Raises:
-        CompositionError: it is not known that these maps alone read the norm.
-    """
-    known, readers = live.injection.places, readers_of(live.graph.spec, norm)
-    places = {known[site.key].exit: known[site.key] for site in readers if site.key in known}
-    if not places or any(site.key not in known for site in readers):
-        raise CompositionError(
-            f"{norm.path} has no bias, and what is added behind it cannot go into the maps that read it, "
-            "which are not known on this family; keep the hybrid attached."
-        )
-    for place in places.values():
-        stored, bias, names = _tensors(live, place, new)
-        before = _new_bias(live, place) if bias is None else bias
-        weight = Part(place.transposed).of(stored)
-        new[names[1]] = before + (weight.to(shift.dtype) @ shift).to(before.dtype)
 
 
 @dataclass(frozen=True)
@@ -346,3 +322,64 @@ def _tensors(
     bias_name = injection.canonical_name(bias_name)
     bias = new[bias_name] if bias_name in new else live.read(bias_name)
     return weight, bias, (name, bias_name)
+
+
+# Biases of linear maps that have none
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _add_biases(model: PreTrainedModel, base: nn.Module, biases: Mapping[str, Tensor]) -> None:
+    """Give linear maps of the base model biases, by name (`layers.0.self_attn.q_proj.bias`).
+
+    The config is made to say so, so that the model can be saved and loaded again: where a flag of it brings
+    biases to other maps too, those are zero. Where no flag does, a warning is logged.
+    """
+    if not biases:
+        return
+    for name, value in biases.items():
+        _put_bias(base, name, value)
+    found = _flags_of(model)
+    if found is None:
+        _log.warning(
+            "Merging gave %s biases (%s, …) of which its config cannot know: the model computes with them, "
+            "but loading it after save_pretrained drops them. Save the hybrid itself (Hybrid.save), which "
+            "keeps everything.",
+            type(model).__name__,
+            next(iter(biases)),
+        )
+        return
+    flags, others = found
+    for flag in flags:
+        setattr(model.config, flag, True)
+    for name in others:
+        weight = model.get_parameter(f"{name.removesuffix('bias')}weight")
+        _put_bias(model, name, weight.new_zeros(weight.shape[0]))
+
+
+def config_describes(model: PreTrainedModel) -> bool:
+    """Whether a model that is made from this one's config has all its parameters."""
+    found = _flags_of(model)
+    return found is not None and not found[0]
+
+
+def _put_bias(model: nn.Module, name: str, value: Tensor) -> None:
+    """Register a bias, like the weight beside it in dtype, device and whether it trains."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    weight = owner.get_parameter("weight")
+    owner.bias = nn.Parameter(value.to(weight.device, weight.dtype), requires_grad=weight.requires_grad)
+
+
+def _flags_of(model: PreTrainedModel) -> tuple[tuple[str, ...], set[str]] | None:
+    """The fewest flags with which the config describes the model, and the biases that these bring besides."""
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    off = [flag for flag in _FLAGS if getattr(model.config, flag, None) is False]
+    for flags in (f for n in range(len(off) + 1) for f in combinations(off, n)):
+        config = copy.deepcopy(model.config)
+        for flag in flags:
+            setattr(config, flag, True)
+        with torch.device("meta"):
+            described = type(model)(config)
+        names = {name for name, _ in described.named_parameters(remove_duplicate=False)}
+        if own <= names and all(name.endswith(".bias") for name in names - own):
+            return flags, names - own
+    return None

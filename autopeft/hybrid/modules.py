@@ -16,7 +16,7 @@ from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph
-from autopeft.hybrid.groups import check_parts
+from autopeft.hybrid.optimizer import check_parts
 from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget, check_module
 from autopeft.recipe import Recipe
@@ -26,14 +26,13 @@ __all__ = [
     "ROOT",
     "Root",
     "Untouched",
-    "answering_modules",
+    "active_modules",
     "build_modules",
     "counts_of",
     "deployed_form",
     "head_of",
     "lane_name",
     "refuse_attached",
-    "refuse_in_trainer",
     "refuse_packed",
     "whole",
 ]
@@ -63,9 +62,9 @@ class Root(nn.Module):
             self.add_module(name, module)
 
 
-def answering_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules, those within others too, of what this thread's forwards of a model are of: its hybrid, or
-    of several the one that is `alone`, or all of them."""
+def active_modules(model: nn.Module) -> list[nn.Module]:
+    """All submodules of the hybrids that act in this thread's forwards of a model: of its hybrid; where there
+    are several, of the one that is `alone`, else of all."""
     root = getattr(model, ROOT, None)
     token = getattr(root, "_lanes", None)
     alone = None if token is None else frames.alone.get(token)
@@ -128,27 +127,6 @@ def whole(parameter: nn.Parameter) -> Tensor:
     gathered: Any = getattr(parameter, "full_tensor", None)
     found: Tensor = parameter if gathered is None else gathered()
     return found
-
-
-def refuse_unsettled(graph: CompositionGraph) -> None:
-    """Raise UsageError if calibration, which is yet to come, gives a method other parameters."""
-    for name, entry in graph.entries.items():
-        if entry.traits.data_dependent and "calibration" in entry.traits.needs:
-            raise UsageError(
-                f"{name} settles by calibration which parameters it has, and an optimizer that is made "
-                "before would train none of them; call `hybrid.prepare(batches, objective)` first."
-            )
-
-
-def refuse_in_trainer(model: PreTrainedModel) -> None:
-    """Raise UsageError if `transformers.Trainer` takes the model with peft's adapters alone."""
-    quantizer: Any = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not getattr(quantizer, "is_qat_trainable", False):
-        raise UsageError(
-            f"{type(model).__name__} is quantized ({quantization_of(model)}), and transformers.Trainer "
-            "trains such models with peft's adapters alone; use autopeft.training.train or a loop of your "
-            "own, or load the backbone in bf16."
-        )
 
 
 def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
@@ -221,11 +199,17 @@ _OURS = "_attn_implementation"  # what the injection sets
 
 
 class Untouched:
-    """What attaching alters on a model beside its modules and hooks: which parameters train, and configs."""
+    """A model's state before attaching, to restore it: which parameters train, and all configs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-        self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+        configs: dict[int, Any] = {}
+        for module in model.modules():
+            for name in ("config", "generation_config"):
+                config = module.__dict__.get(name)
+                if config is not None and hasattr(config, "to_dict"):
+                    configs[id(config)] = config
+        self._configs = [(config, copy.deepcopy(config.__dict__)) for config in configs.values()]
         self.settle()
 
     def settle(self) -> None:
@@ -245,7 +229,7 @@ class Untouched:
         ]
 
     def put(self, values: Sequence[Mapping[str, Any]]) -> None:
-        """Set what `changed` told."""
+        """Set the values that `changed` gave."""
         for (config, _), own in zip(self._configs, values, strict=True):
             config.__dict__.update(own)
 
@@ -258,13 +242,3 @@ class Untouched:
         for config, values in self._configs:
             config.__dict__.clear()
             config.__dict__.update(copy.deepcopy(values))
-
-
-def _configs(model: PreTrainedModel) -> list[Any]:
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        for name in ("config", "generation_config"):
-            config = module.__dict__.get(name)
-            if config is not None and hasattr(config, "to_dict"):
-                found[id(config)] = config
-    return list(found.values())

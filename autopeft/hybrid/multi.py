@@ -31,7 +31,6 @@ from autopeft.injection import LaneInjection, MultiInjection, changing, new_toke
 from autopeft.injection.frames import frames
 from autopeft.method import reserved_rows
 from autopeft.recipe import Recipe
-from autopeft.spec import BackboneSpec
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
@@ -60,61 +59,54 @@ def attach_many(
             already, or another thread is attaching. The model is then unchanged.
 
     Example:
-        >>> together = attach_many(model, [first, second], seeds=[0, 1])             # doctest: +SKIP
+        >>> multi = attach_many(model, [first, second], seeds=[0, 1])          # doctest: +SKIP
         >>> logits = model(**batch).logits                                     # doctest: +SKIP
-        >>> for hybrid, rows in zip(together.hybrids, together.rows(len(logits))):  # doctest: +SKIP
+        >>> for hybrid, rows in zip(multi.hybrids, multi.rows(len(logits))):   # doctest: +SKIP
         ...     loss += cross_entropy(logits[rows], labels[rows])              # doctest: +SKIP
     """
     with changing(model, "attach several hybrids"):
-        return _attached(model, recipes, seeds)
+        refuse_attached(model)
+        found = [with_inputs(recipe) for recipe in recipes]
+        recipes, inputs = [recipe for recipe, _ in found], [opened for _, opened in found]
+        starts = [None] * len(recipes) if seeds is None else list(seeds)
+        if not recipes or len(starts) != len(recipes):
+            raise UsageError(
+                "`attach_many` needs at least one recipe and one seed for each, but got "
+                f"{len(recipes)} recipes and {len(starts)} seeds."
+            )
+        spec, layout = spec_of_model(model)
+        graphs = []
+        for number, recipe in enumerate(recipes, start=1):
+            try:
+                graphs.append(build_graph(recipe, spec))
+            except UsageError as error:
+                where = f"Recipe {number} of {len(recipes)}, {recipe.name!r}"
+                raise type(error)(f"{where}: {error}") from error
+        roots = []
+        for graph, seed in zip(graphs, starts, strict=True):
+            with seeded(seed):
+                modules = build_modules(graph)
+            refuse_packed(model, layout, modules)
+            roots.append(Root(modules, graph.recipe, spec))
+        _refuse_in_one_batch(graphs, roots)
+        multi = MultiHybrid(model)
+        base = base_model_of(model)
+        for recipe, graph, root in zip(recipes, graphs, roots, strict=True):
+            hybrid = LaneHybrid(multi, recipe, graph, root)
+            hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules, new_token())
+            hybrid.injection = hybrid.lane
+            multi.hybrids += (hybrid,)
+        try:
+            multi._enter(starts, inputs)
+        except BaseException:
+            multi.detach()
+            raise
+        return multi
 
 
-def _attached(
-    model: PreTrainedModel, recipes: Sequence[Recipe], seeds: Sequence[int | None] | None
-) -> MultiHybrid:
-    refuse_attached(model)
-    found = [with_inputs(recipe) for recipe in recipes]
-    recipes, inputs = [recipe for recipe, _ in found], [opened for _, opened in found]
-    starts = [None] * len(recipes) if seeds is None else list(seeds)
-    if not recipes or len(starts) != len(recipes):
-        raise UsageError(
-            "`attach_many` needs at least one recipe and one seed for each, but got "
-            f"{len(recipes)} recipes and {len(starts)} seeds."
-        )
-    spec, layout = spec_of_model(model)
-    graphs = [_graph(number, len(recipes), recipe, spec) for number, recipe in enumerate(recipes, start=1)]
-    roots = []
-    for graph, seed in zip(graphs, starts, strict=True):
-        with seeded(seed):
-            modules = build_modules(graph)
-        refuse_packed(model, layout, modules)
-        roots.append(Root(modules, graph.recipe, spec))
-    _check_together(graphs, roots)
-    together = MultiHybrid(model)
-    base = base_model_of(model)
-    for recipe, graph, root in zip(recipes, graphs, roots, strict=True):
-        hybrid = LaneHybrid(together, recipe, graph, root)
-        hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules, new_token())
-        hybrid.injection = hybrid.lane
-        together.hybrids += (hybrid,)
-    try:
-        together._enter(starts, inputs)
-    except BaseException:
-        together.detach()
-        raise
-    return together
-
-
-def _graph(number: int, total: int, recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
-    try:
-        return build_graph(recipe, spec)
-    except UsageError as error:
-        raise type(error)(f"Recipe {number} of {total}, {recipe.name!r}: {error}") from error
-
-
-def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
-    """Raise where prompts of different length would not be exact in one batch, and for methods that cannot
-    share a model."""
+def _refuse_in_one_batch(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
+    """Raise CompositionError for methods that cannot share a model with other hybrids, and where prompts of
+    different length would not be exact in one batch."""
     on_logits = [e.name for graph in graphs for e in graph.entries.values() if "logits" in e.ways]
     if on_logits:
         raise CompositionError(
@@ -133,13 +125,17 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{before[0]} reads what the bare backbone makes of its text, which runs first for one hybrid "
             "only; attach them one at a time."
         )
-    late = [name for graph, root in zip(graphs, roots, strict=True) for name in _late(graph, root)]
-    if late:
-        raise CompositionError(
-            f"{late[0]} puts rows in front of layers, which it can for one hybrid only; attach them one at a "
-            "time."
-        )
-    lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
+    lengths = []
+    for graph, root in zip(graphs, roots, strict=True):
+        modules: Mapping[str, Any] = dict(root.named_children())
+        prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
+        for entry in prompting:
+            if any(modules[entry.name].slots(site) for site in entry.sites if site.layer is not None):
+                raise CompositionError(
+                    f"{entry.name} puts rows in front of layers, which it can for one hybrid only; attach "
+                    "them one at a time."
+                )
+        lengths.append(sum(reserved_rows(modules[entry.name], entry.sites) for entry in prompting))
     if len(set(lengths)) == 1:
         return
     what = f"Prompts of {', '.join(map(str, lengths))} rows cannot stand in one batch here"
@@ -156,21 +152,6 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{what}: {counting} counts the padding that evens them out; use one that leaves padding out, "
             f"{way_out}"
         )
-
-
-def _late(graph: CompositionGraph, root: Root) -> list[str]:
-    """The entries that put rows in front of layers, or make them anew there."""
-    modules: Mapping[str, Any] = dict(root.named_children())
-    prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
-    return [
-        e.name for e in prompting if any(modules[e.name].slots(s) for s in e.sites if s.layer is not None)
-    ]
-
-
-def _reserved(graph: CompositionGraph, root: Root) -> int:
-    modules: Mapping[str, Any] = dict(root.named_children())
-    prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
-    return sum(reserved_rows(modules[entry.name], entry.sites) for entry in prompting)
 
 
 class HeadCopy(nn.Module):
@@ -266,7 +247,7 @@ class MultiHybrid:
         return self._attached
 
     def rows(self, total: int, sizes: Sequence[int] | None = None) -> tuple[slice, ...]:
-        """Which of `total` rows are whose: equal slices, or slices of these sizes.
+        """The slice of `total` rows that each hybrid has: equal ones, or ones of these sizes.
 
         Raises:
             UsageError: they cannot be divided so.
@@ -290,10 +271,6 @@ class MultiHybrid:
             if before is not None:
                 frames.alone[self._token] = before
 
-    def is_alone(self, hybrid: LaneHybrid) -> bool:
-        """Whether a hybrid has all rows of this thread's forwards."""
-        return frames.alone.get(self._token) == self.hybrids.index(hybrid)
-
     @contextmanager
     def bare(self, index: int) -> Iterator[None]:
         """Within, nothing of them acts, and the model has the head of hybrid `index` for its own."""
@@ -310,7 +287,7 @@ class MultiHybrid:
                     frames.alone[self._token] = alone
 
     def reloaded(self) -> None:
-        """What follows when the model has loaded values for all of them."""
+        """Take over the values that the model has loaded for all of them."""
         for hybrid in self.hybrids:
             hybrid.prepared = True
         self.hybrids[0].refresh()
@@ -337,9 +314,9 @@ class LaneHybrid(Hybrid):
     own_head: HeadCopy
     lane: LaneInjection
 
-    def __init__(self, together: MultiHybrid, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
-        super().__init__(together.model, recipe, graph, root, together.untouched)
-        self.multi = together
+    def __init__(self, multi: MultiHybrid, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
+        super().__init__(multi.model, recipe, graph, root, multi.untouched)
+        self.multi = multi
 
     def head(self) -> dict[str, nn.Parameter]:
         """Its own copy of the task head, by the names that the parameters have in the model."""
@@ -354,7 +331,7 @@ class LaneHybrid(Hybrid):
     def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
         """See `Hybrid.callback`; the Trainer's rows are this hybrid's alone only within
         `MultiHybrid.alone`."""
-        if not self.multi.is_alone(self):
+        if frames.alone.get(self.multi._token) != self.multi.hybrids.index(self):
             raise UsageError(
                 "Several hybrids are on this model, and the Trainer's rows would be divided among them; "
                 "build and run it within `with hybrids.alone(i):`."

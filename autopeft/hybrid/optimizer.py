@@ -1,23 +1,109 @@
-"""The optimizer that a recipe asks for, with decay towards what each parameter should fall back to."""
+"""A hybrid's optimizer: its parameter groups, its class, and decay towards a target of each parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from autopeft.errors import UsageError
-from autopeft.method import DecayTarget, decay, decay_targets
+from autopeft.backbones import hidden_of_head
+from autopeft.errors import RecipeError, UsageError
+from autopeft.method import DecayTarget, decay, decay_targets, no_such_part, parts_of
+from autopeft.recipe import TrainingSection
 from autopeft.recipe import optimizer as sections
+from autopeft.recipe.training import address
 
-__all__ = ["FUSED", "build_optimizer"]
+__all__ = ["FUSED", "build_optimizer", "check_parts", "groups_of", "groups_of_head"]
 
 FUSED = ("adamw", "adam", "sgd")
-"""Which take `fused=True`."""
+"""Optimizers that take `fused=True`."""
 
 _OWN_DECAY = "decay_towards_target"
+
+Group = dict[str, Any]
+
+
+def groups_of(name: str, kind: str, module: nn.Module, training: TrainingSection) -> list[Group]:
+    """The optimizer groups of an entry or a composition: dicts with `name`, `params`, `lr`, `weight_decay`.
+
+    There is one group, or those of the module's own `parameter_groups()`; each part that the recipe has a
+    group for is split off as `<name>.<part>`.
+
+    Args:
+        name: of the entry.
+        kind: its method, or the kind of composition.
+        module: what was built for it.
+        training: the recipe's section.
+    """
+    own: Callable[[], list[Group]] | None = getattr(module, "parameter_groups", None)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    given: list[Group] = own() if own is not None else [{"params": parameters}] if parameters else []
+    # The parameters, by id, of each part that the recipe has a group for; training may have removed a part.
+    wanted = training.parts(name, kind)
+    there = parts_of(module) if wanted else {}
+    parts = {part: {id(p) for p in there.get(part, ())} for part in wanted}
+    groups: list[Group] = []
+    for group in given:
+        left = list(group["params"])
+        split = []
+        for part, members in parts.items():
+            chosen = [p for p in left if id(p) in members]
+            left = [p for p in left if id(p) not in members]
+            if chosen:
+                rate, decay = training.settings(name, kind, part=part, own=group)
+                changed = {"lr": rate, "weight_decay": decay, "name": f"{name}.{part}", "params": chosen}
+                split.append({**group, **changed})
+        if left or not split:
+            rate, decay = training.settings(name, kind, own=group)
+            label = f"{name}.{group['name']}" if "name" in group else name
+            groups.append({**group, "lr": rate, "weight_decay": decay, "name": label, "params": left})
+        groups += split
+    return groups
+
+
+def groups_of_head(
+    model: PreTrainedModel, head: Mapping[str, nn.Parameter], training: TrainingSection
+) -> list[Group]:
+    """The optimizer groups of a task head: one, and its hidden layers apart where the recipe has a group for
+    them and the head has some.
+
+    Args:
+        head: its parameters by their names in the model. They may be copies, as where several hybrids are on
+            it.
+    """
+    hidden = hidden_of_head(model) if "hidden" in training.parts("head") else {}
+    groups = []
+    for name, part in (("head", ""), ("head.hidden", "hidden")):
+        params = [p for own, p in head.items() if (own in hidden) == bool(part)]
+        if params:
+            rate, decay = training.settings("head", part=part)
+            groups.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def check_parts(
+    kinds: Mapping[str, str], modules: Mapping[str, nn.Module], training: TrainingSection
+) -> None:
+    """Check that freshly built modules have the parts that the recipe has groups for.
+
+    Args:
+        kinds: the method, or the kind of composition, of each module.
+        modules: what was built, by name.
+        training: the recipe's section.
+
+    Raises:
+        RecipeError: none that a group is for has its part; the message lists those that there are.
+    """
+    for group in training.groups:
+        name, part = address(group)
+        if part and name != "head":
+            parts = [parts_of(m) for n, m in modules.items() if name in (n, kinds[n])]
+            there = list(dict.fromkeys(p for found in parts for p in found))
+            if part not in there:
+                raise RecipeError(f"training.groups.{group}: {no_such_part(name, part, there)}")
 
 
 def build_optimizer(
@@ -49,7 +135,8 @@ def build_optimizer(
             "Add an entry such as lora to the recipe, or load a model with a head "
             "(AutoModelForSequenceClassification)."
         )
-    optimizer: torch.optim.Optimizer = _class_of(section)(divided, **{**_options(section), **options})
+    kind, own = _class_of(section)
+    optimizer: torch.optim.Optimizer = kind(divided, **{"weight_decay": 0.0, **own, **options})
     if any(group.get(_OWN_DECAY) for group in divided):
         optimizer.register_step_pre_hook(_Decay(targets))
     return optimizer
@@ -70,7 +157,7 @@ def _divided(group: Mapping[str, Any], targets: Mapping[int, DecayTarget]) -> li
 
 
 class _Decay:
-    """What the optimizer calls before each step."""
+    """A hook in front of each step: decay towards a target that is not zero."""
 
     def __init__(self, targets: Mapping[int, DecayTarget]) -> None:
         self.targets = targets
@@ -84,29 +171,18 @@ class _Decay:
                     decay(parameter, target, share)
 
 
-def _class_of(section: sections.Optimizer) -> Any:
-    classes: dict[type[Any], Any] = {
-        sections.AdamW: torch.optim.AdamW,
-        sections.Adam: torch.optim.Adam,
-        sections.SGD: torch.optim.SGD,
-    }
+def _class_of(section: sections.Optimizer) -> tuple[Any, dict[str, Any]]:
+    """An optimizer's class, and its options but for decay, which is the groups' affair."""
+    if isinstance(section, sections.SGD):
+        return torch.optim.SGD, {"momentum": section.momentum, "nesterov": section.nesterov}
     if isinstance(section, sections.Adafactor):
         from transformers.optimization import Adafactor  # imports the Trainer's helpers
 
-        return Adafactor
-    return classes[type(section)]
-
-
-def _options(section: sections.Optimizer) -> dict[str, Any]:
-    """What the optimizer's class is given; decay is the groups' affair."""
-    if isinstance(section, sections.SGD):
-        return {"weight_decay": 0.0, "momentum": section.momentum, "nesterov": section.nesterov}
-    if isinstance(section, sections.Adafactor):
-        return {
-            "weight_decay": 0.0,
+        return Adafactor, {
             "relative_step": False,
             "scale_parameter": section.scale_parameter,
             "decay_rate": section.decay_rate,
             "clip_threshold": section.update_threshold,
         }
-    return {"weight_decay": 0.0, "betas": section.betas, "eps": section.epsilon}
+    kind = torch.optim.AdamW if isinstance(section, sections.AdamW) else torch.optim.Adam
+    return kind, {"betas": section.betas, "eps": section.epsilon}

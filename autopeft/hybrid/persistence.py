@@ -1,4 +1,4 @@
-"""What a model that holds a hybrid saves and loads by itself: the hybrid and the head, not the backbone.
+"""`save_pretrained` and `load_state_dict` of a model with a hybrid: hybrid and head, not the backbone.
 
 `transformers.Trainer` keeps and resumes a model by `save_pretrained` and `load_state_dict`. With a hybrid
 attached the first writes, beside the files of `autopeft.hybrid.store`, `model.safetensors`: what trains, in
@@ -71,7 +71,7 @@ class Persistence:
 
     Args:
         model: what the hybrid is on.
-        owner: is told that values were loaded; copies of the model have none.
+        owner: its `reloaded` is called after values were loaded; copies of the model have none.
     """
 
     def __init__(self, model: PreTrainedModel, owner: _Owner | None) -> None:
@@ -137,8 +137,8 @@ class Persistence:
         without = given is not None and not self._own_names() <= set(given)
         if without or options.get("distributed_checkpoint"):
             warnings.warn(
-                f"{save_directory} gets what was asked for, from which a reload does not bring back the "
-                "hybrid; save_pretrained(folder) without state_dict and distributed_checkpoint does.",
+                f"{save_directory} gets the tensors that you named, from which a reload does not bring back "
+                "the hybrid; save_pretrained(folder) without state_dict and distributed_checkpoint does.",
                 stacklevel=2,
             )
             plain: Any = self._before or partial(type(self.model).save_pretrained, self.model)
@@ -149,7 +149,15 @@ class Persistence:
         folder = Path(save_directory)
         if folder.is_file():
             raise UsageError(f"{folder} is a file; name a folder.")
-        self._warn_of_others()
+        own = self._own_names()
+        others = [n for n, p in self.model.named_parameters() if p.requires_grad and n not in own]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            warnings.warn(
+                f"{', '.join(others[:3])}{more} train, but belong neither to the hybrid nor to the "
+                "task head, and are not saved; save them yourself, or freeze them.",
+                stacklevel=2,
+            )
         self._write(folder, given)
         if push_to_hub:
             upload = {name: options[name] for name in _UPLOAD if name in options}
@@ -192,17 +200,6 @@ class Persistence:
         """The names in the model of everything that is saved."""
         root: Any = self.model._modules[ROOT]
         return {f"{ROOT}.{name}" for name in root.state_dict()} | set(self._head())
-
-    def _warn_of_others(self) -> None:
-        own = self._own_names()
-        others = [n for n, p in self.model.named_parameters() if p.requires_grad and n not in own]
-        if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            warnings.warn(
-                f"{', '.join(others[:3])}{more} train, but belong neither to the hybrid nor to the "
-                "task head, and are not saved; save them yourself, or freeze them.",
-                stacklevel=3,
-            )
 
     # Loading
     # ------------------------------------------------------------------------------------------------
@@ -271,21 +268,22 @@ def _form(value: Tensor | None) -> str:
 def _whole_model(folder: Path) -> str | None:
     """The file that makes a folder a whole model's, if one does."""
     for name in _OF_A_MODEL:
-        if (folder / name).is_file() and not (name == TRAINING_WEIGHTS and _is_ours(folder / name)):
+        if not (folder / name).is_file():
+            continue
+        if name != TRAINING_WEIGHTS:
+            return name
+        try:
+            with safe_open(folder / name, framework="pt") as handle:
+                ours = (handle.metadata() or {}).get(ROOT) == _MARK[ROOT]
+        except (SafetensorError, OSError):
+            ours = False
+        if not ours:
             return name
     return None
 
 
-def _is_ours(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            return bool((handle.metadata() or {}).get(ROOT) == _MARK[ROOT])
-    except (SafetensorError, OSError):
-        return False
-
-
 def _readme(model: PreTrainedModel, folders: list[str]) -> str:
-    """What the folder is and what to type, beside the files."""
+    """The folder's README: what is in it, and how to load it."""
     name, kind = str(backbone_of(model)["model"] or "the backbone"), type(model).__name__
     options = plain_options(model, labels=kind.endswith("Classification"))
     each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]

@@ -1,4 +1,4 @@
-"""What a hybrid predicts where that takes more than one forward: an ensemble's mean, a posterior's.
+"""Predictions that take more than one forward: the mean over an ensemble, or over a posterior.
 
 The mean of distributions is no property of a site: it takes the logits of the whole model. So modules only
 say how many members they stand for, or how uncertain the logits are through them (see
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.modules import answering_modules
+from autopeft.hybrid.modules import active_modules
 from autopeft.method import Ensembles, Posterior
 from autopeft.nn import generator_of
 
@@ -38,11 +38,11 @@ def several_models(module: nn.Module) -> bool:
 
 def stands_for_several(model: nn.Module) -> bool:
     """Whether predictions of a model average over an ensemble or a posterior (see `predictive`)."""
-    return any(map(several_models, answering_modules(model)))
+    return any(map(several_models, active_modules(model)))
 
 
 def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None = None) -> Tensor:
-    """What `run`, a forward of `model` in eval mode, yields on the mean over what its hybrid stands for.
+    """The mean prediction of `run`, a forward of `model` in eval mode, over the members of its hybrid.
 
     Logits (rows, classes) become logs of the mean of their softmax, of the same shape in fp32: over the
     members of ensembles, and over the normal distribution of the logits under posteriors. Where several
@@ -59,7 +59,7 @@ def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None
     Example:
         >>> logits = predictive(model, lambda: model(**batch).logits)           # doctest: +SKIP
     """
-    modules = answering_modules(model)
+    modules = active_modules(model)
     posteriors = [m for m in modules if isinstance(m, Posterior) and m.samples]
     if posteriors:
         run = partial(_mean_over_posteriors, posteriors, run, mean)

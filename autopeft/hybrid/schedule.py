@@ -25,7 +25,7 @@ def warmup_steps(share: float, total: int) -> int:
 
 
 def factor(schedule: str, step: int, total: int, warmup: int) -> float:
-    """What the learning rate of each group is multiplied by at `step` (0-based) of `total`.
+    """The factor on every group's learning rate at `step` (0-based) of `total`.
 
     Warm-up climbs linearly through 1/(w+1) … w/(w+1); the step after it runs at 1. Then `linear` falls to
     1/(total − w) at the last step, `cosine` follows ½(1 + cos πt), `constant` stays. No step runs at zero,

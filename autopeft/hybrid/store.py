@@ -74,16 +74,16 @@ def deployed_state(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Param
 
 
 def backbone_of(model: PreTrainedModel) -> dict[str, Any]:
-    """What a manifest says of the model that a hybrid was on: the name of its backbone (empty where it was
-    made from a configuration), the class, and what its configuration says, labels included."""
+    """The manifest's entries on a model: the name of its backbone (empty where it was made from a
+    configuration), its class, and its configuration, labels included."""
     config = model.config
-    told = json.loads(config.to_json_string(use_diff=True))
+    settings = json.loads(config.to_json_string(use_diff=True))
     labels = {str(k): str(v) for k, v in (config.id2label or {}).items()}
-    told.update(id2label=labels, problem_type=getattr(config, "problem_type", None))
+    settings.update(id2label=labels, problem_type=getattr(config, "problem_type", None))
     return {
         "model": model_name(getattr(config, "_name_or_path", "")),
         "architecture": type(model).__name__,
-        "config": told,
+        "config": settings,
     }
 
 

@@ -38,7 +38,7 @@ def neuron_overlap(model: PreTrainedModel, one: Tensor, other: Tensor, *, token:
 
 @torch.no_grad()
 def activated_neurons(model: PreTrainedModel, prompt: Tensor, *, token: int | None = None) -> Tensor:
-    """Which neurons of the FFNs [prompt; <s>] activates: where what goes into their activation is above 0.
+    """The FFN neurons that [prompt; <s>] activates: those whose activation's input is above 0.
 
     They are those of the decoder where there is one, else of the encoder. They are read at the first
     position, in a decoder at the last one, which is the only one that has read the whole prompt.
@@ -55,6 +55,12 @@ def activated_neurons(model: PreTrainedModel, prompt: Tensor, *, token: int | No
         UsageError: the prompt does not fit the model, something is attached already, no id is known, or it is
             not known where the FFNs are.
     """
+    # What feeds the activations of the last stack's FFNs: the gate where there is one.
+    places = layout_of(base_model_of(model)).stacks[-1].places
+    feeding = [[place for place in places if place.site.name == name] for name in ("gate_proj", "up")]
+    neurons = feeding[0] or feeding[1]
+    if not neurons:
+        raise UsageError(f"It is not known where the FFNs of {type(model).__name__} are.")
     ids = [token, *(getattr(model.config, name, None) for name in _FIRST)]
     first = next((int(i) for i in ids if i is not None), None)
     if first is None:
@@ -69,7 +75,7 @@ def activated_neurons(model: PreTrainedModel, prompt: Tensor, *, token: int | No
         table.copy_(prompt)
         handles = [
             base.get_submodule(place.exit).register_forward_hook(partial(_read, place, found))
-            for place in _neurons(model)
+            for place in neurons
         ]
         try:
             base.eval()
@@ -81,16 +87,6 @@ def activated_neurons(model: PreTrainedModel, prompt: Tensor, *, token: int | No
             for module, mode in modes:
                 module.training = mode
     return torch.stack(found)
-
-
-def _neurons(model: PreTrainedModel) -> list[Place]:
-    """What feeds the activations of the last stack's FFNs: the gate where there is one."""
-    places = layout_of(base_model_of(model)).stacks[-1].places
-    for name in ("gate_proj", "up"):
-        found = [place for place in places if place.site.name == name]
-        if found:
-            return found
-    raise UsageError(f"It is not known where the FFNs of {type(model).__name__} are.")
 
 
 def _read(place: Place, found: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:

@@ -6,8 +6,8 @@ from autopeft.injection.bind import Members
 from autopeft.injection.caching import allows_cache
 from autopeft.injection.frames import new_token
 from autopeft.injection.install import Injection
+from autopeft.injection.lanes import split_rows
 from autopeft.injection.multi import LaneInjection, MultiInjection
-from autopeft.injection.multi_roots import split_rows
 from autopeft.injection.threads import changing
 from autopeft.injection.weights import ParameterPatch, Part
 

@@ -21,11 +21,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from autopeft.backbones import Place
+from autopeft.backbones import Place, StackPlaces
 from autopeft.composition import Child, one_after_the_other
 from autopeft.errors import CompositionError
 from autopeft.injection.bind import BoundModule
@@ -35,7 +35,15 @@ from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.scores import Scores, ScoreTerms
 from autopeft.method import Call, Context
 
-__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attending", "attention_behind", "has_prefixes"]
+__all__ = [
+    "DELEGATES",
+    "AttentionHooks",
+    "Prefix",
+    "attending",
+    "attention_behind",
+    "configs_of",
+    "has_prefixes",
+]
 
 # Names hold neither "sdpa" nor "flash": model code looks for those words.
 DELEGATES = {"eager": "autopeft_plain", "sdpa": "autopeft_fused"}
@@ -141,17 +149,17 @@ def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True)
         queries, keys = query.shape[2], key.shape[2]
         if mask is None and causal:  # earlier keys, of a cache or a prefix, are seen by every query
             mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-        kwargs["position_bias"] = _row(kwargs.get("position_bias"), read)
-        output, weights = delegate(
-            module, take(query, read, 2), key, value, _row(mask, read), **_given(kwargs, "position_bias")
-        )
+        bias = _row(kwargs.pop("position_bias", None), read)
+        if bias is not None:  # not every function knows it
+            kwargs["position_bias"] = bias
+        output, weights = delegate(module, take(query, read, 2), key, value, _row(mask, read), **kwargs)
         return _cut((spread(output, read, queries, 1), weights), width)
 
     return attend
 
 
 def _cut(attended: tuple[Tensor, Any], width: int) -> tuple[Tensor, Any]:
-    """What an attention yields, (batch, queries, heads, …), as wide as the model's values."""
+    """An attention's output (batch, queries, heads, …) cut to the width of the model's values."""
     output, weights = attended
     return (output if output.shape[-1] == width else output[..., :width]), weights
 
@@ -159,11 +167,6 @@ def _cut(attended: tuple[Tensor, Any], width: int) -> tuple[Tensor, Any]:
 def _row(columns: Tensor | None, read: Position) -> Tensor | None:
     """The read query's row of what is (1 or batch, heads, queries, keys); one row that serves all is kept."""
     return columns if columns is None or columns.shape[2] == 1 else take(columns, read, 2)
-
-
-def _given(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
-    """Without `name` where it is `None`: not every function knows it."""
-    return kwargs if kwargs[name] is not None else {k: v for k, v in kwargs.items() if k != name}
 
 
 def attention_behind(name: str | None) -> str:
@@ -176,15 +179,11 @@ def _own_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-def _register() -> None:
-    for name, ours in DELEGATES.items():
-        fused = name != "eager"
-        delegate = ALL_ATTENTION_FUNCTIONS[name] if fused else _own_eager
-        AttentionInterface.register(ours, attending(delegate, fused))
-        AttentionMaskInterface.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[name])
-
-
-_register()
+for _name, _ours in DELEGATES.items():
+    _fused = _name != "eager"
+    _delegate = ALL_ATTENTION_FUNCTIONS[_name] if _fused else _own_eager
+    AttentionInterface.register(_ours, attending(_delegate, _fused))
+    AttentionMaskInterface.register(_ours, ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
 class AttentionHooks:
@@ -232,6 +231,18 @@ class AttentionHooks:
                 f"so the {unused} at {self.place.site.path} would be ignored in silence; use lora, adapters "
                 "or prompt_tuning on this family."
             )
+
+
+def configs_of(base: nn.Module, stacks: list[StackPlaces]) -> list[PreTrainedConfig]:
+    """Every config object that the attention modules and the roots of these stacks read, once each."""
+    modules = [base.get_submodule(s.map.root) for s in stacks]
+    modules += [base.get_submodule(p.entry) for s in stacks for p in s.places if p.attends]
+    found: dict[int, PreTrainedConfig] = {}
+    for module in modules:
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            found[id(config)] = config
+    return list(found.values())
 
 
 def has_prefixes(root: nn.Module, token: int) -> bool:

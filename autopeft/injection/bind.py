@@ -117,7 +117,7 @@ class BoundModule:
         return queries.to(x.dtype), keys.to(x.dtype)
 
     def around(self, x: Tensor, call: Call) -> Tensor:
-        """What the module makes of a region; x is in the backbone's dtype, as the region wants it."""
+        """The region's output as the module computes it; x is in the backbone's dtype."""
         y: Tensor = self._call("around", self.site, x, call)
         return y
 
@@ -183,20 +183,16 @@ class BoundComposition:
 def in_own_dtype(
     module: nn.Module, delta: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
 ) -> Tensor:
-    """What a module makes of x and y, computed in its own dtype and handed back in that of y."""
-    dtype = _dtype(module)
+    """`delta(x, y)` in the module's own dtype, converted to that of y."""
+    first = next(module.parameters(), None)
+    dtype = None if first is None else first.dtype
     if dtype is None or dtype == y.dtype or torch.is_autocast_enabled(y.device.type):
         return delta(x, y)
     return delta(x.to(dtype), y.to(dtype)).to(y.dtype)
 
 
-def _dtype(module: nn.Module) -> torch.dtype | None:
-    first = next(module.parameters(), None)
-    return None if first is None else first.dtype
-
-
 def side_of(module: Any, site: Site) -> Literal["input", "output"] | None:
-    """Which end of a site a module that acts on activations alters now, if any."""
+    """The side of a site (input or output) that a module on activations alters now, if any."""
     side: Literal["input", "output"] | None = module.side(site)
     return side
 
@@ -224,7 +220,7 @@ def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Ro
 def bind(
     graph: CompositionGraph, modules: Mapping[str, nn.Module], site: Site, role: Role
 ) -> list[BoundModule | BoundComposition]:
-    """What acts at `site` in a role, in file order; trees are cut down to the children that play it."""
+    """The bound trees that act at `site` in a role, in file order, cut down to the children that do."""
 
     def leaf(name: str) -> BoundModule | None:
         module = modules[name]
@@ -236,8 +232,8 @@ def bind(
 def bind_tensors(
     graph: CompositionGraph, modules: Mapping[str, Any], canonical: Callable[[str], str]
 ) -> dict[str, list[BoundModule | BoundComposition]]:
-    """What alters which tensor by name, in file order, folded as the trees say; `canonical` gives the one
-    name of tensors that are tied."""
+    """The bound trees that alter each tensor by name, in file order; `canonical` gives tied tensors one
+    name."""
     found: dict[str, dict[str, WeightTarget]] = {}
     for name, entry in graph.entries.items():
         for target in modules[name].weight_targets() if "weight" in entry.ways else ():

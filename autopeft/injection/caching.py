@@ -68,12 +68,12 @@ def _moves(graph: CompositionGraph, modules: Mapping[str, Any], tokens: int) -> 
 def _pools(graph: CompositionGraph, modules: Mapping[str, Any]) -> bool:
     """Whether a composition looks at a causal stack's sequence as a whole."""
 
-    def asked(site: Site) -> bool:
+    def counts(site: Site) -> bool:
         # Keys and values of the source are kept as they are.
         return graph.spec.stack(site.stack).causal and not is_of_the_source(site)
 
     for node in graph.nodes():
         pools = getattr(modules[node.name], "pools", None)
-        if pools is not None and any(pools(s) for e in graph.leaves(node) for s in e.sites if asked(s)):
+        if pools is not None and any(pools(s) for e in graph.leaves(node) for s in e.sites if counts(s)):
             return True
     return False

@@ -25,28 +25,22 @@ def trunk_depths(injection: Injection) -> dict[StackName, int]:
         depths[site.stack] = min(depths[site.stack], site.layer or 0)
     untouched = {s.map.name for s in injection.layout.stacks} - {s.stack for s in sites}
     tensors = {t.name: t for t in injection.graph.spec.tensors}
+    # What stands behind the layers, by its path, with the stacks whose output it alters.
+    behind: dict[str, set[StackName]] = {
+        s.map.norm: {s.map.name} for s in injection.layout.stacks if s.map.norm is not None
+    }
+    if injection.layout.family.pooler is not None:
+        behind[injection.layout.family.pooler] = set()
     for name in injection.patches():
         tensor = tensors.get(name)
         if tensor is not None and tensor.stack is not None and tensor.layer is not None:
             depths[tensor.stack] = min(depths[tensor.stack], tensor.layer)
             untouched.discard(tensor.stack)
             continue
-        after = _comes_after(injection, name)
-        if after is None:
+        stacks = next((s for path, s in behind.items() if name.startswith(f"{path}.")), None)
+        if stacks is None:  # it may stand anywhere
             return dict.fromkeys(depths, 0)
-        untouched -= after
+        untouched -= stacks
     if len(depths) > 1 and "encoder" not in untouched:
         depths["decoder"] = 0
     return depths
-
-
-def _comes_after(injection: Injection, name: str) -> set[StackName] | None:
-    """The stacks whose output a tensor behind their layers alters; `None` where its place is not known."""
-    pooler = injection.layout.family.pooler
-    if pooler is not None and name.startswith(f"{pooler}."):
-        return set()
-    for stack in injection.layout.stacks:
-        norm = stack.map.norm
-        if norm is not None and name.startswith(f"{norm}."):
-            return {stack.map.name}
-    return None

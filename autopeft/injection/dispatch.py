@@ -87,12 +87,6 @@ class SiteDispatcher:
             return Call(context, residual=residual)
         return Call(context, residual=x, norm=self.norm)
 
-    def capture_residual(self, x: Tensor) -> None:
-        """Keep the residual stream that a pre-norm region starts from."""
-        if self.token in frames.bare:
-            return
-        frames.captured[(self.token, self.place.site.key, "residual")] = x
-
     def enter(self, x: Tensor) -> Tensor:
         """The site's input with its input side applied; kept for the exit where that is another module."""
         if self.token in frames.bare:
@@ -128,15 +122,20 @@ class SiteDispatcher:
         return y
 
     def _embedded(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """What a table of embeddings yields, altered once in a forward of its stack: GPT-2 looks its token
-        types up in the same table, and others may call it too. Embeddings that were given do not come by."""
+        """The output of a table of embeddings, altered once in a forward of its stack: GPT-2 looks its token
+        types up in the same table, and others may call it too. Embeddings that the caller gives bypass it."""
         stack = (self.token, self.place.site.stack)
         if stack in frames.embedded or frames.context(*stack).lost:
             return y
         frames.embedded.add(stack)
         if self.outputs and x is not None:
             y = self._fold(x, y)
-        return self._fill(y) if self.prompts else y
+        reserved = frames.context(*stack).reserved
+        if not self.prompts or not reserved.count:
+            return y
+        x = y if reserved.right else reserved.text(y)  # an image was not made longer before
+        rows = torch.cat(made_by(self.prompts, x, Call(frames.context(*stack))), dim=1)
+        return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)
 
     def _fold(self, x: Tensor, y: Tensor) -> Tensor:
         part = self.place.out_slice
@@ -149,15 +148,6 @@ class SiteDispatcher:
         for child in self.outputs[1:]:
             delta = delta + child.delta(x, inner, call)
         return y + (delta if part is None else part.spread(delta, y.shape[-1]))
-
-    def _fill(self, y: Tensor) -> Tensor:
-        context = frames.context(self.token, self.place.site.stack)
-        reserved = context.reserved
-        if reserved.count == 0:
-            return y
-        x = y if reserved.right else reserved.text(y)  # an image was not made longer before
-        rows = torch.cat(made_by(self.prompts, x, Call(context)), dim=1)
-        return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)
 
 
 @dataclass
@@ -191,8 +181,9 @@ class ModuleHooks:
 
     def enter(self, x: Tensor) -> Tensor:
         """The module's input with everything applied that begins here."""
-        for dispatcher in self.residuals:
-            dispatcher.capture_residual(x)
+        for dispatcher in self.residuals:  # a region with a norm in front starts from this residual stream
+            if dispatcher.token not in frames.bare:
+                frames.captured[(dispatcher.token, dispatcher.place.site.key, "residual")] = x
         for dispatcher in self.entries:
             x = dispatcher.enter(x)
         return x

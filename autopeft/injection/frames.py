@@ -82,7 +82,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Kept:
-    """What was laid down for some hybrids at one moment of a forward, and how the batch was split."""
+    """A snapshot of the contexts of some hybrids and of how the batch is split, for a recomputation."""
 
     contexts: dict[tuple[int, str], Context]
     token: int
@@ -142,13 +142,13 @@ class Frames(threading.local):
         self.captured = {k: v for k, v in self.captured.items() if k[0] != token}
 
     def keep(self, token: int, hybrids: Iterable[int]) -> Kept:
-        """What is laid down now for these hybrids and their common token."""
+        """A snapshot for these hybrids and the token that they have in common."""
         wanted = set(hybrids)
         contexts = {k: v for k, v in self.contexts.items() if k[0] in wanted}
         return Kept(contexts, token, self.splits.get(token))
 
     def lay(self, kept: Kept) -> None:
-        """Lay down again what was kept."""
+        """Restore a snapshot."""
         self.contexts.update(kept.contexts)
         if kept.split is not None:
             self.splits[kept.token] = kept.split

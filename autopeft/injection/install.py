@@ -12,19 +12,18 @@ from transformers import PreTrainedModel
 from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
-from autopeft.injection.attention import DELEGATES, AttentionHooks
+from autopeft.injection.attention import DELEGATES, AttentionHooks, configs_of
 from autopeft.injection.bind import BoundModule, Role, bind, bind_tensors, plays, side_of
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook, logits_modules
-from autopeft.injection.owners import configs_of, owners_of
 from autopeft.injection.regions import FirstRow, RegionForward, Replacing, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
-from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
+from autopeft.injection.weights import ParameterPatch, Part, WeightHooks, owners_of
 from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
 
@@ -72,18 +71,106 @@ class Injection:
         self.check_places()
         self._acting = self.acting()
         self.refresh_weights()
-        self._install_sites()
-        self._install_regions()
-        self._install_reading()
-        self._install_attention()
-        self._install_layers()
-        self._install_late()
-        self._install_roots()
-        self._install_logits()
+
+        for path, site_hook in self.site_hooks().items():
+            module = self.base.get_submodule(path)
+            if site_hook.entries or site_hook.residuals:
+                self._handles.append(module.register_forward_pre_hook(site_hook.before, with_kwargs=True))
+            if site_hook.exits:
+                self._handles.append(module.register_forward_hook(site_hook.after, with_kwargs=True))
+
+        attending: list[Place] = []  # attentions of the layers whose place a module takes
+        for place, child in self.regions():
+            layer = (place.site.stack, place.site.layer)
+            inside = [p for p in self.places.values() if (p.site.stack, p.site.layer) == layer]
+            attends = [p for p in inside if p.attends]
+            norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
+            ahead = norm is not None and bool(attends) and bool(attends[0].site.pre_norm)
+            first = self.base.get_submodule(norm.entry) if ahead and norm is not None else None
+            narrows = bool(attends) and any(p.site.name == "ffn" for p in inside)
+            module = self.base.get_submodule(place.entry)
+            forward = RegionForward(module, place, self.token, child, first, narrows=narrows)
+            self._handles += [forward, *narrowed(self.base, inside, forward.key)]
+            attending += attends
+        self._handles += self.dispatch_to_ours(attending)
+
+        pooler = self.pooler()
+        if pooler is not None and any(e.traits.skips_pooler for e in self.graph.entries.values()):
+            self._handles.append(FirstRow(pooler, self.token))
+
+        attentions = self.attention_hooks()
+        for attention in attentions:
+            module = self.base.get_submodule(attention.place.entry)
+            # Before the site's own hooks: they read the context that this one lays down.
+            self._handles.append(
+                module.register_forward_pre_hook(attention.before, with_kwargs=True, prepend=True)
+            )
+            if attention.acts:
+                self._handles.append(module.register_forward_hook(attention.after, with_kwargs=True))
+        self._handles += self.dispatch_to_ours([a.place for a in attentions if a.acts])
+
+        # An altered norm in front of an attention has to know its forward when a layer is recomputed.
+        stacks = {s.stack for s in self.graph.sites() if s.name == "attention_norm"}
+        checkpoints = LayerHooks(self.token, [self.token])
+        layers = (path for s in self.layout.stacks if s.map.name in stacks for path in s.layers)
+        for module in {self.base.get_submodule(path) for path in layers}:
+            self._handles += [
+                module.register_forward_pre_hook(checkpoints.before),
+                module.register_forward_hook(checkpoints.after, always_call=True),
+            ]
+
+        # In front of each layer from the first one on that a prompt puts rows in front of.
+        for stack in self.layout.stacks:
+            of = stack.map
+            below: tuple[BoundModule, ...] = ()
+            for index, path in enumerate(stack.layers):
+                prompts = self._late_prompts(stack, index)
+                if below or prompts:
+                    late = LateHooks(of.name, self.token, of.causal, of.ones, prompts, below, of.sine_first)
+                    module = self.base.get_submodule(path)
+                    self._handles.append(
+                        module.register_forward_pre_hook(late.before, with_kwargs=True, prepend=True)
+                    )
+                    here = [p for p in stack.places if p.attends and p.site.layer == index]
+                    self._handles += dispatching(self.base.get_submodule(p.entry) for p in here)
+                    kept = len(self.layout.stacks) > 1 and of.name == "encoder"
+                    if index == len(stack.layers) - 1 and not kept:
+                        self._handles.append(module.register_forward_hook(late.after))
+                below += prompts
+
+        used = {s.stack for s in self.graph.sites()}
+        counted = False
+        for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
+            if stack.map.name not in used and not root.source_slots and not root.logits:
+                continue
+            counted = True
+            module = self.base.get_submodule(stack.map.root)
+            self._handles.append(module.register_forward_pre_hook(root.before, with_kwargs=True))
+            if root.rows and stack.layers:
+                bottom = self.base.get_submodule(stack.layers[0])
+                self._handles.append(bottom.register_forward_pre_hook(root.reached))
+            if (root.rows or root.late) and not root.keep:
+                for leaving in (stack.map.leaves, stack.map.root):
+                    if leaving is not None:
+                        behind = self.base.get_submodule(leaving)
+                        self._handles.append(behind.register_forward_hook(root.after, with_kwargs=True))
+                if pooler is not None and stack.map.leaves is None:
+                    cutting = PoolerHooks(stack.map.name, self.token)
+                    self._handles.append(pooler.register_forward_pre_hook(cutting.before))
+            self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
+        if self._weights and not counted:  # what acts on weights alone needs no root
+            self._handles.append(self.base.register_forward_pre_hook(self.forwards.before))
+            self._handles.append(self.base.register_forward_hook(self.forwards.after, always_call=True))
+
+        on_logits, project = logits_modules(self.graph, self.modules), projection_of(self.model)
+        if on_logits and project is not None:
+            behind_all = LogitsHook(on_logits, self.token)
+            self._handles.append(self.model.register_forward_pre_hook(behind_all.before, with_kwargs=True))
+            self._handles.append(project.register_forward_hook(behind_all.after, with_kwargs=True))
 
     def refresh(self) -> None:
-        """Install anew what may have changed: the weights, and everything where modules act at other sites
-        than before, or fill other rows."""
+        """Register the weight hooks anew, and every other hook where modules act at other sites than before
+        or fill other rows."""
         if self._acting == self.acting():
             self.refresh_weights()
         else:
@@ -99,7 +186,7 @@ class Injection:
         return frozenset((name, key, side) for name, key, side in found if side is not None)
 
     def filled(self) -> frozenset[tuple[str, str, tuple[Slot, ...]]]:
-        """The entries that fill or make anew reserved rows now, each with the sites and the rows."""
+        """The entries that fill or renew reserved rows now, each with the sites and the rows."""
         modules: Mapping[str, Any] = self.modules
         filling = [(n, e.sites) for n, e in self.graph.entries.items() if "prompt" in e.ways]
         found = (
@@ -108,12 +195,11 @@ class Injection:
         return frozenset((name, key, slots) for name, key, slots in found if slots)
 
     def acting(self) -> frozenset[tuple[object, ...]]:
-        """What acts where on activations and reserved rows now, which a phase of the training may settle."""
+        """Which entries act on which activations and reserved rows now; a training phase may change it."""
         return frozenset((*self.sides(), *self.filled()))
 
     def sites(self) -> tuple[Site, ...]:
-        """The sites of the graph but those at which all modules say that they do nothing now (`side`,
-        `slots`)."""
+        """The sites of the graph at which a module acts now, as `side` and `slots` say."""
         acting = {(name, key) for name, key, _ in (*self.sides(), *self.filled())}
         acting |= {
             (name, site.key)
@@ -166,7 +252,7 @@ class Injection:
             self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
 
     def weight_hooks(self) -> dict[nn.Module, WeightHooks]:
-        """What alters the parameters of which module."""
+        """For each module whose parameters are altered, the hooks that do so."""
         owners = owners_of(self.model)
         hooks: dict[nn.Module, WeightHooks] = {}
         for name, patch in self.patches().items():
@@ -175,7 +261,7 @@ class Injection:
         return hooks
 
     def patches(self) -> dict[str, ParameterPatch]:
-        """What alters which parameter of the base model, by name."""
+        """For each altered parameter of the base model, by name, what alters it."""
         found: dict[str, ParameterPatch] = {}
         canonical = self._canonical()
         for name, whole in bind_tensors(self.graph, self.modules, canonical).items():
@@ -201,22 +287,18 @@ class Injection:
     # Activations
     # ----------------------------------------------------------------------------------------------
 
-    def _install_sites(self) -> None:
-        for path, hook in self.site_hooks().items():
-            module = self.base.get_submodule(path)
-            if hook.entries or hook.residuals:
-                self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-            if hook.exits:
-                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
-
     def site_hooks(self) -> dict[str, ModuleHooks]:
-        """What acts on the activations of which module, by its path."""
+        """For each module on whose activations something acts, by its path, the hooks that do so."""
         hooks: dict[str, ModuleHooks] = {}
         for site in self.graph.sites():
-            dispatcher = self._dispatcher(self.places[site.key])
-            if dispatcher is None:
+            place = self.places[site.key]
+            inputs = bind(self.graph, self.modules, place.site, "input")
+            outputs = bind(self.graph, self.modules, place.site, "output")
+            prompts = self._uncomposed(place.site, "prompt") if place.site.name == "embeddings" else ()
+            if not (inputs or outputs or prompts):
                 continue
-            place = dispatcher.place
+            norm = self.base.get_submodule(place.norm) if place.norm is not None else None
+            dispatcher = SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
             hooks.setdefault(place.entry, ModuleHooks()).entries.append(dispatcher)
             hooks.setdefault(place.exit, ModuleHooks()).exits.append(dispatcher)
             if place.site.pre_norm and place.norm is not None and dispatcher.outputs:
@@ -225,20 +307,12 @@ class Injection:
             hook.sort()
         return hooks
 
-    def _dispatcher(self, place: Place) -> SiteDispatcher | None:
-        inputs = bind(self.graph, self.modules, place.site, "input")
-        outputs = bind(self.graph, self.modules, place.site, "output")
-        prompts = self._prompts(place) if place.site.name == "embeddings" else ()
-        if not (inputs or outputs or prompts):
-            return None
-        norm = self.base.get_submodule(place.norm) if place.norm is not None else None
-        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
+    def _uncomposed(self, site: Site, role: Role) -> tuple[BoundModule, ...]:
+        """The modules at a site in a role that no composition takes part in.
 
-    def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
-        return self._flat(place.site, "prompt")
-
-    def _flat(self, site: Site, role: Role) -> tuple[BoundModule, ...]:
-        """What plays a role that no composition takes part in."""
+        Raises:
+            CompositionError: a composition does.
+        """
         bound = bind(self.graph, self.modules, site, role)
         flat = [b for b in bound if isinstance(b, BoundModule)]
         if len(flat) < len(bound):
@@ -250,34 +324,8 @@ class Injection:
     # Regions
     # --------------------------------------------------------------------------------------------------
 
-    def _install_regions(self) -> None:
-        attending: list[Place] = []
-        for place, child in self.regions():
-            inside = self._inside(place)
-            attends = [p for p in inside if p.attends]
-            norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
-            ahead = norm is not None and bool(attends) and bool(attends[0].site.pre_norm)
-            first = self.base.get_submodule(norm.entry) if ahead and norm is not None else None
-            narrows = bool(attends) and any(p.site.name == "ffn" for p in inside)
-            module = self.base.get_submodule(place.entry)
-            forward = RegionForward(module, place, self.token, child, first, narrows=narrows)
-            self._handles += [forward, *narrowed(self.base, inside, forward.key)]
-            attending += attends
-        self._handles += self.dispatch_to_ours(attending)
-
-    def _install_reading(self) -> None:
-        """Leave out a pooler, where the head reads past it."""
-        pooler = self.pooler()
-        if pooler is not None and any(e.traits.skips_pooler for e in self.graph.entries.values()):
-            self._handles.append(FirstRow(pooler, self.token))
-
-    def _inside(self, place: Place) -> list[Place]:
-        """The places of the layer that a region is of."""
-        layer = (place.site.stack, place.site.layer)
-        return [p for p in self.places.values() if (p.site.stack, p.site.layer) == layer]
-
     def regions(self) -> list[tuple[Place, BoundModule]]:
-        """What takes the place of which region.
+        """The regions whose place a module of the hybrid takes, each with that module.
 
         Raises:
             CompositionError: it is no single module of this model.
@@ -299,18 +347,6 @@ class Injection:
 
     # Attention
     # ------------------------------------------------------------------------------------------------
-
-    def _install_attention(self) -> None:
-        hooks = self.attention_hooks()
-        for hook in hooks:
-            module = self.base.get_submodule(hook.place.entry)
-            # Before the site's own hooks: they read the context that this one lays down.
-            self._handles.append(
-                module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
-            )
-            if hook.acts:
-                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
-        self._handles += self.dispatch_to_ours([h.place for h in hooks if h.acts])
 
     def attention_hooks(self) -> list[AttentionHooks]:
         """One for each attention that dispatches, with the prefixes and the terms on scores there.
@@ -337,7 +373,7 @@ class Injection:
                 place,
                 self.token,
                 bind(self.graph, self.modules, place.site, "kv"),
-                self._flat(place.site, "scores"),
+                self._uncomposed(place.site, "scores"),
             )
             for place in self.places.values()
             if place.attends
@@ -352,8 +388,7 @@ class Injection:
         Raises:
             CompositionError: the model uses an attention implementation that has none of ours.
         """
-        asking = [p for p in prefixed if not is_undispatched(self.base.get_submodule(p.entry))]
-        stacks = {p.site.stack for p in asking}
+        stacks = {p.site.stack for p in prefixed if not is_undispatched(self.base.get_submodule(p.entry))}
         for config in configs_of(self.base, [s for s in self.layout.stacks if s.map.name in stacks]):
             now = config._attn_implementation or "eager"
             if now in DELEGATES.values():
@@ -367,129 +402,54 @@ class Injection:
             config._attn_implementation = {"": DELEGATES[now]}
         return dispatching(self.base.get_submodule(p.entry) for p in prefixed)
 
-    def _install_layers(self) -> None:
-        """Where norms in front of the attention are altered, they too are to know their forward when a layer
-        is recomputed (see `LayerHooks`)."""
-        stacks = {s.stack for s in self.graph.sites() if s.name == "attention_norm"}
-        hook = LayerHooks(self.token, [self.token])
-        layers = (path for s in self.layout.stacks if s.map.name in stacks for path in s.layers)
-        for module in {self.base.get_submodule(path) for path in layers}:
-            self._handles += [
-                module.register_forward_pre_hook(hook.before),
-                module.register_forward_hook(hook.after, always_call=True),
-            ]
+    # Prompts and roots
+    # ----------------------------------------------------------------------------------------------------
 
-    def _install_late(self) -> None:
-        """In front of each layer from the first one on that a prompt puts rows in front of."""
-        for stack in self.layout.stacks:
-            below: tuple[BoundModule, ...] = ()
-            for index, path in enumerate(stack.layers):
-                prompts = self._late(stack, index)
-                if below or prompts:
-                    of = stack.map
-                    hook = LateHooks(of.name, self.token, of.causal, of.ones, prompts, below, of.sine_first)
-                    module = self.base.get_submodule(path)
-                    self._handles.append(
-                        module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
-                    )
-                    self._handles += dispatching(self._attentions(stack, index))  # they know of rows
-                    kept = len(self.layout.stacks) > 1 and stack.map.name == "encoder"
-                    if index == len(stack.layers) - 1 and not kept:
-                        self._handles.append(module.register_forward_hook(hook.after))
-                below += prompts
-
-    def _attentions(self, stack: StackPlaces, index: int) -> list[nn.Module]:
-        """Those of a layer that dispatch."""
-        return [self.base.get_submodule(p.entry) for p in stack.places if p.attends and p.site.layer == index]
-
-    def _late(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
+    def _late_prompts(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
         """The prompts in front of a layer.
 
         Raises:
             CompositionError: the stack's layers do not take rows.
         """
         place = self.places.get(f"{stack.map.name}-{index}-layer")
-        prompts = () if place is None else self._prompts(place)
+        prompts = () if place is None else self._uncomposed(place.site, "prompt")
         require_room(prompts, stack, index, self.graph.spec)
         return prompts
-
-    # Logits
-    # ----------------------------------------------------------------------------------------------------
-
-    def _install_logits(self) -> None:
-        found, project = logits_modules(self.graph, self.modules), projection_of(self.model)
-        if found and project is not None:
-            hook = LogitsHook(found, self.token)
-            self._handles.append(self.model.register_forward_pre_hook(hook.before, with_kwargs=True))
-            self._handles.append(project.register_forward_hook(hook.after, with_kwargs=True))
-
-    # Roots
-    # ----------------------------------------------------------------------------------------------------
-
-    def _install_roots(self) -> None:
-        used = {s.stack for s in self.graph.sites()}
-        counted = False
-        for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
-            if stack.map.name not in used and not root.source_slots and not root.tells:
-                continue
-            counted = True
-            module = self.base.get_submodule(stack.map.root)
-            self._handles.append(module.register_forward_pre_hook(root.before, with_kwargs=True))
-            if root.rows and stack.layers:
-                first = self.base.get_submodule(stack.layers[0])
-                self._handles.append(first.register_forward_pre_hook(root.reached))
-            if (root.rows or root.late) and not root.keep:
-                for leaving in (stack.map.leaves, stack.map.root):
-                    if leaving is not None:
-                        behind = self.base.get_submodule(leaving)
-                        self._handles.append(behind.register_forward_hook(root.after, with_kwargs=True))
-                self._install_pooler(stack, root)
-            self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
-        if self._weights and not counted:  # what acts on weights alone needs no root
-            self._handles.append(self.base.register_forward_pre_hook(self.forwards.before))
-            self._handles.append(self.base.register_forward_hook(self.forwards.after, always_call=True))
 
     def root_hooks(self) -> list[RootHooks]:
         """One for each stack of the backbone, in order."""
         two = len(self.layout.stacks) > 1
+        pad_id = self.layout.padding_id(self.base.config)
+        first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
         hooks: list[RootHooks] = []
         for stack in self.layout.stacks:
-            source = next((r for r in hooks if r.keep), None)
-            hooks.append(self._root(stack, two, source))
+            name = stack.map.name
+            place = self.places.get(f"{name}-embeddings")
+            entries = [e for e in self.graph.entries.values() if any(s.stack == name for s in e.sites)]
+            prompts = () if place is None else self._uncomposed(place.site, "prompt")
+            bare = {e.name for e in entries if BARE in e.traits.features}
+            of_bare = tuple(prompt for prompt in prompts if prompt.name in bare)
+            hooks.append(
+                RootHooks(
+                    stack.map,
+                    self.graph.spec,
+                    self.token,
+                    prompts,
+                    () if place is None else tuple(bind(self.graph, self.modules, place.site, "output")),
+                    keep=two and name == "encoder",
+                    source=next((r for r in hooks if r.keep), None) if name == "decoder" else None,
+                    late=tuple(p for i in range(len(stack.layers)) for p in self._late_prompts(stack, i)),
+                    dummy_id=1 if pad_id == 0 else 0,
+                    first_position=first,
+                    forwards=self.forwards,
+                    prepass=bool(bare - {prompt.name for prompt in of_bare}),
+                    of_bare=of_bare,
+                    sees_text=any(e.traits.sees_text for e in entries),
+                    logits=stack is self.layout.stacks[-1]
+                    and any("logits" in e.ways for e in self.graph.entries.values()),
+                )
+            )
         return hooks
-
-    def _root(self, stack: StackPlaces, two: bool, source: RootHooks | None) -> RootHooks:
-        place = self.places.get(f"{stack.map.name}-embeddings")
-        entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
-        pad_id = self.layout.padding_id(self.base.config)
-        prompts = () if place is None else self._prompts(place)
-        wanting = {e.name for e in entries if BARE in e.traits.features}
-        asking = tuple(prompt for prompt in prompts if prompt.name in wanting)
-        first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
-        return RootHooks(
-            stack.map,
-            self.graph.spec,
-            self.token,
-            prompts,
-            () if place is None else tuple(bind(self.graph, self.modules, place.site, "output")),
-            keep=two and stack.map.name == "encoder",
-            source=source if stack.map.name == "decoder" else None,
-            late=tuple(p for index in range(len(stack.layers)) for p in self._late(stack, index)),
-            dummy_id=1 if pad_id == 0 else 0,
-            first_position=first,
-            forwards=self.forwards,
-            prepass=bool(wanting - {prompt.name for prompt in asking}),
-            asking=asking,
-            sees_text=any(e.traits.sees_text for e in entries),
-            tells=stack is self.layout.stacks[-1]
-            and any("logits" in e.ways for e in self.graph.entries.values()),
-        )
-
-    def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
-        pooler = self.pooler()
-        if pooler is not None and stack.map.leaves is None:
-            hook = PoolerHooks(stack.map.name, self.token)
-            self._handles.append(pooler.register_forward_pre_hook(hook.before))
 
     def pooler(self) -> nn.Module | None:
         """The module that reads the first row, where this base model has one."""

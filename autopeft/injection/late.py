@@ -38,23 +38,9 @@ def require_room(prompts: Sequence[BoundModule], stack: StackPlaces, index: int,
         CompositionError: it is not known what the family hands its layers, or its layers do not take rows.
         MethodError: a prompt asks for another place than the front, or for that of rows and for new ones.
     """
-    if prompts:
-        _require_layers(prompts[0].name, stack, index, spec)
-    for prompt in prompts:
-        if not all(slot.in_front for slot in prompt.slots):
-            raise MethodError(
-                f"{prompt.name} asks for a place among the tokens at {prompt.site.path}, but what a layer "
-                "reads has no positions any more; let its slots there have offset 0 at the front."
-            )
-        if len({slot.renews for slot in prompt.slots}) > 1:
-            raise MethodError(
-                f"{prompt.name} both puts rows in and makes its own anew at {prompt.site.path}; let all of "
-                "its slots there do the same."
-            )
-
-
-def _require_layers(name: str, stack: StackPlaces, index: int, spec: BackboneSpec) -> None:
-    puts = f"{name} puts rows in front of a layer"
+    if not prompts:
+        return
+    puts = f"{prompts[0].name} puts rows in front of a layer"
     if spec.generic:
         raise CompositionError(
             f"{puts}, and it is not known what masks and positions {spec.family!r} hands its layers; use "
@@ -74,6 +60,17 @@ def _require_layers(name: str, stack: StackPlaces, index: int, spec: BackboneSpe
             f"{puts}, but {spec.family!r} blends what its first layer read with what it yields; put them in "
             "front of a later layer, or use prompt_tuning or p_tuning."
         )
+    for prompt in prompts:
+        if not all(slot.in_front for slot in prompt.slots):
+            raise MethodError(
+                f"{prompt.name} asks for a place among the tokens at {prompt.site.path}, but what a layer "
+                "reads has no positions any more; let its slots there have offset 0 at the front."
+            )
+        if len({slot.renews for slot in prompt.slots}) > 1:
+            raise MethodError(
+                f"{prompt.name} both puts rows in and makes its own anew at {prompt.site.path}; let all of "
+                "its slots there do the same."
+            )
 
 
 @dataclass
@@ -116,7 +113,9 @@ class LateHooks:
             x, context = self._longer(self._renewed(x, context), context)
         if self.prompts:
             frames.contexts[(self.token, self.stack)] = context
-        rows = self._rows(context)
+        rows = context.reserved.late  # put in so far, those of this layer included
+        if context.cached:
+            rows = sum(slot.adds for prompt in (*self.below, *self.prompts) for slot in prompt.slots)
         if not rows:
             return with_input(args, kwargs, x)
         names = [
@@ -140,14 +139,8 @@ class LateHooks:
         y = y[:, : y.shape[1] - rows] if context.reserved.right else y[:, rows:]
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
-    def _rows(self, context: Context) -> int:
-        """How many rows have been put in when this layer runs, its own included."""
-        if not context.cached:
-            return context.reserved.late
-        return sum(slot.adds for prompt in (*self.below, *self.prompts) for slot in prompt.slots)
-
     def _renewed(self, x: Tensor, context: Context) -> Tensor:
-        """What the layer reads with the rows made anew that its prompts have had since a layer below."""
+        """The layer's input x with the rows renewed that its prompts put in at a layer below."""
         for prompt in self.prompts:
             if not any(slot.renews for slot in prompt.slots):
                 continue
@@ -162,7 +155,7 @@ class LateHooks:
         return x
 
     def _longer(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
-        """What the layer reads with the rows that its prompts put in, and the context that knows of them."""
+        """The layer's input x with the rows that its prompts put in, and the context that counts them."""
         prompts = [prompt for prompt in self.prompts if any(slot.adds for slot in prompt.slots)]
         if not prompts:
             return x, context

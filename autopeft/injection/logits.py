@@ -1,8 +1,8 @@
-"""What acts on logits: one hook behind the map that yields them."""
+"""Modules that act on logits: one hook behind the linear map that yields them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,16 +46,10 @@ class LogitsHook:
     ) -> Tensor:
         hidden, logits = first_input(args, kwargs), output
         context = frames.behind.pop(self.token, None) or Context(hybrid=self.token, lost=True)
-        call = Call(context, read=self._reading(hidden))
-        for one in self.modules:
-            output = output + in_own_dtype(one, partial(one.logits, call=call), hidden, logits)
-        return output
-
-    def _reading(self, hidden: Tensor) -> Callable[[Tensor], Tensor]:
-        """What narrows states (batch, tokens, …) to the positions of `hidden`, (N, …) or (batch, k, …)."""
         positions, picks = frames.read, frames.picks
 
         def read(states: Tensor) -> Tensor:
+            """Narrows states (batch, tokens, …) to the positions of `hidden`, (N, …) or (batch, k, …)."""
             if hidden.ndim == 3 and not picks:
                 return states[:, states.shape[1] - hidden.shape[1] :]
             if hidden.ndim == 2 and positions is not None and positions.shape == states.shape[:2]:
@@ -65,4 +59,7 @@ class LogitsHook:
                 f"call the model without {_KEEP}, or with the number of the last tokens."
             )
 
-        return read
+        call = Call(context, read=read)
+        for one in self.modules:
+            output = output + in_own_dtype(one, partial(one.logits, call=call), hidden, logits)
+        return output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,13 +12,18 @@ from autopeft.backbones import Place
 from autopeft.errors import CompositionError
 from autopeft.injection.frames import frames
 from autopeft.injection.install import Injection
-from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks, StackBias
-from autopeft.injection.multi_roots import ModelHooks, MultiRootHooks
-from autopeft.injection.owners import owners_of
+from autopeft.injection.lanes import (
+    BiasHooks,
+    LaneAttentionHooks,
+    LaneHooks,
+    LayerHooks,
+    ModelHooks,
+    MultiRootHooks,
+    StackBias,
+)
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward
-from autopeft.injection.weights import Replacement, WeightHooks
-from autopeft.spec import Site
+from autopeft.injection.weights import Replacement, WeightHooks, owners_of
 
 __all__ = ["LaneInjection", "MultiInjection"]
 
@@ -72,9 +77,46 @@ class MultiInjection:
         alone = any(lane.patches() for lane in self.lanes)
         model = ModelHooks(self.token, len(self.lanes), self.forwards, alone)
         self._handles.append(self.model.register_forward_pre_hook(model.before, with_kwargs=True))
-        self._install_attention()
-        self._install_layers()
-        self._install_roots()
+
+        prefixed: list[Place] = []
+        for attentions in zip(*(lane.attention_hooks() for lane in self.lanes), strict=True):
+            if not any(attention.acts for attention in attentions):
+                continue
+            prefixed.append(attentions[0].place)
+            module = self.base.get_submodule(attentions[0].place.entry)
+            of_lanes = LaneAttentionHooks(self.token, attentions)
+            self._handles += [
+                module.register_forward_pre_hook(of_lanes.before, with_kwargs=True, prepend=True),
+                module.register_forward_hook(of_lanes.after, with_kwargs=True),
+            ]
+        self._handles += self.lanes[0].dispatch_to_ours(prefixed)
+
+        checkpoints = LayerHooks(self.token, [lane.token for lane in self.lanes])
+        for module in {self.base.get_submodule(path) for s in self.layout.stacks for path in s.layers}:
+            self._handles += [
+                module.register_forward_pre_hook(checkpoints.before),
+                module.register_forward_hook(checkpoints.after, always_call=True),
+            ]
+
+        pooler = self.lanes[0].pooler()
+        for stack, roots in zip(
+            self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
+        ):
+            if stack.map.leaves is not None and any(root.rows for root in roots):
+                raise CompositionError(
+                    f"{type(self.base).__name__} reads a row of its last states itself, which would be one "
+                    "of a prompt in a batch of several hybrids; attach those with prompts one at a time."
+                )
+            shared = MultiRootHooks(self.token, roots)
+            module = self.base.get_submodule(stack.map.root)
+            self._handles += [
+                module.register_forward_pre_hook(shared.before, with_kwargs=True),
+                module.register_forward_hook(shared.after, with_kwargs=True),
+                module.register_forward_hook(shared.cleanup, always_call=True),
+            ]
+            if pooler is not None and not shared.keep:
+                self._handles.append(pooler.register_forward_pre_hook(shared.pooled))
+
         # Last: where the model has no head it is a root too, whose hooks read the split.
         self._handles.append(self.model.register_forward_hook(model.after, always_call=True))
         self._sites = self._site_hooks()
@@ -84,7 +126,14 @@ class MultiInjection:
         """Raise CompositionError where a hybrid alters a map that is called for more than rows of the batch,
         or for what does not tell them apart."""
         acting, patched = {site.key for site in lane.graph.sites()}, tuple(lane.patches())
-        flat = _flat(lane.places.values())
+        # What sees (batch · positions, width): the modules of flat regions (OPT's FFN), and the norm that a
+        # pre-norm one begins with.
+        modules: set[str] = set()
+        for region in lane.places.values():
+            if region.flat:
+                modules |= {region.entry, region.exit}
+                modules |= {region.norm} if region.site.pre_norm and region.norm is not None else set()
+        flat = {p.site.key: p.site for p in lane.places.values() if modules & {p.entry, p.exit}}
         for place in lane.places.values():
             altered = any(name.startswith(f"{place.exit}.") for name in patched)
             if not altered and place.site.key not in acting:
@@ -141,7 +190,10 @@ class MultiInjection:
         for hook in hooks.values():
             for lane in hook.lanes:
                 lane.weights = None
-        for i, weights in enumerate(self._weights()):
+        for i, injection in enumerate(self.lanes):
+            weights = injection.weight_hooks()
+            for module, leaf, parameter in self._head(i):
+                weights.setdefault(module, WeightHooks()).patches[leaf] = Replacement(parameter)
             for module, weight in weights.items():
                 self._at(hooks, module).lanes[i].weights = weight
         self._lift_biases(hooks)
@@ -151,18 +203,8 @@ class MultiInjection:
             if hooked.leaves:
                 self._lane_handles.append(module.register_forward_hook(hooked.after, with_kwargs=True))
 
-    def _weights(self) -> list[dict[nn.Module, WeightHooks]]:
-        """For each hybrid, what alters the parameters of which module: its deltas, and its own head."""
-        found = []
-        for i, lane in enumerate(self.lanes):
-            hooks = lane.weight_hooks()
-            for module, leaf, parameter in self._head(i):
-                hooks.setdefault(module, WeightHooks()).patches[leaf] = Replacement(parameter)
-            found.append(hooks)
-        return found
-
     def _head(self, index: int) -> list[tuple[nn.Module, str, nn.Parameter]]:
-        """Where each parameter of a hybrid's head stands in for the model's own."""
+        """The places of a hybrid's head in the model: module, name there, and the hybrid's own parameter."""
         owners, own = owners_of(self.model), dict(self.model.named_parameters())
         return [
             (module, leaf, parameter)
@@ -197,59 +239,3 @@ class MultiInjection:
             else:
                 bias = BiasHooks(self.token, weights)
                 self._lane_handles.append(module.register_forward_pre_hook(bias.before, with_kwargs=True))
-
-    # Attention, layers, roots
-    # ----------------------------------------------------------------------------------------------------
-
-    def _install_attention(self) -> None:
-        prefixed: list[Place] = []
-        for hooks in zip(*(lane.attention_hooks() for lane in self.lanes), strict=True):
-            place = hooks[0].place
-            if not any(hook.acts for hook in hooks):
-                continue
-            prefixed.append(place)
-            module, together = self.base.get_submodule(place.entry), LaneAttentionHooks(self.token, hooks)
-            self._handles += [
-                module.register_forward_pre_hook(together.before, with_kwargs=True, prepend=True),
-                module.register_forward_hook(together.after, with_kwargs=True),
-            ]
-        self._handles += self.lanes[0].dispatch_to_ours(prefixed)
-
-    def _install_layers(self) -> None:
-        hook = LayerHooks(self.token, [lane.token for lane in self.lanes])
-        for module in {self.base.get_submodule(path) for s in self.layout.stacks for path in s.layers}:
-            self._handles += [
-                module.register_forward_pre_hook(hook.before),
-                module.register_forward_hook(hook.after, always_call=True),
-            ]
-
-    def _install_roots(self) -> None:
-        pooler = self.lanes[0].pooler()
-        for stack, lanes in zip(
-            self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
-        ):
-            if stack.map.leaves is not None and any(lane.rows for lane in lanes):
-                raise CompositionError(
-                    f"{type(self.base).__name__} reads a row of its last states itself, which would be one "
-                    "of a prompt in a batch of several hybrids; attach those with prompts one at a time."
-                )
-            root = MultiRootHooks(self.token, lanes)
-            module = self.base.get_submodule(stack.map.root)
-            self._handles += [
-                module.register_forward_pre_hook(root.before, with_kwargs=True),
-                module.register_forward_hook(root.after, with_kwargs=True),
-                module.register_forward_hook(root.cleanup, always_call=True),
-            ]
-            if pooler is not None and not root.keep:
-                self._handles.append(pooler.register_forward_pre_hook(root.pooled))
-
-
-def _flat(places: Collection[Place]) -> dict[str, Site]:
-    """The sites, by key, of the modules that see (batch · positions, width): those of flat regions (OPT's
-    FFN), and a norm in front of one, which a region with a norm in front of it begins before."""
-    modules: set[str] = set()
-    for region in places:
-        if region.flat:
-            modules |= {region.entry, region.exit}
-            modules |= {region.norm} if region.site.pre_norm and region.norm is not None else set()
-    return {p.site.key: p.site for p in places if modules & {p.entry, p.exit}}

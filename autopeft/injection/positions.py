@@ -30,7 +30,7 @@ def spread(y: Tensor, position: Position, length: int, dim: int) -> Tensor:
 
 
 def spread_first(output: Any, position: Position, length: int) -> Any:
-    """What a module returns, its states (the first of several things) spread out again."""
+    """A module's output with its states, the first of a tuple, spread out again."""
     y: Tensor = output[0] if isinstance(output, tuple) else output
     full = spread(y, position, length, 1)
     return (full, *output[1:]) if isinstance(output, tuple) else full

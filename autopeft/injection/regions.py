@@ -1,7 +1,7 @@
 """around(region): a module that takes a region's place and runs the frozen region on the rows that it wants.
 
-The region's module gets a forward of its own, in which ours is asked what it makes of x and is handed the
-region as `Call.region`. Where that is asked for some positions of each row alone, what serves each position
+The region's module gets a forward of its own, which calls our module with x and hands it the region as
+`Call.region`. Where our module runs that for some positions of each row alone, what serves each position
 by itself (queries, the output projection, the FFN) is computed for these alone and spread out with zeros, and
 attention for their queries; keys and values are those of all positions. The narrowing lies inside of the
 modules' hooks: what else acts there sees full tensors, as ever.
@@ -56,13 +56,13 @@ class Replacing:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """What the module's forward takes by itself: hooks tell its arguments by position from that."""
+        """The signature of the module's own forward, by which hooks name its positional arguments."""
         if self._before is not None:
             return inspect.signature(self._before)
         return inspect.signature(type(self.module).forward.__get__(self.module))
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module does by itself."""
+        """The module's own forward."""
         if self._before is not None:
             return self._before(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -92,7 +92,7 @@ class FirstRow(Replacing):
 
 
 class Narrowed(Replacing):
-    """Computes a module for the positions that its layer is asked for.
+    """Computes a module for the positions that its layer is computed for.
 
     Args:
         key: of the layer.
@@ -105,26 +105,26 @@ class Narrowed(Replacing):
         self.key, self.enters, self.leaves = key, enters, leaves
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        asked = frames.rows.get(self.key)
-        if asked is None:
+        rows = frames.rows.get(self.key)
+        if rows is None:
             return self.plain(*args, **kwargs)
-        positions, length = asked
+        positions, length = rows
         if self.enters:
             args, kwargs = with_input(args, kwargs, take(first_input(args, kwargs), positions, 1))
         output = self.plain(*args, **kwargs)
         return spread_first(output, positions, length) if self.leaves else output
 
 
-def _ask_for_rows(
+def _hand_on_rows(
     key: RowsKey, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A hook on an attention: the attention function is to compute the asked positions' queries alone."""
-    asked = frames.rows.get(key)
-    return (args, kwargs) if asked is None else (args, {**kwargs, READ: asked[0]})
+    """A hook on an attention: its function computes the queries of the layer's positions alone."""
+    rows = frames.rows.get(key)
+    return (args, kwargs) if rows is None else (args, {**kwargs, READ: rows[0]})
 
 
 def narrowed(base: nn.Module, inside: Iterable[Place], key: RowsKey) -> list[Narrowed | RemovableHandle]:
-    """Let the places of a layer compute the positions that it is asked for.
+    """Let the places of a layer compute only the positions that the layer is computed for.
 
     Returns:
         What takes that off again.
@@ -138,17 +138,17 @@ def narrowed(base: nn.Module, inside: Iterable[Place], key: RowsKey) -> list[Nar
                 found.append(Narrowed(module, key, **ends))
         if place.attends:
             attention = base.get_submodule(place.entry)
-            hook = partial(_ask_for_rows, key)
+            hook = partial(_hand_on_rows, key)
             found.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
     return found
 
 
 @contextmanager
-def _computing(key: RowsKey, asked: tuple[Tensor, int] | None) -> Iterator[None]:
+def _computing(key: RowsKey, rows: tuple[Tensor, int] | None) -> Iterator[None]:
     """Within, the layer is computed for these positions of a sequence of this length, or for all."""
     before = frames.rows.pop(key, None)
-    if asked is not None:
-        frames.rows[key] = asked
+    if rows is not None:
+        frames.rows[key] = rows
     try:
         yield
     finally:
@@ -163,13 +163,13 @@ class _Checkpointed:
 
     function: Callable[..., Any]
     key: RowsKey
-    asked: tuple[Tensor, int] | None
+    rows: tuple[Tensor, int] | None
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.function(partial(self._run, layer), *args, **kwargs)
 
     def _run(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with _computing(self.key, self.asked):
+        with _computing(self.key, self.rows):
             return layer(*args, **kwargs)
 
 
@@ -225,13 +225,13 @@ class RegionForward(Replacing):
             )
         return (y, *rest[0][1:]) if isinstance(rest[0], tuple) else y
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], asked: tuple[Tensor, int] | None) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: tuple[Tensor, int] | None) -> Any:
         function = self.module.__dict__.get(_FUNCTION)
         kept = function is not None and self.module.training and torch.is_grad_enabled()
         if kept:
-            self.module.__dict__[_FUNCTION] = _Checkpointed(function, self.key, asked)  # type: ignore[arg-type]
+            self.module.__dict__[_FUNCTION] = _Checkpointed(function, self.key, rows)  # type: ignore[arg-type]
         try:
-            with _computing(self.key, asked):
+            with _computing(self.key, rows):
                 return self.plain(*args, **kwargs)
         finally:
             if kept:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from autopeft.backbones import StackPlaces
 from autopeft.graph import CompositionGraph, is_rowwise_in
-from autopeft.injection.attention import DELEGATES, attention_behind
+from autopeft.injection.attention import DELEGATES, attention_behind, configs_of
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ, frames
-from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread_first, take
 from autopeft.injection.regions import Replacing, serves_itself
 from autopeft.injection.undispatched import dispatching, is_undispatched
@@ -49,7 +48,7 @@ class ReadRows:
         base: the base model.
         stack: the stack that the head reads.
         reader: which position: the `first` or the `last` token; `None` where each batch names its own.
-        slots: gives the rows that prompts have in the sequence; asked in each forward, as a further one of a
+        slots: gives the rows that prompts have in the sequence; called in each forward, as a further one of a
             step may be without some.
     """
 
@@ -75,41 +74,32 @@ class ReadRows:
             read: the positions (B, L) that are read, where there is no reader; where these are nearly all,
                 or are not given, nothing is narrowed.
         """
-        position = self._position(mask, read)
+        position: Position | None = None
+        if self.reader is not None:
+            position = read_position(self.reader, self.slots(), mask)
+        elif read is not None and (tokens := some_of(read)) is not None:
+            position = _moved(tokens, self.slots(), mask)
         if position is None:
             yield
             return
-        handles: list[Any] = self._at_one(position) if self.reader else self._at_several(position)
+        handles: list[Any] = []
+        if self.reader:  # inside the sites' own hooks, one narrow row meets what they see whole
+            for entry, exit_ in self._narrowed:
+                narrow = _Narrow(position)
+                handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
+                handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
+        else:  # inside the modules themselves, so that all hooks see whole rows
+            modules = dict.fromkeys(module for pair in self._narrowed for module in pair)
+            handles += [_Several(module, position) for module in modules]
         with _our_attention(self._configs, self._attentions) as ours:
             for attention in self._attentions if ours else ():
-                ask = partial(_ask, position)
-                handles.append(attention.register_forward_pre_hook(ask, with_kwargs=True))
+                hook = partial(_hand_on, position)
+                handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
             try:
                 yield
             finally:
                 for handle in reversed(handles):
                     handle.remove()
-
-    def _at_one(self, position: Position) -> list[Any]:
-        """Inside the sites' own hooks, one narrow row meets what they see whole: it stands for each."""
-        handles: list[Any] = []
-        for entry, exit_ in self._narrowed:
-            narrow = _Narrow(position)
-            handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
-            handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
-        return handles
-
-    def _at_several(self, position: Position) -> list[Any]:
-        """Inside the modules themselves, so that all hooks see whole rows."""
-        modules = dict.fromkeys(module for pair in self._narrowed for module in pair)
-        return [_Several(module, position) for module in modules]
-
-    def _position(self, mask: Tensor, read: Tensor | None) -> Position | None:
-        """Which positions are read, of all that there are."""
-        if self.reader is not None:
-            return read_position(self.reader, self.slots(), mask)
-        tokens = None if read is None else some_of(read)
-        return None if tokens is None else _moved(tokens, self.slots(), mask)
 
 
 def some_of(read: Tensor) -> Tensor | None:
@@ -122,7 +112,7 @@ def some_of(read: Tensor) -> Tensor | None:
 
 
 def read_position(reader: Reader, slots: Sequence[Slot], mask: Tensor) -> Position:
-    """Where the token that a head reads lies among all positions, those of prompts included.
+    """The position of the token that a head reads among all positions, those of prompts included.
 
     Args:
         reader: which token of each text.
@@ -138,14 +128,14 @@ def read_position(reader: Reader, slots: Sequence[Slot], mask: Tensor) -> Positi
 
 
 def _moved(tokens: Tensor, slots: Sequence[Slot], mask: Tensor) -> Tensor:
-    """Where tokens (B, k) of the texts lie among all positions."""
+    """The positions of tokens (B, k) of the texts among all positions, those of prompts included."""
     reserved = reserve(slots, mask, mask.shape[1])
     if reserved.kept is None:
         return tokens + reserved.count
     return reserved.kept.expand(len(mask), -1).gather(1, tokens)
 
 
-def _ask(
+def _hand_on(
     position: Position, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (args, kwargs) if frames.bare else (args, {**kwargs, READ: position})
@@ -239,10 +229,6 @@ def reader_of(layer: nn.Module, logits: Any, mask: Tensor, slots: Sequence[Slot]
     if gradient is None:
         return None
     read = gradient.abs().sum(-1) != 0
-    return _matches(read, mask, slots)
-
-
-def _matches(read: Tensor, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:
     rows = torch.arange(len(mask), device=mask.device)
     readers: Sequence[Reader] = ("first", "last")
     for reader in readers:

@@ -79,7 +79,7 @@ def _widened(heads: Tensor, features: Tensor) -> Tensor:
 
 
 class ScoreTerms:
-    """What the modules of one hybrid add to the scores of one attention."""
+    """The terms that the modules of one hybrid add to the scores of one attention."""
 
     def __init__(self, token: int, stack: str, modules: Sequence[BoundModule]) -> None:
         self.token, self.stack, self.modules = token, stack, tuple(modules)
@@ -96,25 +96,19 @@ class ScoreTerms:
 
         def make(queries: int, keys: int) -> Features:
             call = Call(context, places=places_of(context, x, queries, keys))
-            return side_by_side([_checked(m, x, call) for m in self.modules])
+            pairs = [module.query_key(x, call) for module in self.modules]
+            for module, pair in zip(self.modules, pairs, strict=True):
+                got = tuple(tuple(features.shape) for features in pair)
+                lengths, widths = tuple(s[1] for s in got if len(s) == 3), {s[-1] for s in got}
+                if lengths != (queries, keys) or len(widths) > 1:
+                    raise MethodError(
+                        f"{module.name} gives features {got[0]} of queries and {got[1]} of keys at "
+                        f"{module.site.path}, where there are {queries} queries and {keys} keys; return "
+                        f"(1 or batch, {queries}, width) and (1 or batch, {keys}, width)."
+                    )
+            return side_by_side(pairs)
 
         return Scores(make)
-
-
-def _checked(module: BoundModule, x: Tensor, call: Call) -> Features:
-    found = module.query_key(x, call)
-    places = call.places
-    assert places is not None
-    wanted = (places.queries.shape[1], places.keys.shape[1])
-    got = tuple(tuple(features.shape) for features in found)
-    widths = {shape[-1] for shape in got}
-    if any(len(shape) != 3 for shape in got) or tuple(s[1] for s in got) != wanted or len(widths) > 1:
-        raise MethodError(
-            f"{module.name} gives features {got[0]} of queries and {got[1]} of keys at {module.site.path}, "
-            f"where there are {wanted[0]} queries and {wanted[1]} keys; return (1 or batch, {wanted[0]}, "
-            f"width) and (1 or batch, {wanted[1]}, width)."
-        )
-    return found
 
 
 def side_by_side(pairs: Sequence[Features]) -> Features:
@@ -129,7 +123,7 @@ def side_by_side(pairs: Sequence[Features]) -> Features:
 
 
 def places_of(context: Context, x: Tensor, queries: int, keys: int) -> Places:
-    """Where the queries, which are the positions of x, and the keys of an attention stand.
+    """The text positions of the queries, which are the positions of x, and of the keys of an attention.
 
     What is behind all known positions is nothing: the empty end of a cache of fixed size, or what fills the
     rows of one hybrid up to those of another. A window keeps the last keys.

@@ -9,7 +9,7 @@ have no ids: their rows are appended to the embeddings' output, on the right.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,10 +49,10 @@ class RootHooks:
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
-        prepass: whether the bare backbone always runs first, for what its last hidden states tell.
-        asking: prompts that are made of these; it runs first where one has rows.
+        prepass: whether the bare backbone always runs first, for its last hidden states.
+        of_bare: prompts that are made of these; it runs first where one of them has rows.
         sees_text: whether a prompt depends on the text.
-        tells: whether something acts on the logits behind this stack, and is told of the forward.
+        logits: whether something acts on the logits behind this stack, which reads the forward's context.
     """
 
     stack: StackMap
@@ -67,9 +67,9 @@ class RootHooks:
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
     prepass: bool = False
-    asking: tuple[BoundModule, ...] = ()
+    of_bare: tuple[BoundModule, ...] = ()
     sees_text: bool = False
-    tells: bool = False
+    logits: bool = False
     _prefixed: bool | None = field(default=None, init=False)  # known when all hooks are there
 
     @property
@@ -95,7 +95,7 @@ class RootHooks:
 
     @property
     def owners(self) -> tuple[tuple[str, int], ...]:
-        """Whose rows they are, and how many."""
+        """The name of each prompt, and how many rows it has."""
         return tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
 
     @property
@@ -146,10 +146,10 @@ class RootHooks:
     def _features(
         self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
     ) -> dict[str, Tensor]:
-        """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache, or
-        where no prompt asks for it that has rows at present."""
-        asked = self.prepass or any(prompt.slots for prompt in self.asking)
-        if not asked or is_cached(inputs):
+        """The bare backbone's last hidden states, without gradients; nothing in a step from a cache, or where
+        no prompt is made of them that has rows at present."""
+        wanted = self.prepass or any(prompt.slots for prompt in self.of_bare)
+        if not wanted or is_cached(inputs):
             return {}
         plain = {name: value for name, value in inputs.items() if name not in ("task_id", FEATURES, *_CACHES)}
         if "use_cache" in known:
@@ -164,17 +164,28 @@ class RootHooks:
         task_id, said = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
         cached = is_cached(inputs)
         if self.source_slots:
-            self._pad_source(inputs)
+            states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+            rows = sum(slot.length for slot in self.source_slots)
+            if states is not None and mask is not None and mask.shape[1] + rows == states.shape[1]:
+                inputs["encoder_attention_mask"] = self.source_mask(mask)
         given = _mask(inputs, "attention_mask") if self.reads_text else None
         if self.sees_text:
             _refuse_other_masks(inputs, "What is made of a text's tokens is told which are padding by")
-        tokens = _known_tokens(inputs, given) if self.tells else None
+        tokens = _known_tokens(inputs, given) if self.logits else None
         again = _again(inputs) if self.stack.causal and not cached else None
-        if self.rows or self.sees_text:
-            _refuse_several(again)
+        if (self.rows or self.sees_text) and again is not None and bool(again):
+            raise CompositionError(
+                "Positions begin again within a row, so that it holds several texts, and a prompt would "
+                "stand in front of the first alone, or be made of all of them; give each text a row of its "
+                "own, without packing, or use prefix_tuning or lora."
+            )
         reserved = self._reserve(inputs, cached)
         if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
+        earlier = Reserved()
+        if cached:
+            length = _past(inputs) + (_given_tokens(inputs) or 0) - reserved.count
+            earlier = replace(reserved, tokens=length if given is None else int(given.shape[1]))
         context = Context(
             mask=None if given is None else _mask(inputs, "attention_mask"),
             source_mask=_mask(inputs, "encoder_attention_mask"),
@@ -184,17 +195,15 @@ class RootHooks:
             text_mask=given,
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
-            earlier=replace(reserved, tokens=_tokens(inputs, given, reserved)) if cached else Reserved(),
+            earlier=earlier,
             features={**(features or {}), **(said or {})},
             tokens=tokens,
-            cache=_cache(inputs) if self.tells else None,
+            cache=_cache(inputs) if self.logits else None,
             cached=cached,
             past=max(_past(inputs) - self.rows, 0),
             hybrid=self.token,
             further=frames.further,
         )
-        if reserved.count and self.reads_text and not cached:
-            self._extend_tokens(inputs, context)
         frames.entered = (self.token, self.stack.name)
         frames.contexts[frames.entered] = context
         frames.embedded.discard(frames.entered)
@@ -218,13 +227,21 @@ class RootHooks:
         return reserved.filled(found, torch.cat(made_by(self.prompts, text, call), dim=1))
 
     def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
-        """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
+        """The places of the reserved rows among the positions of the mask, or of the text without a mask."""
         if not self.reads_text:
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
         tokens = _given_tokens(inputs)
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
-            self._refuse_cached(slots, inputs)
+            # Without rows behind tokens the mask is not read: it may lie on another device.
+            shortest = _shortest(inputs, self.rows) if any(slot.offset for slot in slots) else 0
+            why = moving(slots, sees_text=self.sees_text, tokens=shortest)
+            if why:
+                what = "A prompt" if slots else "What the head reads"
+                raise CompositionError(
+                    f"{what} {why}, which has grown since the keys and values in the cache were made; "
+                    "generate with use_cache=False."
+                )
             if slides_past(self.spec.stack(self.stack.name), (s for p in self.late for s in p.slots)):
                 raise CompositionError(
                     "Rows in front of a layer slide out of the window of keys and values that its cache "
@@ -240,27 +257,10 @@ class RootHooks:
         return replace(reserved, owners=self.owners)
 
     def laid(self, mask: Tensor | None, tokens: int) -> Reserved:
-        """Where its rows lie in texts with this mask, those in front of layers left out."""
+        """The places of its rows in texts with this mask, those in front of layers left out."""
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         beside = self.stack.distances or self.spec.stack(self.stack.name).window is not None
         return reserve(slots, mask, tokens, beside=beside)
-
-    def _refuse_cached(self, slots: Sequence[Slot], inputs: dict[str, Any]) -> None:
-        # Without rows behind tokens nothing is asked of the mask, which may lie on another device.
-        tokens = _shortest(inputs, self.rows) if any(slot.offset for slot in slots) else 0
-        why = moving(slots, sees_text=self.sees_text, tokens=tokens)
-        if why:
-            what = "A prompt" if slots else "What the head reads"
-            raise CompositionError(
-                f"{what} {why}, which has grown since the keys and values in the cache were made; "
-                "generate with use_cache=False."
-            )
-
-    def _pad_source(self, inputs: dict[str, Any]) -> None:
-        states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
-        rows = sum(slot.length for slot in self.source_slots)
-        if states is not None and mask is not None and mask.shape[1] + rows == states.shape[1]:
-            inputs["encoder_attention_mask"] = self.source_mask(mask)
 
     def source_mask(self, mask: Tensor) -> Tensor:
         """A source's mask (batch, tokens) with its reserved rows."""
@@ -271,7 +271,23 @@ class RootHooks:
         return reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
 
     def _extend(self, inputs: dict[str, Any], reserved: Reserved, cached: bool) -> None:
+        """Lengthen a text's inputs by the reserved rows; in a step from a cache only mask and positions."""
+        ids, types = inputs.get("input_ids"), inputs.get("token_type_ids")
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        if not cached:
+            length, limit = int(reserved.tokens or 0), self.spec.max_positions
+            if limit is not None and length + reserved.count > limit:
+                raise UsageError(
+                    f"{length} tokens and {reserved.count} prompt rows exceed the {limit} positions of this "
+                    f"backbone; shorten the text to {limit - reserved.count} tokens (max length) or the "
+                    "prompt."
+                )
+            if ids is not None:
+                own = ids.new_full((ids.shape[0], reserved.count), self.dummy_id)
+                inputs["input_ids"] = reserved.around(ids, own)
+            if types is not None:
+                own = types.new_zeros(types.shape[0], reserved.count)
+                inputs["token_type_ids"] = reserved.around(types, own)
         if mask is not None:
             inputs["attention_mask"] = reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
         if positions is None:
@@ -285,22 +301,6 @@ class RootHooks:
             own = own.to(positions.device, positions.dtype) + self.first_position
             moved = reserved.around(moved, own.expand(moved.shape[0], -1))
         inputs["position_ids"] = moved
-
-    def _extend_tokens(self, inputs: dict[str, Any], context: Context) -> None:
-        ids, types = inputs.get("input_ids"), inputs.get("token_type_ids")
-        reserved, length = context.reserved, int(context.reserved.tokens or 0)
-        if ids is not None:
-            inputs["input_ids"] = reserved.around(
-                ids, ids.new_full((ids.shape[0], reserved.count), self.dummy_id)
-            )
-        if types is not None:
-            inputs["token_type_ids"] = reserved.around(types, types.new_zeros(types.shape[0], reserved.count))
-        limit = self.spec.max_positions
-        if limit is not None and length + reserved.count > limit:
-            raise UsageError(
-                f"{length} tokens and {reserved.count} prompt rows exceed the {limit} positions of this "
-                f"backbone; shorten the text to {limit - reserved.count} tokens (max length) or the prompt."
-            )
 
     def reached(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """At the first layer: whether its forward came by the root.
@@ -334,7 +334,7 @@ class RootHooks:
             return
         self.forwards.leave()
         context = frames.contexts.pop((self.token, self.stack.name), None)
-        if self.tells and context is not None:
+        if self.logits and context is not None:
             frames.behind[self.token] = context
 
 
@@ -409,15 +409,8 @@ def _shortest(inputs: dict[str, Any], rows: int) -> int:
     return _past(inputs) - rows if mask is None else int(mask[:, : mask.shape[1] - new].sum(1).min())
 
 
-def _tokens(inputs: dict[str, Any], mask: Tensor | None, reserved: Reserved) -> int:
-    """How many tokens the text has so far, in a step from a cache; `mask` (batch, tokens) as it came."""
-    if mask is not None:
-        return int(mask.shape[1])
-    return _past(inputs) + (_given_tokens(inputs) or 0) - reserved.count
-
-
 def _cache(inputs: dict[str, Any]) -> Any:
-    """Where keys and values are kept; `None` where they are not, or where the stack makes a place itself."""
+    """The cache of keys and values that the caller gave; `None` without one."""
     return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
 
 
@@ -432,22 +425,13 @@ def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
 
 def _again(inputs: dict[str, Any]) -> Tensor | None:
     """(), whether positions begin again within a row, which without a mask is transformers' word for several
-    texts in it; `None` where they cannot say so. Its value is asked where it is needed, as the host then
+    texts in it; `None` where they cannot say so. Read its value only where it is needed: the host then
     waits for the device."""
     places = inputs.get("position_ids")
     if inputs.get("attention_mask") is not None or places is None:
         return None
     again: Tensor = (places.diff(dim=-1) != 1).any()
     return again
-
-
-def _refuse_several(again: Tensor | None) -> None:
-    if again is not None and bool(again):
-        raise CompositionError(
-            "Positions begin again within a row, so that it holds several texts, and a prompt would stand in "
-            "front of the first alone, or be made of all of them; give each text a row of its own, without "
-            "packing, or use prefix_tuning or lora."
-        )
 
 
 def _refuse_other_masks(inputs: dict[str, Any], what: str) -> None:
@@ -470,19 +454,17 @@ def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:
 
 
 def cut_output(output: Any, cut: Callable[[Tensor], Tensor]) -> Any:
-    """The output without its reserved rows: last hidden state, and all hidden states where they were asked
-    for."""
+    """The output without its reserved rows: last hidden state, and all hidden states where it has them."""
+
+    def all_hidden(value: Any) -> bool:  # attentions have four dimensions
+        return isinstance(value, tuple) and all(isinstance(h, Tensor) and h.ndim == 3 for h in value)
+
     if isinstance(output, tuple):
         return (
             cut(output[0]),
-            *(tuple(cut(h) for h in x) if _hidden_states(x) else x for x in output[1:]),
+            *(tuple(cut(h) for h in x) if all_hidden(x) else x for x in output[1:]),
         )
     output.last_hidden_state = cut(output.last_hidden_state)
     if getattr(output, "hidden_states", None) is not None:
         output.hidden_states = tuple(cut(h) for h in output.hidden_states)
     return output
-
-
-def _hidden_states(value: Any) -> bool:
-    """Whether an element of a tuple output is all hidden states (attentions have four dimensions)."""
-    return isinstance(value, tuple) and all(isinstance(h, Tensor) and h.ndim == 3 for h in value)

@@ -22,15 +22,24 @@ from autopeft.errors import UsageError
 from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget
 
-__all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks"]
-
+__all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks", "owners_of"]
 
 _PATIENCE = 60.0  # seconds that a thread waits for its turn at a module
 
 
+def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """By a parameter's id, the modules that hold it and the name that it has there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, leaf))
+    return owners
+
+
 @dataclass(frozen=True)
 class Part:
-    """Where a site's (out, in) weight lies in a stored tensor: transposed (Conv1D) and as a slice of its
+    """The part of a stored tensor that is a site's (out, in) weight: transposed (Conv1D), and a slice of its
     outputs."""
 
     transposed: bool = False
@@ -68,7 +77,7 @@ class Replacement:
 
 @dataclass
 class ParameterPatch:
-    """What alters one parameter: `whole` by the tensor as it is stored, `parts` by a site's (out, in)
+    """The modules that alter one parameter: `whole` read the stored tensor, `parts` a site's (out, in)
     weight."""
 
     whole: list[tuple[WeightTarget, Child]] = field(default_factory=list)
@@ -123,7 +132,15 @@ class WeightHooks:
             originals = {name: module._parameters[name] for name in self.patches}
             # All new tensors are made before the first is swapped in: a failing patch leaves the module
             # untouched.
-            new = {name: patch.new(_present(originals[name], name)) for name, patch in self.patches.items()}
+            new = {}
+            for name, patch in self.patches.items():
+                original = originals[name]
+                if original is None:
+                    raise RuntimeError(
+                        f"The module has no parameter {name!r} any more; detach the hybrid before changing "
+                        "the model."
+                    )
+                new[name] = patch.new(original)
         except BaseException:
             self._turn.release()
             raise
@@ -156,11 +173,3 @@ class WeightHooks:
             yield
         finally:
             self.after(module, (), None)
-
-
-def _present(parameter: nn.Parameter | None, name: str) -> Tensor:
-    if parameter is None:
-        raise RuntimeError(
-            f"The module has no parameter {name!r} any more; detach the hybrid before changing the model."
-        )
-    return parameter

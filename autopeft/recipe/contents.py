@@ -1,4 +1,4 @@
-"""What a recipe consists of, in short: its methods, a name made of them, and a line for each item."""
+"""A recipe in short: its methods, a name made of them, and a line for each item."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _value(value: Any) -> str:
 
 
 def placed_items(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> Iterator[tuple[str, str]]:
-    """Where each item stands, and the item on one line, in file order."""
+    """The place of each item, and the item on one line, in file order."""
     for block in blocks:
         at = block.at if isinstance(block.at, str) else ", ".join(map(str, block.at))
         where = f"layers {at}" if block.stack == "all" else f"{block.stack} layers {at}"

@@ -195,18 +195,6 @@ class Recipe(BaseModel):
         inputs = {k: i.model_copy(update={"sha256": hashes.get(k, i.sha256)}) for k, i in self.inputs.items()}
         return self.model_copy(update={"inputs": inputs})
 
-    def _starts(self) -> list[list[tuple[str, str | None]]]:
-        """What each entry's values start from: hashes of contents, and entries therein."""
-        loose = [name for name, item in self.inputs.items() if item.sha256 is None]
-        if loose:
-            raise RecipeError(
-                f"The recipe {self.name!r} takes its inputs {', '.join(loose)} as they are, so that "
-                f"its hash is "
-                "not settled; autopeft.hybrid.pinned(recipe) writes their hashes into it."
-            )
-        told = [[address_of(start) for start in ref.item.start] for ref in self._entries]
-        return [[(str(self.inputs[name].sha256), entry) for name, entry in each] for each in told]
-
     def hash(self) -> str:
         """Hash of the structure and of how it trains; inputs count by their content, not by where they lie.
 
@@ -233,7 +221,17 @@ class Recipe(BaseModel):
             [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]
         if self.inputs:
-            training["starts"] = self._starts()
+            loose = [name for name, item in self.inputs.items() if item.sha256 is None]
+            if loose:
+                raise RecipeError(
+                    f"The recipe {self.name!r} takes its inputs {', '.join(loose)} as they are, so that its "
+                    "hash is not settled; autopeft.hybrid.pinned(recipe) writes their hashes into it."
+                )
+            # What each entry's values start from: hashes of contents, and entries therein.
+            starts = [[address_of(start) for start in ref.item.start] for ref in self._entries]
+            training["starts"] = [
+                [(str(self.inputs[name].sha256), entry) for name, entry in each] for each in starts
+            ]
         return _digest([self._structure(), training])
 
     def __repr__(self) -> str:

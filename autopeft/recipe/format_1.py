@@ -17,10 +17,6 @@ from autopeft.recipe.problems import MarkedDict, MarkedList, copy_lines
 __all__ = ["CHANGED", "Changed", "canonical_config", "upgraded"]
 
 
-def _never(options: Mapping[str, Any]) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Changed:
     """An option whose default in format 1 was another one.
@@ -33,7 +29,7 @@ class Changed:
 
     value: Any
     added: bool = False
-    idle: Callable[[Mapping[str, Any]], bool] = _never
+    idle: Callable[[Mapping[str, Any]], bool] = lambda options: False
 
 
 def _trains_no_norms(options: Mapping[str, Any]) -> bool:
@@ -106,7 +102,7 @@ def _entry(name: str, body: Any) -> Any:
 
 
 def canonical_config(name: str, config: MethodConfig) -> dict[str, Any]:
-    """What hashes see of a method's options: all of them, but none that came later and says what was meant
+    """The options of a method that go into hashes: all but those that came later and say what was meant
     before."""
     data: dict[str, Any] = config.model_dump(mode="json")
     for option, changed in CHANGED.get(name, {}).items():

@@ -71,45 +71,43 @@ def _input(name: str, body: Any, path: Path, problems: Problems) -> InputItem | 
     before = len(problems.found)
     if not isinstance(name, str) or not name.isidentifier() or len(name) > 64:
         problems.add(path, f"{name!r:.80} is no name; write letters, digits and '_', no digit in front.")
-    told = {"folder": body} if isinstance(body, str) else body
-    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+    fields = {"folder": body} if isinstance(body, str) else body
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         problems.add(path, "an input is a folder, or a mapping of folder or run and sha256, all text.")
         return None
-    for key in told:
+    for key in fields:
         if key not in _KEYS:
             known = ", ".join(_KEYS)
             problems.add((*path, key), f"unknown key {key!r:.80}.{near(key, _KEYS)} an input takes: {known}.")
-    if ("folder" in told) == ("run" in told):
+    if ("folder" in fields) == ("run" in fields):
         problems.add(path, "an input is either a folder or a run; write one of 'folder: …' and 'run: …'.")
     for key in ("folder", "run"):
-        wrong = _outside(told[key], key) if key in told else None
-        if wrong is not None:
+        if key not in fields:
+            continue
+        text, wrong = fields[key], ""
+        parts = PurePosixPath(text).parts
+        if not text.strip() or not text.isprintable() or len(text) > _LONGEST:
+            wrong = f"{key!r} is one line of text, at most {_LONGEST} characters, but got {text!r:.80}."
+        elif text.startswith(("/", "~")) or ".." in parts or "\\" in text:
+            wrong = (
+                f"{text!r:.80} leads elsewhere; an input lies below the folder that you work in. Name it "
+                "relative to that, or copy it there."
+            )
+        elif key == "run" and len(parts) != 1:
+            wrong = (
+                f"{text!r:.80} is no name of a run, as `autopeft runs` lists them; write 'folder: …' for a "
+                "path."
+            )
+        if wrong:
             problems.add((*path, key) if isinstance(body, dict) else path, wrong)
-    sha256 = told.get("sha256")
+    sha256 = fields.get("sha256")
     if sha256 is not None and not _HASH.fullmatch(sha256):
         problems.add(
             (*path, "sha256"),
             f"a hash is 64 digits from 0 to f, but got {sha256!r:.80}; `autopeft show` on the recipe without "
             "it says the one of what is there.",
         )
-    return InputItem(**told) if len(problems.found) == before else None
-
-
-def _outside(text: str, key: str) -> str | None:
-    """What is wrong with a path that may not lead out of the folder that it is read in."""
-    parts = PurePosixPath(text).parts
-    if not text.strip() or not text.isprintable() or len(text) > _LONGEST:
-        return f"{key!r} is one line of text, at most {_LONGEST} characters, but got {text!r:.80}."
-    if text.startswith(("/", "~")) or ".." in parts or "\\" in text:
-        return (
-            f"{text!r:.80} leads elsewhere; an input lies below the folder that you work in. Name it "
-            "relative to that, or copy it there."
-        )
-    if key == "run" and len(parts) != 1:
-        return (
-            f"{text!r:.80} is no name of a run, as `autopeft runs` lists them; write 'folder: …' for a path."
-        )
-    return None
+    return InputItem(**fields) if len(problems.found) == before else None
 
 
 def read_start(value: Any, path: Path, problems: Problems) -> tuple[str, ...]:

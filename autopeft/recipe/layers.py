@@ -1,4 +1,4 @@
-"""Which layers a block covers: `all`, `"0-5"`, `[0, 2, 4]`, `first 2`, `last 4`, `last 50%` or a group
+"""The layers of a block (`at:`): `all`, `"0-5"`, `[0, 2, 4]`, `first 2`, `last 4`, `last 50%` or a group
 `g1` … `g4`.
 """
 
@@ -30,7 +30,16 @@ def normalise_at(value: Any) -> At:
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, (list, tuple)):
-        return _indices(value)
+        if any(isinstance(v, int) and abs(v) > _FURTHEST for v in value):
+            raise RecipeError(
+                f"A layer index is beyond {_FURTHEST:,}, and no model has so many; write {_FORMS}."
+            )
+        bad = [v for v in value if isinstance(v, bool) or not isinstance(v, int) or v < 0]
+        if bad or not value:
+            raise RecipeError(f"{list(value)!r} is not a list of layer indices from 0; write {_FORMS}.")
+        if len(set(value)) < len(value):
+            raise RecipeError(f"{list(value)!r} names a layer twice; a second block may cover a layer again.")
+        return tuple(sorted(value))
     if not isinstance(value, str):
         raise RecipeError(f"{value!r} does not name layers; write {_FORMS}.")
     text = " ".join(value.split())
@@ -55,17 +64,6 @@ def normalise_at(value: Any) -> At:
     raise RecipeError(
         f"{value!r} does not name layers.{near(text, ('all', 'first 2', 'last 4'))} Write {_FORMS}."
     )
-
-
-def _indices(value: list[Any] | tuple[Any, ...]) -> tuple[int, ...]:
-    if any(isinstance(v, int) and abs(v) > _FURTHEST for v in value):
-        raise RecipeError(f"A layer index is beyond {_FURTHEST:,}, and no model has so many; write {_FORMS}.")
-    bad = [v for v in value if isinstance(v, bool) or not isinstance(v, int) or v < 0]
-    if bad or not value:
-        raise RecipeError(f"{list(value)!r} is not a list of layer indices from 0; write {_FORMS}.")
-    if len(set(value)) < len(value):
-        raise RecipeError(f"{list(value)!r} names a layer twice; a second block may cover a layer again.")
-    return tuple(sorted(value))
 
 
 def spindle_sizes(n: int) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from autopeft.composition import composition_names, default_options
 from autopeft.errors import near
 from autopeft.method import MethodConfig, get_method
-from autopeft.recipe.layers import At, normalise_at, resolve_layers
+from autopeft.recipe.layers import At, normalise_at
 
 __all__ = [
     "CompositionItem",
@@ -121,14 +121,6 @@ class LayerBlock(Part):
     @classmethod
     def _canonical(cls, value: Any) -> At:
         return normalise_at(value)
-
-    def layer_indices(self, n_layers: int) -> tuple[int, ...]:
-        """The 0-based layers of a stack of `n_layers` that the block covers.
-
-        Raises:
-            RecipeError: it names a layer that the stack does not have.
-        """
-        return resolve_layers(self.at, n_layers)
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"at": self.at if isinstance(self.at, str) else list(self.at)}

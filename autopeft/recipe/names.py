@@ -25,7 +25,7 @@ __all__ = [
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
 _BESIDE = ("recipe", "spec", "_lanes")
-"""What a hybrid holds beside the modules of its entries, by these names (`autopeft.hybrid.modules.Root`)."""
+"""Names of a hybrid's own attributes beside its entries' modules (`autopeft.hybrid.modules.Root`)."""
 
 
 def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) -> None:
@@ -34,8 +34,19 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
     automatic = {
         name for name, item in named_entries(fields["layers"], fields["model"]) if item.alias is None
     }
-    for path, item in _aliased(fields["layers"], fields["model"], places):
-        alias = str(item.alias)
+    named: list[tuple[Path, str]] = []
+
+    def walk(items: tuple[Item, ...], path: Path) -> None:
+        for i, item in enumerate(items):
+            if item.alias is not None:
+                named.append(((*path, i, "as"), item.alias))
+            if isinstance(item, CompositionItem):
+                walk(item.children, (*path, i, item.kind))
+
+    for block, place in zip(fields["layers"], places, strict=False):
+        walk(block.attach, place)
+    walk(fields["model"], ("model",))
+    for path, alias in named:
         if alias in seen or alias in automatic:
             problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
         elif alias in ("head", *_BESIDE) or is_composition(alias) or alias in method_names():
@@ -43,24 +54,6 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
         elif hasattr(_MODULES, alias):
             problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")
         seen.add(alias)
-
-
-def _aliased(
-    blocks: tuple[LayerBlock, ...], model: tuple[Item, ...], places: list[Path]
-) -> list[tuple[Path, Item]]:
-    found: list[tuple[Path, Item]] = []
-
-    def walk(items: tuple[Item, ...], path: Path) -> None:
-        for i, item in enumerate(items):
-            if item.alias is not None:
-                found.append(((*path, i, "as"), item))
-            if isinstance(item, CompositionItem):
-                walk(item.children, (*path, i, item.kind))
-
-    for block, path in zip(blocks, places, strict=False):
-        walk(block.attach, path)
-    walk(model, ("model",))
-    return found
 
 
 def named_entries(blocks: Iterable[LayerBlock], model: tuple[Item, ...]) -> list[tuple[str, EntryItem]]:
@@ -82,23 +75,18 @@ Parts = Mapping[str, tuple[str, ...] | None]
 """The parts of what has a name; `None` where they are known only once its module is built."""
 
 
-def _parts_by_name(named: Iterable[tuple[str, EntryItem]]) -> Parts:
-    """The parts of entries by their names, and by their methods' names those of all their entries."""
-    found: dict[str, tuple[str, ...] | None] = {}
-    for name, item in named:
-        own = part_names(get_method(item.method)(item.method_config()))
-        for key in {name, item.method}:
-            before = found.get(key, ())
-            unknown = own is None or before is None
-            found[key] = None if unknown else tuple(dict.fromkeys((*(before or ()), *(own or ()))))
-    return found
-
-
 def parts_named(groups: Iterable[str], named: Iterable[tuple[str, EntryItem]]) -> Parts:
     """The parts of all that these groups may be named after: of the head, and of the entries where a group is
-    of a part of one. Methods are made to ask them, which takes long where it is not needed."""
-    of_entry = any("." in group and address(group)[0] != "head" for group in groups)
-    return {**(_parts_by_name(named) if of_entry else {}), "head": HEAD_PARTS}
+    of a part of one. Reading an entry's parts builds its method, which takes long where it is not needed."""
+    found: dict[str, tuple[str, ...] | None] = {"head": HEAD_PARTS}
+    if any("." in group and address(group)[0] != "head" for group in groups):
+        for name, item in named:
+            own = part_names(get_method(item.method)(item.method_config()))
+            for key in {name, item.method}:  # a method's name stands for all its entries
+                before = found.get(key, ())
+                unknown = own is None or before is None
+                found[key] = None if unknown else tuple(dict.fromkeys((*(before or ()), *(own or ()))))
+    return found
 
 
 def check_groups(fields: dict[str, Any], problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""What takes a recipe's steps, as frozen, strict data: `training: {optimizer: {name: sgd, momentum: 0.9}}`.
+"""A recipe's optimizer as frozen, strict data: `training: {optimizer: {name: sgd, momentum: 0.9}}`.
 
 | name | class | decay towards zero |
 |---|---|---|
@@ -32,7 +32,7 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Optimizer(Part):
-    """What all of them take.
+    """The option that all of them take.
 
     Attributes:
         clip: whose norm `max_grad_norm` limits: that of all gradients together (`all`), or of each optimizer
@@ -43,7 +43,7 @@ class _Optimizer(Part):
     clip: Literal["all", "group"] = "all"
 
     def to_data(self) -> dict[str, Any]:
-        """What differs from the defaults, as it is written in a file; `adamw` needs no name."""
+        """The values that are not defaults, as they are written in a file; `adamw` needs no name."""
         data = self.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
         return data if self.name == "adamw" else {"name": self.name, **data}
 

@@ -129,7 +129,7 @@ def check_keys(
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of a file."""
+    """The kind of a value, as a message names it."""
     if value is None:
         return "empty"
     kinds = {
@@ -248,15 +248,13 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
         return None
     start = read_start(tree.get("from"), path, problems) if isinstance(tree, dict) else ()
     if is_composition(name):
-        _refuse_start(start, f"a {name}", "give its children", path, problems)
+        if start:
+            problems.add(
+                (*path, "from"), f"a {name} has no values of its own to start; give its children a 'from:'."
+            )
         return _composition(name, body, alias, (*path, name), level, problems)
     config = _config(name, body, (*path, name), level, problems)
     return None if config is None else EntryItem(method=name, config=config, alias=alias, start=start)
-
-
-def _refuse_start(start: tuple[str, ...], what: str, way_out: str, path: Path, problems: Problems) -> None:
-    if start:
-        problems.add((*path, "from"), f"{what} has no values of its own to start; {way_out} a 'from:'.")
 
 
 def _composition(
@@ -273,7 +271,16 @@ def _composition(
             path, f"{kind!r} holds at least one child; write {{{kind}: [{{lora: {{rank: 8}}}}, …]}}."
         )
     if get_composition(kind).traits.copies:
-        children = _copies(kind, children, tree.get("copies", 1), path, problems)
+        copies = tree.get("copies", 1)  # of the only child: the experts of a route
+        if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
+            problems.add(
+                (*path, "copies"),
+                f"'copies' is a whole number from 1 to {MOST_COPIES}, but got {copies!r:.80}.",
+            )
+        elif copies > 1 and (len(children) > 1 or any(item.alias for item in children)):
+            problems.add((*path, "copies"), f"'copies' is for a {kind} with one child, which has no 'as:'.")
+        else:
+            children *= copies
     if len(problems.found) > before:
         return None
     return CompositionItem.model_validate(
@@ -298,23 +305,8 @@ def _options(kind: str, tree: Mapping[str, Any], path: Path, problems: Problems)
     return default_options(kind)
 
 
-def _copies(
-    kind: str, children: tuple[Item, ...], copies: Any, path: Path, problems: Problems
-) -> tuple[Item, ...]:
-    """`children`, or so many of its only one: the experts of a route."""
-    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
-        problems.add(
-            (*path, "copies"), f"'copies' is a whole number from 1 to {MOST_COPIES}, but got {copies!r:.80}."
-        )
-    elif copies > 1 and (len(children) > 1 or any(item.alias for item in children)):
-        problems.add((*path, "copies"), f"'copies' is for a {kind} with one child, which has no 'as:'.")
-    else:
-        return children * copies
-    return children
-
-
-def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] | None:
-    """The method of that name if it belongs to `level`."""
+def _config(name: str, body: Any, path: Path, level: str, problems: Problems) -> dict[str, Any] | None:
+    """The config of a method as a file says it, checked."""
     if name not in method_names():
         known = (*method_names(), *(composition_names() if level != "training" else ()))
         hint = near(name, known) or f" There are: {', '.join(method_names())}."
@@ -324,14 +316,6 @@ def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] 
     if level not in method.traits.levels:
         right = " or ".join(_LEVEL_PLACE[place] for place in method.traits.levels)
         problems.add(path, f"{name!r} does not belong here; list it {right}.")
-        return None
-    return method
-
-
-def _config(name: str, body: Any, path: Path, level: str, problems: Problems) -> dict[str, Any] | None:
-    """The config of a method as a file says it, checked."""
-    method = _method(name, path, level, problems)
-    if method is None:
         return None
     body = {} if body is None else body
     if not isinstance(body, dict):
@@ -350,27 +334,16 @@ def _config(name: str, body: Any, path: Path, level: str, problems: Problems) ->
     except (TypeError, ValueError) as error:
         problems.add(path, f"the options of {name!r} are not plain data: {error}.")
         return None
-    return (
-        config.model_dump(mode="json", exclude_unset=True) if _sites(config, method, path, problems) else None
-    )
-
-
-def _sites(config: Any, method: type[Any], path: Path, problems: Problems) -> bool:
-    """Whether the sites that a config names exist and suit the method."""
-    allowed = method.traits.sites
-    fine = True
+    allowed, fine = method.traits.sites, True
     for i, site in enumerate(config.sites or ()):
         if site not in allowed:
-            known = allowed if site in SITE_NAMES else SITE_NAMES
-            what = (
-                f"{method.name!r} cannot sit at {site!r}."
-                if site in SITE_NAMES
-                else f"there is no site {site!r}."
-            )
+            known, what = SITE_NAMES, f"there is no site {site!r}."
+            if site in SITE_NAMES:
+                known, what = allowed, f"{method.name!r} cannot sit at {site!r}."
             takes = ", ".join(allowed) or "no sites"
             problems.add((*path, "sites", i), f"{what}{near(site, known)} {method.name!r} takes: {takes}.")
             fine = False
-    return fine
+    return config.model_dump(mode="json", exclude_unset=True) if fine else None
 
 
 def _add_validation(
@@ -380,7 +353,10 @@ def _add_validation(
     for detail in error.errors():
         where: Path = (*path, *detail["loc"])
         if detail["type"] == "extra_forbidden":
-            key, known = str(detail["loc"][-1]), _known_keys(model, detail["loc"])
+            key, loc = str(detail["loc"][-1]), detail["loc"]
+            known = tuple(f.alias or name for name, f in model.model_fields.items())
+            if loc and loc[0] == "groups" and len(loc) > 2:
+                known = ("learning_rate", "weight_decay")
             problems.add(where, f"unknown key {key!r}.{near(key, known)} {what} takes: {', '.join(known)}.")
             continue
         got = detail.get("input")
@@ -388,20 +364,10 @@ def _add_validation(
         message = message.replace("a valid boolean", "true or false")
         shown = f", but got {got!r:.80}"
         if isinstance(got, (dict, list)):  # what is wrong inside of one stands in the message
-            wrong_kind = detail["type"].endswith("_type")
-            shown = f", but got {kind_of(got)}{_keys_of(got)}" if wrong_kind else ""
+            keys = [repr(str(key))[:40] for key in got][:3] if isinstance(got, dict) else []
+            held = f" with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}" if keys else ""
+            shown = f", but got {kind_of(got)}{held}" if detail["type"].endswith("_type") else ""
         problems.add(where, f"{message.rstrip('.')}{shown}.")
-
-
-def _keys_of(tree: Any) -> str:
-    keys = [repr(str(key))[:40] for key in tree][:3] if isinstance(tree, dict) else []
-    return f" with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}" if keys else ""
-
-
-def _known_keys(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[str, ...]:
-    if loc and loc[0] == "groups" and len(loc) > 2:
-        return ("learning_rate", "weight_decay")
-    return tuple(f.alias or name for name, f in model.model_fields.items())
 
 
 def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSection:

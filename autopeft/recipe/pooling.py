@@ -1,4 +1,4 @@
-"""What the head of a recipe's model reads: one state, as the model has it, or the mean of all."""
+"""Pooling: the head reads one hidden state, as the model has it, or the mean of all."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ POOLINGS: tuple[Pooling, ...] = ("own", "mean")
 MEAN_POOLING = Recipe.from_dict({"name": "pooling", "model": [{"mean_pooling": {"pooler": False}}]})
 
 READINGS = [*MEAN_POOLING.to_dict()["model"], "mean_pooling"]
-"""What recipes have under `model:` for a head that reads the mean, past the pooler or through it."""
+"""The items under `model:` by which a head reads the mean, past the pooler or through it."""
 
 _SAVED = 0.03
 
 
 def told_by(own: float, mean: float) -> Pooling:
-    """What a head should read, by the losses of held-out rows with a linear map of either. The mean has to
-    save three per cent."""
+    """The pooling with the lower loss of a linear map on held-out rows; the mean has to save three per
+    cent."""
     return "mean" if mean < (1 - _SAVED) * own else "own"
 
 

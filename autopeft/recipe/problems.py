@@ -66,7 +66,7 @@ def line_of(tree: Any, path: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong at a `path` of the tree; `line` where it is known."""
+    """An error at a `path` of the tree; `line` where it is known."""
 
     path: Path
     message: str
@@ -77,7 +77,7 @@ class Problem:
         return f"{place}: {dotted(self.path)}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
-# Problems that are told at once, and their letters: what fits on a screen.
+# Problems in one message, and its characters: what fits on a screen.
 _MOST, _MOST_TEXT = 20, 4000
 
 

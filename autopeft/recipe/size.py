@@ -17,8 +17,6 @@ MAX_NESTING = 20
 MOST_COPIES = 64
 MOST_VALUES = 10_000
 _LETTERS = 40  # a text counts one value for so many letters
-
-
 _MOST_DIGITS = 300  # as in files
 
 
@@ -82,19 +80,16 @@ class _Count:
         if depth + (1 if known is None else known[1]) > MAX_NESTING:
             raise _TooLargeError(f"nested more than {MAX_NESTING} levels deep; flatten it.")
         if known is None:
-            known = self._known[id(tree)] = self._container(tree, depth + 1)
+            size = height = 1
+            for key, value in tree.items() if isinstance(tree, dict) else ((None, value) for value in tree):
+                inner, below = self._measure(value, depth + 1)
+                if key is not None:
+                    size += 1 + len(str(key)) // _LETTERS
+                    inner += self._copied(key, value, depth + 1)
+                size += inner
+                height = max(height, 1 + below)
+            known = self._known[id(tree)] = size, height
         return known
-
-    def _container(self, tree: Any, depth: int) -> tuple[int, int]:
-        size = height = 1
-        for key, value in tree.items() if isinstance(tree, dict) else ((None, value) for value in tree):
-            inner, below = self._measure(value, depth)
-            if key is not None:
-                size += 1 + len(str(key)) // _LETTERS
-                inner += self._copied(key, value, depth)
-            size += inner
-            height = max(height, 1 + below)
-        return size, height
 
     def _copied(self, key: Any, body: Any, depth: int) -> int:
         """How many values the further copies in a composition have."""

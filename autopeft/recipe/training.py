@@ -83,7 +83,7 @@ class TrainingSection(Part):
     policies: tuple[PolicyItem, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
-        """What differs from the defaults, as it is written in a file."""
+        """The values that are not defaults, as they are written in a file."""
         apart = {"policies", "groups", "optimizer"}
         data = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         if self.optimizer != DEFAULT_OPTIMIZER:
@@ -95,7 +95,7 @@ class TrainingSection(Part):
         return data
 
     def canonical(self, *, without: Iterable[str] = ()) -> dict[str, Any]:
-        """What hashes see beside groups and policies: complete values, but no default optimizer."""
+        """The values that go into hashes beside groups and policies: all, but no default optimizer."""
         apart = {"groups", "policies", *without}
         if self.optimizer == DEFAULT_OPTIMIZER:
             apart.add("optimizer")
@@ -131,16 +131,16 @@ class TrainingSection(Part):
                 multiplies what the entry's group or the section says.
         """
         of_part = self.group(*names, part=part) if part else None
-        of_entry, asked = self.group(*names), own or {}
-        said = None if of_entry is None else of_entry.learning_rate
+        of_entry, of_module = self.group(*names), own or {}
+        of_group = None if of_entry is None else of_entry.learning_rate
         rates = (
             None if of_part is None else of_part.learning_rate,
-            asked.get("lr"),
-            (self.learning_rate if said is None else said) * asked.get("lr_factor", 1.0),
+            of_module.get("lr"),
+            (self.learning_rate if of_group is None else of_group) * of_module.get("lr_factor", 1.0),
         )
         decays = (
             None if of_part is None else of_part.weight_decay,
-            asked.get("weight_decay"),
+            of_module.get("weight_decay"),
             None if of_entry is None else of_entry.weight_decay,
         )
         return GroupSettings(

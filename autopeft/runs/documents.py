@@ -59,7 +59,7 @@ def _sound(value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[Any, ...]
 Known = Annotated[T | None, WrapValidator(_known)]
 """A value of this kind, else `None`."""
 Several = Annotated[tuple[T, ...], WrapValidator(_sound)]
-"""Those items of a list that are of this kind."""
+"""The items of a list that are of this kind."""
 Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
 Flag = Annotated[bool, BeforeValidator(lambda value: value is True)]
 Table = Annotated[T, BeforeValidator(lambda value: value if isinstance(value, dict) else {})]
@@ -100,14 +100,14 @@ class Compared(_Document):
 
 
 class Taken(_Document):
-    """What a recipe takes of the machine; `text` is the search's own sentence, where there were limits."""
+    """The resources of a recipe; `text` is the search's own sentence, where there were limits."""
 
     name: Known[str] = None
     text: Known[str] = None
 
 
 class Answer(_Document):
-    """What reaches one goal; `text` is the search's own sentence."""
+    """The recipe that reaches one goal; `text` is the search's own sentence."""
 
     text: Known[str] = None
 
@@ -196,14 +196,14 @@ class Limits(_Document):
 
 
 class Planned(_Document):
-    """What the effort and the training plan say."""
+    """The trials and steps of the effort and the training plan."""
 
     trials: Known[Whole] = None
     steps: Known[Whole] = None
 
 
 class Origin(_Document):
-    """Where the data come from; `stand_in_for` names what was asked for instead."""
+    """The source of the data; `stand_in_for` names the data that the user wanted instead."""
 
     stand_in_for: Known[str] = None
 
@@ -216,7 +216,7 @@ class Fact(_Document):
 
 
 class Summary(_Document):
-    """What the rows were like before training."""
+    """Facts and remarks on the rows before training."""
 
     facts: Several[Fact] = ()
     remarks: Several[str] = ()
@@ -261,10 +261,10 @@ class Manifest(_Document):
 
 
 def read_result(table: Mapping[str, Any]) -> Result:
-    """What a `result.json` says."""
+    """A `result.json`, read."""
     return Result.model_validate(dict(table))
 
 
 def read_manifest(table: Mapping[str, Any]) -> Manifest:
-    """What a `manifest.json` says."""
+    """A `manifest.json`, read."""
     return Manifest.model_validate(dict(table))

@@ -24,11 +24,12 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -36,17 +37,28 @@ from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import file_in, local_path, parse_json, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import empty_folder, json_bytes, write_atomic, write_json
-from autopeft.runs.readable import Points, Records
-from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
+from autopeft.runs.records import FrontPoint, Points, Records, TrialRecord, read_point, read_record
 
-__all__ = ["RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs", "why_not_here"]
+__all__ = [
+    "Parts",
+    "RunFolder",
+    "as_typed",
+    "go_on",
+    "list_runs",
+    "load_run",
+    "no_runs",
+    "read_parts",
+    "why_not_here",
+]
 
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
 _MAX_FILE = 256 << 20
 _NEEDED = 100 << 20
-_ASKED_SECONDS = 0.5
+_LOCK_SECONDS = 0.5
 _LOCK = ".lock"
+_MANIFEST = "manifest.json"  # what makes a folder a run
+_T = TypeVar("_T")
 _log = logging.getLogger("autopeft")
 
 
@@ -66,14 +78,14 @@ def why_not_here(run: str | Path, what: str, name: str) -> str | None:
     path = local_path(name)
     if os.path.exists(path):
         return None
-    told = f"{str(run)!r} was begun with the {what} {name!r}"
+    begun = f"{str(run)!r} was begun with the {what} {name!r}"
     if path.is_absolute():
-        return f"{told}, and nothing is there any more"
-    return f"{told}, a path from the folder that it was begun in, and there is no such one from {Path.cwd()}"
+        return f"{begun}, and nothing is there any more"
+    return f"{begun}, a path from the folder that it was begun in, and there is no such one from {Path.cwd()}"
 
 
 def go_on(run: Path, words: Sequence[str] = ()) -> str:
-    """What goes on with a search: the command, or the call in Python where its rows lay in memory.
+    """How to resume a search: the command, or the call in Python where its rows lay in memory.
 
     Args:
         words: further options of the command.
@@ -182,8 +194,8 @@ class RunFolder:
         """
         lock = FileLock(str(self._lock))
         try:
-            # `running` may be asking at this very moment.
-            lock.acquire(timeout=_ASKED_SECONDS, poll_interval=_ASKED_SECONDS / 10)
+            # `running` may hold it at this very moment.
+            lock.acquire(timeout=_LOCK_SECONDS, poll_interval=_LOCK_SECONDS / 10)
         except Timeout as error:
             raise UsageError(
                 f"Another search is running in {str(self.path)!r}; wait until it has ended."
@@ -268,7 +280,7 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
 
     def manifest(self) -> dict[str, Any]:
-        """What is needed to understand and repeat the run."""
+        """The manifest: versions, seeds, arguments, data and backbone of the run."""
         return self._table("manifest.json")
 
     @property
@@ -341,7 +353,17 @@ class RunFolder:
         Raises:
             UsageError: a line is too long or not a JSON table, or there are too many.
         """
-        return [self._line(name, i, line) for i, line in enumerate(self.raw_lines(name), start=1)]
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(self.raw_lines(name), start=1):
+            where = f"Line {number} of {str(self.path / name)!r}"
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                raise UsageError(f"{where} is not JSON: {error}.") from error
+            if not isinstance(value, dict):
+                raise UsageError(f"{where} is not a table.")
+            found.append(value)
+        return found
 
     def raw_lines(self, name: str) -> Iterator[bytes]:
         """The lines of a file as they stand, but for a torn last one; none where there is no file.
@@ -367,16 +389,6 @@ class RunFolder:
                     yield line
         except OSError as error:
             raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-
-    def _line(self, name: str, number: int, line: bytes) -> dict[str, Any]:
-        where = f"Line {number} of {str(self.path / name)!r}"
-        try:
-            value = parse_json(line)
-        except ValueError as error:
-            raise UsageError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is not a table.")
-        return value
 
     def summary(self) -> dict[str, Any]:
         """One row for a list of runs: name, task, budget, state, and scores where there are any.
@@ -412,7 +424,7 @@ def list_runs(root: Path | str = "runs") -> list[RunFolder]:
 
 
 def _with_exports(root: Path | str) -> list[RunFolder]:
-    """What has a manifest under `root`, newest first."""
+    """Runs and exports under `root`, newest first."""
     base = local_path(root)
     if not os.path.isdir(base):
         return []
@@ -462,7 +474,19 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
     found = _with_exports(root)
     runs = [run for run in found if not run.exported]
     if text == "latest":
-        return _latest(runs, root)
+        damaged: list[str] = []
+        for run in runs:
+            try:
+                run.manifest()
+            except UsageError as error:
+                damaged.append(str(error))
+                continue
+            if damaged:
+                _log.warning("'latest' is %s here, as what is newer cannot be read. %s", run.name, damaged[0])
+            return run
+        if damaged:
+            raise UsageError(f"No run under {str(root)!r} can be read. {damaged[0]}")
+        raise UsageError(no_runs(root))
     named = [r for r in found if r.name == text] or [r for r in runs if text and text in r.name]
     if len(named) == 1:
         return named[0]
@@ -475,17 +499,38 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
     raise UsageError(f"There is no run {text!r} (neither a run folder nor a name under {str(root)!r}).{hint}")
 
 
-def _latest(runs: Sequence[RunFolder], root: Path | str) -> RunFolder:
-    damaged: list[str] = []
-    for run in runs:
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run that can be read; a missing file is an empty part and, but for the manifest, no
+    problem.
+
+    Attributes:
+        manifest, result: `None` where there is none that can be read.
+        problems: what could not be read, one sentence each.
+    """
+
+    manifest: dict[str, Any] | None
+    result: dict[str, Any] | None
+    trials: tuple[TrialRecord, ...]
+    finals: tuple[TrialRecord, ...]
+    front: tuple[FrontPoint, ...]
+    problems: tuple[str, ...]
+
+
+def read_parts(folder: RunFolder) -> Parts:
+    """Read all parts of a run that can be read; those that cannot are named in `problems`."""
+    problems: list[str] = []
+
+    def part(name: str, read: Callable[[], _T]) -> _T | None:
         try:
-            run.manifest()
+            return read() if name == _MANIFEST or os.path.lexists(folder.path / name) else None
         except UsageError as error:
-            damaged.append(str(error))
-            continue
-        if damaged:
-            _log.warning("'latest' is %s here, as what is newer cannot be read. %s", run.name, damaged[0])
-        return run
-    if damaged:
-        raise UsageError(f"No run under {str(root)!r} can be read. {damaged[0]}")
-    raise UsageError(no_runs(root))
+            problems.append(str(error))
+            return None
+
+    manifest, result = part(_MANIFEST, folder.manifest), part("result.json", folder.result)
+    trials = part("trials.jsonl", folder.trials) or Records("trials.jsonl")
+    finals = part("finals.jsonl", folder.finals) or Records("finals.jsonl")
+    front = part("front.json", folder.front) or Points()
+    problems += [found.problem for found in (trials, finals, front) if found.problem]
+    return Parts(manifest, result, trials.records, finals.records, front.points, tuple(problems))

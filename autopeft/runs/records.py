@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, fields
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,9 @@ __all__ = [
     "CountTable",
     "FrontPoint",
     "JobKind",
+    "Points",
     "RecordState",
+    "Records",
     "Sample",
     "TrialRecord",
     "read_point",
@@ -122,7 +125,7 @@ class TrialRecord:
 
     @property
     def rank(self) -> float | None:
-        """What the recipe is ranked by, higher is better: its merit after all steps, else its score."""
+        """The rank of the recipe, higher is better: its merit after all steps, else its score."""
         return None if self.score is None else self.merits.get(str(self.steps), self.score)
 
     @property
@@ -229,3 +232,38 @@ def _numbers(record: TrialRecord) -> Iterator[int | float]:
     yield from (value for value in single if value is not None)
     tables = ((r.counts or {}), r.scores, r.rungs, r.merits, (r.measured or {}))
     yield from chain.from_iterable(table.values() for table in tables)
+
+
+@plain_dataclass(frozen=True)
+class Records:
+    """The records of a file in its order, and how many of its lines were none."""
+
+    file: str
+    records: tuple[TrialRecord, ...] = ()
+    damaged: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what could not be read."""
+        return _left_out(self.damaged, "line", "a record of a run", "records of a run", self.file)
+
+
+@plain_dataclass(frozen=True)
+class Points:
+    """The Pareto front by size, and how many points of its file were none."""
+
+    points: tuple[FrontPoint, ...] = ()
+    damaged: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what could not be read."""
+        return _left_out(self.damaged, "point", "complete", "complete", "front.json")
+
+
+def _left_out(count: int, what: str, one: str, several: str, file: str) -> str | None:
+    if not count:
+        return None
+    if count == 1:
+        return f"One {what} of {file} is not {one}: it is left out."
+    return f"{count:,} {what}s of {file} are not {several}: they are left out."

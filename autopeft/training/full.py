@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from autopeft.assets.heads import head_names
 from autopeft.counting import Counts
-from autopeft.hybrid.groups import groups_of_head
+from autopeft.hybrid.optimizer import groups_of_head
 from autopeft.recipe import Recipe, TrainingSection
 
 __all__ = ["FullFineTuning"]

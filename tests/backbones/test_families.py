@@ -20,7 +20,7 @@ from autopeft.backbones import Place, StackPlaces, base_model_of, layout_of, spe
 from autopeft.counting import count
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
-from autopeft.injection.owners import owners_of
+from autopeft.injection.weights import owners_of
 from autopeft.recipe import Recipe
 from autopeft.spec import LINEAR_SITES
 

@@ -15,6 +15,7 @@ from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor, nn
 
 from autopeft.backbones import spec_of_model
+from autopeft.counting import Budget
 from autopeft.export.lora_weights import lora_weights
 from autopeft.export.peft_format import NotExpressible, to_peft
 from autopeft.graph import SERVED, build_graph, unservable, unservable_entries
@@ -34,9 +35,9 @@ from autopeft.method import (
 )
 from autopeft.nn import PerSite, stored_prompt
 from autopeft.recipe import Recipe
+from autopeft.resources import Limits, Resources
 from autopeft.resources.features import Shape, features_of
-from autopeft.search.space.repair import Balance
-from autopeft.search.space.servable import servable
+from autopeft.search.space.candidate import ResourceBudget, candidate
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec, Site
 
@@ -231,13 +232,16 @@ layers:
 training: {learning_rate: 1.0e-3}
 """
     bound = Space.from_yaml(space).bind(spec_of_model(tiny_model("llama"))[0])
-    balance = Balance(bound)
-    (choice,) = (p.name for p in bound.parameters if "serial_adapter" in map(str, p.choices))
-    for value in balance.choices[choice]:
-        start = {p.name: balance.choices[p.name][0] for p in bound.parameters} | {choice: value}
-        (unit, *_) = bound.units
-        item: Any = bound.item(unit, servable(bound, balance, start, "peft"))
-        assert item.method == "two_factors"
+    limits = Limits(serve="peft")
+    budget = ResourceBudget(
+        Budget.parse("90%").upper,
+        within=limits,
+        predict=lambda graph: Resources(unservable=unservable(graph, "peft", head=False) or ""),
+    )
+    (choice,) = (p for p in bound.parameters if "serial_adapter" in map(str, p.choices))
+    for value in choice.choices:
+        found = candidate(bound, {**bound.middle(), choice.name: value}, budget)
+        assert {entry.method for entry in found.recipe.entries()} == {"two_factors"}
 
 
 def test_a_forecast_counts_the_rows_of_its_prompt() -> None:

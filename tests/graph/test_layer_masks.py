@@ -13,7 +13,7 @@ from transformers import BertConfig, T5Config
 from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, SiteError
 from autopeft.graph.layer_masks import WHOLE, LayerMasks
-from autopeft.recipe import LayerBlock
+from autopeft.recipe import LayerBlock, resolve_layers
 from autopeft.spec import BackboneSpec
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -59,7 +59,10 @@ def test_masks_of_blocks(spec: BackboneSpec, stack: str, at: object) -> None:
             masks.mask(block.at, block.stack)
         return
     expected = {
-        (s.name, i) for s in spec.stacks if stack in ("all", s.name) for i in block.layer_indices(s.layers)
+        (s.name, i)
+        for s in spec.stacks
+        if stack in ("all", s.name)
+        for i in resolve_layers(block.at, s.layers)
     }
     if not expected:
         with pytest.raises(SiteError, match="no stack 'decoder'"):

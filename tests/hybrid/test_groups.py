@@ -10,7 +10,7 @@ from torch import nn
 
 from autopeft.errors import RecipeError
 from autopeft.hybrid import Hybrid, attach, attach_many
-from autopeft.hybrid.groups import groups_of
+from autopeft.hybrid.optimizer import groups_of
 from autopeft.recipe import Recipe
 
 MLP = {"prefix_tuning": {"length": 2, "reparameterization": 4}}

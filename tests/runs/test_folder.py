@@ -17,8 +17,7 @@ from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder, go_on, list_runs, load_run, no_runs
-from autopeft.runs.readable import Records
-from autopeft.runs.records import FrontPoint, TrialRecord
+from autopeft.runs.records import FrontPoint, Records, TrialRecord
 
 
 def make(root: Path, name: str, **manifest: Any) -> RunFolder:

@@ -10,7 +10,7 @@ from typing import Any
 from autopeft.composition import ChildSpec, get_composition, input_width
 from autopeft.counting import Measure
 from autopeft.method import ParameterCount, get_method
-from autopeft.recipe import EntryItem, Item, Recipe
+from autopeft.recipe import EntryItem, Item, Recipe, resolve_layers
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec, Site
 
@@ -23,7 +23,7 @@ def reference(recipe: Recipe, spec: BackboneSpec) -> Measure:
             (s.name, i)
             for s in spec.stacks
             if block.stack in ("all", s.name)
-            for i in block.layer_indices(s.layers)
+            for i in resolve_layers(block.at, s.layers)
         }
         inside = [s for s in spec.sites if s.layer is not None and (s.stack, s.layer) in layers]
         found += [_read(item, inside, spec) for item in block.attach]

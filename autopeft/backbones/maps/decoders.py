@@ -79,7 +79,7 @@ def _in_turn(queries: int, keys: int) -> list[Slice]:
 
 
 def _by_group(groups: int, queries: int, keys: int) -> list[Slice]:
-    """The same of one group of heads after another."""
+    """Queries, keys and values of one group of heads after another."""
     return [replace(own, groups=groups) for own in _in_turn(queries, keys)]
 
 

@@ -1,4 +1,4 @@
-"""What a site map is made of."""
+"""The records of a site map: a family, its stacks, and their sites."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Region:
 
 
 Sites = Mapping[str, Linear | Norm | Region]
-"""Where each site of a layer is, by its name."""
+"""The place of each site of a layer, by its name."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from autopeft.report.html.values import mapping, shown
 from autopeft.runs.documents import Manifest, Measured, Result, read_manifest, read_result
-from autopeft.runs.folder import RunFolder
+from autopeft.runs.folder import RunFolder, read_parts
 from autopeft.runs.records import FrontPoint, TrialRecord
-from autopeft.runs.tolerant import read_parts
 from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.strategies.registry import DEFAULT
 

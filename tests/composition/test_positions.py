@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autopeft.composition.pooling import mean_over_positions
+from autopeft.composition.positions import mean_over_positions
 from autopeft.errors import CompositionError
 from autopeft.method import Call, Context
 from autopeft.spec import Site

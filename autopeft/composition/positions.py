@@ -19,16 +19,6 @@ def is_of_the_source(site: Site) -> bool:
     return site.name in _OF_THE_SOURCE
 
 
-def _refuse_several(site: Site, call: Call, what: str) -> None:
-    if is_of_the_source(site) or call.context.again is None or not bool(call.context.again):
-        return
-    raise CompositionError(
-        f"{what} at {site.path} takes the mean over a row, but positions begin again within it, so that it "
-        "holds several texts; give each text a row of its own, without packing, or take modules that need "
-        "no composition."
-    )
-
-
 def real_positions(site: Site, call: Call) -> Tensor | None:
     """The mask (batch, positions) of what a site reads, 0 for padding; `None` where there is none."""
     return call.context.source_mask if is_of_the_source(site) else call.context.mask
@@ -53,11 +43,17 @@ def mean_over_positions(values: Tensor, site: Site, call: Call, what: str, *, ma
             f"{what} pools over the whole sequence, but a decoding step with a cache sees only the new "
             "token; generate with use_cache=False."
         )
-    _refuse_several(site, call, what)
+    again = None if is_of_the_source(site) else call.context.again
+    if again is not None and bool(again):
+        raise CompositionError(
+            f"{what} at {site.path} takes the mean over a row, but positions begin again within it, so that "
+            "it holds several texts; give each text a row of its own, without packing, or take modules that "
+            "need no composition."
+        )
     mask = real_positions(site, call)
     if masked:
-        told = f"{what} at {site.path} is told which positions are padding by"
-        mask = call.context.told(told, source=is_of_the_source(site))
+        need = f"{what} at {site.path} is told which positions are padding by"
+        mask = call.context.told(need, source=is_of_the_source(site))
     length = values.shape[1] if mask is None else mask.shape[1]
     if values.ndim != 3 or values.shape[1] != length:
         raise CompositionError(
