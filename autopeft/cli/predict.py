@@ -57,7 +57,7 @@ def predict(
     saved = find_saved(run)
     alone = isinstance(texts, list) and len(texts) == 1 and terminal() and not as_json and "out" not in given
     streamed: list[str] = []
-    if alone and saved.card.task_kind.writes:
+    if alone and saved.card.task_kind.scorer.writes:
 
         def told(piece: str) -> None:
             streamed.append(piece)
@@ -77,8 +77,12 @@ def predict(
         say(f"Wrote {len(found):,} rows to {given['out']}.")
     else:
         for item in found:
-            answer = f"no answer: {item['problem']}" if "problem" in item else saved.card.task_kind.line(item)
-            shown = [_text(item[k]) for k in (saved.card.task_kind.row_name, "text_pair") if k in item]
+            answer = (
+                f"no answer: {item['problem']}"
+                if "problem" in item
+                else saved.card.task_kind.scorer.line(item)
+            )
+            shown = [_text(item[k]) for k in (saved.card.task_kind.schema.row_name, "text_pair") if k in item]
             say("\t".join([answer, *shown]))
 
 

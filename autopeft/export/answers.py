@@ -60,7 +60,7 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
             not as many of them as of texts.
         DataError: the data cannot be read, have no rows, or have no column of texts.
     """
-    own = known.kind.asked_table(texts)
+    own = known.kind.schema.asked_table(texts)
     if own is not None:
         table, named = own, ColumnNames()
     elif _is_table(texts):
@@ -69,15 +69,15 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
         table, named = _of_texts(known, texts, given)
     if not len(table):
         raise DataError(f"{table.where} has no rows: there is nothing to predict.")
-    columns = known.kind.text_columns(table, named, pair=known.pairs)
-    problems = known.kind.unanswerable(table, columns)
+    columns = known.kind.schema.text_columns(table, named, pair=known.pairs)
+    problems = known.kind.schema.unanswerable(table, columns)
     good = [i for i in range(len(table)) if i not in problems]
     rows: Split | None = None
     if good:
-        raw = known.kind.read_texts(table.take(good), columns, known.use)
+        raw = known.kind.schema.read_texts(table.take(good), columns, known.use)
         rows = Split(raw.texts, raw.pairs, raw.labels, raw.fields)
     pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
-    shown = [known.kind.shown(value, i) for i, value in enumerate(table.columns[columns.text])]
+    shown = [known.kind.schema.shown(value, i) for i, value in enumerate(table.columns[columns.text])]
     return Asked(shown, pairs, problems, rows)
 
 
@@ -150,10 +150,10 @@ def answers(known: TrainedHybrid, question: Asked, outputs: NDArray[Any] | None)
     found = iter(() if outputs is None else outputs)
     listed = []
     for i, text in enumerate(question.texts):
-        row: dict[str, Any] = {known.kind.row_name: text}
+        row: dict[str, Any] = {known.kind.schema.row_name: text}
         if question.pairs is not None:
             row[_PAIR] = question.pairs[i]
         problem = question.problems.get(i)
-        said = {PROBLEM: problem} if problem else known.kind.present(next(found), known.labels)
+        said = {PROBLEM: problem} if problem else known.kind.scorer.present(next(found), known.labels)
         listed.append({**row, **said})
     return listed

@@ -124,18 +124,18 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     split = given.split or ("test" if len(task.splits["train"]) else "all")
     hybrid, tokenizer = known.load(**on_backbone(given))
     kind, rows = task.task_kind, _rows_of(task, split)
-    encoded = kind.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
+    encoded = kind.encoder.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
-    how = kind.generation(known.use) if metric.generated else None
+    how = kind.scorer.generation(known.use) if metric.generated else None
     with answering(hybrid):
         outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
-    labels = kind.label_array(rows.labels)
-    value = kind.score(metric, outputs, labels)
+    labels = kind.encoder.label_array(rows.labels)
+    value = kind.scorer.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
     found = Evaluation(str(known.where), task, split, len(rows), value, recorded=before)
-    tables = kind.breakdown(outputs, labels, task.labels)
-    if kind.tells:
-        tables = (*tables, *_mistakes(kind.tell(rows, outputs, task.labels)))
+    tables = kind.scorer.breakdown(outputs, labels, task.labels)
+    if kind.scorer.tells:
+        tables = (*tables, *_mistakes(kind.scorer.tell(rows, outputs, task.labels)))
     return replace(found, breakdown=tables)
 
 
@@ -175,18 +175,17 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
-    how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
+    how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
     question = asked(known, texts, given)
     outputs = None
     if question.rows is not None:
         hybrid, tokenizer = known.load(**on_backbone(given))
-        encoded = known.kind.encode(
+        encoded = known.kind.encoder.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
-        writes = how if known.kind.writes else None
         with answering(hybrid):
             outputs = predict_outputs(
-                hybrid.model, encoded, batch_size=given.batch_size, generation=writes, told=given.told
+                hybrid.model, encoded, batch_size=given.batch_size, generation=how, told=given.told
             )
     found = answers(known, question, outputs)
     if given.out is not None:

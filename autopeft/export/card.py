@@ -116,8 +116,8 @@ def front_matter(card: Card, recipe: Recipe) -> str:
     if card.kind is not None:
         if card.metric in METRICS:
             table["metrics"] = list(_METRICS.get(card.metric, (card.metric,)))
-        if card.task_kind.hub_pipeline is not None:
-            table["pipeline_tag"] = card.task_kind.hub_pipeline
+        if card.task_kind.head.hub_pipeline is not None:
+            table["pipeline_tag"] = card.task_kind.head.hub_pipeline
     written = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -156,13 +156,13 @@ def _use(card: Card) -> str:
     pairs, folder = card.pairs is True, _elsewhere(card)
     command = fenced(predict_command(".", pairs=pairs, model=folder, kind=card.kind), "bash")
     asked = '["…"], text_pair=["…"]' if pairs else '"…"'
-    file = card.task_kind.asked_file
+    file = card.task_kind.schema.asked_file
     asked = asked if file is None else f'Path("{file}")'
     asked += f", model={folder!r}" if folder else ""
     first = "import autopeft" if file is None else "from pathlib import Path\n\nimport autopeft"
     code = f'{first}\n\nprint(autopeft.predict(".", {asked}))'
-    labels = plain(card.task_kind.describe_labels(card.labels))
-    ends = f"It predicts {labels}. {card.task_kind.describe_reading(card.max_length)}"
+    labels = plain(card.task_kind.scorer.describe_labels(card.labels))
+    ends = f"It predicts {labels}. {card.task_kind.encoder.describe_reading(card.max_length)}"
     ends += f" `{folder}` stands for the folder that holds the backbone." if folder else ""
     return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
 
@@ -279,7 +279,7 @@ def _training(card: Card, result: Result) -> str:
 
 def _longest(card: Card, training: Mapping[str, Any]) -> dict[str, Any]:
     """What texts were cut to; images are not cut."""
-    cut = card.kind is None or card.task_kind.modality == "text"
+    cut = card.kind is None or card.task_kind.head.modality == "text"
     return {"longest text in tokens": training.get("max_length")} if cut else {}
 
 

@@ -11,7 +11,7 @@ from autopeft.export.arguments import WRITES, ChatArguments
 from autopeft.export.trained import Trained, on_backbone, trained
 from autopeft.hybrid import answering
 from autopeft.tasks.kinds.generation import longest_prompt
-from autopeft.tasks.kinds.written import UNKNOWN
+from autopeft.tasks.kinds.language_model import UNKNOWN
 from autopeft.training import predict
 
 if TYPE_CHECKING:
@@ -97,19 +97,21 @@ class Chat:
         return answer
 
     def _answer(self, told: Callable[[str], None]) -> str:
-        rows = self._kind.asked_row(self.messages)
-        encoded = self._kind.encode(rows, self._tokenizer, self._max_length, labelled=False, cached=False)
+        rows = self._kind.schema.asked_row(self.messages)
+        encoded = self._kind.encoder.encode(
+            rows, self._tokenizer, self._max_length, labelled=False, cached=False
+        )
         with answering(self._hybrid):
             (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
-        return str(self._kind.present(output, ())["answer"])
+        return str(self._kind.scorer.present(output, ())["answer"])
 
     def _shorten(self) -> None:
         """Drop the oldest turns, as far as the rest does not fit; the last message may still be cut."""
         first = len(self._begin)
 
         def too_long() -> bool:
-            rows = self._kind.asked_row(self.messages)
-            return (self._kind.truncated(rows, self._tokenizer, self._max_length) or 0) > 0
+            rows = self._kind.schema.asked_row(self.messages)
+            return (self._kind.encoder.truncated(rows, self._tokenizer, self._max_length) or 0) > 0
 
         gone = 0
         while too_long():
@@ -145,9 +147,10 @@ def chat(run: Trained, given: ChatArguments) -> Chat:
         >>> talk.say("Which months have 30 days?")                         # doctest: +SKIP
     """
     known = trained(run, tokenizer=given.tokenizer)
-    known.kind.asked_row([{"role": "user", "content": "Hello"}])  # whether anybody can talk with it
-    how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
-    if not known.kind.turns:
+    how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
+    if how is None:
+        raise UsageError(f"Models for {known.kind.name} write no texts, so that nobody can talk with them.")
+    if not known.kind.schema.turns:
         if given.system is not None:
             raise UsageError(
                 f"Models for {known.kind.name} read one text at a time and nothing before it; leave out "

@@ -68,20 +68,22 @@ class Export:
     @property
     def task_type(self) -> str | None:
         """peft's word for the kind of task."""
-        return None if self.saved.card.kind is None else self.saved.card.task_kind.peft_task_type
+        return None if self.saved.card.kind is None else self.saved.card.task_kind.head.peft_task_type
 
     @cached_property
     def processor(self) -> Any:
-        """What makes of rows what the backbone takes (see `TaskKind.load_processor`)."""
+        """What makes of rows what the backbone takes (see `Encoder.load_processor`)."""
         card = self.saved.card
         return (
-            load_tokenizer(self.source) if card.kind is None else card.task_kind.load_processor(self.source)
+            load_tokenizer(self.source)
+            if card.kind is None
+            else card.task_kind.encoder.load_processor(self.source)
         )
 
     @cached_property
     def end(self) -> AnswerEnd | None:
         """What ends its answers; `None` where it writes none, or has no tokenizer beside its weights."""
-        if self.saved.card.kind is None or not self.saved.card.task_kind.writes:
+        if self.saved.card.kind is None or not self.saved.card.task_kind.scorer.writes:
             return None
         try:
             processor = self.processor
@@ -144,7 +146,7 @@ def _peft(export: Export) -> Ready:
 
 def _merged(export: Export) -> Ready:
     model, processor, card = merge(export.hybrid), export.processor, export.saved.card
-    kind = type(model).__name__ if card.kind is None else card.task_kind.auto_class.__name__
+    kind = type(model).__name__ if card.kind is None else card.task_kind.head.auto_class.__name__
     images = isinstance(processor, ImageProcessor)
     reader, name = ("AutoImageProcessor", "processor") if images else ("AutoTokenizer", "tokenizer")
     code = (
@@ -164,7 +166,7 @@ def _merged(export: Export) -> Ready:
 
 def _diff(export: Export) -> Ready:
     diff, model, card = diff_of(export.hybrid), export.hybrid.model, export.saved.card
-    kind = type(model).__name__ if card.kind is None else card.task_kind.auto_class.__name__
+    kind = type(model).__name__ if card.kind is None else card.task_kind.head.auto_class.__name__
     line = (
         f"It changes {diff.changed:,} entries of {len(diff.entries)} of the backbone's tensors: "
         f"{diff.size / 1e6:.2f} MB."
@@ -268,7 +270,8 @@ def _rows(export: Export) -> Rows:
     some = task.subset(train=_FIT, select=_MEASURE)
     processor, kind = export.processor, task.task_kind
     fit, measure = (
-        kind.encode(some.splits[name], processor, known.longest(processor)) for name in ("train", "select")
+        kind.encoder.encode(some.splits[name], processor, known.longest(processor))
+        for name in ("train", "select")
     )
     return Rows(fit, measure, task.metric, export.given.notify or (lambda text: None))
 

@@ -63,19 +63,19 @@ def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str,
     """The kind of task with its metric, and the labels; no kind where none has models of this class."""
     none = {"kind": None, "metric": None}, tuple(config.id2label.values())
     if (writes := writing_kind(architecture)) is not None:
-        return {"kind": writes.name, "metric": writes.default_metric}, ()
+        return {"kind": writes.name, "metric": writes.scorer.metric_for(())}, ()
     try:
         kind, labels = kind_of_model(config, architecture)
     except TaskError:
         return none
-    if not architecture.endswith(kind.auto_class.__name__.removeprefix("AutoModel")):
+    if not architecture.endswith(kind.head.auto_class.__name__.removeprefix("AutoModel")):
         return none
-    return {"kind": kind.name, "metric": kind.metric_for(labels)}, labels
+    return {"kind": kind.name, "metric": kind.scorer.metric_for(labels)}, labels
 
 
 def longest_of(kind: TaskKind | None) -> int:
     """Tokens that are read at most where no training says it: conversations are longer than texts."""
-    return _LONGEST_TALK if kind is not None and kind.writes else _LONGEST
+    return _LONGEST_TALK if kind is not None and kind.scorer.writes else _LONGEST
 
 
 def model_class(architecture: str) -> type[Any]:

@@ -14,7 +14,7 @@ from autopeft.foreign import file_in, read_table_in
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.kinds import get_kind, kind_names
-from autopeft.tasks.kinds.kind_options import plain_name
+from autopeft.tasks.kinds.task_kind import plain_name
 
 if TYPE_CHECKING:
     from autopeft.tasks import TaskKind
@@ -142,7 +142,7 @@ class Card:
     @property
     def num_labels(self) -> int:
         """Outputs of the head."""
-        return self.task_kind.num_labels(self.labels)
+        return self.task_kind.head.num_labels(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest of an exported folder. Where a backbone that is found by its name lay on the machine

@@ -90,7 +90,7 @@ def load_saved(
     hybrid, source = load_hybrid(
         saved, model=model, notify=notify, quantize=quantize, precision=precision or saved.card.precision
     )
-    return hybrid, kind.load_processor(source)
+    return hybrid, kind.encoder.load_processor(source)
 
 
 def load_hybrid(
@@ -130,7 +130,7 @@ def load_hybrid(
             source, model_class(str(card.architecture)), outputs, new_head=False, dtype=dtype_of(precision)
         )
     else:
-        live = card.task_kind.load_model(source, card.labels, dtype=dtype_of(precision))
+        live = card.task_kind.head.load_model(source, card.labels, dtype=dtype_of(precision))
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
     return hybrid, source

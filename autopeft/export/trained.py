@@ -21,7 +21,7 @@ from autopeft.runs.folder import as_typed, why_not_here
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
-from autopeft.tasks.kinds.kind_options import plain_name
+from autopeft.tasks.kinds.task_kind import plain_name
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames, same_numbers
 from autopeft.training.arguments import TrainArguments
@@ -91,13 +91,13 @@ class TrainedHybrid:
 
     @property
     def use(self) -> Mapping[str, Any]:
-        """What its kind of task noted of its training rows, to be asked (see `TaskKind.use`)."""
+        """What its kind of task noted of its training rows, to be asked (see `Encoder.use`)."""
         return table_of(table_of(table_of(self.manifest.get("data")).get("summary")).get("use"))
 
     def to_score(self, rows: Split) -> Split:
         """Rows as it reads them where it is asked; as they are where its training rows are not known."""
         known = "summary" in table_of(self.manifest.get("data"))
-        return self.kind.as_trained(rows, self.use) if known else rows
+        return self.kind.schema.as_trained(rows, self.use) if known else rows
 
     def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
@@ -193,7 +193,9 @@ def _of_hybrid(
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
-    words = kind.load_processor(path) if tokenizer is None else kind.processor(tokenizer, config)
+    words = (
+        kind.encoder.load_processor(path) if tokenizer is None else kind.encoder.processor(tokenizer, config)
+    )
 
     def load(*, notify: Notify = None, **other: str | None) -> Live:
         if any(other.values()):
@@ -342,8 +344,8 @@ def _with_metric(task: Task, metric: str | MetricFunction | None) -> Task:
     if metric is None:
         return task
     if not isinstance(metric, str):
-        own = use_metric(own_metric(metric, generated=task.task_kind.writes))
-        task.task_kind.check_metric(own, task.labels, task.splits["test"])
+        own = use_metric(own_metric(metric, generated=task.task_kind.scorer.writes))
+        task.task_kind.scorer.check_metric(own, task.labels, task.splits["test"])
         return replace(task, metric=own.name, own_metric=own)
     check_metric(metric, task.kind, task.labels, task.splits["test"])
     return replace(task, metric=metric)
@@ -378,7 +380,7 @@ def _relabelled(task: Task, known: TrainedHybrid, given: EvaluateArguments) -> T
         )
 
     def moved(split: Split) -> Split:
-        return replace(split, labels=task.task_kind.relabel(split.labels, task.labels, labels))
+        return replace(split, labels=task.task_kind.schema.relabel(split.labels, task.labels, labels))
 
     splits = {name: moved(split) for name, split in task.splits.items()}
     return replace(task, labels=labels, splits=splits, class_weights=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire, loss_terms
-from autopeft.hybrid.loss_step import Step
+from autopeft.hybrid.loss_step import Step, Total
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.injection.frames import frames
@@ -28,7 +28,6 @@ from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 __all__ = ["HybridCallback"]
 
 
-Total = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100  # a label that carries no loss, as transformers has it
 _LEFT_OUT = (
     "A module or a policy of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
@@ -119,8 +118,8 @@ class HybridCallback(TrainerCallback):
         >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())          # doctest: +SKIP
 
     Args:
-        total: the task's loss, summed over rows, of logits and labels: `task.loss().total`. Default: by the
-            labels (see `loss`).
+        total: the task's loss, summed over rows, of logits and the batch with its `labels`:
+            `task.loss().total`. Default: by the labels (see `loss`).
 
     Raises:
         UsageError: modules train in phases, or in one that is more than the Trainer's own, which it cannot
@@ -170,9 +169,9 @@ class HybridCallback(TrainerCallback):
             divisor=max(counted, 1),
         )
         terms = loss_terms(self._owners(), step)
-        total = self._total(logits, labels)
+        total = self._total(logits, step.batch)
         for further in step.further_draws():
-            total = total + self._total(further, labels)
+            total = total + self._total(further, step.batch)
         total = total / step.draws
         return total / items if terms is None else (total + terms * counted) / items
 
@@ -262,8 +261,9 @@ class HybridCallback(TrainerCallback):
             finish(self.hybrid.modules.values())
 
 
-def _by_labels(logits: Tensor, labels: Tensor) -> Tensor:
+def _by_labels(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """The summed loss that fits the labels (rows,): cross-entropy for integers, squared error for reals."""
+    labels = batch["labels"]
     if labels.ndim != 1:
         raise UsageError(
             f"`callback.loss` takes one label per row, but got labels of shape {tuple(labels.shape)}; give "

@@ -46,6 +46,7 @@ from autopeft.spec import BackboneSpec
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
+    from autopeft.hybrid.loss_step import Total
 
 __all__ = ["Hybrid", "Measurements", "attach"]
 
@@ -374,7 +375,7 @@ class Hybrid:
         self.require_attached()
         self.injection.refresh()
 
-    def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
+    def for_trainer(self, total: Total | None = None) -> dict[str, Any]:
         """The arguments with which `transformers.Trainer` trains this hybrid as its recipe says.
 
         These are `callbacks` with the events of the methods, `optimizers` with the recipe's groups, rates,
@@ -412,7 +413,7 @@ class Hybrid:
             found["compute_loss_func"] = callback.loss
         return found
 
-    def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
+    def callback(self, total: Total | None = None) -> HybridCallback:
         """A `transformers.TrainerCallback` that fires the events of the methods inside
         `transformers.Trainer`; `total` is the task's loss summed over rows, for `callback.loss`.
 

@@ -15,7 +15,7 @@ from autopeft.injection.frames import frames, further_forward
 
 __all__ = ["Step"]
 
-Total = Callable[[Tensor, Tensor], Tensor]
+Total = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 _EMBEDDINGS = "embeddings"
 _TABLES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
@@ -29,7 +29,7 @@ class Step:
         logits: of these rows.
         forward: logits of a batch; told whether it is another one than `batch`, or other embeddings are in
             place.
-        total: the task's loss, summed over what counts in some rows, of logits and labels.
+        total: the task's loss, summed over what counts in some rows, of logits and the batch.
         divisor: what that sum is divided by to be a term.
     """
 
@@ -58,7 +58,7 @@ class Step:
             return self._forward(batch if altered else self.batch, altered)
 
     def loss(self, logits: Tensor) -> Tensor:
-        return self._total(logits, self.labels) / self._divisor
+        return self._total(logits, self.batch) / self._divisor
 
     def mean(self, values: Tensor) -> Tensor:
         return values.sum() / self._divisor

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
@@ -34,6 +34,7 @@ from autopeft.recipe import Recipe
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
+    from autopeft.hybrid.loss_step import Total
 
 __all__ = ["LaneHybrid", "MultiHybrid", "answering", "attach_many"]
 
@@ -328,7 +329,7 @@ class LaneHybrid(Hybrid):
         with self.multi.bare(self.multi.hybrids.index(self)):
             yield
 
-    def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
+    def callback(self, total: Total | None = None) -> HybridCallback:
         """See `Hybrid.callback`; the Trainer's rows are this hybrid's alone only within
         `MultiHybrid.alone`."""
         if frames.alone.get(self.multi._token) != self.multi.hybrids.index(self):

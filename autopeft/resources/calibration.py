@@ -184,7 +184,7 @@ def calibrate(
     if not there:
         raise AutoPEFTError("Nothing could be measured on this machine, so nothing can be predicted.")
     graphs = [build_graph(wanted[key], spec) for key in there]
-    shortcuts = bench.plan.shortcuts and bench.data.task.task_kind.tokenwise_trunk
+    shortcuts = bench.plan.shortcuts and bench.data.task.task_kind.encoder.tokenwise_trunk
     found = fitted(graphs, list(there.values()), bench.shape, trunk=shortcuts, head=head, base=base)
     return replace(found, precision=bench.precision)
 

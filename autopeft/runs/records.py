@@ -75,11 +75,11 @@ class TrialRecord:
         values: the sampler's raw parameters, before repair.
         kept: the scores come from an earlier run, nothing was trained for this one.
         pseudo_values: what groups of *test* rows contribute to the score there (see
-            `TaskKind.pseudo_values`); `None` where *test* was not scored.
+            `Scorer.pseudo_values`); `None` where *test* was not scored.
         select_values: the same of *select* rows, of runs after the search.
         merits: step to what the recipe is ranked by there, higher is better, where that is not its score.
         metric: of what was scored on *select*, where it is another than the task's (see
-            `TaskKind.trial_metric`).
+            `Scorer.trial_metric`).
         precision: of the backbone, in runs after the search.
         measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
             they were measured.

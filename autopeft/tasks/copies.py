@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["Input", "normal_form", "normal_input", "text_ids"]
 
 Input = tuple[str, ...]
-"""The texts of one row that a model reads (see `TaskKind.inputs_of`)."""
+"""The texts of one row that a model reads (see `Schema.inputs_of`)."""
 
 _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with the spaces of no width, which are no white space to Python
 _STOPS = " .。"

@@ -15,7 +15,7 @@ __all__ = ["EncodedSplit", "EncodedTask", "encode", "encode_texts"]
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task with its splits as tokens; *train* as it is trained on (see `TaskKind.encode_splits`)."""
+    """A task with its splits as tokens; *train* as it is trained on (see `Encoder.encode_splits`)."""
 
     task: Task
     splits: Mapping[SplitName, EncodedSplit]
@@ -49,7 +49,7 @@ def encode(
         UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes; or `learn_all` is for
             another kind of task.
     """
-    splits = task.task_kind.encode_splits(task.splits, tokenizer, max_length)
+    splits = task.task_kind.encoder.encode_splits(task.splits, tokenizer, max_length)
     if learn_all:
         splits = {**splits, "train": splits["train"].all_learnt()}
     return EncodedTask(task, splits, max_length)

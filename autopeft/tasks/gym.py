@@ -146,8 +146,8 @@ def _table(task: GymTask, rows: list[list[Any]]) -> Table:
 
 def _raw(task: GymTask, rows: list[list[Any]], kind: TaskKind) -> RawRows:
     table = _table(task, rows)
-    chosen: Columns = kind.columns(table, ColumnNames())
-    raw = kind.read(table, chosen)
+    chosen: Columns = kind.schema.columns(table, ColumnNames())
+    raw = kind.schema.read(table, chosen)
     fields = {**raw.fields, "generator": [[row[0], row[1]] for row in rows]}
     return RawRows(raw.where, raw.texts, raw.pairs, raw.labels, fields)
 

@@ -111,7 +111,7 @@ def load_task(
             `DatasetDict` or a pandas `DataFrame`. Only who has these can load the task again.
         text, text_pair, label: columns of a user's data, where their names are not obvious.
         kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
-            what the labels look like (see `TaskKind.claim`).
+            what the labels look like (see `Schema.claim`).
         label_words, template: a word for each class, which a language model predicts in the place of a head
             (see `LabelWords`), and the text around (see `Template`; default: the `backbone`'s).
         metric: a name of `METRICS` instead of the task's own; or a function of predictions and references,
@@ -207,8 +207,10 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
         tables[name] = Table(task.name, {**same, text: texts, **({label: labels} if labels else {})}, {})
     named = ColumnNames()
     kind = get_kind(asked.kind) if asked.kind else kind_on(asked.backbone, get_kind(task.kind), tables, named)
-    raws = {name: kind.read(table, kind.columns(table, named)) for name, table in tables.items()}
-    classes, encoded = kind.encode_labels(list(raws.values()), task.labels)
+    raws = {
+        name: kind.schema.read(table, kind.schema.columns(table, named)) for name, table in tables.items()
+    }
+    classes, encoded = kind.schema.encode_labels(list(raws.values()), task.labels)
     origin = Source("package", task.name, _digest(raws), task.licence)
     if source is not None:
         origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
@@ -220,11 +222,11 @@ def _gym(name: str, asked: _Asked) -> Task:
     task = parse_gym(name)
     kind = get_kind(asked.kind) if asked.kind else gym_kind(task, get_kind(_PROMPTS), asked.backbone)
     raws, version = read_gym(task, kind, asked.seed, asked.made)
-    classes, encoded = kind.encode_labels(list(raws.values()))
+    classes, encoded = kind.schema.encode_labels(list(raws.values()))
     source = Source("package", task.name, _digest(raws), f"reasoning-gym {version}, Apache-2.0")
     splits = _arrange(raws, encoded, kind, asked.seed)
     # An answer is right or wrong, however likely it was.
-    metric = EXACT_MATCH.name if kind.writes else None
+    metric = EXACT_MATCH.name if kind.scorer.writes else None
     return _finished(name, kind, classes, splits, metric, source, asked)
 
 
@@ -289,9 +291,9 @@ def _from_tables(
                 where_now = f"{table.where} without {len(empty):,} empty rows"
                 tables[split], dropped[table.where] = replace(rest, where=where_now), len(empty)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
-    if chosen.label is not None and not kind.writes:
+    if chosen.label is not None and not kind.scorer.writes:
         tables = {split: table.with_numbers(chosen.label) for split, table in tables.items()}
-    raws = {split: kind.read(table, chosen) for split, table in tables.items()}
+    raws = {split: kind.schema.read(table, chosen) for split, table in tables.items()}
     # A part may lack a column that rows need not have.
     names = dict.fromkeys(name for raw in raws.values() for name in raw.fields)
     for split, raw in raws.items():
@@ -301,14 +303,14 @@ def _from_tables(
     if not order and chosen.label is not None:
         order = tables["train"].label_names.get(chosen.label, ())
     parts = list(raws.values())
-    classes, encoded = kind.encode_labels(parts, order)
+    classes, encoded = kind.schema.encode_labels(parts, order)
     digest, fields = _digest(raws), parts[0].fields
     whole = asked.scored_by is not None and len(raws) == 1
     # The splits of tasks that have a name stay as scores of them were recorded.
     splits = _arrange(raws, encoded, kind, asked.seed, whole=whole, near=cluster_of(name) is None)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
     further = [name for name in fields if name in tables["train"].columns]
-    further += kind.further_columns(tables["train"], chosen)
+    further += kind.schema.further_columns(tables["train"], chosen)
     used |= {name: name for name in further if name not in used.values()}
     ignored = tuple(column for column in tables["train"].columns if column not in used.values())
     source = Source(origin, where or name, digest)
@@ -320,7 +322,7 @@ def _kind_of(
     tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
 ) -> tuple[TaskKind, Columns]:
     kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
-    return kind, kind.columns(tables["train"], named)
+    return kind, kind.schema.columns(tables["train"], named)
 
 
 def _arrange(
@@ -342,8 +344,8 @@ def _arrange(
     tenth = max(1, round(len(train) / 10))
     if "validation" in given and "test" in given:
         return {"train": train, "select": given["validation"], "test": given["test"]}
-    rows = (train.texts, train.pairs, kind.strata(train.labels))
-    alike = kind.alike(train)
+    rows = (train.texts, train.pairs, kind.schema.strata(train.labels))
+    alike = kind.schema.alike(train)
     held_out = given.get("test", given.get("validation"))
     if held_out is not None:
         select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed, alike, near=near)
@@ -363,15 +365,15 @@ def _finished(
 ) -> Task:
     own = None
     if asked.own_metric is not None:
-        own = use_metric(own_metric(asked.own_metric, generated=kind.writes))
+        own = use_metric(own_metric(asked.own_metric, generated=kind.scorer.writes))
     kind = kind.settled(classes, pairs=splits["test"].pairs is not None, backbone=asked.backbone)
     # A task may be loaded as another kind than its metric scores.
-    usual = metric if metric in metrics_of(kind.name) else kind.metric_for(classes)
+    usual = metric if metric in metrics_of(kind.name) else kind.scorer.metric_for(classes)
     chosen = own.name if own is not None else asked.metric or usual
     check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:
-        kind.check(name, splits["train"], classes)
-    weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)
+        kind.schema.check(name, splits["train"], classes)
+    weights = kind.scorer.class_weights(asked.class_weights, splits["train"].labels, classes)
     task = Task(name, kind.name, classes, splits, chosen, weights, source, own_metric=own)
     wanted = asked.rows
     return task if wanted is None else task.cut(wanted.train, wanted.select, wanted.test, asked.seed)

@@ -26,7 +26,7 @@ def check_metric(metric: str, kind: str, names: Sequence[str], rows: Split | Non
             f"{metric=} is for {' and '.join(kinds_of(metric))}, but the task is {kind}; choose from "
             f"{', '.join(metrics_of(kind))}."
         )
-    get_kind(kind).check_metric(known, names, rows)
+    get_kind(kind).scorer.check_metric(known, names, rows)
 
 
 def compute(metric: str, predictions: NDArray[Any], labels: NDArray[Any], kind: str | None = None) -> float:
@@ -44,4 +44,4 @@ def compute(metric: str, predictions: NDArray[Any], labels: NDArray[Any], kind: 
         AutoPEFTError: a prediction is not finite.
     """
     known = get_metric(metric)
-    return get_kind(kind or kinds_of(metric)[0]).score(known, predictions, labels)
+    return get_kind(kind or kinds_of(metric)[0]).scorer.score(known, predictions, labels)

@@ -47,8 +47,8 @@ class ScoredSplit:
         _, first, counts = np.unique(task.text_ids(name), return_index=True, return_counts=True)
         if len(first) < rows:
             labels, sizes = [labels[i] for i in first], tuple(counts.tolist())
-        classes = kind.class_counts(labels, task.labels)
-        return cls(metric or task.metric, rows, classes, kind.label_array(labels), sizes)
+        classes = kind.schema.class_counts(labels, task.labels)
+        return cls(metric or task.metric, rows, classes, kind.encoder.label_array(labels), sizes)
 
     @property
     def texts(self) -> int:

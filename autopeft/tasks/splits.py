@@ -36,9 +36,9 @@ def stratified_order(
 ) -> list[int]:
     """Row indices in a seeded order whose every prefix has nearly the shares of the strata of the whole.
 
-    `strata` has one for each row (`TaskKind.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
+    `strata` has one for each row (`Schema.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
     prefix of share p holds p·n of it, rounded. Rows with equal pair and equal text, or equal values of
-    `alike` where that is given (`TaskKind.alike`), are neighbours, under the stratum of the first; with
+    `alike` where that is given (`Schema.alike`), are neighbours, under the stratum of the first; with
     `near` also those whose values have one normal form (see `autopeft.tasks.copies`).
     """
     seconds: Sequence[str | None] = pairs or [None] * len(texts)

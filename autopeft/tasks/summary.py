@@ -32,7 +32,7 @@ class Constant:
         name: the answer in words.
         scores: by split, on *select* and *test*, with the task's metric.
         parts: what each group of rows of *test* contributes to the score there (see
-            `TaskKind.pseudo_values`).
+            `Scorer.pseudo_values`).
     """
 
     name: str
@@ -65,7 +65,7 @@ class DataSummary:
         facts: name and text: the rows of each split, the columns, what was left out, repeated or cut.
         remarks: what limits what scores can say, a sentence each.
         constant: `None` where the kind of task or the metric knows none.
-        use: what a saved hybrid has to know of them to be asked (see `TaskKind.use`).
+        use: what a saved hybrid has to know of them to be asked (see `Encoder.use`).
     """
 
     facts: tuple[tuple[str, str], ...] = ()
@@ -95,20 +95,25 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     kind, constant = task.task_kind, _constant(task)
     cut = {name: _cut(task, name, tokenizer, max_length) for name in SPLIT_NAMES}
     facts = [
-        (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
+        (
+            str(name),
+            _rows(kind.schema.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])),
+        )
         for name in SPLIT_NAMES
     ]
-    inputs = {name: list(map(normal_input, kind.inputs_of(task.splits[name]))) for name in SPLIT_NAMES}
-    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, inputs, kind)]
+    inputs = {name: list(map(normal_input, kind.schema.inputs_of(task.splits[name]))) for name in SPLIT_NAMES}
+    facts += [*_read(task), *kind.encoder.facts(task.labels), *_repeated(task.splits, inputs, kind)]
     shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items() if share is not None)
     if shares:
         facts.append(("truncated", f"{shares} to {max_length} tokens"))
     if constant is not None:
         scores = ", ".join(f"{score:.4f} on {split}" for split, score in constant.scores.items())
         facts.append((constant.name, f"{task.metric} {scores}"))
-    remarks = kind.remarks(task.splits, task.labels, task.metric, weighted=task.class_weights is not None)
+    remarks = kind.schema.remarks(
+        task.splits, task.labels, task.metric, weighted=task.class_weights is not None
+    )
     remarks += [*_copied(inputs), *_long(cut["train"], tokenizer, max_length)]
-    use = kind.use(task.splits["train"], tokenizer, max_length)
+    use = kind.encoder.use(task.splits["train"], tokenizer, max_length)
     return DataSummary(tuple(facts), tuple(remarks), constant, use)
 
 
@@ -119,24 +124,24 @@ def _rows(described: str, count: int) -> str:
 
 def _constant(task: Task) -> Constant | None:
     kind, metric = task.task_kind, get_metric(task.metric)
-    found = kind.constant(task.splits["train"].labels, task.labels)
+    found = kind.scorer.constant(task.splits["train"].labels, task.labels)
     if found is None or metric.raw:  # a raw metric takes outputs, and this is a decision
         return None
     name, answer = found
     scores, parts = {}, ()
     for split in ("select", "test"):
-        labels = kind.label_array(task.splits[split].labels)  # type: ignore[index]
+        labels = kind.encoder.label_array(task.splits[split].labels)  # type: ignore[index]
         answers = np.full_like(labels, answer)
-        scores[split] = kind.score(metric, answers, labels)
+        scores[split] = kind.scorer.score(metric, answers, labels)
         if split == "test":
-            parts = tuple(kind.pseudo_values(metric, answers, labels, task.text_ids("test")).tolist())
+            parts = tuple(kind.scorer.pseudo_values(metric, answers, labels, task.text_ids("test")).tolist())
     return Constant(name, scores, parts)
 
 
 def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
     split = task.splits[name]
     sample = split.take(range(0, len(split), -(-len(split) // _SAMPLE)))
-    return task.task_kind.truncated(sample, tokenizer, max_length)
+    return task.task_kind.encoder.truncated(sample, tokenizer, max_length)
 
 
 def _long(share: float | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
@@ -151,7 +156,7 @@ def _read(task: Task) -> Iterator[tuple[str, str]]:
     """The columns that are used and those that are not, and the rows that were left out."""
     reading = task.reading
     if reading.columns:
-        headings = _HEADINGS | {"text": task.task_kind.row_name}
+        headings = _HEADINGS | {"text": task.task_kind.schema.row_name}
         used = ", ".join(f"{headings.get(what, what)} {name!r}" for what, name in reading.columns.items())
         yield "columns", used + (f"; not used: {listed(reading.ignored)}" if reading.ignored else "")
     if reading.dropped:
@@ -174,14 +179,17 @@ def _repeated(splits: Mapping[SplitName, Split], inputs: Inputs, kind: TaskKind)
         if again := len(own) - len(set(own)):
             counts[name] = again
         answers: dict[Input, set[str]] = {}
-        for key, answer in zip(own, kind.answers_of(splits[name]), strict=True):
+        for key, answer in zip(own, kind.schema.answers_of(splits[name]), strict=True):
             answers.setdefault(key, set()).add(answer)
         contrary += sum(len(found) > 1 for found in answers.values())
     if counts:
         parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        said = "several answers" if kind.writes else "labels that contradict each other"
-        more = f"; {contrary:,} {kind.row_name}s have {said}" if contrary else ""
-        yield "repeated", f"rows whose {kind.row_name} stands before them, which are kept: {parts}{more}"
+        said = "several answers" if kind.scorer.writes else "labels that contradict each other"
+        more = f"; {contrary:,} {kind.schema.row_name}s have {said}" if contrary else ""
+        yield (
+            "repeated",
+            f"rows whose {kind.schema.row_name} stands before them, which are kept: {parts}{more}",
+        )
 
 
 def _copied(inputs: Inputs) -> Iterator[str]:

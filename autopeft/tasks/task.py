@@ -87,16 +87,16 @@ class Task:
     @property
     def num_labels(self) -> int:
         """Outputs of a head for this task: the number of classes, or 1."""
-        return self.task_kind.num_labels(self.labels)
+        return self.task_kind.head.num_labels(self.labels)
 
     def text_ids(self, name: SplitName) -> NDArray[np.int64]:
         """Which of the different texts of a split each of its rows has, (rows,); copies have the same (see
         `autopeft.tasks.copies`)."""
-        return text_ids(self.task_kind.inputs_of(self.splits[name]))
+        return text_ids(self.task_kind.schema.inputs_of(self.splits[name]))
 
     def loss(self) -> Loss:
         """What is minimised."""
-        return self.task_kind.loss(self.labels, self.class_weights)
+        return self.task_kind.scorer.loss(self.labels, self.class_weights)
 
     def describe(self) -> dict[str, Any]:
         """What a run records about its data, as JSON-able values."""
@@ -124,7 +124,7 @@ class Task:
         """
         found = self.subset(train, select, test, seed)
         if len(found.splits["train"]) < len(self.splits["train"]):
-            self.task_kind.check(self.name, found.splits["train"], self.labels)
+            self.task_kind.schema.check(self.name, found.splits["train"], self.labels)
         return found
 
     def subset(
@@ -149,7 +149,9 @@ class Task:
             if size is not None and size < 1:
                 raise TaskError(f"A split needs at least one row, but got {name}={size}.")
             if size is not None and size < len(split):
-                order = stratified_order(split.texts, split.pairs, self.task_kind.strata(split.labels), seed)
+                order = stratified_order(
+                    split.texts, split.pairs, self.task_kind.schema.strata(split.labels), seed
+                )
                 split = split.take(sorted(order[:size]))
             splits[name] = split
         return replace(self, splits=splits)

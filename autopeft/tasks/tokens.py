@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import cache_folder, intact, publish, warn_once
-from autopeft.errors import AssetError, UsageError
+from autopeft.errors import AssetError, TaskError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
 
 __all__ = [
@@ -224,6 +224,22 @@ class EncodedSplit:
         """
         raise UsageError(
             f"Of {self.kind} no tokens are learnt: --learn-all (learn_all=True) is for causal_lm."
+        )
+
+    def with_answers(
+        self, rows: Sequence[int], answers: Sequence[Sequence[int]], room: int | None
+    ) -> EncodedSplit:
+        """Rows, one or several times, with these tokens in the place of their last answers.
+
+        Args:
+            room: tokens of a row at most, of which what is asked loses its beginning; `None` without limit.
+
+        Raises:
+            TaskError: nothing is learnt from what models of this kind write.
+        """
+        raise TaskError(
+            f"Nothing is learnt from texts that models for {self.kind} write; take a decoder as a language "
+            "model (--kind causal_lm), or a method that learns from labels."
         )
 
     def take(self, rows: Indices) -> EncodedSplit:

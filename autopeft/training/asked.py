@@ -50,9 +50,9 @@ def asked_task(
 
 def _refused(kind: TaskKind, backbone: BackboneSpec, name: str) -> str | None:
     """Why a backbone cannot be trained on a kind of task; `None` where it can."""
-    if kind.modality == backbone.modality:
-        return kind.refused(backbone, name)
-    reads, wanted = _READS[backbone.modality], _READS[kind.modality]
+    if kind.head.modality == backbone.modality:
+        return kind.head.refused(backbone, name)
+    reads, wanted = _READS[backbone.modality], _READS[kind.head.modality]
     return (
         f"{name!r} is a backbone that reads {reads[0]}, and {kind.name} is of {wanted[0]}: take a task of "
         f"{reads[0]} ({reads[1]}), or a backbone of {wanted[0]} ({wanted[2]}; --model)."

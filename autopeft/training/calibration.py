@@ -49,7 +49,7 @@ class TaskObjective:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Mean loss of a labelled batch, differentiable."""
-        return self.loss.mean(self.logits(batch), batch["labels"])
+        return self.loss.mean(self.logits(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (rows, …), differentiable."""
@@ -59,19 +59,19 @@ class TaskObjective:
         """Loss of each row (rows,), without gradients."""
 
         def each(parts: Sequence[Batch]) -> Tensor:
-            return torch.cat([self.loss.each(self.logits(part), part["labels"]) for part in parts])
+            return torch.cat([self.loss.each(self.logits(part), part) for part in parts])
 
         with torch.no_grad():
             return self._in_parts(batch, each)
 
     def gradients(self, batch: Batch, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
         """Gradient of the batch's mean loss for each of the `wanted`."""
-        weight = self.loss.weight(batch["labels"])
+        weight = self.loss.weight(batch)
 
         def added(parts: Sequence[Batch]) -> list[Tensor]:
             found: list[Tensor] = []
             for part in parts:
-                loss = self.loss.total(self.logits(part), part["labels"]) / weight
+                loss = self.loss.total(self.logits(part), part) / weight
                 gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
                 if not found:  # which are not added to zeros: these would be another copy
                     found = [gradient.float() for gradient in gradients]

@@ -36,14 +36,14 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
         return
     entries, spec = hybrid.graph.entries, hybrid.spec
     wanting = [n for n, entry in entries.items() if "row_logits" in entry.method.traits.needs]
-    if wanting and not kind.row_distribution:
+    if wanting and not kind.head.row_distribution:
         name = entries[wanting[0]].method.name
         raise CompositionError(
             f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.name} do "
             f"not have. `autopeft methods {name}` says which option does without."
         )
     pooling = [n for n, entry in entries.items() if entry.method.traits.pools]
-    if pooling and not (kind.pooled and kind.new_head):
+    if pooling and not (kind.head.pooled and kind.head.new_head):
         raise CompositionError(
             f"{pooling[0]} gives every position the same state, and models for {kind.name} read several of "
             "a row, or one that has a meaning of its own; leave it out."
@@ -56,7 +56,7 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             "(--label-words) for a head of the task's own, or use prompt_tuning or idpg."
         )
     # Where it predicts one thing of each row, it sees the text, and predicts no part of it.
-    if kind.new_head or kind.row_distribution:
+    if kind.head.new_head or kind.head.row_distribution:
         return
     seeing = [n for n, e in entries.items() if e.traits.sees_text]
     ahead = [n for n in seeing if any(spec.stack(site.stack).causal for site in entries[n].sites)]

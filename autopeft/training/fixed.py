@@ -65,7 +65,7 @@ class FixedOutcome:
         seconds: of training alone.
         folder: the run folder.
         hybrid: the trained hybrid on its model, in eval mode; `autopeft.predict` takes this outcome.
-        tokenizer, max_length: what rows are encoded with (see `TaskKind.load_processor`).
+        tokenizer, max_length: what rows are encoded with (see `Encoder.load_processor`).
         summary: what the rows were like before training.
         history: losses, and scores on *select*, of the course of the training.
         samples: of the answers that the hybrid writes to rows of *test*; none where its kind of task writes
@@ -95,7 +95,7 @@ class FixedOutcome:
             "run": str(self.folder),
             "recipe": self.recipe.to_dict(),
             "metric": self.task.metric,
-            "trial_metric": self.task.task_kind.trial_metric(get_metric(self.task.metric)).name,
+            "trial_metric": self.task.task_kind.scorer.trial_metric(get_metric(self.task.metric)).name,
             "select_mean": self.scores.get("select"),
             "test_mean": self.scores.get("test"),
             "test_sd": None,
@@ -139,12 +139,12 @@ def train(call: TrainCall) -> FixedOutcome:
     spec = spec_of(unquantized(load_config(source), name))
     _check_graph(recipe, spec, source)
     task, effort = _task(given, spec, call.notify)
-    task.task_kind.check_weights(source)
-    tokenizer = task.task_kind.load_processor(source)
+    task.task_kind.head.check_weights(source)
+    tokenizer = task.task_kind.encoder.load_processor(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     plan = _plan(given, effort.steps, longest)
     if plan.memory_saving:
-        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
+        check_checkpointing(on_meta(load_config(source), task.task_kind.head.auto_class))
     summary = summarise(task, tokenizer, longest)
     reporter = call.reporter or SilentTrainReporter()
     if call.reporter is None:  # what limits the scores is said all the same
@@ -159,7 +159,7 @@ def train(call: TrainCall) -> FixedOutcome:
         info = TrainInfo(recipe.name, task.name, shown, task.metric, plan.steps, str(folder.path), summary)
         reporter.on_start(info)
         data = encode(task, tokenizer, plan.max_length, learn_all=plan.learn_all)
-        model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
+        model = task.task_kind.head.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         if plan.head_start == "probe":
             alone = not trained_entries(recipe)
             start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))

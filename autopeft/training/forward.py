@@ -48,7 +48,7 @@ class Forward:
             `None` computes all of them.
         ends: leaves out the tokens behind the last one that is read; without it all are computed.
         shares: computes once what the rows of a batch begin with; without it each row has its own.
-        groups: computes once what the rows of a group begin with that the kind says (`TaskKind.begin_alike`),
+        groups: computes once what the rows of a group begin with that the kind says (`Encoder.begin_alike`),
             where no gradient is asked for; given up where the first such batch has other logits by it.
         packs: lays several texts in one row; everything else is then computed.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
@@ -113,7 +113,7 @@ class Forward:
     def _by_groups(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Logits of a batch whose rows begin alike in groups; `None` where they do not, or it saves too
         little."""
-        groups = self.kind.begin_alike(batch) if self.groups and self.kind is not None else None
+        groups = self.kind.encoder.begin_alike(batch) if self.groups and self.kind is not None else None
         if groups is None or self._groups_hold is False:
             return None
         shared = SharedInGroups(self.model, self.logits, 0)
@@ -135,7 +135,7 @@ class Forward:
     def whole(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits of a batch that is not as its split has it, with every layer and position computed: of what
         its kind of task reads, as ever."""
-        with nullcontext() if self.kind is None else self.kind.reading(self.model, batch):
+        with nullcontext() if self.kind is None else self.kind.head.reading(self.model, batch):
             return logits_of(self.model, batch, self.kind)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class Forward:
 
     def logits(self, batch: Mapping[str, Any], states: Mapping[str, Tensor]) -> Tensor:
         """Logits of a batch, given states of untouched layers (B, L, width) by stack."""
-        found = None if self.kind is None else self.kind.reads(batch)
+        found = None if self.kind is None else self.kind.head.reads(batch)
         if self.ends and found is not None:
             batch, states, found = _ended(batch, states, found)
         trunk: AbstractContextManager[Any] = nullcontext()
@@ -160,7 +160,7 @@ class Forward:
             rows = self.rows.of(mask_of(batch), found)
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
-            read = self.kind.reading(self.model, batch)
+            read = self.kind.head.reading(self.model, batch)
         with trunk, rows, read:
             return logits_of(self.model, batch, self.kind)
 
@@ -193,7 +193,7 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
     """The way to train and score an attached hybrid that computes least, checked against the plain one.
 
     With the backbone's dropout on, nothing is left out: its draws belong to the training. What the task's
-    kind rules out is not tried (`TaskKind.pooled`, `TaskKind.tokenwise_trunk`), and what does not reproduce
+    kind rules out is not tried (`Head.pooled`, `Encoder.tokenwise_trunk`), and what does not reproduce
     the plain logits of two rows is not used.
     """
     kind = data.task.task_kind
@@ -243,7 +243,7 @@ def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> F
     """The plain way, but for what the rows of a batch begin with, which is computed once where that gives the
     plain logits of two rows of the split."""
     found = Forward(hybrid.model, kind=kind)
-    if isinstance(hybrid, Hybrid) and kind.causal and len(split):
+    if isinstance(hybrid, Hybrid) and kind.head.causal and len(split):
         with generators_kept(_device_of(hybrid)):
             shortcuts = _Shortcuts(hybrid, split, kind)
             shortcuts.shorten(found, ends=False, shares=True)
@@ -268,14 +268,14 @@ class _Shortcuts:
         pair = np.array([int(lengths.argmin()), len(lengths) - 1 - int(lengths[::-1].argmax())])
         self.batch = split.collate(pair, device=self.device)
         self._positions = lambda stack: int(split.layout(pair, self.device, stack)[1].shape[1])
-        read = kind.reads(self.batch)
+        read = kind.head.reads(self.batch)
         self.read = read if read is not None and bool(read.any()) else None
         self._plain: Tensor | None = None
 
     def forward(self) -> Forward:
         # Of several processes each runs the layers as often, whichever rows are stored or begin alike.
         alone = team_of(self.model).size == 1
-        trunk = self._trunk() if self.kind.tokenwise_trunk and alone else None
+        trunk = self._trunk() if self.kind.encoder.tokenwise_trunk and alone else None
         whole = trunk is not None and any(
             len(level.layers) == len(self.layout.stacks[-1].layers)
             for level in trunk.levels
@@ -286,7 +286,7 @@ class _Shortcuts:
         # A method that moves its mask while it trains may reach further down than it did.
         untouched = lambda: injection.revision == revision  # noqa: E731
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
-        if self.kind.causal:
+        if self.kind.head.causal:
             self.shorten(found, ends=self._may_end(), shares=alone)
             found.groups = alone and self.may_share_in_groups()
         found.dense = self._dense
@@ -345,7 +345,7 @@ class _Shortcuts:
 
     def _try_front(self, trunk: Trunk) -> bool:
         """Whether what the two rows begin with can be computed once below the hybrid."""
-        if not self.kind.causal or len(self.layout.stacks) > 1 or self._checkpointed():
+        if not self.kind.head.causal or len(self.layout.stacks) > 1 or self._checkpointed():
             return False
         length = SharedPrefix.common(self.batch)
         if not length:
@@ -375,7 +375,7 @@ class _Shortcuts:
         # Recomputation runs the layer again when the batch's positions are no longer at hand.
         if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
             return None
-        reader = self._reader(stack) if self.kind.pooled else None
+        reader = self._reader(stack) if self.kind.head.pooled else None
         if reader is None and (self.read is None or some_of(self.read) is None):
             return None
         slots = self._slots(stack, layers=True)

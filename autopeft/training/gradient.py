@@ -90,7 +90,7 @@ class Gradient:
     def _pass(self, batch: Mapping[str, Tensor], owners: Sequence[Any]) -> Tensor:
         """Gradient and loss of this process' part of a batch."""
         rows = _rows(batch)
-        weight = self.loss.weight(batch["labels"])
+        weight = self.loss.weight(batch)
         total = torch.zeros((), device=self.device)
         for start, stop, counts in self.team.parts(rows, self.micro_rows):
             part = slice_rows(batch, start, stop)
@@ -104,14 +104,14 @@ class Gradient:
                 divisor=weight * share,
             )
             terms = loss_terms(owners, step)
-            loss = self.loss.total(step.logits, step.labels) / weight / step.draws
+            loss = self.loss.total(step.logits, step.batch) / weight / step.draws
             # A term of the parameters alone counts once in all, one of the activations as the mean over rows.
             if terms is not None:
                 loss = loss + terms * share
             total += _backward(loss, counts)
             # Each has its own backward, so that the graph of one of them is kept at a time.
             for logits in step.further_draws():
-                loss = self.loss.total(logits, step.labels) / weight / step.draws
+                loss = self.loss.total(logits, step.batch) / weight / step.draws
                 total += _backward(loss, counts)
         return total
 

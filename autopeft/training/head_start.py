@@ -114,7 +114,7 @@ def start_head(
     It is fitted once for a backbone, a head's lower layers, rows, labels and loss, and kept on disk. The
     test and select rows are not looked at, nor are more of the training rows than have 8,000 labels together.
     Without effect on kinds whose head the backbone brings or whose labels are of whole rows of tokens
-    (`TaskKind.probed`), on heads that do not end in a linear map, and where there are fewer than four
+    (`Head.probed`), on heads that do not end in a linear map, and where there are fewer than four
     different rows.
 
     Args:
@@ -155,7 +155,7 @@ def fitted_head(
     From disk where it was fitted before. `None` where there is nothing to fit (see `start_head`).
     """
     labels, kind = data.train.labels, data.task.task_kind
-    if not kind.new_head or not kind.probed or labels is None or len(data.train) < 4:
+    if not kind.head.new_head or not kind.head.probed or labels is None or len(data.train) < 4:
         return None
     model.to(plan.torch_device())  # type: ignore[arg-type]
     name = last_linear(model)
@@ -465,8 +465,8 @@ class _Fits:
         """Mean loss of a fit on some rows."""
         logits = (inputs @ self._weights[index].T + self._biases[index]) * self.unit
         if self._of_tokens:  # each is a row of one token
-            return self._loss.mean(logits[:, None], labels[:, None])
-        return self._loss.mean(logits, labels)
+            return self._loss.mean(logits[:, None], {"labels": labels[:, None]})
+        return self._loss.mean(logits, {"labels": labels})
 
     def _descend(self, parameters: Sequence[Tensor], strength: float) -> None:
         """Minimise over some of the parameters; the problems share none."""

@@ -398,7 +398,7 @@ class _Run:
     def _score(self) -> float:
         """A score on the way, by what stands for a metric that would have the model write."""
         task = self.data.task
-        metric = task.task_kind.trial_metric(get_metric(task.metric)).name
+        metric = task.task_kind.scorer.trial_metric(get_metric(task.metric)).name
         state = generator_state(self.device)
         score = evaluate(
             self.hybrid.model,

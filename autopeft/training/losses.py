@@ -26,7 +26,7 @@ _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding o
 
 def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None = None) -> Tensor:
     """Logits (rows, …) of an unlabelled forward: what the kind of task takes from the model's output, by
-    default its `logits`. What the model reads beside the batch comes from the kind too (`TaskKind.inputs`).
+    default its `logits`. What the model reads beside the batch comes from the kind too (`Head.inputs`).
 
     `task_id`, and what the batch says of its rows to modules (`FEATURE`), go to models with modules on them,
     whose forward takes further keyword arguments.
@@ -34,14 +34,14 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
     Raises:
         UsageError: the batch says something to modules, and the model's forward does not hand it on; on the
             CPU, the model has no embedding of some token, position or token type; or see
-            `TaskKind.inputs`.
+            `Head.inputs`.
     """
     said = {k.removeprefix(FEATURE): v for k, v in batch.items() if k.startswith(FEATURE)}
     inputs: dict[str, Any] = {
         k: v for k, v in batch.items() if k not in _NO_INPUTS and not k.startswith((FEATURE, BESIDE))
     }
     if kind is not None:
-        inputs |= kind.inputs(model, batch)
+        inputs |= kind.head.inputs(model, batch)
     names = parameters_of(model)
     hands_on = None in names and _has_modules(model)
     if "task_id" in batch and hands_on:
@@ -62,7 +62,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
             raise
         raise _not_embedded(model, inputs) from error
     if kind is not None:
-        return kind.logits_of(output, batch)
+        return kind.head.logits_of(output, batch)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 

@@ -19,7 +19,7 @@ _OTHERS = {"text": ("trec", "movie-sentences"), "vision": ("mnist-5-to-9", "path
 def other_task(task: object, kind: object = None) -> str:
     """A task with a name that is not `task`, for backbones of a kind of task that reads the same."""
     known = _kind(kind)
-    modality = "text" if known is None else known.modality
+    modality = "text" if known is None else known.head.modality
     return next(name for name in _OTHERS[modality] if name != task)
 
 
@@ -45,7 +45,7 @@ def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None
     backbone is now, if it moved."""
     moved = f" --model {shlex.quote(model)}" if model else ""
     asked = '--text "…" --text-pair "…"' if pairs else '--text "…"'
-    file = None if (known := _kind(kind)) is None else known.asked_file
+    file = None if (known := _kind(kind)) is None else known.schema.asked_file
     if file is not None:
         asked = f"--file {file}"
     return f"autopeft predict {shlex.quote(str(hybrid))} {asked}{moved}"

@@ -92,7 +92,7 @@ def check_packing(hybrid: Any, model: nn.Module, kind: TaskKind) -> None:
         UsageError: the task is of another kind, the model cannot take several texts in a row, or something in
             the recipe acts on rows as a whole.
     """
-    if not kind.packs:
+    if not (kind.head.causal and kind.encoder.tokenwise_trunk):
         raise UsageError(f"Packing is for language models (causal_lm), and not for {kind.name}{_OTHERWISE}.")
     if "position_ids" not in parameters_of(model):
         raise UsageError(

@@ -62,7 +62,7 @@ def better_pooling(
         The finding, or `None` where there is no choice: heads of the kind read several positions of a row,
         the backbone has no mean to give, or there is nothing to fit (see `start_head`).
     """
-    if not data.task.task_kind.pooled:
+    if not data.task.task_kind.head.pooled:
         return None
     try:
         build_graph(MEAN_POOLING, spec)

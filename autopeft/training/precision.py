@@ -112,7 +112,7 @@ def _round(
     device, kind = plan.torch_device(), data.task.task_kind
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
-        if kind.new_head:
+        if kind.head.new_head:
             reset_head(model, plan.seed)
         with attach(model, recipe, seed=plan.seed) as hybrid, evaluation_mode(model), torch.enable_grad():
             forward = Forward(model, kind=kind)
@@ -129,7 +129,7 @@ def _round(
 
 def _backward(forward: Forward, batch: Mapping[str, Tensor], loss: Loss) -> None:
     logits = forward(batch)
-    (loss.total(logits.float(), batch["labels"]) / loss.weight(batch["labels"])).backward()
+    (loss.total(logits.float(), batch) / loss.weight(batch)).backward()
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.runs.records import Sample
-from autopeft.tasks.kinds import Generation, Metric, TaskKind, get_kind
+from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, writing_scorer
 from autopeft.tasks.split import Split
 from autopeft.tasks.task import Task
 from autopeft.tasks.tokens import EncodedSplit
@@ -34,7 +34,7 @@ class Asked:
     """What each row of a split asks.
 
     Attributes:
-        rows: the rows themselves, where predictions are told beside them (see `TaskKind.tell`).
+        rows: the rows themselves, where predictions are told beside them (see `Scorer.tell`).
         names: of the task's classes.
     """
 
@@ -81,17 +81,18 @@ def sampled(
         model: of a kind of task that writes.
         split: whose `truth` are texts.
     """
-    kind, truth = get_kind(split.kind), split.truth
+    truth = split.truth
     if truth is None or not len(split):
         return ()
     rows = sorted(_drawn(len(split))[:HANDFUL].tolist())
     place = next(model.parameters()).device if device is None else torch.device(device)
+    scorer = writing_scorer(get_kind(split.kind).scorer)
     with evaluation_mode(model):
-        texts = kind.generate(model, split, rows, Generation(max_new_tokens=MOST_TOKENS), device=place)
+        texts = scorer.generate(model, split, rows, Generation(max_new_tokens=MOST_TOKENS), device=place)
     return tuple(_sample(asked, row, truth[row], text) for row, text in zip(rows, texts, strict=True))
 
 
-def told_of(kind: TaskKind, asked: Asked, outputs: NDArray[Any]) -> tuple[Sample, ...]:
+def told_of(scorer: Scorer, asked: Asked, outputs: NDArray[Any]) -> tuple[Sample, ...]:
     """Predictions of three rows that are right and of three that are not, drawn, the same each time, in the
     order of the rows. Rows of which there is nothing to tell come last.
 
@@ -100,7 +101,7 @@ def told_of(kind: TaskKind, asked: Asked, outputs: NDArray[Any]) -> tuple[Sample
         outputs: of these rows.
     """
     assert asked.rows is not None
-    told, half = kind.tell(asked.rows, outputs, asked.names), HANDFUL // 2
+    told, half = scorer.tell(asked.rows, outputs, asked.names), HANDFUL // 2
     empty = [expected == said == text for (expected, said), text in zip(told, asked.texts, strict=True)]
     drawn = sorted(_drawn(len(told)).tolist(), key=lambda row: empty[row])
     right = [row for row in drawn if told[row][0] == told[row][1]]
@@ -113,13 +114,13 @@ def asked_in(task: Task, split: str) -> Asked | None:
     """What each row of a split asks, where models for the task write answers to it, or predict what can be
     told beside it; else `None`."""
     kind, rows = task.task_kind, task.splits[split]  # type: ignore[index]  # callers name splits of the task
-    if kind.tells and len(rows):
+    if kind.scorer.tells and len(rows):
         pairs = rows.pairs or []
         both = (
             [f"{text}\n{pair}" for text, pair in zip(rows.texts, pairs, strict=True)] if pairs else rows.texts
         )
         return Asked(split, both, rows, task.labels)
-    return Asked(split, rows.texts) if kind.writes and len(rows) and kind.asks(rows) else None
+    return Asked(split, rows.texts) if kind.scorer.writes and len(rows) and kind.encoder.asks(rows) else None
 
 
 def _drawn(rows: int) -> NDArray[np.int64]:

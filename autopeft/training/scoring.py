@@ -16,7 +16,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds import Generation, Metric, TaskKind, get_kind, get_metric
+from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, get_metric, writing_scorer
 from autopeft.training.forward import Forward
 from autopeft.training.memory import with_fewer_rows
 from autopeft.training.modes import evaluation_mode, seeded
@@ -36,11 +36,11 @@ def predict(
     texts_alone: bool = False,
     told: Callable[[str], None] | None = None,
 ) -> NDArray[Any]:
-    """What the split's kind of task keeps of each row (`TaskKind.outputs`), in the split's own order: logits
+    """What the split's kind of task keeps of each row (`Scorer.outputs`), in the split's own order: logits
     (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
     `autopeft.hybrid.predictive`). With `generation` the model also writes an answer to each row, which is
-    kept beside them (`TaskKind.with_texts`), or returned by itself (rows,) where `texts_alone` are wanted;
-    that to a single row is `told` piece by piece.
+    kept beside them (`WritingScorer.with_texts`), or returned by itself (rows,) where `texts_alone` are
+    wanted; that to a single row is `told` piece by piece.
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
@@ -60,20 +60,20 @@ def predict(
     reduced = partial(with_fewer_rows, rows=at_once, model=model, doing="Evaluation")
     with evaluation_mode(model):
         if generation is None:
-            return reduced(partial(_outputs, way, split, kind, place))
-        answers = None if texts_alone else reduced(partial(_outputs, way, split, kind, place))
+            return reduced(partial(_outputs, way, split, kind.scorer, place))
+        answers = None if texts_alone else reduced(partial(_outputs, way, split, kind.scorer, place))
         texts = reduced(partial(_written, model, split, generation, place, told))
-        return texts if answers is None else kind.with_texts(answers, texts.tolist())
+        return texts if answers is None else writing_scorer(kind.scorer).with_texts(answers, texts.tolist())
 
 
 def _outputs(
-    way: Forward, split: EncodedSplit, kind: TaskKind, place: torch.device, batch_size: int
+    way: Forward, split: EncodedSplit, scorer: Scorer, place: torch.device, batch_size: int
 ) -> NDArray[Any]:
     """What the kind of task keeps of each row, in the split's own order."""
     parts = []
     for batch in way.batches(split, batch_size, shuffle=False, device=place):
-        run = partial(predictive, way.model, partial(way, batch), mean=kind.average())
-        parts.append(kind.outputs(way.model, batch, run))
+        run = partial(predictive, way.model, partial(way, batch), mean=scorer.average())
+        parts.append(scorer.outputs(way.model, batch, run))
     outputs = np.concatenate(parts)
     restored = np.empty_like(outputs)
     restored[split.order()] = outputs
@@ -89,13 +89,14 @@ def _written(
     batch_size: int,
 ) -> NDArray[Any]:
     """What the model writes for each row, (rows,), in batches of prompts of like length, longest first."""
-    kind, order = get_kind(split.kind), np.argsort(-split.prompt_lengths, kind="stable")
+    scorer = writing_scorer(get_kind(split.kind).scorer)
+    order = np.argsort(-split.prompt_lengths, kind="stable")
     texts = np.empty(len(split), dtype=object)
     with seeded(how.seed, place):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             one = told if len(split) == 1 else None
-            texts[rows] = kind.generate(model, split, rows, how, device=place, told=one)
+            texts[rows] = scorer.generate(model, split, rows, how, device=place, told=one)
     return texts
 
 
@@ -114,9 +115,9 @@ def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **opti
     """
     if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
-    known, kind = [get_metric(metric) for metric in metrics], get_kind(split.kind)
+    known, scorer = [get_metric(metric) for metric in metrics], get_kind(split.kind).scorer
     outputs = predict(model, split, generation=_generation(known), **options)
-    return {metric.name: kind.score(metric, outputs, split.truth) for metric in known}
+    return {metric.name: scorer.score(metric, outputs, split.truth) for metric in known}
 
 
 def evaluate(
@@ -135,9 +136,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, what each group of rows contributes to it (see `TaskKind.pseudo_values`), the mean loss over
-    rows where the kind of task has one (see `TaskKind.row_loss`), that loss at the temperature which suits
-    the rows best (see `TaskKind.calibrated_loss`), and samples of what was written."""
+    """A score, what each group of rows contributes to it (see `Scorer.pseudo_values`), the mean loss over
+    rows where the kind of task has one (see `Scorer.row_loss`), that loss at the temperature which suits
+    the rows best (see `Scorer.calibrated_loss`), and samples of what was written."""
 
     score: float
     pseudo_values: tuple[float, ...] = ()
@@ -168,22 +169,22 @@ def score_by_rows(
     """
     if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
-    known, kind = get_metric(metric), get_kind(split.kind)
+    known, scorer = get_metric(metric), get_kind(split.kind).scorer
     how = _generation([known])
     alone = how is not None and not loss
     outputs = predict(model, split, generation=how, texts_alone=alone, **options)
-    found = () if text_ids is None else kind.pseudo_values(known, outputs, split.truth, text_ids)
+    found = () if text_ids is None else scorer.pseudo_values(known, outputs, split.truth, text_ids)
     samples: tuple[Sample, ...] = ()
     if asked is not None and known.generated:
-        samples = samples_of(known, asked, kind.decisions(outputs).tolist(), split.truth.tolist())
+        samples = samples_of(known, asked, scorer.decisions(outputs).tolist(), split.truth.tolist())
     elif asked is not None and asked.rows is not None:
-        samples = told_of(kind, asked, outputs)
+        samples = told_of(scorer, asked, outputs)
     elif asked is not None:
         samples = sampled(model, split, asked, device=options.get("device"))
     return Scored(
-        kind.score(known, outputs, split.truth),
+        scorer.score(known, outputs, split.truth),
         tuple(round(float(v), 6) for v in found),
-        None if alone else kind.row_loss(outputs, split.truth),
-        kind.calibrated_loss(outputs, split.truth) if loss and not alone else None,
+        None if alone else scorer.row_loss(outputs, split.truth),
+        scorer.calibrated_loss(outputs, split.truth) if loss and not alone else None,
         samples,
     )

@@ -123,7 +123,7 @@ class PhaseSession:
         with mode, torch.no_grad():
             for start in range(0, len(batch["labels"]), self.gradient.micro_rows):
                 part = slice_rows(batch, start, start + self.gradient.micro_rows)
-                found.append(loss.each(self.forward(part), part["labels"]))
+                found.append(loss.each(self.forward(part), part))
         return torch.cat(found)
 
     def gradients(

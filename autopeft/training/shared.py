@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from autopeft.backbones import StackPlaces
 from autopeft.graph import CompositionGraph, is_rowwise_in, is_rowwise_on_logits
 from autopeft.tasks.kinds import IGNORED
-from autopeft.tasks.kinds.begun_alike import CACHES, LEAST
+from autopeft.tasks.kinds.generation import CACHES, LEAST
 from autopeft.training.losses import parameters_of
 
 __all__ = ["SharedInGroups", "SharedPrefix", "Unshareable", "is_by_position", "may_share"]

@@ -170,7 +170,7 @@ def _trial(
     device = plan.torch_device()
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
-        if data.task.task_kind.new_head:
+        if data.task.task_kind.head.new_head:
             reset_head(model, plan.seed)
             if plan.head_start == "probe":
                 start_head(model, data, plan, alone=alone, pooling=pooling)

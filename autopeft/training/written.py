@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autopeft.method import Sample
 from autopeft.tasks import Task
-from autopeft.tasks.kinds import Generation, get_metric
+from autopeft.tasks.kinds import Generation, get_metric, writing_scorer
 from autopeft.tasks.kinds.generation import room_of
 from autopeft.tasks.tokens import EncodedSplit
 from autopeft.training.memory import with_fewer_rows
@@ -47,18 +47,18 @@ class Samples:
         among = np.arange(len(self.split)) if self.among is None else np.asarray(self.among)
         if count is not None and count < len(among):
             among = np.sort(among[torch.randperm(len(among))[:count].numpy()])
-        kind, metric = self.task.task_kind, get_metric(self.task.metric)
+        scorer, metric = writing_scorer(self.task.task_kind.scorer), get_metric(self.task.metric)
         labels = self.split.truth
         assert labels is not None  # of rows that are trained on
-        kind.rewards(metric, [], labels[:0])  # refused before anything is written
+        scorer.rewards(metric, [], labels[:0])  # refused before anything is written
         order = among[np.argsort(self.split.prompt_lengths[among], kind="stable")]
 
         def written(size: int) -> list[Sample]:
             found = list[Sample]()
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                texts = kind.sample(self.model, self.split, rows, how, device=self.device)
-                rewards = kind.rewards(metric, [text for _, text in texts], labels[rows])
+                texts = scorer.sample(self.model, self.split, rows, how, device=self.device)
+                rewards = scorer.rewards(metric, [text for _, text in texts], labels[rows])
                 made = zip(rows, texts, rewards, strict=True)
                 found += [Sample(int(row), *own, float(reward)) for row, own, reward in made]
             return found
@@ -70,5 +70,5 @@ class Samples:
         """See `autopeft.method.Session.batch`."""
         rows, tokens = [sample.row for sample in samples], [sample.tokens for sample in samples]
         room = room_of(self.model)
-        split = self.task.task_kind.with_written(self.split, rows, tokens, room=room)
+        split = self.split.with_answers(rows, tokens, room)
         return split.collate(range(len(samples)), device=self.device)

@@ -154,7 +154,7 @@ def _bench(folder: str) -> tuple[Any, Any]:
     source = resolve_model(folder, notify=note)
     task = load_task(TASK, kind="seq2seq", rows=ROWS, seed=0, notify=note)
     data = encode(task, load_tokenizer(source), LENGTH)
-    return task.task_kind.load_model(source, task.labels), data
+    return task.task_kind.head.load_model(source, task.labels), data
 
 
 def main() -> None:

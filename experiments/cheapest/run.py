@@ -104,7 +104,7 @@ def with_unseen_rows(task: Task, seed: int, most: int = TEST_ROWS) -> Task:
     many as make `most`."""
     pool = load_task(task.name, seed=seed).splits["train"]
     seen = {text for split in task.splits.values() for text in split.texts}
-    order = stratified_order(pool.texts, pool.pairs, task.task_kind.strata(pool.labels), seed)
+    order = stratified_order(pool.texts, pool.pairs, task.task_kind.schema.strata(pool.labels), seed)
     unseen = [i for i in order if pool.texts[i] not in seen]
     test = task.splits["test"]
     test = test.joined(pool.take(unseen[: max(most - len(test), 0)]))

@@ -50,11 +50,11 @@ class Tiny:
     def model(self) -> PreTrainedModel:
         """The model, in eval mode, always with the same weights."""
         kind = get_kind(self.kind)
-        told = {"num_labels": 2} if kind.new_head else {}
+        told = {"num_labels": 2} if kind.head.new_head else {}
         config = AutoConfig.for_model(self.architecture, **_SIZES[self.architecture], **told)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            model: PreTrainedModel = kind.auto_class.from_config(config)
+            model: PreTrainedModel = kind.head.auto_class.from_config(config)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.ndim > 1:

@@ -162,7 +162,7 @@ def _hash(name: str, read_mean: bool) -> str:
 @lru_cache(maxsize=1)
 def _model(task: str) -> Any:
     kind = load_task(task)
-    return kind.task_kind.load_model(resolve_model(MODEL), kind.labels, dtype=torch.bfloat16)
+    return kind.task_kind.head.load_model(resolve_model(MODEL), kind.labels, dtype=torch.bfloat16)
 
 
 @lru_cache(maxsize=1)

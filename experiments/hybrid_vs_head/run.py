@@ -46,7 +46,7 @@ def measure(
     for name in tasks:
         task = load_task(name, rows=Rows(train=1600), notify=print)
         data = encode(task, tokenizer, 64)
-        model = task.task_kind.load_model(source, task.labels)
+        model = task.task_kind.head.load_model(source, task.labels)
         for seed in range(seeds):
             for label, recipe in recipes.items():
                 key = f"{name}/{recipe.hash()[:16]}/{seed}/{steps}"

@@ -86,7 +86,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
     task = load_task(options.task, kind="causal_lm", made=Rows(options.rows, 32, 32), notify=note)
     task = task.subset(train=options.rows, select=32, test=32)
     tokenizer = load_tokenizer(source)
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     data = encode(task, tokenizer, options.max_length)
     return Bench(
         options, source.path, tokenizer, model, data, _rows(data), int(model.config.num_hidden_layers)

@@ -46,7 +46,7 @@ def with_further_rows(name: str, rows: int, *, seed: int, select: int = 400, fur
     for other in PAYOFF_SEEDS:
         kept |= set(load_task(name, seed=other).splits["test"].texts)
     pool = whole.splits["train"]
-    order = stratified_order(pool.texts, pool.pairs, whole.task_kind.strata(pool.labels), seed)
+    order = stratified_order(pool.texts, pool.pairs, whole.task_kind.schema.strata(pool.labels), seed)
     behind = [i for i in order[_MOST:] if pool.texts[i] not in kept][:further]
     splits = {**whole.splits, "train": pool.take(order[:rows]), "test": pool.take(behind)}
     return replace(whole, splits=splits).subset(select=select, seed=seed)
@@ -63,7 +63,7 @@ def encoded_with_further_rows(name: str, rows: int, *, seed: int, model: str = "
 def backbone_in_bf16(name: str, model: str = "minilm") -> Any:
     """A backbone with the head of a packaged task, as a quick search holds it."""
     task = load_task(name)
-    return task.task_kind.load_model(resolve_model(model), task.labels, dtype=torch.bfloat16)
+    return task.task_kind.head.load_model(resolve_model(model), task.labels, dtype=torch.bfloat16)
 
 
 def quick_plan(steps: int, seed: int) -> TrainingPlan:

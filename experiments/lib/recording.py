@@ -83,7 +83,7 @@ class Trainer:
         self.spec: BackboneSpec = spec_of(load_config(source))
         task = load_task(setting.task, rows=setting.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), setting.max_length)
-        self._model = task.task_kind.load_model(source, task.labels, dtype=dtype_of(setting.precision))
+        self._model = task.task_kind.head.load_model(source, task.labels, dtype=dtype_of(setting.precision))
         self._plan = TrainingPlan(
             steps=setting.steps, batch_size=32, max_length=setting.max_length, eval_every=setting.every,
             device="auto", head_start=setting.head_start,

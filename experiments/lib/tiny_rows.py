@@ -37,13 +37,13 @@ def tiny_rows(kind: str, config: PretrainedConfig) -> EncodedTask:
     Args:
         config: of a model that knows `WORDS` tokens or more, or takes images of its own `image_size`.
     """
-    return _images(config) if get_kind(kind).modality == "vision" else _texts(kind)
+    return _images(config) if get_kind(kind).head.modality == "vision" else _texts(kind)
 
 
 @cache
 def _texts(kind: str) -> EncodedTask:
     splits = {name: _MADE[kind](*_words(rows, seed)) for seed, (name, rows) in enumerate(_ROWS.items())}
-    return encode(_task(kind, splits), _tokenizer(ends=get_kind(kind).new_head), _LONGEST)
+    return encode(_task(kind, splits), _tokenizer(ends=get_kind(kind).head.new_head), _LONGEST)
 
 
 def _images(config: PretrainedConfig) -> EncodedTask:
@@ -57,8 +57,8 @@ def _images(config: PretrainedConfig) -> EncodedTask:
 
 def _task(kind: str, splits: dict[SplitName, Split]) -> Task:
     # A metric of what is written is a reward too, for methods that learn from some.
-    metric = next((m for m in get_kind(kind).metrics if m.generated), None)
-    measured = get_kind(kind).default_metric if metric is None else metric.name
+    metric = next((m for m in get_kind(kind).scorer.metrics if m.generated), None)
+    measured = get_kind(kind).scorer.metric_for(()) if metric is None else metric.name
     return Task(
         "random", kind, _NAMES.get(kind, ()), splits, measured, None, Source("memory", "random", "0" * 64)
     )

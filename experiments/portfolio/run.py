@@ -139,7 +139,7 @@ def _turn(rows: int, rate: int, rates: int) -> int:
 @lru_cache(maxsize=1)
 def _model(model: str, task: str) -> Any:
     kind = load_task(task)
-    return kind.task_kind.load_model(resolve_model(model), kind.labels, dtype=torch.bfloat16)
+    return kind.task_kind.head.load_model(resolve_model(model), kind.labels, dtype=torch.bfloat16)
 
 
 @lru_cache(maxsize=1)

@@ -100,7 +100,9 @@ def needed() -> Iterator[tuple[Setting, Training]]:
 @lru_cache(maxsize=2)
 def _model(setting: Setting, precision: str) -> Any:
     task = _data(setting).task
-    return task.task_kind.load_model(resolve_model(setting.model), task.labels, dtype=dtype_of(precision))
+    return task.task_kind.head.load_model(
+        resolve_model(setting.model), task.labels, dtype=dtype_of(precision)
+    )
 
 
 @lru_cache(maxsize=1)

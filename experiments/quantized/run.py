@@ -125,7 +125,7 @@ def one(setting: Setting) -> dict[str, Any]:
     task = load_task(setting.task, rows=Rows(2000, 400, 1000), seed=0)
     task = task.subset(train=2000, select=400 if setting.scored else 8, test=1000 if setting.scored else 8)
     data = encode(task, load_tokenizer(source), setting.max_length)
-    model = task.task_kind.load_model(source, task.labels, seed=setting.seed)
+    model = task.task_kind.head.load_model(source, task.labels, seed=setting.seed)
     before = resident()
     plan = TrainingPlan(
         steps=setting.steps, batch_size=setting.rows, max_length=setting.max_length, seed=setting.seed,

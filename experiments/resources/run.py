@@ -128,7 +128,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
     quiet_libraries()
     source = resolve_model(options.model, notify=note)
     task = load_task(options.task).subset(train=1600, select=32, test=32)
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     map_weights(model)
     data = encode(task, load_tokenizer(source), 128)
     plan = TrainingPlan(steps=1, batch_size=options.batch_size, device="cpu")

@@ -292,7 +292,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
 
 def trial_metric(task: Task) -> str:
     """What a search scores trials by: the likelihood of answers, where the metric is of written ones."""
-    return str(task.task_kind.trial_metric(get_metric(task.metric)).name)
+    return str(task.task_kind.scorer.trial_metric(get_metric(task.metric)).name)
 
 
 def open_balance(bench: Bench) -> Balance:

@@ -177,7 +177,7 @@ class Bench:
         self.spec = spec_of(load_config(source))
         task = load_task(self.task, rows=self.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), LENGTH)
-        self._model = task.task_kind.load_model(source, task.labels)
+        self._model = task.task_kind.head.load_model(source, task.labels)
 
     def train(self, name: str, recipe: Recipe, seed: int, split: str, steps: int = STEPS) -> dict[str, Any]:
         """Score on the split, counts and CPU seconds of a step; or the error that ended it."""

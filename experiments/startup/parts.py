@@ -101,7 +101,7 @@ def part_attach(folder: Path) -> dict[str, Any]:
 
     setup = read_setup(folder)
     repeats = json.loads((folder / "options.json").read_text())["attach_repeats"]
-    model = setup.task.task_kind.load_model(setup.source, setup.task.labels)
+    model = setup.task.task_kind.head.load_model(setup.source, setup.task.labels)
 
     def once(recipe: Recipe) -> tuple[float, float]:
         start = time.process_time()

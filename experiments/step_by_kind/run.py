@@ -65,7 +65,7 @@ class Bench:
     def fresh(self) -> Any:
         """The model with a new head, as transformers loads it."""
         task = self.data.task
-        return task.task_kind.load_model(self.source, task.labels, seed=self.options.seed)
+        return task.task_kind.head.load_model(self.source, task.labels, seed=self.options.seed)
 
 
 def make_bench(options: argparse.Namespace, kind: str, folder: Path) -> Bench:
@@ -75,8 +75,8 @@ def make_bench(options: argparse.Namespace, kind: str, folder: Path) -> Bench:
     named = setting.model if isinstance(setting.model, str) else str(setting.model(folder))
     source = resolve_model(named, notify=note)
     task = setting.task(options.rows)
-    processor = task.task_kind.load_processor(source)
-    model = task.task_kind.load_model(source, task.labels, seed=options.seed)
+    processor = task.task_kind.encoder.load_processor(source)
+    model = task.task_kind.head.load_model(source, task.labels, seed=options.seed)
     data = encode(task, processor, options.max_length)
     return Bench(options, setting, source, processor, model, data, _rows(data, model, setting.labels))
 
@@ -173,7 +173,7 @@ def _with_peft(bench: Bench, k: int) -> Any:
         for place in layout.places()
         if place.site.name in ("q", "v") and place.site.layer in inside[place.site.stack]
     ]
-    head = head_names(model) if bench.data.task.task_kind.new_head else ()
+    head = head_names(model) if bench.data.task.task_kind.head.new_head else ()
     config = LoraConfig(
         r=bench.options.rank,
         lora_alpha=2 * bench.options.rank,

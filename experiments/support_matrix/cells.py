@@ -51,8 +51,8 @@ class Place:
         config.architectures = (
             config.architectures or []
         )  # where several classes fit, transformers looks there
-        if kind.new_head:
-            for key, value in kind.config(tiny_rows(self.kind, config).task.labels).items():
+        if kind.head.new_head:
+            for key, value in kind.head.config(tiny_rows(self.kind, config).task.labels).items():
                 setattr(config, key, value)
         config.get_text_config().eos_token_id = END
         if getattr(config, "sliding_window", None) is not None:
@@ -66,7 +66,7 @@ class Place:
             config._attn_implementation = "eager"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            model: PreTrainedModel = get_kind(self.kind).auto_class.from_config(config)
+            model: PreTrainedModel = get_kind(self.kind).head.auto_class.from_config(config)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.ndim > 1:
@@ -93,16 +93,17 @@ def places() -> list[Place]:
 def refusal(place: Place) -> str | None:
     """Why a kind of task does not take a family, whatever the method; `None` where it does."""
     kind, modality = get_kind(place.kind), FAMILIES[place.family].modality
-    if kind.modality != modality:
-        return f"The family reads {_READS[modality]}, and tasks of this kind are of {_READS[kind.modality]}."
-    if type(FAMILIES[place.family].config()) not in kind.auto_class._model_mapping:
-        return f"transformers has no {kind.auto_class.__name__} of this family."
+    if kind.head.modality != modality:
+        wanted = _READS[kind.head.modality]
+        return f"The family reads {_READS[modality]}, and tasks of this kind are of {wanted}."
+    if type(FAMILIES[place.family].config()) not in kind.head.auto_class._model_mapping:
+        return f"transformers has no {kind.head.auto_class.__name__} of this family."
     config = place.config()
     try:
         spec = spec_of(config)
     except AutoPEFTError as error:
         return str(error)
-    return kind.refused(spec, place.family)
+    return kind.head.refused(spec, place.family)
 
 
 def cells(where: Sequence[Place] | None = None) -> list[Cell]:

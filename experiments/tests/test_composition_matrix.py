@@ -54,7 +54,7 @@ def test_each_kind_trains_its_own_rows(matrix: Any) -> None:
         assert data.task.kind == tiny.kind
         batch = data.train.collate([0, 1])
         assert batch["labels"].ndim == (1 if tiny.kind == "classification" else 2), name
-        refused = data.task.task_kind.refused(matrix.spec_of_model(tiny.model())[0], name)
+        refused = data.task.task_kind.head.refused(matrix.spec_of_model(tiny.model())[0], name)
         assert refused is None
 
 

@@ -101,10 +101,10 @@ def make_bench(options: argparse.Namespace) -> Bench:
     source = resolve_model(options.model, notify=note)
     task = load_task(options.task, notify=note).subset(train=options.rows, select=32, test=32)
     tokenizer = load_tokenizer(source)
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     half = None
     if "bf16" in options.sides:
-        half = task.task_kind.load_model(source, task.labels, dtype=torch.bfloat16)
+        half = task.task_kind.head.load_model(source, task.labels, dtype=torch.bfloat16)
     rows = {pad: _rows(task, tokenizer, pad, options.max_length) for pad in (None, options.pad)}
     return Bench(
         options,

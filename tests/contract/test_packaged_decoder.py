@@ -19,7 +19,7 @@ from autopeft.hybrid import attach
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import Generation, get_kind
-from autopeft.tasks.kinds.writer import Writer
+from autopeft.tasks.kinds.writing import Writer
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ ON_ENCODERS = ("prefix-propagation",)  # its rows in front read the text
 @pytest.fixture(scope="module")
 def packaged() -> Packaged:
     source = resolve_model("smollm2-135m")
-    model: Any = get_kind("causal_lm").load_model(source, ())
+    model: Any = get_kind("causal_lm").head.load_model(source, ())
     return model.float().eval(), load_tokenizer(source)
 
 

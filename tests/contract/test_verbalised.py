@@ -18,15 +18,15 @@ from torch import Tensor
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from autopeft.hybrid import Hybrid, attach, load
-from autopeft.tasks.kinds.label_logits import LABEL_WORDS, READ_AT
-from autopeft.tasks.kinds.verbalised import Verbalised
+from autopeft.tasks.kinds.cloze import LABEL_WORDS, READ_AT
+from autopeft.tasks.kinds.verbalised import verbalised
 from autopeft.tasks.kinds.verbaliser import LabelWords, Template
 from autopeft.training.forward import Forward
 from autopeft.training.losses import logits_of
 
 KINDS = {
-    "bert": Verbalised(LabelWords(("a", "b")), Template.parse("{text} {mask}")),
-    "llama": Verbalised(LabelWords(("a", "b")), Template.parse("{text}")),
+    "bert": verbalised(LabelWords(("a", "b")), Template.parse("{text} {mask}")),
+    "llama": verbalised(LabelWords(("a", "b")), Template.parse("{text}")),
 }
 AT = {"bert": [2, 4], "llama": [6, 6]}
 ROWS = [

@@ -295,7 +295,7 @@ def test_a_kind_loads_rows_and_trains(take: Import, place: dict[str, Any], tmp_p
     task = load_task(str(counted), text="body", label="films", kind="count")
     assert (task.kind, task.metric, task.labels, task.num_labels) == ("count", "exact_count", (), 1)
     source = resolve_model(place["model"])
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     data = encode(task, load_tokenizer(source), 32)
     plan = TrainingPlan(steps=60, batch_size=16, max_length=32, device="cpu")
     lora = {"layers": [{"attach": [{"lora": {"rank": 4}}]}], "training": {"learning_rate": 0.02}}
@@ -305,7 +305,7 @@ def test_a_kind_loads_rows_and_trains(take: Import, place: dict[str, Any], tmp_p
     assert 0 <= outcome.score <= 1
     kind = get_kind("count")
     (output,) = predict(model, data.splits["select"])[:1]
-    assert kind.present(output, ())["count"] == int(kind.line(kind.present(output, ())))
+    assert kind.scorer.present(output, ()) == {"value": kind.scorer.decisions(output[None])[0]}
     assert kinds.kind_of_model(model.config)[0] is kind
     # The data of other kinds are still theirs.
     assert load_task(place["task"], text="body", label="verdict").kind == "classification"

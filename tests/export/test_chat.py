@@ -43,7 +43,7 @@ def answering(answer: str | BaseException) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | BaseException], None]:
-    cls = type(get_kind("causal_lm"))
+    cls = type(get_kind("causal_lm").scorer)
     return lambda answer: monkeypatch.setattr(cls, "generate", answering(answer))
 
 

@@ -150,7 +150,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     save_decoder(folder / "model")
     task = load_task(str(write_chats(folder / "chats.jsonl", 80)), seed=0)
     encoded = {
-        n: task.task_kind.encode(task.splits[n], word_tokenizer(), 64, cached=False) for n in task.splits
+        n: task.task_kind.encoder.encode(task.splits[n], word_tokenizer(), 64, cached=False)
+        for n in task.splits
     }
     return folder / "model", Rows(encoded["train"], encoded["select"], task.metric)
 

@@ -19,7 +19,7 @@ from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
 
-LOSS = get_kind("causal_lm").loss(())
+LOSS = get_kind("causal_lm").scorer.loss(())
 _GATED = {"gate": [{"p_tuning_v2": {"length": 2}}, {"serial_adapter": {"bottleneck": 2}}]}
 RECIPE = Recipe.from_dict(
     {
@@ -72,7 +72,7 @@ def own_loss(model: Any, batch: dict[str, Tensor]) -> float:
     """The loss of our own training, on logits that nobody narrowed."""
     given = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        return float(LOSS.mean(model(**given).logits, batch["labels"]))
+        return float(LOSS.mean(model(**given).logits, batch))
 
 
 def rows(tmp_path: Path, number: int) -> list[dict[str, Tensor]]:

@@ -86,11 +86,11 @@ def test_a_loss_that_reads_some_positions_is_that_of_all(decoder: Any, data: Enc
     kind, batch = get_kind("causal_lm"), data.train.collate(range(4))
     hybrid = attach(decoder, BOTH, seed=0)
     randomise(hybrid.root)
-    loss, gradients = kind.loss(()), []
+    loss, gradients = kind.scorer.loss(()), []
     for way in (Forward(decoder, kind=kind), lambda b: decoder(b["input_ids"], b["attention_mask"]).logits):
         hybrid.root.zero_grad()
         found = way(batch)
-        value = loss.mean(found, batch["labels"])
+        value = loss.mean(found, batch)
         value.backward()
         gradients.append((found.shape, float(value), [p.grad.clone() for p in hybrid.root.parameters()]))
     (narrow, value, some), (wide, expected, every) = gradients

@@ -117,7 +117,7 @@ def task(plugged: None, place: Path) -> Task:
 
 def trial(task: Task, place: Path, seed: int = 0, micro_batch: int | None = None, steps: int = 120) -> Any:
     source = resolve_model(str(place / "bert"))
-    model = task.task_kind.load_model(source, task.labels, seed=seed)
+    model = task.task_kind.head.load_model(source, task.labels, seed=seed)
     data = encode(task, load_tokenizer(source), 24)
     plan = TrainingPlan(
         steps=steps, batch_size=16, micro_batch=micro_batch, max_length=24, seed=seed, device="cpu"
@@ -181,7 +181,7 @@ def test_the_variance_without_a_formula_is_near_that_of_drawn_rows(plugged: None
 
 
 def test_its_own_mean_counts_for_ensembles(plugged: None) -> None:
-    mean = get_kind("ordinal").average()
+    mean = get_kind("ordinal").scorer.average()
     assert mean is not None
     logits = torch.tensor([[[0.0, 2.0]], [[0.0, -2.0]]])
     assert torch.allclose(mean(logits, 0), torch.zeros(1, 2), atol=1e-6)
@@ -195,7 +195,7 @@ def test_its_loss_reaches_calibration(task: Task, place: Path) -> None:
 
 def test_what_other_packages_compute_is_not_kept(task: Task, place: Path) -> None:
     source = resolve_model(str(place / "bert"))
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     recipe = Recipe.from_yaml(RECIPE).to_dict()
     spec, plan = spec_of_model(model)[0], TrainingPlan(steps=3)
     assert RunKeys(task, source, spec, plan).of(recipe, 0, 3) is None

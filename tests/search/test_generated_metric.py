@@ -44,7 +44,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_answers_are_written_to_test_alone(
     search_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cls, written = type(get_kind("causal_lm")), []
+    cls, written = type(get_kind("causal_lm").scorer), []
     generate = cls.generate
 
     def counted(self: Any, model: Any, split: Any, rows: Any, how: Any, **options: Any) -> list[str]:

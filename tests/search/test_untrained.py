@@ -50,15 +50,15 @@ def test_winner_and_what_trains_nothing(
     untuned, few = found.baselines[1:]
 
     kind, task, tokenizer = get_kind("causal_lm"), load_task(file, seed=3), load_tokenizer(backbone)
-    model = kind.load_model(backbone, ())
-    plain = evaluate(model, kind.encode(task.splits["test"], tokenizer, 48), "likelihood")
+    model = kind.head.load_model(backbone, ())
+    plain = evaluate(model, kind.encoder.encode(task.splits["test"], tokenizer, 48), "likelihood")
     assert untuned.test == pytest.approx([plain, plain])
     for seed, score in few.by_seed.items():
         train = task.splits["train"]
         drawn = train.take(np.random.default_rng(seed).permutation(len(train))[:4])
-        rows = kind.with_examples(task.splits["test"], drawn, tokenizer, 48)
+        rows = kind.encoder.with_examples(task.splits["test"], drawn, tokenizer, 48)
         assert rows is not None
-        assert score == pytest.approx(evaluate(model, kind.encode(rows, tokenizer, 48), "likelihood"))
+        assert score == pytest.approx(evaluate(model, kind.encoder.encode(rows, tokenizer, 48), "likelihood"))
     assert len(few.by_seed) == 2
 
     by_name = {c.baseline: c for c in found.comparisons}

@@ -199,7 +199,7 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of all rows of *select* in one batch, and its gradients by name."""
     (batch,) = forward.batches(data.select, 99, shuffle=False, device=torch.device("cpu"))
-    loss = data.task.loss().mean(forward(batch), batch["labels"])
+    loss = data.task.loss().mean(forward(batch), batch)
     loss.backward()  # type: ignore[no-untyped-call]
     found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
     hybrid.model.zero_grad()

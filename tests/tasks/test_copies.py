@@ -75,11 +75,11 @@ def test_texts_are_numbered_as_they_come() -> None:
 
 def test_what_a_row_asks_is_its_whole_input() -> None:
     pairs = Split(["a", "a", "A."], ["x", "y", "x"], [0, 1, 0])
-    assert text_ids(get_kind("classification").inputs_of(pairs)).tolist() == [0, 1, 0]
+    assert text_ids(get_kind("classification").schema.inputs_of(pairs)).tolist() == [0, 1, 0]
     choices = {"choices": [["No", "yes"], ["YES", "no"], ["no", "maybe"]]}
     asked = Split(["Is it?", "is it?", "is it?"], None, [0, 0, 0], choices)
     kind = get_kind("multiple_choice")
-    assert text_ids(kind.inputs_of(asked)).tolist() == [0, 0, 1], "choices in any order"
-    assert kind.answers_of(asked) == ["No", "YES", "no"]
+    assert text_ids(kind.schema.inputs_of(asked)).tolist() == [0, 0, 1], "choices in any order"
+    assert kind.schema.answers_of(asked) == ["No", "YES", "no"]
     contexts = Split(["who?", "what?"], ["a text", "a text"], [0, 1])
-    assert np.unique(text_ids(get_kind("question_answering").inputs_of(contexts))).size == 2
+    assert np.unique(text_ids(get_kind("question_answering").schema.inputs_of(contexts))).size == 2

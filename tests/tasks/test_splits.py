@@ -76,7 +76,9 @@ def test_another_seed_gives_another_split_and_pairs_count() -> None:
 
 def test_regression_is_stratified_by_rank() -> None:
     labels = [float(i**3) for i in range(200)]
-    test, _ = cut([f"row {i}" for i in range(200)], None, get_kind("regression").strata(labels), [20], 0)
+    test, _ = cut(
+        [f"row {i}" for i in range(200)], None, get_kind("regression").schema.strata(labels), [20], 0
+    )
     assert Counter(i // 20 for i in test) == dict.fromkeys(range(10), 2)
 
 

@@ -15,15 +15,15 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
-from autopeft.tasks.kinds.verbalised import Verbalised
+from autopeft.tasks.kinds.verbalised import verbalised
 from autopeft.tasks.kinds.verbaliser import LabelWords, Template
 from autopeft.training.checks import check_recipe
 from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
 
 WORDS = LabelWords(("bad", "great"))
-MASKED = Verbalised(WORDS, Template.parse("{text} {mask}"))
-NEXT = Verbalised(WORDS, Template.parse("{text}"))
+MASKED = verbalised(WORDS, Template.parse("{text} {mask}"))
+NEXT = verbalised(WORDS, Template.parse("{text}"))
 
 
 def checked(model: PreTrainedModel, kind: Any, level: str, item: Any) -> None:

@@ -61,7 +61,7 @@ def recipe(*items: Any, at: Any = "all", model: list[Any] | None = None) -> Reci
 
 
 def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
-    hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
+    hybrid = attach(get_kind("causal_lm").head.load_model(backbone, ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 
@@ -138,7 +138,7 @@ def test_beside_a_policy_that_reads_all_tokens(backbone: str, tmp_path: Path) ->
 def test_less_is_computed(system: str, backbone: str, tmp_path: Path) -> None:
     data = data_of(backbone, tmp_path, system)
     batch = data.train.collate(range(4))
-    read = get_kind("causal_lm").reads(batch)
+    read = get_kind("causal_lm").head.reads(batch)
     assert read is not None
     most = int(read.sum(dim=1).max())
     width = int(read.any(dim=0).nonzero().max()) + 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from support.training import Bag, FakeHybrid, encoded_task
 from torch import Tensor, nn
 
 from autopeft.tasks.kinds.classification import CrossEntropy
+from autopeft.tasks.tokens import BESIDE
 from autopeft.training.errors import OutOfMemory
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
@@ -15,6 +17,7 @@ from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
 
 CPU = torch.device("cpu")
+COLUMN = f"{BESIDE}weights"
 
 
 class _Penalty(nn.Module):
@@ -52,6 +55,29 @@ def test_micro_batches_add_up_to_the_whole_batch(micro_rows: int, weights: list[
     assert len(parts) == len(whole) == 5
     for a, b in zip(whole, parts, strict=True):
         assert torch.allclose(a, b, atol=1e-6, rtol=1e-5)
+
+
+class _Told(CrossEntropy):
+    """Weighs each row by a column of the batch that no model reads."""
+
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        losses = nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="none")
+        return (losses * batch[COLUMN]).sum()
+
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
+        return float(batch[COLUMN].sum())
+
+
+@pytest.mark.parametrize("micro_rows", [10, 3])
+def test_a_loss_sees_the_columns_of_its_rows(micro_rows: int) -> None:
+    model = Bag().eval()
+    batch = next(encoded_task().train.batches(10, shuffle=True, seed=1))
+    batch.pop("task_id")
+    weights = torch.arange(float(len(batch["labels"])))
+    gradient = Gradient(Forward(model), _Told(), micro_rows=micro_rows, device=CPU)
+    loss = gradient.accumulate({**batch, COLUMN: weights}, [], list(model.adapter.parameters()))
+    losses = nn.functional.cross_entropy(Forward(model)(batch), batch["labels"], reduction="none")
+    assert loss == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-5)
 
 
 def test_terms_of_the_modules_count_once() -> None:

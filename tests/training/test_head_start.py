@@ -24,8 +24,8 @@ from autopeft.training import TrainingPlan, head_start, run_trial
 from autopeft.training.head_start import fit_head, last_linear, start_head
 
 PLAN = TrainingPlan(steps=2, max_length=16, seed=5, device="cpu", head_start="probe")
-CROSS_ENTROPY = get_kind("classification").loss(())
-SQUARES = get_kind("regression").loss(())
+CROSS_ENTROPY = get_kind("classification").scorer.loss(())
+SQUARES = get_kind("regression").scorer.loss(())
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,9 @@ def test_weights_of_classes_count() -> None:
     keep = (labels == 0) | (torch.arange(600) % 10 == 0)  # one class is rare
     features, labels = features[keep], labels[keep]
     plain = fit_head(features, labels, CROSS_ENTROPY, outputs=2).probe
-    even = fit_head(features, labels, get_kind("classification").loss((), [1.0, 10.0]), outputs=2).probe
+    even = fit_head(
+        features, labels, get_kind("classification").scorer.loss((), [1.0, 10.0]), outputs=2
+    ).probe
     assert plain is not None
     assert even is not None
     rare = labels == 1
@@ -143,7 +145,7 @@ def test_a_class_that_the_rows_lack_is_as_improbable_as_so_many_rows_can_tell() 
     assert probe is not None
     assert probe.mean.log_softmax(0)[3] == pytest.approx(np.log(0.5 / 302), abs=0.01)
     several = torch.stack([labels == 0, labels == 1, torch.zeros_like(labels)], dim=1).float()
-    loss = get_kind("multi_label").loss(())
+    loss = get_kind("multi_label").scorer.loss(())
     probe = fit_head(features, several, loss, outputs=3).probe
     assert probe is not None
     assert probe.mean[2] == pytest.approx(-np.log(601), abs=0.01)

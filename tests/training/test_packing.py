@@ -53,7 +53,7 @@ def data(folder: Path) -> EncodedTask:
 def hybrid_on(folder: Path, *items: Any, model: list[Any] | None = None) -> Hybrid:
     layers = [{"at": "all", "attach": list(items)}] if items else []
     made = Recipe.from_dict({"name": "r", "layers": layers, "model": model or []})
-    hybrid = attach(CAUSAL.load_model(str(folder / "llama"), ()), made, seed=0)
+    hybrid = attach(CAUSAL.head.load_model(str(folder / "llama"), ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 

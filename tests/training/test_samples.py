@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
-from autopeft.tasks.kinds.own_metric import own_metric
+from autopeft.tasks.kinds.metric import own_metric
 from autopeft.tasks.split import Split
 from autopeft.training.samples import HANDFUL, MOST_TOKENS, Asked, asked_in, samples_of, told_of
 from autopeft.training.scoring import evaluate, score_by_rows
@@ -51,15 +51,15 @@ def test_predictions_are_told_right_ones_beside_wrong_ones() -> None:
     outputs = np.asarray(labels, dtype=np.float32) - 0.5
     outputs[:10] *= -1
     asked = Asked("test", rows.texts, rows, ("odd", "fifth"))
-    found = told_of(kind, asked, outputs)
+    found = told_of(kind.scorer, asked, outputs)
     assert [s.right for s in found].count(True) == 3
     assert [s.row for s in found] == sorted(s.row for s in found)
     assert all(s.right == (s.row >= 10) for s in found)
     assert {s.expected for s in found} <= {"odd", "fifth", "odd, fifth", "(none)"}
-    assert found == told_of(kind, asked, outputs)
-    assert [s.right for s in told_of(kind, asked, -outputs)].count(True) == 3
+    assert found == told_of(kind.scorer, asked, outputs)
+    assert [s.right for s in told_of(kind.scorer, asked, -outputs)].count(True) == 3
     right = np.asarray(labels, dtype=np.float32) - 0.5
-    assert [s.right for s in told_of(kind, asked, right)] == [True] * HANDFUL
+    assert [s.right for s in told_of(kind.scorer, asked, right)] == [True] * HANDFUL
 
 
 def test_all_of_few_rows_are_shown_once() -> None:
@@ -105,8 +105,8 @@ def test_answers_are_those_that_were_scored(chats: tuple[Any, Any]) -> None:
     asked = asked_in(data.task, "test")
     assert asked is not None
     found = score_by_rows(model, data.test, "exact_match", asked=asked)
-    texts = get_kind("causal_lm").generate(
-        model, data.test, range(len(data.test)), get_kind("causal_lm").generation({})
+    texts = get_kind("causal_lm").scorer.generate(
+        model, data.test, range(len(data.test)), get_kind("causal_lm").scorer.generation({})
     )
     assert found.samples
     for sample in found.samples:
@@ -124,7 +124,7 @@ def test_without_the_loss_rows_are_read_to_be_answered_alone(
     whole = score_by_rows(model, data.test, "rouge_l", asked=asked)
     assert whole.loss == whole.calibrated_loss
     assert whole.loss is not None
-    monkeypatch.setattr(type(get_kind("causal_lm")), "outputs", None)
+    monkeypatch.setattr(type(get_kind("causal_lm").scorer), "outputs", None)
     found = score_by_rows(model, data.test, "rouge_l", asked=asked, loss=False)
     assert found == replace(whole, loss=None, calibrated_loss=None)
     assert evaluate(model, data.test, "rouge_l") == whole.score
@@ -135,13 +135,13 @@ def test_a_few_are_written_where_the_metric_needs_none(
 ) -> None:
     model, data = chats
     kind, asked_for = get_kind("causal_lm"), []
-    plain = type(kind).generate
+    plain = type(kind.scorer).generate
 
     def counted(self: Any, model: Any, split: Any, rows: Any, how: Any, **options: Any) -> list[str]:
         asked_for.append((len(rows), how.max_new_tokens))
         return plain(self, model, split, rows, how, **options)
 
-    monkeypatch.setattr(type(kind), "generate", counted)
+    monkeypatch.setattr(type(kind.scorer), "generate", counted)
     found = score_by_rows(model, data.test, "likelihood", asked=asked_in(data.task, "test"))
     assert asked_for == [(min(HANDFUL, len(data.test)), MOST_TOKENS)]
     assert len(found.samples) == min(HANDFUL, len(data.test))

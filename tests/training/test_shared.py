@@ -64,7 +64,7 @@ def recipe(*items: Any, at: Any = "all", model: list[Any] | None = None) -> Reci
 
 
 def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
-    hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
+    hybrid = attach(get_kind("causal_lm").head.load_model(backbone, ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 
@@ -194,7 +194,7 @@ def test_what_would_differ_is_not_shared(made: Recipe, backbone: str, data: Enco
 def test_in_16_bits_draws_are_not_taken_for_rounding(
     dropout: float, shares: bool, backbone: str, data: EncodedTask
 ) -> None:
-    model = get_kind("causal_lm").load_model(backbone, (), dtype=torch.bfloat16)
+    model = get_kind("causal_lm").head.load_model(backbone, (), dtype=torch.bfloat16)
     with attach(model, recipe({"lora": {"rank": 4, "dropout": dropout}}), seed=0) as hybrid:
         assert shortest(hybrid, data).shares == shares
 

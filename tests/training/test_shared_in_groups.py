@@ -67,7 +67,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def hybrid_of(folder: Path, *items: Any, model: tuple[Any, ...] = ()) -> Hybrid:
     layers = [{"attach": list(items)}] if items else []
     made = Recipe.from_dict({"name": "r", "layers": layers, "model": list(model)})
-    hybrid = attach(KIND.load_model(str(folder / "llama"), ()), made, seed=0)
+    hybrid = attach(KIND.head.load_model(str(folder / "llama"), ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 

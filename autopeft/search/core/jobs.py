@@ -53,8 +53,8 @@ class Job:
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
         precision: of the backbone's weights.
         rank_by: what decides which recipe is better: `score`; `loss`, the mean loss over *select* rows; or
-            `calibrated-loss` (see `TaskKind.calibrated_loss`).
-        metric: that scores *select*, where it is another than the task's (see `TaskKind.trial_metric`).
+            `calibrated-loss` (see `Scorer.calibrated_loss`).
+        metric: that scores *select*, where it is another than the task's (see `Scorer.trial_metric`).
             *Test* is always scored by the task's.
         samples: whether a handful of what the model writes is kept, of the last split.
     """

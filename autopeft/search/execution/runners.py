@@ -287,7 +287,7 @@ def _encoded(context: JobContext, job: UntrainedJob, name: str) -> EncodedSplit:
     task, kind, train = context.task, context.task.task_kind, context.task.splits["train"]
     assert context.tokenizer is not None
     drawn = np.random.default_rng(job.seed).permutation(len(train))[: job.shots]
-    rows = kind.with_examples(
+    rows = kind.encoder.with_examples(
         task.splits[name],  # type: ignore[index]
         train.take(drawn),
         context.tokenizer,
@@ -295,7 +295,7 @@ def _encoded(context: JobContext, job: UntrainedJob, name: str) -> EncodedSplit:
     )
     if rows is None:
         raise UsageError(f"Rows of {task.name!r} ask nothing, so that examples cannot stand before them.")
-    return kind.encode(rows, context.tokenizer, context.plan.max_length)
+    return kind.encoder.encode(rows, context.tokenizer, context.plan.max_length)
 
 
 @runs(PrecisionJob)

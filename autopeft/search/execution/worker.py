@@ -70,7 +70,7 @@ class Loaded:
         """The backbone in a precision, loaded when it is first needed."""
         if precision not in self.models:
             kind, dtype = setup.task.task_kind, dtype_of(precision)
-            model = kind.load_model(self.source, setup.task.labels, seed=setup.plan.seed, dtype=dtype)
+            model = kind.head.load_model(self.source, setup.task.labels, seed=setup.plan.seed, dtype=dtype)
             map_weights(model)
             if setup.processes > 1:
                 from autopeft.training.sharded import shard  # which takes seconds to import
@@ -93,7 +93,7 @@ def loaded(setup: WorkerSetup) -> Loaded:
         source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model, quantize=setup.source.quantize)
-        tokenizer = setup.task.task_kind.load_processor(source)
+        tokenizer = setup.task.task_kind.encoder.load_processor(source)
         data = encode(setup.task, tokenizer, setup.plan.max_length, learn_all=setup.plan.learn_all)
         _LOADED[setup.key] = Loaded({}, source, data, tokenizer)
     return _LOADED[setup.key]

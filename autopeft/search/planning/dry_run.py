@@ -134,11 +134,13 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
     trained in any case: two trials and the shortest finals."""
     task, kind = ready.task, ready.task.task_kind
     longest, writing = ready.summary.use.get("max_new_tokens"), None
-    if kind.writes and isinstance(longest, int) and kind.asks(task.splits["test"]):
+    if kind.scorer.writes and isinstance(longest, int) and kind.encoder.asks(task.splits["test"]):
         samples = None if get_metric(task.metric).generated else HANDFUL
         writing = Writing(longest, samples, MOST_TOKENS, ready.plan.eval_rows)
     found = estimate(
-        Work.of(ready.spec, kind.positions(task.splits["train"], ready.source, ready.plan.max_length)),
+        Work.of(
+            ready.spec, kind.encoder.positions(task.splits["train"], ready.source, ready.plan.max_length)
+        ),
         ready.effort,
         planned_steps=get_strategy(ready.arguments.strategy).planned_steps(ready.effort, ready.rungs),
         batch_size=ready.plan.batch_size,

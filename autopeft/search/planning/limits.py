@@ -63,8 +63,8 @@ def limits_of(a: SearchArguments) -> Limits:
 def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source: ModelSource) -> BackboneSpec:
     """The spec with the logits of the head that a task of these labels puts on the backbone, or of the one
     that it brings for the task."""
-    if kind.new_head:
-        width = kind.num_labels(labels)
+    if kind.head.new_head:
+        width = kind.head.num_labels(labels)
         if not width:
             return spec
         deep = bool(hidden_of_head(_on_meta(source, kind, labels)))
@@ -72,15 +72,15 @@ def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source:
     if spec.logits is not None and spec.logits.tokens:
         return spec
     config = unquantized(load_config(source), source.alias or source.path)
-    return replace(spec, logits=spec_of_model(on_meta(config, kind.auto_class))[0].logits)
+    return replace(spec, logits=spec_of_model(on_meta(config, kind.head.auto_class))[0].logits)
 
 
 def _on_meta(source: ModelSource, kind: TaskKind, labels: Sequence[str]) -> PreTrainedModel:
     """The backbone with the head of such a task, without memory."""
     config = unquantized(load_config(source), source.alias or source.path)
-    for name, value in kind.config(labels).items():
+    for name, value in kind.head.config(labels).items():
         setattr(config, name, value)
-    return on_meta(config, kind.auto_class)
+    return on_meta(config, kind.head.auto_class)
 
 
 def task_head(source: ModelSource, task: Task) -> Head:
@@ -124,9 +124,9 @@ def calibration_for(
     torch.set_num_threads(a.cpus_per_trial)
     try:
         dtype = dtype_of(precision)
-        model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
+        model = task.task_kind.head.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
-        processor = task.task_kind.load_processor(source)
+        processor = task.task_kind.encoder.load_processor(source)
         data = encode(task, processor, plan.max_length, learn_all=plan.learn_all)
         head = sum(p.numel() for p in head_of(model).values())
         return calibrate(

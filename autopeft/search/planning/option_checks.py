@@ -153,13 +153,13 @@ def check_rank_for(kind: TaskKind, name: str | None) -> None:
     Raises:
         UsageError: recipes for this kind of task are not ranked by it.
     """
-    from autopeft.tasks.kinds.scores import Scores
+    from autopeft.tasks.kinds import Scorer
 
     known: tuple[str, ...] = RANKS
     why = ""
-    if type(kind).row_loss is Scores.row_loss:
+    if type(kind.scorer).row_loss is Scorer.row_loss:
         known, why = ("score",), "it has no loss to rank by"
-    elif not kind.tempered:
+    elif not kind.scorer.tempered:
         known, why = ("loss", "score"), "its outputs are not logits, which a temperature could divide"
     if name is not None and name not in known:
         allowed = " or ".join(known)

@@ -147,7 +147,7 @@ class Prepared:
     def trial_metric(self) -> str | None:
         """The metric for *select* where models would have to write texts for the task's own; else `None`.
         *Test* is scored by the task's own."""
-        found = self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
+        found = self.task.task_kind.scorer.trial_metric(get_metric(self.task.metric)).name
         return None if found == self.task.metric else found
 
     @property
@@ -158,7 +158,7 @@ class Prepared:
     @cached_property
     def summary(self) -> DataSummary:
         """A summary of the rows as the backbone will see them."""
-        processor = self.task.task_kind.load_processor(self.source)
+        processor = self.task.task_kind.encoder.load_processor(self.source)
         return summarise(self.task, processor, self.plan.max_length)
 
     def baselines(self) -> list[Baseline]:
@@ -175,9 +175,9 @@ class Prepared:
             kinds=kinds,
             # As many as there are seeds, so that they can be compared seed by seed.
             hybrids=max(3, min(5, effort.seeds)),
-            new_head=self.task.task_kind.new_head,
+            new_head=self.task.task_kind.head.new_head,
             head=sum(parameter.numel() for parameter in self.predictor.head.values()),
-            prompts=self.task.task_kind.asks(self.task.splits["train"]),
+            prompts=self.task.task_kind.encoder.asks(self.task.splits["train"]),
         )
 
     def key(self) -> str:
@@ -269,13 +269,13 @@ def prepare(
     if anew:  # a resumed run keeps the rank of its trials
         check_rank_for(kind, a.rank_by)
     task = whole.cut(train=rows.train, select=rows.select, test=rows.test, seed=a.seed)
-    kind.check_weights(source)
+    kind.head.check_weights(source)
     if plan.memory_saving:
-        check_checkpointing(on_meta(load_config(source), kind.auto_class))
+        check_checkpointing(on_meta(load_config(source), kind.head.auto_class))
     if anew:  # else trials have been trained already
-        processor, train = kind.load_processor(source), task.splits["train"]
+        processor, train = kind.encoder.load_processor(source), task.splits["train"]
         shortest = min(range(len(train)), key=lambda row: len(train.texts[row]))
-        kind.encode(train.take([shortest]), processor, plan.max_length, cached=False)
+        kind.encoder.encode(train.take([shortest]), processor, plan.max_length, cached=False)
         if spec.max_positions is not None and plan.max_length > spec.max_positions:
             check_positions(spec, encode(task, processor, plan.max_length))
 

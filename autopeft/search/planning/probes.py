@@ -100,7 +100,7 @@ def pooling_of_search(
     """
     if a.pooling == "mean":
         kind = task.task_kind
-        if not (kind.pooled and kind.new_head):
+        if not (kind.head.pooled and kind.head.new_head):
             raise UsageError(
                 f"pooling='mean' gives a head one state for each row, and models for {kind.name} read "
                 "several; leave it out."
@@ -166,15 +166,15 @@ def find_pooling(
         The finding; `None` where there is no choice (see `better_pooling`), or the backbone is too large.
     """
     kind = task.task_kind
-    if not (kind.pooled and kind.new_head and kind.probed) or spec.parameters > _LARGEST:
+    if not (kind.head.pooled and kind.head.new_head and kind.head.probed) or spec.parameters > _LARGEST:
         return None
     if notify is not None:
         notify("Fitting heads to what the frozen backbone makes of some training rows.")
-    few, processor = task.subset(_ROWS, 1, 1, seed=plan.seed), kind.load_processor(source)
+    few, processor = task.subset(_ROWS, 1, 1, seed=plan.seed), kind.encoder.load_processor(source)
     # No more tokens than the tokenizer takes: longer texts are refused where they are trained on.
     longest = min(plan.max_length, getattr(processor, "model_max_length", plan.max_length))
     data = encode(few, processor, longest)
-    model = kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
+    model = kind.head.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
     try:
         return better_pooling(model, data, plan, spec)
     finally:

@@ -284,9 +284,9 @@ def _written(out: str | Path | None, recipe: Recipe) -> Path | None:
 def _has_head(asked: RecommendArguments, task: Task | None, spec: BackboneSpec) -> bool:
     """Whether the task puts a head on the backbone; of no task a decoder's is taken to have none."""
     if task is not None:
-        return task.task_kind.new_head
+        return task.task_kind.head.new_head
     if asked.kind is not None:
-        return get_kind(asked.kind).new_head
+        return get_kind(asked.kind).head.new_head
     return not all(stack.causal for stack in spec.stacks)
 
 

@@ -94,7 +94,7 @@ class RunKey:
 @dataclass(frozen=True)
 class KeptScores:
     """Scores of a run by split, what groups of *test* rows and of *select* rows contribute to the score there
-    (see `TaskKind.pseudo_values`), what it is ranked by where that is not its score, what it took (see
+    (see `Scorer.pseudo_values`), what it is ranked by where that is not its score, what it took (see
     `JobResult.measured`) in which place (times of another machine, or beside other work, are others), and how
     many parameters it left: data-dependent methods leave others than their recipe says."""
 

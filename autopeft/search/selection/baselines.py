@@ -234,7 +234,7 @@ def baselines(
         effort: name of the effort.
         kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
         hybrids: number of random hybrids, one run each.
-        new_head: whether the task has a head of its own, which can train alone (see `TaskKind.new_head`).
+        new_head: whether the task has a head of its own, which can train alone (see `Head.new_head`).
         head: parameters of that head, for the counts.
         prompts: whether its rows ask something, so that examples can stand before them.
 

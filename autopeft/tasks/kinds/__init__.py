@@ -1,17 +1,24 @@
 """Kinds of tasks, as plug-ins: what differs between classification, regression and others stands here alone.
 
-`contract` says what a kind is and how to write one.
+`task_kind` says what a kind is and how to write one.
 """
 
 from __future__ import annotations
 
 from autopeft.tasks.kinds.answers import IGNORED
-from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
-from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
+from autopeft.tasks.kinds.class_metrics import class_breakdowns
+from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.generation import Generation
-from autopeft.tasks.kinds.loss import Loss
-from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
-from autopeft.tasks.kinds.own_metric import function_of, metric_name, own_metric
+from autopeft.tasks.kinds.head import Head
+from autopeft.tasks.kinds.metric import (
+    Metric,
+    ScoredRows,
+    function_of,
+    jackknife_variance,
+    metric_name,
+    own_metric,
+    shrunk,
+)
 from autopeft.tasks.kinds.registry import (
     METRICS,
     choose_kind,
@@ -28,17 +35,26 @@ from autopeft.tasks.kinds.registry import (
     use_metric,
     writing_kind,
 )
+from autopeft.tasks.kinds.schema import Schema
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer
+from autopeft.tasks.kinds.task_kind import TaskKind
+from autopeft.tasks.kinds.writing import WritingScorer, writing_scorer
 
 __all__ = [
     "IGNORED",
     "METRICS",
     "Breakdown",
     "ClassWeights",
+    "Encoder",
     "Generation",
+    "Head",
     "Loss",
     "Metric",
+    "Schema",
     "ScoredRows",
+    "Scorer",
     "TaskKind",
+    "WritingScorer",
     "choose_kind",
     "class_breakdowns",
     "function_of",
@@ -58,4 +74,5 @@ __all__ = [
     "shrunk",
     "use_metric",
     "writing_kind",
+    "writing_scorer",
 ]

@@ -11,31 +11,20 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.errors import TaskError
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.conversations import asked_of, read_conversations, sureness, with_turns
-from autopeft.tasks.kinds.decoder import Decoder
+from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, AnswersSchema, DecoderHead
 from autopeft.tasks.kinds.likelihoods import LIKELIHOOD, TOKEN_ACCURACY
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.kinds.written import UNKNOWN, WrittenAnswers
+from autopeft.tasks.kinds.task_kind import TaskKind
+from autopeft.tasks.kinds.writing import WritingScorer
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
-from autopeft.tasks.tokens import EncodedSplit
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split
 
-__all__ = ["CausalLM"]
 
-
-@register_kind("causal_lm")
-class CausalLM(WrittenAnswers, Decoder):
-    """Answers in conversations, or plain texts, by a decoder."""
-
-    summary = "an answer to a prompt, or a text, by a language model"
-    causal = True
-    packs = True
-    hub_pipeline = "text-generation"
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
+class ConversationSchema(AnswersSchema):
+    """Rows are conversations, or plain texts."""
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         """Claims lists of messages, prompts with answers, and texts that have no column beside them."""
@@ -45,22 +34,21 @@ class CausalLM(WrittenAnswers, Decoder):
         """See `read_conversations`."""
         return read_conversations(table, columns)
 
-    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
-        """See `TaskKind.check_metric`.
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """See `read_conversations`; a text alone is gone on with where the model was trained on plain texts,
+        and else answered."""
+        return read_conversations(table, columns, asked=True, plain=use.get("plain") is True)
 
-        Raises:
-            TaskError: the metric compares generated answers, and the rows are plain texts that ask nothing;
-                or see `check_installed`.
-        """
-        super().check_metric(metric, names, rows)
-        if metric.generated and rows is not None and len(rows) and _plain(rows):
-            raise TaskError(
-                f"{metric.name} compares generated answers, but these rows are plain texts that ask nothing: "
-                f"take {LIKELIHOOD.name} or {TOKEN_ACCURACY.name} (--metric), or data with prompts."
-            )
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """See `Schema.asked_row`."""
+        from autopeft.tasks.split import Split
 
-    # Training
-    # --------------------------------------------------------------------------------------------------
+        found = [dict(message) for message in messages]
+        return Split([asked_of(found)], None, [""], {"messages": [found]})
+
+
+class ConversationEncoder(AnswersEncoder):
+    """Tokens of conversations, of which those of answers are learnt."""
 
     def encode(
         self,
@@ -71,10 +59,10 @@ class CausalLM(WrittenAnswers, Decoder):
         labelled: bool = True,
         cached: bool = True,
     ) -> EncodedAnswers:
-        """See `WrittenAnswers.encode` and `encode_conversations`."""
+        """See `Encoder.encode` and `encode_conversations`."""
         messages = rows.fields["messages"]
         found = encode_conversations(
-            messages, tokenizer, max_length, kind=self.name, cached=cached, asked=not labelled
+            messages, tokenizer, max_length, kind=self.kind, cached=cached, asked=not labelled
         )
         return found if labelled else replace(found, longest=UNKNOWN)
 
@@ -88,41 +76,42 @@ class CausalLM(WrittenAnswers, Decoder):
         messages = [with_turns(own, turns) for own in rows.fields["messages"]]
         return replace(rows, fields={**rows.fields, "messages": messages})
 
-    def with_written(
-        self,
-        split: EncodedSplit,
-        rows: Sequence[int],
-        written: Sequence[Sequence[int]],
-        *,
-        room: int | None = None,
-    ) -> EncodedSplit:
-        """See `Writing.with_written`: the last answer of each row is what was written, and that alone is
-        learnt."""
-        if not isinstance(split, EncodedAnswers):
-            raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
-        return split.with_answers(rows, written, room)
-
-    # Use
-    # --------------------------------------------------------------------------------------------------
-
-    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
-        """See `read_conversations`; a text alone is gone on with where the model was trained on plain texts,
-        and else answered."""
-        return read_conversations(table, columns, asked=True, plain=use.get("plain") is True)
-
-    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
-        """See `TaskKind.asked_row`."""
-        from autopeft.tasks.split import Split
-
-        found = [dict(message) for message in messages]
-        return Split([asked_of(found)], None, [""], {"messages": [found]})
-
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """See `WrittenAnswers.use`, and whether the rows are `plain` texts."""
+        """See `AnswersEncoder.use`, and whether the rows are `plain` texts."""
         found = super().use(rows, tokenizer, max_length)
         return {**found, "plain": _plain(rows)} if found else {}
+
+
+class ConversationScorer(WritingScorer):
+    """Answers in conversations."""
+
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
+        """See `Scorer.check_metric`.
+
+        Raises:
+            TaskError: the metric compares generated answers, and the rows are plain texts that ask nothing;
+                or see `check_installed`.
+        """
+        super().check_metric(metric, names, rows)
+        if metric.generated and rows is not None and len(rows) and _plain(rows):
+            raise TaskError(
+                f"{metric.name} compares generated answers, but these rows are plain texts that ask nothing: "
+                f"take {LIKELIHOOD.name} or {TOKEN_ACCURACY.name} (--metric), or data with prompts."
+            )
 
 
 def _plain(rows: Split) -> bool:
     """Whether all rows are plain texts, of which nothing is asked."""
     return all(messages[0]["role"] == "assistant" for messages in rows.fields["messages"])
+
+
+register_kind(
+    TaskKind(
+        "causal_lm",
+        "an answer to a prompt, or a text, by a language model",
+        schema=ConversationSchema(),
+        encoder=ConversationEncoder(),
+        head=DecoderHead(),
+        scorer=ConversationScorer(),
+    )
+)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autopeft.errors import DataError
+from autopeft.tasks.copies import Input, normal_form
 from autopeft.tasks.kinds.answers import EncodedAnswers
-from autopeft.tasks.kinds.listed_names import PRINTED, is_printed
+from autopeft.tasks.kinds.label_lists import PRINTED, is_printed
+from autopeft.tasks.kinds.schema import Schema, nameless, obvious_column
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -35,19 +38,13 @@ from autopeft.tasks.table import (
 )
 from autopeft.tasks.tokens import BESIDE, EncodedSplit, Indices
 
-__all__ = [
-    "CHOICES",
-    "CHOICE_OF",
-    "LETTERS",
-    "PASSAGES",
-    "EncodedChoices",
-    "choice_columns",
-    "choices_of",
-    "further_choice_columns",
-    "is_choice_table",
-    "problems_of_choices",
-    "read_choices",
-]
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
+
+
+__all__ = ["CHOICES", "CHOICE_OF", "LETTERS", "PASSAGES", "ChoiceSchema", "EncodedChoices", "choices_of"]
+
+_CLAIM = 0.95
 
 CHOICES = "choices"
 """The field of a split that holds the texts of each row's choices."""
@@ -75,11 +72,110 @@ _NO_QUESTION = "no text"
 _NO_ANSWER = "no index, letter or text of one of the row's choices"
 
 
+class ChoiceSchema(Schema):
+    """Labels are indices of the right choices."""
+
+    asked_file = "path/to/questions.jsonl"
+
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """Claims tables with columns of questions, choices and answers, of which some choices can be read, or
+        are printed as text."""
+        table = tables["train"]
+        try:
+            chosen = self.columns(table, named)
+        except DataError:
+            return 0.0
+        rows = _choices(table, chosen)[:_LOOKED_AT]
+        return _CLAIM if any(_texts_of(row) is not None or is_printed(row) for row in rows) else 0.0
+
+    def columns(self, table: Table, named: ColumnNames) -> Columns:
+        """The column of questions as `text` and that of the right choices as `label`; those of the choices
+        have names of their own (see the top of this file)."""
+        return _columns(table, named)
+
+    def read(self, table: Table, columns: Columns) -> RawRows:
+        """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
+        column of them), and the fields `choices` and, with a column of them, `passages`.
+
+        A label is what the row's own choices are called where they have names, of which numbers may come as
+        text or as numbers. Else it is an index from 0, a letter, or, where that is so in all rows, the text
+        of the choice.
+
+        Raises:
+            DataError: there are no rows, or some are no questions with choices; the message gives their
+            numbers.
+        """
+        if not len(table):
+            raise DataError(f"{table.where} has no rows.")
+        found, names = self.unanswerable(table, columns), _choice_names(table)
+        for what in dict.fromkeys(found.values()):
+            column = columns.text if what == _NO_QUESTION else names[0]
+            refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
+        values = _choices(table, columns)
+        choices = [[text.strip() for text in _texts_of(value) or ()] for value in values]
+        labels: list[Any] = [None] * len(table)
+        if columns.label is not None:
+            labels = _right(table.columns[columns.label], choices, [_parted(value)[1] for value in values])
+            wrong = [i for i, label in enumerate(labels) if label is None]
+            refuse_rows(table, columns.label, _NO_ANSWER, wrong)
+        passages = _passages(table, columns)
+        fields: dict[str, list[Any]] = {
+            CHOICES: choices,
+            **({} if passages is None else {PASSAGES: passages}),
+        }
+        return RawRows(table.where, _questions(table, columns, passages), None, labels, fields)
+
+    def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
+        """The columns of choices, and that of what stands before the questions or begins the choices."""
+        beside = _second(table, columns) or _context(table, columns)
+        return [*_choice_names(table), *([] if beside is None else [beside])]
+
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        """The place of the right choice."""
+        return [int(label) for label in labels]
+
+    def alike(self, rows: Split) -> list[Input]:
+        """What stands before the questions, where something does: those on one text stay together. Else a
+        question with its right choice: many rows may ask the same of other choices."""
+        passages = rows.fields.get(PASSAGES, [""] * len(rows))
+        found = zip(passages, rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
+        return [(passage or f"{text}\n{own[int(label)]}",) for passage, text, own, label in found]
+
+    def inputs_of(self, rows: Split) -> list[Input]:
+        """Questions with their choices in any order."""
+        found = zip(rows.texts, rows.fields[CHOICES], strict=True)
+        return [(text, *sorted(own, key=normal_form)) for text, own in found]
+
+    def answers_of(self, rows: Split) -> list[str]:
+        """The text of the right choice."""
+        return [own[int(label)] for own, label in zip(rows.fields[CHOICES], rows.labels, strict=True)]
+
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """How often each place is the right one."""
+        counts = sorted(Counter(int(label) for label in labels).items())
+        shares = (f"{LETTERS[place]} {100 * n / len(labels):.1f} %" for place, n in counts)
+        return f"right are {', '.join(shares)}" if counts else ""
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of questions and choices."""
+        return _columns(table, named, labelled=False)
+
+    def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
+        """Of the rows that are no question with choices what is wrong with them; answers are not looked
+        at."""
+        found: dict[int, str] = {}
+        for i, value in enumerate(_choices(table, columns)):
+            problem = _problem(table.columns[columns.text][i], value)
+            if problem is not None:
+                found[i] = problem
+        return found
+
+
 # Columns
 # ------------------------------------------------------------------------------------------------------
 
 
-def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
+def _columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
     """The column of questions as `text` and that of the right choices as `label`; those of the choices have
     names of their own (see the top of this file).
 
@@ -101,38 +197,19 @@ def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -
             f"{table.where} has no columns of choices ({', '.join(_LISTS)}, or such as ending0, ending1); it "
             f"has {listed(list(table.columns))}."
         )
-    text = named.text or _first(table, _QUESTIONS)
-    label = named.label or (_first(table, _ANSWERS) if labelled else None)
+    text = named.text or obvious_column(table, _QUESTIONS)
+    label = named.label or (obvious_column(table, _ANSWERS) if labelled else None)
     for what, name, option in (("question", text, asked), ("right choice", label, "--label")):
         if name is None and (labelled or option == asked):
-            raise DataError(
-                f"{table.where} has no column with an obvious name for the {what}; it has "
-                f"{listed(list(table.columns))}. Name it with {option}."
-            )
+            raise nameless(table, what, option)
     if text == label:
         raise DataError(f"One column of {table.where} cannot be question and answer at once: {text!r}.")
     return Columns(str(text), None, label if labelled else None)
 
 
-def is_choice_table(table: Table, named: ColumnNames) -> bool:
-    """Whether a table has questions, choices and answers, and some of the choices can be read, or are printed
-    as text."""
-    try:
-        chosen = choice_columns(table, named)
-    except DataError:
-        return False
-    rows = _choices(table, chosen)[:_LOOKED_AT]
-    return any(_texts_of(row) is not None or is_printed(row) for row in rows)
-
-
-def _first(table: Table, known: Sequence[str]) -> str | None:
-    lower = {name.lower(): name for name in reversed(list(table.columns))}
-    return next((lower[name] for name in known if name in lower), None)
-
-
 def _choice_names(table: Table) -> list[str]:
     """One column of lists, or one for each choice in order; none where there are no choices."""
-    one = _first(table, _LISTS)
+    one = obvious_column(table, _LISTS)
     if one is not None:
         return [one]
     groups: dict[str, list[tuple[int, str]]] = {}
@@ -176,16 +253,6 @@ def _texts_of(value: Any) -> list[Any] | None:
     return list(texts)
 
 
-def problems_of_choices(table: Table, columns: Columns) -> dict[int, str]:
-    """Of the rows that are no question with choices what is wrong with them; answers are not looked at."""
-    found: dict[int, str] = {}
-    for i, value in enumerate(_choices(table, columns)):
-        problem = _problem(table.columns[columns.text][i], value)
-        if problem is not None:
-            found[i] = problem
-    return found
-
-
 def _problem(question: Any, value: Any) -> str | None:
     texts = _texts_of(value)
     if not isinstance(question, str) or not question.strip():
@@ -207,47 +274,12 @@ def _are_names(names: Any, count: int) -> bool:
     return len(names) == count and all(short)
 
 
-def read_choices(table: Table, columns: Columns) -> RawRows:
-    """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
-    column of them), and the fields `choices` and, with a column of them, `passages`.
-
-    A label is what the row's own choices are called where they have names, of which numbers may come as text
-    or as numbers. Else it is an index from 0, a letter, or, where that is so in all rows, the text of the
-    choice.
-
-    Raises:
-        DataError: there are no rows, or some are no questions with choices; the message gives their numbers.
-    """
-    if not len(table):
-        raise DataError(f"{table.where} has no rows.")
-    found, names = problems_of_choices(table, columns), _choice_names(table)
-    for what in dict.fromkeys(found.values()):
-        column = columns.text if what == _NO_QUESTION else names[0]
-        refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
-    values = _choices(table, columns)
-    choices = [[text.strip() for text in _texts_of(value) or ()] for value in values]
-    labels: list[Any] = [None] * len(table)
-    if columns.label is not None:
-        labels = _right(table.columns[columns.label], choices, [_parted(value)[1] for value in values])
-        wrong = [i for i, label in enumerate(labels) if label is None]
-        refuse_rows(table, columns.label, _NO_ANSWER, wrong)
-    passages = _passages(table, columns)
-    fields: dict[str, list[Any]] = {CHOICES: choices, **({} if passages is None else {PASSAGES: passages})}
-    return RawRows(table.where, _questions(table, columns, passages), None, labels, fields)
-
-
-def further_choice_columns(table: Table, columns: Columns) -> list[str]:
-    """The columns of choices, and that of what stands before the questions or begins the choices."""
-    beside = _second(table, columns) or _context(table, columns)
-    return [*_choice_names(table), *([] if beside is None else [beside])]
-
-
 def _second(table: Table, columns: Columns) -> str | None:
-    return _first(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
+    return obvious_column(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
 
 
 def _context(table: Table, columns: Columns) -> str | None:
-    found = None if _second(table, columns) is not None else _first(table, _CONTEXTS)
+    found = None if _second(table, columns) is not None else obvious_column(table, _CONTEXTS)
     return None if found == columns.text else found
 
 

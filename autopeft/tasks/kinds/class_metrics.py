@@ -1,25 +1,30 @@
-"""Metrics of class indices; scikit-learn does the arithmetic."""
+"""Metrics of class indices, and tables of where they are wrong; scikit-learn does the arithmetic."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
+from autopeft.tasks.kinds.scorer import Breakdown, Entry
 
 __all__ = [
     "ACCURACY",
     "F1",
     "MACRO_F1",
     "MATTHEWS",
+    "class_breakdowns",
+    "shares_in_words",
     "sklearn_metrics",
     "variance_of_f1",
     "variance_of_share",
 ]
 
+_SHOWN = 6  # classes
 Numbers = NDArray[Any]
 
 
@@ -89,3 +94,52 @@ MACRO_F1 = Metric(
 MATTHEWS = Metric(
     "matthews", -1, 1, "Matthews correlation; 0 for constant predictions", _matthews, _matthews_variance
 )
+
+
+def class_breakdowns(
+    predictions: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+) -> tuple[Breakdown, ...]:
+    """`classes` (precision, recall, F1 and support of each class) and `confusion` (rows by true class and
+    predicted class).
+
+    Precision is NaN for a class that was never predicted, recall for one without rows; F1 is NaN where both
+    are.
+
+    Args:
+        predictions, labels: class indices, shape (rows,).
+        names: of the classes in index order.
+    """
+    indices, sk = list(range(len(names))), sklearn_metrics()
+    scores = sk.precision_recall_fscore_support(labels, predictions, labels=indices, zero_division=np.nan)
+    classes = tuple(
+        (name, float(precision), float(recall), float(f1), int(support))
+        for name, precision, recall, f1, support in zip(names, *scores, strict=True)
+    )
+    matrix = sk.confusion_matrix(labels, predictions, labels=indices)
+    confusion: tuple[tuple[Entry, ...], ...] = tuple(
+        (name, *(int(n) for n in row)) for name, row in zip(names, matrix, strict=True)
+    )
+    return (
+        Breakdown("classes", "Each class", ("class", "precision", "recall", "F1", "support"), classes),
+        Breakdown(
+            "confusion",
+            "Rows of each class (down) by what was predicted (across)",
+            ("true", *names),
+            confusion,
+        ),
+    )
+
+
+def shares_in_words(counts: Sequence[int], names: Sequence[str], whole: int) -> str:
+    """The largest counts with their names and shares of the whole, and the smallest one."""
+    ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
+    shown = [_share(count, name, whole) for count, name in ranked[:_SHOWN]]
+    rest = ranked[_SHOWN:]
+    if rest:
+        shown.append(f"{len(rest)} more down to {_share(*rest[-1], whole)}")
+    return ", ".join(shown)
+
+
+def _share(count: int, name: str, rows: int) -> str:
+    # Names come from users' files: what cannot be printed is escaped.
+    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"

@@ -8,25 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError, TaskError
-from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
-from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
-from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
-from autopeft.tasks.kinds.loss import Loss, floored_classes
+from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS, class_breakdowns
+from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.kinds.schema import Schema
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss, floored_classes
+from autopeft.tasks.kinds.task_kind import TaskKind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of, same_numbers
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["Classification", "CrossEntropy", "weights_of_classes"]
+__all__ = ["CLASSIFICATION", "ClassHead", "ClassSchema", "ClassScorer", "CrossEntropy", "weights_of_classes"]
 
 _CLAIM = 0.1  # what no other kind claims is classes
 _PLENTY = 20  # classes that any data may have
@@ -35,37 +35,8 @@ _PLENTY = 20  # classes that any data may have
 _RARE = 0.4
 
 
-class CrossEntropy(Loss):
-    """Cross-entropy, optionally weighted by class; the divisor is the rows, or the sum of their weights."""
-
-    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
-        self.class_weights = (
-            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        )
-
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (rows, classes) and class indices (rows,)."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        return F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum")
-
-    def weight(self, labels: Tensor) -> float:
-        if self.class_weights is None:
-            return float(labels.shape[0])
-        return float(self.class_weights[labels.cpu()].sum())
-
-    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """See `Loss`; of class indices (rows,)."""
-        return floored_classes(logits, labels)
-
-
-@register_kind("classification")
-class Classification(TaskKind):
-    """Labels are class indices; outputs are logits (rows, classes), decisions the class of the largest."""
-
-    summary = "one of two or more classes"
-    metrics = (ACCURACY, F1, MACRO_F1, MATTHEWS)
-    default_metric = ACCURACY.name
-    tempered = True
+class ClassSchema(Schema):
+    """Labels are class indices."""
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         return _CLAIM
@@ -95,14 +66,6 @@ class Classification(TaskKind):
         index = {name: i for i, name in enumerate(classes)}
         return tuple(classes), [[index[name] for name in found] for found in named]
 
-    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
-        """Cross-entropy of logits (rows, classes) and class indices (rows,), all rows alike."""
-        logits = np.asarray(outputs, dtype=np.float64)
-        if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
-            return None
-        told = logits[np.arange(len(labels)), np.asarray(labels, dtype=np.int64)]
-        return float(np.mean(logsumexp(logits, axis=1) - told))
-
     def strata(self, labels: Sequence[Any]) -> list[int]:
         return [int(label) for label in labels]
 
@@ -113,30 +76,14 @@ class Classification(TaskKind):
                 f"{name}: the train split has one class only after splitting; more rows are needed."
             )
 
-    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
-        """Raises `TaskError` for F1 with more than two classes."""
-        if metric == F1 and len(names) != 2:
-            raise TaskError(f"metric='f1' needs two classes, but the task has {len(names)}; use macro_f1.")
-
-    def class_weights(
-        self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
-    ) -> list[float] | None:
-        return weights_of_classes(asked, labels, names)
-
     def class_counts(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
         counts = Counter(int(label) for label in labels)
         return tuple(counts[i] for i in range(len(names)))
 
-    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
-        """The class that most rows have; of equal ones the first."""
-        counts = self.class_counts(labels, names)
-        most = counts.index(max(counts))
-        return f"always {names[most]!r}", most
-
     def remarks(
         self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
     ) -> list[str]:
-        """See `TaskKind`; classes that are missing, and rare ones."""
+        """See `Schema.remarks`; classes that are missing, and rare ones."""
         found = super().remarks(splits, names, metric, weighted=weighted)
         for name, split in splits.items():
             counts = self.class_counts(split.labels, names)
@@ -152,21 +99,67 @@ class Classification(TaskKind):
         places = [list(wanted).index(name) for name in names]
         return [places[int(label)] for label in labels]
 
-    def num_labels(self, names: Sequence[str]) -> int:
-        return len(names)
 
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        return {"num_labels": len(names), "problem_type": "single_label_classification"}
+class ClassHead(Head):
+    """One output for each class."""
+
+    problem = "single_label_classification"
 
     def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """See `TaskKind`; a model that was never told its kind of problem has classes."""
-        if config.problem_type not in (None, "single_label_classification"):
+        """See `Head`; a model that was never told its kind of problem has classes."""
+        if config.problem_type not in (None, self.problem):
             return None
         return tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
 
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """Class indices (rows,) in int64."""
-        return np.asarray(labels, dtype=np.int64)
+
+class CrossEntropy(WeightedLoss):
+    """Cross-entropy, optionally weighted by class; the divisor is the rows, or the sum of their weights."""
+
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of logits (rows, classes) and class indices (rows,)."""
+        return F.cross_entropy(
+            logits.float(), batch["labels"], weight=self.weights_on(logits.device), reduction="sum"
+        )
+
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
+        if self.class_weights is None:
+            return super().weight(batch)
+        return float(self.class_weights[batch["labels"].cpu()].sum())
+
+    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Loss`; of class indices (rows,)."""
+        return floored_classes(logits, labels)
+
+
+class ClassScorer(Scorer):
+    """Outputs are logits (rows, classes), decisions the class of the largest."""
+
+    metrics = (ACCURACY, F1, MACRO_F1, MATTHEWS)
+    tempered = True
+
+    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
+        """Cross-entropy of logits (rows, classes) and class indices (rows,), all rows alike."""
+        logits = np.asarray(outputs, dtype=np.float64)
+        if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
+            return None
+        told = logits[np.arange(len(labels)), np.asarray(labels, dtype=np.int64)]
+        return float(np.mean(logsumexp(logits, axis=1) - told))
+
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
+        """Raises `TaskError` for F1 with more than two classes."""
+        if metric == F1 and len(names) != 2:
+            raise TaskError(f"metric='f1' needs two classes, but the task has {len(names)}; use macro_f1.")
+
+    def class_weights(
+        self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
+    ) -> list[float] | None:
+        return weights_of_classes(asked, labels, names)
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The class that most rows have; of equal ones the first."""
+        counts = Counter(int(label) for label in labels)
+        most = max(range(len(names)), key=lambda i: counts[i])
+        return f"always {names[most]!r}", most
 
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return CrossEntropy(class_weights)
@@ -200,7 +193,7 @@ class Classification(TaskKind):
 def weights_of_classes(
     asked: ClassWeights, labels: Sequence[int], names: Sequence[str]
 ) -> list[float] | None:
-    """One positive factor per class (see `TaskKind.class_weights`); balanced ones have the mean 1 over these
+    """One positive factor per class (see `Scorer.class_weights`); balanced ones have the mean 1 over these
     labels.
 
     Raises:
@@ -282,3 +275,14 @@ def _unbalanced(counts: Sequence[int], names: Sequence[str], metric: str, weight
     most = counts.index(max(counts))
     shares = [f"{names[i]!r} is {100 * counts[i] / rows:.1f} %" for i in (rare, most)]
     return [f"Classes are unbalanced: of train {' and '.join(shares)}. Consider {' and '.join(ways)}."]
+
+
+CLASSIFICATION = register_kind(
+    TaskKind(
+        "classification",
+        "one of two or more classes",
+        schema=ClassSchema(),
+        head=ClassHead(),
+        scorer=ClassScorer(),
+    )
+)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds.schema import check_there
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -192,7 +193,7 @@ def is_chat(table: Table, column: str) -> bool:
 
 
 def sureness(tables: Mapping[str, Table], named: ColumnNames, *, plain: bool = True) -> float:
-    """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.TaskKind.claim`.
+    """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.kinds.Schema.claim`.
 
     Lists of messages are nothing else. Prompts with answers are claimed where no other column has the name of
     classes, or where the answers that were named are as many texts as no classes are, or a translation. Texts
@@ -241,8 +242,8 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
         DataError: there are no rows, or some are no conversations; the message gives their numbers.
     """
     for name in (columns.text, columns.label):
-        if name is not None and name not in table.columns:
-            raise DataError(f"{table.where} has no column {name!r}; it has {listed(list(table.columns))}.")
+        if name is not None:
+            check_there(table, name)
     if not len(table):
         raise DataError(f"{table.where} has no rows.")
     found = problems_of(table, columns, asked=asked)

@@ -18,9 +18,10 @@ from autopeft.foreign import local_path
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.folders import IMAGE, images_in, is_image_file
 from autopeft.tasks.images import ImageFile, image_of, is_image, problem_of
-from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
-from autopeft.tasks.kinds.classification import Classification
+from autopeft.tasks.kinds.classification import ClassHead, ClassSchema, ClassScorer
+from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.kinds.task_kind import TaskKind
 from autopeft.tasks.pixels import EncodedImages, encode_images
 from autopeft.tasks.split import Split
 from autopeft.tasks.table import (
@@ -36,29 +37,16 @@ from autopeft.tasks.table import (
     refuse_rows,
 )
 
-__all__ = ["ImageClassification"]
-
 _CLAIM = 0.95
 _NO_IMAGE = "no image"
 
 
-@register_kind("image_classification")
-class ImageClassification(Classification):
-    """Classification whose rows are images. A row's text is the digest of its image, so that equal images
-    never part when splits are cut; the field `image` has the image itself."""
+class ImageSchema(ClassSchema):
+    """Rows are images. A row's text is the digest of its image, so that equal images never part when splits
+    are cut; the field `image` has the image itself."""
 
-    summary = "one of two or more classes for an image"
-    metrics = (ACCURACY, F1, MACRO_F1, MATTHEWS)
-    default_metric = ACCURACY.name
-    auto_class = AutoModelForImageClassification
-    modality = "vision"
     row_name = "image"
     asked_file = "path/to/images"
-    peft_task_type = None
-    hub_pipeline = "image-classification"
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         """Claims tables with a column of images."""
@@ -69,7 +57,7 @@ class ImageClassification(Classification):
     def columns(self, table: Table, named: ColumnNames) -> Columns:
         """The column of images, and the label's."""
         if named.text_pair is not None:
-            raise DataError(f"A row of {self.name} is one image; leave out --text-pair (text_pair).")
+            raise DataError(f"A row of {self.kind} is one image; leave out --text-pair (text_pair).")
         image = _image_column(table, named.text, "--text")
         return choose_columns(table, image, None, named.label)
 
@@ -86,53 +74,6 @@ class ImageClassification(Classification):
             image.check()
         labels = [None] * len(images) if columns.label is None else read_labels(table, columns.label)
         return RawRows(table.where, [image.digest for image in images], None, labels, {IMAGE: images})
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def refused(self, spec: BackboneSpec, model: str) -> str | None:
-        """See `TaskKind.refused`; `asked_task` compares modalities."""
-        return None
-
-    def load_processor(self, source: ModelSource | str) -> ImageProcessor:
-        """The backbone's image processor."""
-        return load_image_processor(source)
-
-    def processor(self, given: Any, config: PretrainedConfig) -> ImageProcessor:
-        """See `TaskKind.processor`."""
-        if isinstance(given, ImageProcessor):
-            return given
-        if not isinstance(given, BaseImageProcessor):
-            raise UsageError(
-                "Images are made ready by an image processor of transformers, but got a "
-                f"{type(given).__name__}."
-            )
-        return image_processor_of(given, config, type(given).__name__)
-
-    def positions(self, rows: Split, source: ModelSource, max_length: int) -> float:
-        """See `TaskKind.positions`; of every image as many."""
-        return float(self.load_processor(source).positions)
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
-
-    def encode(
-        self, rows: Split, tokenizer: Any, max_length: int, *, labelled: bool = True, cached: bool = True
-    ) -> EncodedImages:
-        """See `TaskKind.encode`; `tokenizer` is an `ImageProcessor`, and `max_length` means nothing."""
-        found = encode_images(rows.fields[IMAGE], tokenizer, kind=self.name, cached=cached)
-        return replace(found, labels=self.label_array(rows.labels)) if labelled else found
-
-    def truncated(self, rows: Split, tokenizer: Any, max_length: int) -> float | None:
-        """Images are not cut."""
-        return None
-
-    def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The pixels in the type of the model's weights."""
-        return {"pixel_values": batch["pixel_values"].to(next(model.parameters()).dtype)}
-
-    # Use
-    # --------------------------------------------------------------------------------------------------
 
     def asked_table(self, data: Any) -> Table | None:
         """A folder of images, an image, or a list of these or of their files."""
@@ -166,15 +107,66 @@ class ImageClassification(Classification):
         }
         return {i: problem for i, problem in problems.items() if problem is not None}
 
-    def describe_reading(self, max_length: int) -> str:
-        return "Images become red, green and blue, and go through the backbone's own image processor."
-
     def shown(self, value: Any, row: int) -> str:
         """The name of an image, or its path in the data set that it is from."""
         if isinstance(value, ImageFile):
             return value.name
         path = value.get("path") if isinstance(value, Mapping) else None
         return path if isinstance(path, str) else f"row {row + 1}"
+
+
+class ImageEncoder(Encoder):
+    """The pixels of images, by the backbone's own image processor."""
+
+    def load_processor(self, source: ModelSource | str) -> ImageProcessor:
+        """The backbone's image processor."""
+        return load_image_processor(source)
+
+    def processor(self, given: Any, config: PretrainedConfig) -> ImageProcessor:
+        """See `Encoder.processor`."""
+        if isinstance(given, ImageProcessor):
+            return given
+        if not isinstance(given, BaseImageProcessor):
+            raise UsageError(
+                "Images are made ready by an image processor of transformers, but got a "
+                f"{type(given).__name__}."
+            )
+        return image_processor_of(given, config, type(given).__name__)
+
+    def positions(self, rows: Split, source: ModelSource, max_length: int) -> float:
+        """See `Encoder.positions`; of every image as many."""
+        return float(self.load_processor(source).positions)
+
+    def encode(
+        self, rows: Split, tokenizer: Any, max_length: int, *, labelled: bool = True, cached: bool = True
+    ) -> EncodedImages:
+        """See `Encoder.encode`; `tokenizer` is an `ImageProcessor`, and `max_length` means nothing."""
+        found = encode_images(rows.fields[IMAGE], tokenizer, kind=self.kind, cached=cached)
+        return replace(found, labels=self.label_array(rows.labels)) if labelled else found
+
+    def truncated(self, rows: Split, tokenizer: Any, max_length: int) -> float | None:
+        """Images are not cut."""
+        return None
+
+    def describe_reading(self, max_length: int) -> str:
+        return "Images become red, green and blue, and go through the backbone's own image processor."
+
+
+class ImageHead(ClassHead):
+    """One output for each class, by a backbone that reads images."""
+
+    auto_class = AutoModelForImageClassification
+    modality = "vision"
+    peft_task_type = None
+    hub_pipeline = "image-classification"
+
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """See `Head.refused`; `asked_task` compares modalities."""
+        return None
+
+    def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The pixels in the type of the model's weights."""
+        return {"pixel_values": batch["pixel_values"].to(next(model.parameters()).dtype)}
 
 
 def _image_columns(table: Table) -> list[str]:
@@ -210,3 +202,15 @@ def _images(table: Table, column: str) -> list[ImageFile]:
     values = table.columns[column]
     refuse_rows(table, column, _NO_IMAGE, [i for i, value in enumerate(values) if value is None])
     return [image_of(value, f"{table.where}, row {i + 1}") for i, value in enumerate(values)]
+
+
+register_kind(
+    TaskKind(
+        "image_classification",
+        "one of two or more classes for an image",
+        schema=ImageSchema(),
+        encoder=ImageEncoder(),
+        head=ImageHead(),
+        scorer=ClassScorer(),
+    )
+)

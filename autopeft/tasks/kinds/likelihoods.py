@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from autopeft.errors import UsageError
 from autopeft.injection.frames import reading
 from autopeft.tasks.kinds.answers import IGNORED
-from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.scorer import Loss
 
 __all__ = [
     "LIKELIHOOD",
@@ -61,22 +61,23 @@ class AnswerLoss(Loss):
     def __init__(self, ahead: int = 1) -> None:
         self.ahead = ahead
 
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (B, L, vocabulary), or (N, vocabulary) of the positions that predict the N learnt tokens
         of labels (B, L) (see `read_alone`), row after row."""
-        return F.cross_entropy(*_read(logits, labels, self.ahead), reduction="sum")
+        return F.cross_entropy(*_read(logits, batch["labels"], self.ahead), reduction="sum")
 
-    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def each(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of each row the mean over its learnt tokens; 0 where it has none."""
+        labels = batch["labels"]
         logits, wanted = _read(logits, labels, self.ahead)
         read = predicting(labels, self.ahead)
         rows, counts = read.nonzero()[:, 0], read.sum(dim=1).clamp(min=1)
         losses = F.cross_entropy(logits, wanted, reduction="none")
         return losses.new_zeros(len(labels)).index_add(0, rows, losses) / counts
 
-    def weight(self, labels: Tensor) -> float:
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
         """The learnt tokens that something predicts; 1 where there are none, and nothing is lost."""
-        return float(max(1, int((labels[:, self.ahead :] != IGNORED).sum())))
+        return float(max(1, int((batch["labels"][:, self.ahead :] != IGNORED).sum())))
 
 
 @contextmanager

@@ -15,37 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
-from autopeft.tasks.copies import Input, normal_form
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
-from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.choices import (
-    CHOICE_OF,
-    CHOICES,
-    LETTERS,
-    PASSAGES,
-    EncodedChoices,
-    choice_columns,
-    choices_of,
-    further_choice_columns,
-    is_choice_table,
-    problems_of_choices,
-    read_choices,
-)
+from autopeft.tasks.kinds.choices import CHOICE_OF, CHOICES, LETTERS, ChoiceSchema, EncodedChoices, choices_of
 from autopeft.tasks.kinds.class_metrics import ACCURACY
 from autopeft.tasks.kinds.conversations import Conversation, with_turns
-from autopeft.tasks.kinds.decoder import Decoder
-from autopeft.tasks.kinds.likelihoods import row_likelihoods
+from autopeft.tasks.kinds.language_model import DecoderHead, LanguageEncoder
+from autopeft.tasks.kinds.likelihoods import AnswerLoss, row_likelihoods
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
+from autopeft.tasks.kinds.task_kind import TaskKind
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
     from autopeft.tasks.tokens import EncodedSplit
 
-__all__ = ["ACCURACY_NORM", "MultipleChoice"]
+__all__ = ["ACCURACY_NORM"]
 
-_CLAIM = 0.95
 _EXAMPLES = "examples"  # field of a split: conversations that stand before each question
 
 
@@ -66,82 +52,18 @@ ACCURACY_NORM = Metric(
 divides by the bytes of a choice; `accuracy` is its `acc`."""
 
 
-@register_kind("multiple_choice")
-class MultipleChoice(Decoder):
-    """Labels are indices of the right choices; outputs are objects (rows,), each an array (choices, 2) of the
-    log-likelihood of a choice's tokens given the question, without the token that ends it, and its bytes.
-    Decisions are the choice of the highest log-likelihood.
+class ChoiceEncoder(LanguageEncoder):
+    """A sequence for each choice, with the question in each; choices are not listed in the question.
 
     The right choice is learnt as the answer to its question, as in instruction tuning: with the token that
-    ends it, the others left aside. Choices are not listed in the question. Each is a sequence of its own,
-    with the question in each.
+    ends it, the others left aside.
     """
 
-    summary = "the right one of several answers, by their likelihoods under a language model"
-    metrics = (ACCURACY, ACCURACY_NORM)
-    default_metric = ACCURACY.name
-    asked_file = "path/to/questions.jsonl"
-    tempered = True
-    causal = True
     tokenwise_trunk = False  # rows that are scored have several sequences
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
-
-    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
-        """Claims tables with columns of questions, choices and answers."""
-        return _CLAIM if is_choice_table(tables["train"], named) else 0.0
-
-    def columns(self, table: Table, named: ColumnNames) -> Columns:
-        """See `choice_columns`."""
-        return choice_columns(table, named)
-
-    def read(self, table: Table, columns: Columns) -> RawRows:
-        """See `read_choices`."""
-        return read_choices(table, columns)
-
-    def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
-        """See `further_choice_columns`."""
-        return further_choice_columns(table, columns)
-
-    def strata(self, labels: Sequence[Any]) -> list[int]:
-        """The place of the right choice."""
-        return [int(label) for label in labels]
-
-    def alike(self, rows: Split) -> list[Input]:
-        """What stands before the questions, where something does: those on one text stay together. Else a
-        question with its right choice: many rows may ask the same of other choices."""
-        passages = rows.fields.get(PASSAGES, [""] * len(rows))
-        found = zip(passages, rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
-        return [(passage or f"{text}\n{own[int(label)]}",) for passage, text, own, label in found]
-
-    def inputs_of(self, rows: Split) -> list[Input]:
-        """Questions with their choices in any order."""
-        found = zip(rows.texts, rows.fields[CHOICES], strict=True)
-        return [(text, *sorted(own, key=normal_form)) for text, own in found]
-
-    def answers_of(self, rows: Split) -> list[str]:
-        """The text of the right choice."""
-        return [own[int(label)] for own, label in zip(rows.fields[CHOICES], rows.labels, strict=True)]
-
-    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
-        """How often each place is the right one."""
-        counts = sorted(Counter(int(label) for label in labels).items())
-        shares = (f"{LETTERS[place]} {100 * n / len(labels):.1f} %" for place, n in counts)
-        return f"right are {', '.join(shares)}" if counts else ""
-
-    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
-        """The place that is right most often; of equal ones the first."""
-        counts = Counter(int(label) for label in labels)
-        most = min(counts, key=lambda place: (-counts[place], place))
-        return f"always choice {LETTERS[most]}", most
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Indices of the right choices (rows,) in int64."""
         return np.asarray(labels, dtype=np.int64)
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
 
     def encode(  # type: ignore[override]  # rows of several sequences
         self,
@@ -160,7 +82,7 @@ class MultipleChoice(Decoder):
             for question, own, before in zip(rows.texts, choices, turns, strict=True)
             for choice in own
         ]
-        found = encode_conversations(asked, tokenizer, max_length, kind=self.name, cached=cached, ended=False)
+        found = encode_conversations(asked, tokenizer, max_length, kind=self.kind, cached=cached, ended=False)
         starts = np.concatenate([[0], np.cumsum([len(own) for own in choices])]).astype(np.int64)
         sizes = np.asarray([len(c.encode()) for own in choices for c in own], dtype=np.int64)
         return choices_of(found, starts, sizes, self.label_array(rows.labels) if labelled else None)
@@ -168,7 +90,7 @@ class MultipleChoice(Decoder):
     def encode_splits(
         self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> dict[SplitName, EncodedSplit]:
-        """See `TaskKind.encode_splits`: what is trained on are the right choices alone, as answers."""
+        """See `Encoder.encode_splits`: what is trained on are the right choices alone, as answers."""
         train = self._answers(splits["train"], tokenizer, max_length)
         found: dict[SplitName, EncodedSplit] = {"train": train}
         for name, split in splits.items():
@@ -180,7 +102,7 @@ class MultipleChoice(Decoder):
         """The right choice of each row as the answer to its question."""
         right = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
         asked = [_asked(question, choices[int(label)]) for question, choices, label in right]
-        return encode_conversations(asked, tokenizer, max_length, kind=self.name)
+        return encode_conversations(asked, tokenizer, max_length, kind=self.kind)
 
     def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
         """Whether a sequence of a row is cut, (rows,)."""
@@ -198,8 +120,34 @@ class MultipleChoice(Decoder):
         turns = [_asked(question, choices[int(label)]) for question, choices, label in right]
         return replace(rows, fields={**rows.fields, _EXAMPLES: [turns] * len(rows)})
 
-    # Scores
-    # --------------------------------------------------------------------------------------------------
+    def begin_alike(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The sequences of a row's choices begin with its question."""
+        return batch[CHOICE_OF][:, 0] if CHOICE_OF in batch else None
+
+
+class ChoiceHead(DecoderHead):
+    """The head of a decoder; the hub counts models that choose as classifiers."""
+
+    hub_pipeline = "text-classification"
+
+
+class ChoiceScorer(Scorer):
+    """Outputs are objects (rows,), each an array (choices, 2) of the log-likelihood of a choice's tokens
+    given the question, without the token that ends it, and its bytes. Decisions are the choice of the highest
+    log-likelihood."""
+
+    metrics = (ACCURACY, ACCURACY_NORM)
+    tempered = True
+
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        """That of the right choice as an answer."""
+        return AnswerLoss()
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The place that is right most often; of equal ones the first."""
+        counts = Counter(int(label) for label in labels)
+        most = min(counts, key=lambda place: (-counts[place], place))
+        return f"always choice {LETTERS[most]}", most
 
     def outputs(
         self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
@@ -212,7 +160,7 @@ class MultipleChoice(Decoder):
         if CHOICE_OF not in batch:
             raise UsageError(
                 "Rows that were encoded to be trained on hold their right choices alone and cannot be "
-                "scored; encode them with `TaskKind.encode`."
+                "scored; encode them with `Encoder.encode`."
             )
         losses = row_likelihoods(run(), batch["labels"])[:, 0]
         place, sizes = batch[CHOICE_OF].cpu().numpy().T
@@ -222,29 +170,16 @@ class MultipleChoice(Decoder):
         found[:] = parts
         return found
 
-    def begin_alike(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """The sequences of a row's choices begin with its question."""
-        return batch[CHOICE_OF][:, 0] if CHOICE_OF in batch else None
-
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
         """The choice of the highest log-likelihood, of equal ones the first."""
         if outputs.dtype != object:
             return outputs
         return np.asarray([int(np.argmax(row[:, 0])) for row in outputs], dtype=np.int64)
 
-    def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-        """See `TaskKind.score`.
-
-        Raises:
-            TaskError: the shapes do not fit, or a metric of outputs is asked for decisions.
-            AutoPEFTError: a log-likelihood is not finite.
-        """
-        return float(metric.score(*self._scored(metric, np.asarray(outputs), labels)))
-
-    def _scored(
+    def compared(
         self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        whole = outputs.dtype == object
+        whole = np.asarray(outputs).dtype == object
         if metric.raw and not whole:
             raise TaskError(
                 f"{metric.name} takes the log-likelihoods of choices, but got predictions of shape "
@@ -252,7 +187,7 @@ class MultipleChoice(Decoder):
             )
         if whole and not all(np.all(np.isfinite(row)) for row in outputs):
             raise AutoPEFTError("The predictions hold values that are not finite; they cannot be scored.")
-        return super()._scored(metric, outputs, labels)
+        return super().compared(metric, outputs, labels)
 
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """Cross-entropy of the right choice, where the choices' likelihoods are made to add up to 1."""
@@ -291,17 +226,6 @@ class MultipleChoice(Decoder):
             Breakdown("places", "Places of choices", ("place", "right", "chosen", "chosen by bytes"), places),
         )
 
-    # Use
-    # --------------------------------------------------------------------------------------------------
-
-    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
-        """The columns of questions and choices."""
-        return choice_columns(table, named, labelled=False)
-
-    def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
-        """Of the rows that are no questions with choices what is wrong with them."""
-        return problems_of_choices(table, columns)
-
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """`label`, the letter of the most likely choice, its `probability`, the `probabilities` of all
         choices by letter, which add up to 1, and their `log_likelihoods`."""
@@ -324,3 +248,15 @@ class MultipleChoice(Decoder):
 
 def _asked(question: str, choice: str) -> Conversation:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": choice}]
+
+
+register_kind(
+    TaskKind(
+        "multiple_choice",
+        "the right one of several answers, by their likelihoods under a language model",
+        schema=ChoiceSchema(),
+        encoder=ChoiceEncoder(),
+        head=ChoiceHead(),
+        scorer=ChoiceScorer(),
+    )
+)

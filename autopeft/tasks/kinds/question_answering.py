@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
-from autopeft.errors import DataError, TaskError
-from autopeft.tasks.copies import Input
-from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.contract import TaskKind
-from autopeft.tasks.kinds.loss import Loss
+from autopeft.errors import TaskError
+from autopeft.tasks.kinds.encoder import Encoder
+from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
-from autopeft.tasks.kinds.questions import (
-    NULL,
-    encode_answers,
-    is_question_table,
-    question_columns,
-    read_questions,
-)
+from autopeft.tasks.kinds.questions import NULL, QuestionSchema
 from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
 from autopeft.tasks.kinds.spans import (
     SQUAD_EXACT_MATCH,
     SQUAD_F1,
@@ -38,139 +30,21 @@ from autopeft.tasks.kinds.spans import (
     squad_plain,
 )
 from autopeft.tasks.kinds.tags import ragged
+from autopeft.tasks.kinds.task_kind import TaskKind
 from autopeft.tasks.kinds.windows import CONTEXT_PLACES, EncodedWindows, cut_questions, encode_windows
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
     from autopeft.tasks.split import Split
 
-__all__ = ["QuestionAnswering", "SpanLoss"]
+__all__ = ["SpanLoss"]
 
-_CLAIM = 0.98
 _NONE = "(no answer)"
 _ENDS = 2  # of an answer: where it begins and where it ends
 
 
-class SpanLoss(Loss):
-    """The mean of the cross-entropies of an answer's first and last token over all positions of the batch,
-    padding included; the divisor is the windows. It is the loss of transformers for labels inside the batch,
-    as `EncodedWindows` has them; of others the share that transformers leaves out is 0 here."""
-
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, L, 2) and labels (B, 2)."""
-        return self.each(logits, labels).sum()
-
-    def weight(self, labels: Tensor) -> float:
-        """The windows."""
-        return float(len(labels))
-
-    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of each window, (B,)."""
-        length = logits.shape[1]
-        found = F.cross_entropy(
-            logits.float(), labels.clamp(0, length), ignore_index=length, reduction="none"
-        )
-        return found.mean(dim=1)
-
-
-@register_kind("question_answering")
-class QuestionAnswering(TaskKind):
-    """Labels are `Answers`; outputs are objects (rows,), each the `RowWindows` of a row. Decisions are
-    objects (rows,), the texts of the answers, empty where none is given.
-
-    What is trained on and predicted are windows (see `EncodedWindows`); `outputs` keeps of each an array
-    (tokens, 4), and `EncodedSplit.of_rows` puts those of a row together.
-    """
-
-    summary = "which part of a text answers a question, as in SQuAD"
-    metrics = (SQUAD_F1, SQUAD_EXACT_MATCH)
-    default_metric = SQUAD_F1.name
-    auto_class = AutoModelForQuestionAnswering
-    pooled = False
-    row_distribution = False
-    probed = False
-    peft_task_type = "QUESTION_ANS"
-    hub_pipeline = "question-answering"
-    tells = True
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
-
-    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
-        """Claims tables of questions, contexts and answers with the letters at which they begin."""
-        return _CLAIM if is_question_table(tables["train"], named) else 0.0
-
-    def columns(self, table: Table, named: ColumnNames) -> Columns:
-        """See `question_columns`."""
-        return question_columns(table, named)
-
-    def read(self, table: Table, columns: Columns) -> RawRows:
-        """See `read_questions`."""
-        return read_questions(table, columns)
-
-    def encode_labels(
-        self, parts: Sequence[RawRows], order: Sequence[str] = ()
-    ) -> tuple[tuple[str, ...], list[list[Any]]]:
-        """See `encode_answers`; there are no classes."""
-        return (), [list(part) for part in encode_answers(parts)]
-
-    def strata(self, labels: Sequence[Any]) -> list[int]:
-        """Whether the row has an answer."""
-        return [int(bool(answers)) for answers in labels]
-
-    def alike(self, rows: Split) -> list[Input]:
-        """The contexts: questions on one text stay together."""
-        return [(text,) for text in rows.pairs or rows.texts]
-
-    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
-        """Raises `DataError` where no row with an answer is left to train on."""
-        if not any(train.labels):
-            raise DataError(f"{name}: no row of train has an answer after splitting; more rows are needed.")
-
-    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
-        """Shortest, longest and mean answer in words, and how many rows have none."""
-        words = [len(answers[0][1].split()) for answers in labels if answers]
-        if not words:
-            return ""
-        told = f"answers of {min(words):,} to {max(words):,} words, mean {np.mean(words):,.1f}"
-        without = len(labels) - len(words)
-        return told + (f"; {without:,} ({100 * without / len(labels):.1f} %) have none" if without else "")
-
-    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
-        """The whole text of each row, or no answer where that scores more on these rows."""
-        truth = ragged(list(labels))
-        whole = self.score(SQUAD_F1, ragged([WHOLE] * len(truth)), truth)
-        if np.mean([not answers for answers in labels]) > whole:
-            return "always no answer", ""
-        return "always the whole text", WHOLE
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def refused(self, spec: BackboneSpec, model: str) -> str | None:
-        """See `TaskKind.refused`."""
-        if not spec.encoder_decoder:
-            return None
-        return (
-            f"{model!r} is an encoder-decoder, and {self.name} finds an answer in the text that it reads: "
-            "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
-        )
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """A score of the beginning and one of the end for each token."""
-        return _ENDS
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """transformers has no type of problem for it."""
-        return {"num_labels": _ENDS, "problem_type": None}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """See `TaskKind`; the class of the model alone tells this kind."""
-        return ()
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
+class WindowEncoder(Encoder):
+    """Windows of questions with their contexts (see `EncodedWindows`)."""
 
     def encode(
         self,
@@ -181,7 +55,7 @@ class QuestionAnswering(TaskKind):
         labelled: bool = True,
         cached: bool = True,
     ) -> EncodedWindows:
-        """See `TaskKind.encode` and `encode_windows`; a sequence for each window."""
+        """See `Encoder.encode` and `encode_windows`; a sequence for each window."""
         answers = list(rows.labels) if labelled else None
         told = rows.fields.get(NULL)
         null = bool(told[0]) if told else any(isinstance(a, Answers) and a.null for a in rows.labels)
@@ -192,7 +66,7 @@ class QuestionAnswering(TaskKind):
             tokenizer,
             max_length,
             null=null,
-            kind=self.name,
+            kind=self.kind,
             cached=cached,
         )
 
@@ -206,8 +80,37 @@ class QuestionAnswering(TaskKind):
         """The rows' `Answers`, (rows,) objects."""
         return ragged(labels)
 
-    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
-        return SpanLoss()
+    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """`null`, where no answer may be given."""
+        return {NULL: True} if any(answers.null for answers in rows.labels) else {}
+
+
+class SpanHead(Head):
+    """Two outputs at each token: of an answer's beginning and of its end."""
+
+    auto_class = AutoModelForQuestionAnswering
+    pooled = False
+    row_distribution = False
+    probed = False
+    peft_task_type = "QUESTION_ANS"
+    hub_pipeline = "question-answering"
+
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """See `Head.refused`."""
+        if not spec.encoder_decoder:
+            return None
+        return (
+            f"{model!r} is an encoder-decoder, and {self.kind} finds an answer in the text that it reads: "
+            "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
+        )
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        """A score of the beginning and one of the end for each token."""
+        return _ENDS
+
+    def names_in(self, config: Any) -> tuple[str, ...] | None:
+        """See `Head`; the class of the model alone tells this kind."""
+        return ()
 
     def logits_of(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of beginning and end at each position, (B, L, 2)."""
@@ -220,12 +123,48 @@ class QuestionAnswering(TaskKind):
         the loss compares the right one with every other, of the question and of padding too."""
         return torch.ones_like(batch["attention_mask"], dtype=torch.bool)
 
+
+class SpanLoss(Loss):
+    """The mean of the cross-entropies of an answer's first and last token over all positions of the batch,
+    padding included; the divisor is the windows. It is the loss of transformers for labels inside the batch,
+    as `EncodedWindows` has them; of others the share that transformers leaves out is 0 here."""
+
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of logits (B, L, 2) and labels (B, 2)."""
+        return self.each(logits, batch).sum()
+
+    def each(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of each window, (B,)."""
+        length = logits.shape[1]
+        labels = batch["labels"].clamp(0, length)
+        return F.cross_entropy(logits.float(), labels, ignore_index=length, reduction="none").mean(dim=1)
+
+
+class SpanScorer(Scorer):
+    """Outputs are objects (rows,), each the `RowWindows` of a row. Decisions are objects (rows,), the texts
+    of the answers, empty where none is given.
+
+    What is predicted are windows (see `EncodedWindows`); `outputs` keeps of each an array (tokens, 4), and
+    `EncodedSplit.of_rows` puts those of a row together.
+    """
+
+    metrics = (SQUAD_F1, SQUAD_EXACT_MATCH)
+    tells = True
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The whole text of each row, or no answer where that scores more on these rows."""
+        truth = ragged(list(labels))
+        whole = self.score(SQUAD_F1, ragged([WHOLE] * len(truth)), truth)
+        if np.mean([not answers for answers in labels]) > whole:
+            return "always no answer", ""
+        return "always the whole text", WHOLE
+
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        return SpanLoss()
+
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The log of the mean softmax over positions."""
         return _log_mean
-
-    # Scores
-    # --------------------------------------------------------------------------------------------------
 
     def outputs(
         self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
@@ -242,7 +181,7 @@ class QuestionAnswering(TaskKind):
         """The text of the best span of each row."""
         return ragged([row.answer.text if isinstance(row, RowWindows) else row for row in outputs])
 
-    def _scored(
+    def compared(
         self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Texts and `Answers`; a function of the user's takes lists of acceptable texts."""
@@ -269,7 +208,7 @@ class QuestionAnswering(TaskKind):
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
     ) -> tuple[Breakdown, ...]:
         """Both metrics, and how often no answer is given, of all rows and of those with and without one."""
-        found, truth = self._scored(SQUAD_F1, outputs, labels)
+        found, truth = self.compared(SQUAD_F1, outputs, labels)
         there = np.asarray([bool(answers) for answers in truth])
         groups = [("all rows", np.ones(len(truth), dtype=bool))]
         if not there.all():
@@ -297,26 +236,6 @@ class QuestionAnswering(TaskKind):
             told.append((expected, _line(said) if right is None else expected))
         return told
 
-    # Use
-    # --------------------------------------------------------------------------------------------------
-
-    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
-        """The columns of questions and contexts."""
-        return question_columns(table, named, labelled=False)
-
-    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
-        """See `TaskKind.read_texts`: whether no answer may be given is as it was in training."""
-        raw = self.read(table, columns)
-        return replace(raw, fields=_null(use, len(raw.texts)))
-
-    def as_trained(self, rows: Split, use: Mapping[str, Any]) -> Split:
-        """See `TaskKind.as_trained`: the same, whatever these rows have."""
-        return replace(rows, fields={**rows.fields, **_null(use, len(rows))})
-
-    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """`null`, where no answer may be given."""
-        return {NULL: True} if any(answers.null for answers in rows.labels) else {}
-
     def present(self, output: Any, names: Sequence[str]) -> dict[str, Any]:
         """The `answer`, the letters `start` to `end` of the context where it stands, and its `probability`;
         an empty answer without letters where none is given."""
@@ -332,10 +251,6 @@ class QuestionAnswering(TaskKind):
         return "a part of a text"
 
 
-def _null(use: Mapping[str, Any], rows: int) -> dict[str, list[bool]]:
-    return {NULL: [use.get(NULL) is True] * rows}
-
-
 def _line(text: Any) -> str:
     return " ".join(str(text).split()) or _NONE
 
@@ -343,3 +258,15 @@ def _line(text: Any) -> str:
 def _log_mean(logits: Tensor, dim: int) -> Tensor:
     """Of logits (…, L, 2) over the dimension `dim`."""
     return torch.logsumexp(F.log_softmax(logits, dim=-2), dim=dim) - math.log(logits.shape[dim])
+
+
+register_kind(
+    TaskKind(
+        "question_answering",
+        "which part of a text answers a question, as in SQuAD",
+        schema=QuestionSchema(),
+        encoder=WindowEncoder(),
+        head=SpanHead(),
+        scorer=SpanScorer(),
+    )
+)

@@ -9,12 +9,17 @@ The original nested JSON becomes such rows when it is read (see `autopeft.tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.spans import Answers
+from autopeft.tasks.copies import Input
+from autopeft.tasks.kinds.schema import Schema, check_there, nameless, obvious_column, refuse_problems
+from autopeft.tasks.kinds.spans import (
+    Answers,
+)
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -22,12 +27,16 @@ from autopeft.tasks.table import (
     Table,
     check_named,
     is_unicode,
-    listed,
     read_rows,
-    refuse_rows,
 )
 
-__all__ = ["NULL", "encode_answers", "is_question_table", "question_columns", "read_questions"]
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
+
+
+__all__ = ["NULL", "QuestionSchema"]
+
+_CLAIM = 0.98
 
 NULL = "null"
 """The field of rows that are asked about: whether no answer may be given."""
@@ -50,11 +59,113 @@ class _Listed(NamedTuple):
     starts: list[Any]
 
 
+class QuestionSchema(Schema):
+    """Labels are `Answers`."""
+
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """Claims tables of questions, contexts and, in most of the first rows, lists of answers with the
+        letters at which they begin."""
+        table = tables["train"]
+        try:
+            chosen = self.columns(table, named)
+        except DataError:
+            return 0.0
+        first = [_listed(value) for value in table.columns[str(chosen.label)][:_LOOKED_AT]]
+        there = sum(found is not None for found in first)
+        return _CLAIM if 2 * there > len(first) else 0.0
+
+    def columns(self, table: Table, named: ColumnNames) -> Columns:
+        """The column of questions as `text`, that of contexts as `text_pair` and that of answers as
+        `label`."""
+        return _columns(table, named)
+
+    def read(self, table: Table, columns: Columns) -> RawRows:
+        """The rows of a table: questions as texts, contexts as pairs, and as labels lists of `[start, text]`,
+        each once (`None` without a column of them), without white space at the answers' ends.
+
+        Raises:
+            DataError: there are no rows, some have no question, context or answers, or an answer is not what
+                stands in the context where it is said to begin; the message names the row.
+        """
+        plain = read_rows(table, Columns(columns.text, columns.text_pair, None))
+        if columns.label is None:
+            return plain
+        check_there(table, columns.label)
+        values = table.columns[columns.label]
+        refuse_problems(table, columns.label, {i: _problem(value) for i, value in enumerate(values)})
+        assert plain.pairs is not None
+        labels = [
+            _spans(table.where, i, value, context)
+            for i, (value, context) in enumerate(zip(values, plain.pairs, strict=True), start=1)
+        ]
+        return RawRows(plain.where, plain.texts, plain.pairs, labels)
+
+    def encode_labels(
+        self, parts: Sequence[RawRows], order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """The rows of each part as `Answers`; there are no classes. None may be given where a row of the
+        first part has none.
+
+        Raises:
+            DataError: no row of the first part has an answer.
+        """
+        first = parts[0].labels
+        if not any(first):
+            raise DataError(f"{parts[0].where}: no row has an answer, so there is nothing to learn.")
+        null = not all(first)
+        return (), [
+            [
+                Answers([(start, text) for start, text in label], context, null=null)
+                for label, context in zip(part.labels, part.pairs or (), strict=True)
+            ]
+            for part in parts
+        ]
+
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        """Whether the row has an answer."""
+        return [int(bool(answers)) for answers in labels]
+
+    def alike(self, rows: Split) -> list[Input]:
+        """The contexts: questions on one text stay together."""
+        return [(text,) for text in rows.pairs or rows.texts]
+
+    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
+        """Raises `DataError` where no row with an answer is left to train on."""
+        if not any(train.labels):
+            raise DataError(f"{name}: no row of train has an answer after splitting; more rows are needed.")
+
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """Shortest, longest and mean answer in words, and how many rows have none."""
+        words = [len(answers[0][1].split()) for answers in labels if answers]
+        if not words:
+            return ""
+        told = f"answers of {min(words):,} to {max(words):,} words, mean {np.mean(words):,.1f}"
+        without = len(labels) - len(words)
+        return told + (f"; {without:,} ({100 * without / len(labels):.1f} %) have none" if without else "")
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of questions and contexts."""
+        return _columns(table, named, labelled=False)
+
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """See `Schema.read_texts`: whether no answer may be given is as it was in training."""
+        raw = self.read(table, columns)
+        return replace(raw, fields=_null(use, len(raw.texts)))
+
+    def as_trained(self, rows: Split, use: Mapping[str, Any]) -> Split:
+        """See `Schema.as_trained`: the same, whatever these rows have."""
+        return replace(rows, fields={**rows.fields, **_null(use, len(rows))})
+
+
+def _null(use: Mapping[str, Any], rows: int) -> dict[str, list[bool]]:
+    return {NULL: [use.get(NULL) is True] * rows}
+
+
 # Columns
 # ------------------------------------------------------------------------------------------------------
 
 
-def question_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
+def _columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
     """The column of questions as `text`, that of contexts as `text_pair` and that of answers as `label`.
 
     Args:
@@ -73,29 +184,14 @@ def question_columns(table: Table, named: ColumnNames, *, labelled: bool = True)
     )
     asked = [(option, name) for option, (_, name, _) in zip(options, wanted, strict=True)]
     check_named(table, asked)
-    lower = {name.lower(): name for name in reversed(list(table.columns))}
-    found = [name or next((lower[n] for n in known if n in lower), None) for _, name, known in wanted]
+    found = [name or obvious_column(table, known) for _, name, known in wanted]
     for option, (what, *_), name in zip(options, wanted, found, strict=True):
         if name is None and (labelled or what != "answers"):
-            raise DataError(
-                f"{table.where} has no column with an obvious name for the {what}; it has "
-                f"{listed(list(table.columns))}. Name it with {option}."
-            )
+            raise nameless(table, what, option)
     used = [name for name in found if name is not None]
     if len(set(used)) < len(used):
         raise DataError(f"One column of {table.where} cannot be two things at once: {', '.join(used)}.")
     return Columns(str(found[0]), found[1], found[2])
-
-
-def is_question_table(table: Table, named: ColumnNames) -> bool:
-    """Whether a table has questions, contexts and, in most of its first rows, lists of answers with the
-    letters at which they begin."""
-    try:
-        chosen = question_columns(table, named)
-    except DataError:
-        return False
-    first = [_listed(value) for value in table.columns[str(chosen.label)][:_LOOKED_AT]]
-    return 2 * sum(found is not None for found in first) > len(first)
 
 
 # Rows
@@ -141,33 +237,6 @@ def _problem(value: Any) -> str | None:
     return None if all(_start(value) is not None for value in found.starts) else _NO_START
 
 
-def read_questions(table: Table, columns: Columns) -> RawRows:
-    """The rows of a table: questions as texts, contexts as pairs, and as labels lists of `[start, text]`,
-    each once (`None` without a column of them), without white space at the answers' ends.
-
-    Raises:
-        DataError: there are no rows, some have no question, context or answers, or an answer is not what
-            stands in the context where it is said to begin; the message names the row.
-    """
-    plain = read_rows(table, Columns(columns.text, columns.text_pair, None))
-    if columns.label is None:
-        return plain
-    if columns.label not in table.columns:
-        raise DataError(
-            f"{table.where} has no column {columns.label!r}; it has {listed(list(table.columns))}."
-        )
-    values = table.columns[columns.label]
-    problems = [_problem(value) for value in values]
-    for what in dict.fromkeys(problem for problem in problems if problem is not None):
-        refuse_rows(table, columns.label, what, [i for i, p in enumerate(problems) if p == what])
-    assert plain.pairs is not None
-    labels = [
-        _spans(table.where, i, value, context)
-        for i, (value, context) in enumerate(zip(values, plain.pairs, strict=True), start=1)
-    ]
-    return RawRows(plain.where, plain.texts, plain.pairs, labels)
-
-
 def _spans(where: str, row: int, value: Any, context: str) -> list[list[Any]]:
     found = _listed(value)
     assert found is not None
@@ -189,22 +258,3 @@ def _spans(where: str, row: int, value: Any, context: str) -> list[list[Any]]:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
-
-
-def encode_answers(parts: Sequence[RawRows]) -> list[list[Answers]]:
-    """The rows of each part as `Answers`. None may be given where a row of the first part has none.
-
-    Raises:
-        DataError: no row of the first part has an answer.
-    """
-    first = parts[0].labels
-    if not any(first):
-        raise DataError(f"{parts[0].where}: no row has an answer, so there is nothing to learn.")
-    null = not all(first)
-    return [
-        [
-            Answers([(start, text) for start, text in label], context, null=null)
-            for label, context in zip(part.labels, part.pairs or (), strict=True)
-        ]
-        for part in parts
-    ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from autopeft.errors import DataError, TaskError
 from autopeft.plugins import Registry, import_modules
 from autopeft.spec import BackboneSpec
-from autopeft.tasks.kinds.contract import TaskKind
-from autopeft.tasks.kinds.kind_options import options_in, plain_name
+from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.task_kind import TaskKind, options_in, plain_name
 from autopeft.tasks.table import ColumnNames, Table
 
 __all__ = [
@@ -60,7 +60,6 @@ METRICS: Registry[Metric] = Registry(
 )
 _BY_KIND: dict[str, list[str]] = {}
 _OWN: dict[str, Metric] = {}  # functions of the user's, by name; a later one of the same name takes its place
-K = TypeVar("K", bound=type[TaskKind])
 Maker: TypeAlias = Callable[[Mapping[str, str]], TaskKind]
 _OPTIONS: dict[
     str, tuple[tuple[str, ...], Maker]
@@ -71,31 +70,23 @@ _OPTIONS: dict[
 # ------------------------------------------------------------------------------------------------------
 
 
-def register_kind(name: str) -> Callable[[K], K]:
-    """Register a kind of task under a name, as a class decorator; its metrics are registered with it.
+def register_kind(kind: TaskKind) -> TaskKind:
+    """Register a kind of task under its name, and its metrics with it.
 
     Raises:
-        TaskError: the name is no identifier or is taken, the class lacks something, or a metric is refused
-            (see `register_metric`).
+        TaskError: the name is no identifier or is taken, it has no metric, or a metric is refused (see
+            `register_metric`).
     """
-
-    def enter(cls: K) -> K:
-        KINDS.check_name(name, cls)
-        lacking = sorted(cls.__abstractmethods__)
-        lacking += [a for a in ("summary", "metrics", "default_metric") if not hasattr(cls, a)]
-        if lacking:
-            raise TaskError(f"Kind {name!r} ({cls.__qualname__}) lacks {', '.join(lacking)}.")
-        if cls.default_metric not in [metric.name for metric in cls.metrics]:
-            raise TaskError(f"Kind {name!r}: default_metric={cls.default_metric!r} is not among its metrics.")
-        for metric in cls.metrics:
-            _check(metric)
-        cls.name = name
-        KINDS.enter(name, cls(), cls)
-        for metric in cls.metrics:
-            _enter(metric, name)
-        return cls
-
-    return enter
+    KINDS.check_name(kind.name, kind.owner)
+    metrics = getattr(kind.scorer, "metrics", ())
+    if not metrics:
+        raise TaskError(f"Kind {kind.name!r} needs a metric: `metrics` of {type(kind.scorer).__qualname__}.")
+    for metric in metrics:
+        _check(metric)
+    KINDS.enter(kind.name, kind, kind.owner)
+    for metric in metrics:
+        _enter(metric, kind.name)
+    return kind
 
 
 def register_metric(metric: Metric, *, kind: str) -> Metric:
@@ -112,7 +103,7 @@ def register_metric(metric: Metric, *, kind: str) -> Metric:
 
 
 def register_options(kind: str, *names: str) -> Callable[[Maker], Maker]:
-    """Let a kind of task be told more, behind a question mark in its name (see `kind_options`), as a
+    """Let a kind of task be told more, behind a question mark in its name (see `task_kind`), as a
     decorator of the function that makes the kind of these options; its `name` has them too.
 
     Args:
@@ -218,9 +209,9 @@ def kind_of_model(config: Any, architecture: str | None = None) -> tuple[TaskKin
         TaskError: no kind knows it.
     """
     kinds = [get_kind(name) for name in kind_names()]
-    own = [kind for kind in kinds if architecture and architecture.endswith(_head_of(kind.auto_class))]
-    for kind in own or [kind for kind in kinds if kind.auto_class is TaskKind.auto_class]:
-        labels = kind.names_in(config)
+    own = [kind for kind in kinds if architecture and architecture.endswith(_head_of(kind.head.auto_class))]
+    for kind in own or [kind for kind in kinds if kind.head.auto_class is Head.auto_class]:
+        labels = kind.head.names_in(config)
         if labels is not None:
             return kind, labels
     raise TaskError(
@@ -239,9 +230,9 @@ def writing_kind(architecture: str) -> TaskKind | None:
     backbone brings: a configuration does not tell it. `None` where there is none."""
     for name in kind_names():
         kind = get_kind(name)
-        known = getattr(getattr(kind.auto_class, "_model_mapping", None), "_model_mapping", {})
+        known = getattr(getattr(kind.head.auto_class, "_model_mapping", None), "_model_mapping", {})
         classes = {c for value in known.values() for c in ([value] if isinstance(value, str) else value)}
-        if kind.writes and not kind.new_head and architecture in classes:
+        if kind.scorer.writes and not kind.head.new_head and architecture in classes:
             return kind
     return None
 
@@ -305,7 +296,7 @@ def choose_kind(
     candidates: Sequence[str] = asked or kind_names()
     if len(candidates) == 1:
         return get_kind(candidates[0])
-    claims = {name: get_kind(name).claim(tables, named) for name in candidates}
+    claims = {name: get_kind(name).schema.claim(tables, named) for name in candidates}
     best = [name for name in candidates if claims[name] == max(claims.values())]
     if len(best) > 1:
         raise DataError(
@@ -318,12 +309,16 @@ def kind_on(
     backbone: BackboneSpec | None, kind: TaskKind, tables: Mapping[str, Table], named: ColumnNames
 ) -> TaskKind:
     """The kind itself, or where a backbone cannot be trained on it another one that learns the same of rows
-    (`TaskKind.learns`), claims the tables and takes the backbone. Where there is none, loading the backbone
+    (`Schema.learns`), claims the tables and takes the backbone. Where there is none, loading the backbone
     says why it cannot be trained."""
-    if backbone is None or kind.learns is None or kind.refused(backbone, "") is None:
+    if backbone is None or kind.schema.learns is None or kind.head.refused(backbone, "") is None:
         return kind
     for name in kind_names():
         other = get_kind(name)
-        if other.learns == kind.learns and other.refused(backbone, "") is None and other.claim(tables, named):
+        if (
+            other.schema.learns == kind.schema.learns
+            and other.head.refused(backbone, "") is None
+            and other.schema.claim(tables, named)
+        ):
             return other
     return kind

@@ -14,34 +14,25 @@ from autopeft.assets import ModelSource, load_config, load_generation_config
 from autopeft.errors import DataError, UsageError
 from autopeft.tasks.kinds.conversations import MESSAGES, pair_columns, read_conversations, sureness
 from autopeft.tasks.kinds.generation import beginning
+from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, AnswersSchema, LanguageHead
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.targets import EncodedTargets, encode_targets
-from autopeft.tasks.kinds.written import UNKNOWN, WrittenAnswers
+from autopeft.tasks.kinds.task_kind import TaskKind
+from autopeft.tasks.kinds.writing import WritingScorer
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
     from autopeft.tasks.split import Split
 
-__all__ = ["Seq2Seq"]
-
 _APART = 0.02  # from the claim of decoders, which learn the same rows
 
 
-@register_kind("seq2seq")
-class Seq2Seq(WrittenAnswers):
-    """Targets of sources, by an encoder-decoder: the encoder reads the source, and the decoder predicts each
-    token of the target from those before it."""
+class SourceSchema(AnswersSchema):
+    """Rows are sources with targets: the encoder reads the source, and the decoder predicts each token of the
+    target from those before it."""
 
-    summary = "a target text for a source text, by an encoder-decoder"
-    auto_class = AutoModelForSeq2SeqLM
-    peft_task_type = "SEQ_2_SEQ_LM"
-    hub_pipeline = "text2text-generation"
-    ahead = 0
     turns = False
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         """Claims what decoders can learn as well, but for plain texts: sources with targets a little more
@@ -63,10 +54,24 @@ class Seq2Seq(WrittenAnswers):
         plain = [i for i, row in enumerate(found.fields[MESSAGES]) if row[0]["role"] == "assistant"]
         if plain and not asked:
             raise DataError(
-                f"{table.where} has texts without targets, and {self.name} learns a target for each source: "
+                f"{table.where} has texts without targets, and {self.kind} learns a target for each source: "
                 "name the column of sources with --text and that of targets with --label."
             )
         return replace(found, fields={n: v for n, v in found.fields.items() if n != MESSAGES})
+
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """See `read_conversations`; rows need no target."""
+        return self._rows(table, read_conversations(table, columns, asked=True, plain=False), asked=True)
+
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """See `Schema.asked_row`: the last message alone."""
+        from autopeft.tasks.split import Split
+
+        return Split([str(messages[-1]["content"])], None, [""])
+
+
+class TargetEncoder(AnswersEncoder):
+    """Tokens of sources and targets."""
 
     def asks(self, rows: Split) -> bool:
         """Each row has a source."""
@@ -79,23 +84,43 @@ class Seq2Seq(WrittenAnswers):
         shown = "".join(f"{source}\n{target}\n\n" for source, target in pairs)
         return replace(rows, texts=[shown + text for text in rows.texts])
 
-    # Model
-    # --------------------------------------------------------------------------------------------------
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedTargets:
+        """See `Encoder.encode` and `encode_targets`."""
+        targets = [str(label) for label in rows.labels]
+        found = encode_targets(rows.texts, targets, tokenizer, max_length, kind=self.kind, cached=cached)
+        return found if labelled else replace(found, longest=UNKNOWN)
+
+
+class EncoderDecoderHead(LanguageHead):
+    """The head of an encoder-decoder, whose decoder reads the target moved by one."""
+
+    auto_class = AutoModelForSeq2SeqLM
+    peft_task_type = "SEQ_2_SEQ_LM"
+    hub_pipeline = "text2text-generation"
+    ahead = 0
 
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
-        """See `TaskKind.refused`: one stack is no encoder with a decoder."""
+        """See `Head.refused`: one stack is no encoder with a decoder."""
         if spec.encoder_decoder:
             return None
         other = ""
         if all(stack.causal for stack in spec.stacks):
             other = "learn the same rows with --kind causal_lm (kind='causal_lm'), or "
         return (
-            f"{model!r} has no encoder with a decoder, which {self.name} needs: {other}take a model such as "
+            f"{model!r} has no encoder with a decoder, which {self.kind} needs: {other}take a model such as "
             "T5 or BART, a folder or a name on the hub (--model)."
         )
 
     def check_weights(self, source: ModelSource) -> None:
-        """See `OnBackbones.check_weights`: what the decoder begins with when it writes."""
+        """See `Head.check_weights`: what the decoder begins with when it writes."""
         beginning(load_config(source), load_generation_config(source))
 
     def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,35 +143,23 @@ class Seq2Seq(WrittenAnswers):
                 "decoder_start_token_id and pad_token_id in its config.json."
             ) from error
 
-    # Training
-    # --------------------------------------------------------------------------------------------------
 
-    def encode(
-        self,
-        rows: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        *,
-        labelled: bool = True,
-        cached: bool = True,
-    ) -> EncodedTargets:
-        """See `WrittenAnswers.encode` and `encode_targets`."""
-        targets = [str(label) for label in rows.labels]
-        found = encode_targets(rows.texts, targets, tokenizer, max_length, kind=self.name, cached=cached)
-        return found if labelled else replace(found, longest=UNKNOWN)
+class TargetScorer(WritingScorer):
+    """Targets, whose tokens stand where they are predicted."""
 
-    # Use
-    # --------------------------------------------------------------------------------------------------
-
-    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
-        """See `read_conversations`; rows need no target."""
-        return self._rows(table, read_conversations(table, columns, asked=True, plain=False), asked=True)
-
-    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
-        """See `TaskKind.asked_row`: the last message alone."""
-        from autopeft.tasks.split import Split
-
-        return Split([str(messages[-1]["content"])], None, [""])
+    ahead = 0
 
     def describe_labels(self, names: Sequence[str]) -> str:
         return "the tokens of a target"
+
+
+register_kind(
+    TaskKind(
+        "seq2seq",
+        "a target text for a source text, by an encoder-decoder",
+        schema=SourceSchema(),
+        encoder=TargetEncoder(),
+        head=EncoderDecoderHead(),
+        scorer=TargetScorer(),
+    )
+)

@@ -84,7 +84,7 @@ class EncodedTargets(EncodedWriting):
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
         """As `EncodedSplit.collate`; `labels` (B, T) int64 are the tokens of the targets, and -100 behind
-        them. What the decoder reads is made of them by the model (see `TaskKind.inputs`)."""
+        them. What the decoder reads is made of them by the model (see `Head.inputs`)."""
         chosen = np.asarray(rows, dtype=np.int64)
         batch = super().collate(chosen, device=device)
         flat, inside = self.layout(chosen, device, "decoder")

@@ -14,25 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from autopeft.errors import AutoPEFTError, DataError, TaskError
+from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds.answers import IGNORED
-from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns, shares_in_words
+from autopeft.tasks.kinds.class_metrics import class_breakdowns
 from autopeft.tasks.kinds.classification import weights_of_classes
-from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
-from autopeft.tasks.kinds.loss import Loss, floored_classes
+from autopeft.tasks.kinds.encoder import Encoder
+from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.kinds.tagged import (
-    WORDS,
-    encode_tags,
-    is_tagged_table,
-    parted,
-    problems_of_words,
-    read_tagged,
-    tag_columns,
-    tagged,
-    word_column,
-)
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss, floored_classes
+from autopeft.tasks.kinds.tag_schema import WORDS, TagSchema, parted, tagged
 from autopeft.tasks.kinds.tags import (
     ENTITY_F1,
     OUTSIDE,
@@ -46,31 +37,67 @@ from autopeft.tasks.kinds.tags import (
     ragged,
     spell_entities,
 )
+from autopeft.tasks.kinds.task_kind import TaskKind
 from autopeft.tasks.kinds.words import COUNTS, PLACES, EncodedWords, encode_words
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
-    from autopeft.tasks.split import Split, SplitName
+    from autopeft.tasks.split import Split
 
-__all__ = ["TagLoss", "TokenClassification"]
-
-_CLAIM = 0.97
-_RARE = 10  # words of train with a tag, below which hardly anything is learnt of it
+__all__ = ["TagLoss"]
 
 
-class TagLoss(Loss):
+class TagEncoder(Encoder):
+    """Tokens of words, with the tag of each word at its first token."""
+
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedWords:
+        """See `Encoder.encode` and `encode_words`."""
+        tags = list(rows.labels) if labelled else None
+        return encode_words(rows.fields[WORDS], tags, tokenizer, max_length, kind=self.kind, cached=cached)
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """The rows' `Tags`, (rows,) objects."""
+        return ragged(labels)
+
+
+class TagHead(Head):
+    """One output for each tag, at each token."""
+
+    auto_class = AutoModelForTokenClassification
+    pooled = False
+    row_distribution = False
+    peft_task_type = "TOKEN_CLS"
+    hub_pipeline = "token-classification"
+
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """See `Head.refused`."""
+        if not spec.encoder_decoder:
+            return None
+        return (
+            f"{model!r} is an encoder-decoder, and {self.kind} gives a tag to each word that it reads: "
+            "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
+        )
+
+    def names_in(self, config: Any) -> tuple[str, ...] | None:
+        """See `Head`; the class of the model alone tells this kind."""
+        return tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
+
+
+class TagLoss(WeightedLoss):
     """Cross-entropy of the tag of each word at its first token, optionally weighted by tag; the divisor is
     the words, or the sum of their weights: the loss of transformers for labels that are -100 elsewhere."""
 
-    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
-        self.class_weights = (
-            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        )
-
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (…, tags) and labels (…), such as (B, L)."""
-        return self._losses(logits, labels).sum()
+        return self._losses(logits, batch["labels"]).sum()
 
     def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Loss`; of tags (words,)."""
@@ -78,10 +105,13 @@ class TagLoss(Loss):
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each place (…), 0 where there is no word."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         flat = logits.float().flatten(0, -2)
         return F.cross_entropy(
-            flat, labels.flatten(), weight=weights, ignore_index=IGNORED, reduction="none"
+            flat,
+            labels.flatten(),
+            weight=self.weights_on(logits.device),
+            ignore_index=IGNORED,
+            reduction="none",
         ).view(labels.shape)
 
     def _weights(self, labels: Tensor) -> Tensor:
@@ -90,68 +120,28 @@ class TagLoss(Loss):
             return there.float()
         return self.class_weights.to(labels.device)[labels.clamp(min=0)] * there
 
-    def weight(self, labels: Tensor) -> float:
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
         """The words, or their weights; 1 where there are none, and nothing is lost."""
-        return float(self._weights(labels).sum()) or 1.0
+        return float(self._weights(batch["labels"]).sum()) or 1.0
 
-    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def each(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of each row the mean over its words; 0 where it has none."""
-        found = self._losses(logits, labels).flatten(1).sum(1)
-        weights = self._weights(labels).flatten(1).sum(1)
+        found = self._losses(logits, batch["labels"]).flatten(1).sum(1)
+        weights = self._weights(batch["labels"]).flatten(1).sum(1)
         return found / torch.where(weights > 0, weights, torch.ones_like(weights))
 
 
-@register_kind("token_classification")
-class TokenClassification(TaskKind):
-    """Labels are `Tags`, one for each word; outputs are objects (rows,), each an array (words, tags) of
-    logits, all -∞ for words of which the model saw no token. Decisions are objects (rows,), each an array
-    (words,) of the tag of the largest logit, or -1.
+class TagScorer(Scorer):
+    """Outputs are objects (rows,), each an array (words, tags) of logits, all -∞ for words of which the model
+    saw no token. Decisions are objects (rows,), each an array (words,) of the tag of the largest logit, or
+    -1.
 
     Words that the model did not see are left out of scores, as where labels are aligned with tokens.
     """
 
-    summary = "a tag for each word: entities, parts of speech"
     metrics = (ENTITY_F1, TAG_F1, TAG_ACCURACY)
-    default_metric = TAG_F1.name
     tempered = True
-    auto_class = AutoModelForTokenClassification
-    pooled = False
-    row_distribution = False
-    peft_task_type = "TOKEN_CLS"
-    hub_pipeline = "token-classification"
     tells = True
-
-    # Data
-    # --------------------------------------------------------------------------------------------------
-
-    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
-        """Claims tables with words and as many tags."""
-        return _CLAIM if is_tagged_table(tables["train"], named) else 0.0
-
-    def columns(self, table: Table, named: ColumnNames) -> Columns:
-        """See `tag_columns`."""
-        return tag_columns(table, named)
-
-    def read(self, table: Table, columns: Columns) -> RawRows:
-        """See `read_tagged`."""
-        return read_tagged(table, columns)
-
-    def encode_labels(
-        self, parts: Sequence[RawRows], order: Sequence[str] = ()
-    ) -> tuple[tuple[str, ...], list[list[Any]]]:
-        """See `encode_tags`."""
-        names, rows = encode_tags(parts, order)
-        return names, [list(part) for part in rows]
-
-    def strata(self, labels: Sequence[Any]) -> list[int]:
-        """The rarest tag of the row."""
-        counts = Counter(tag for row in labels for tag in row)
-        return [min(row, key=lambda tag: (counts[tag], tag)) for row in labels]
-
-    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
-        """Raises `DataError` where only one tag is left to train on."""
-        if len({tag for row in train.labels for tag in row}) < 2:
-            raise DataError(f"{name}: the words of train have one tag after splitting; more rows are needed.")
 
     def metric_for(self, names: Sequence[str]) -> str:
         """F1 of entities where tags spell them, else of the tags."""
@@ -169,13 +159,8 @@ class TokenClassification(TaskKind):
     def class_weights(
         self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
     ) -> list[float] | None:
-        """See `TaskKind.class_weights`; each word counts."""
+        """See `Scorer.class_weights`; each word counts."""
         return weights_of_classes(asked, [tag for row in labels for tag in row], names)
-
-    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
-        """How many words there are, and how often each tag is."""
-        tags = [tag for row in labels for tag in row]
-        return f"{len(tags):,} words: {_shares(tags, names)}" if tags else ""
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The tag that most words have; of equal ones the first."""
@@ -183,70 +168,8 @@ class TokenClassification(TaskKind):
         most = min(counts, key=lambda tag: (-counts[tag], tag))
         return f"always {names[most]!r}", most
 
-    def remarks(
-        self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
-    ) -> list[str]:
-        """See `TaskKind`; tags that hardly any word of train has."""
-        counts = Counter(tag for row in splits["train"].labels for tag in row)
-        rare = [name for i, name in enumerate(names) if counts[i] < _RARE]
-        found = super().remarks(splits, names, metric, weighted=weighted)
-        if rare:
-            shown = ", ".join(map(repr, rare[:6])) + (f" and {len(rare) - 6} more" if len(rare) > 6 else "")
-            found.append(f"Fewer than {_RARE} words of train have the tag {shown}.")
-        return found
-
-    def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
-        places = [list(wanted).index(name) for name in names]
-        return [Tags([places[tag] for tag in row], tuple(wanted)) for row in labels]
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def refused(self, spec: BackboneSpec, model: str) -> str | None:
-        """See `TaskKind.refused`."""
-        if not spec.encoder_decoder:
-            return None
-        return (
-            f"{model!r} is an encoder-decoder, and {self.name} gives a tag to each word that it reads: "
-            "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
-        )
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        return len(names)
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """transformers has no type of problem for it."""
-        return {"num_labels": len(names), "problem_type": None}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """See `TaskKind`; the class of the model alone tells this kind."""
-        return tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
-
-    def encode(
-        self,
-        rows: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        *,
-        labelled: bool = True,
-        cached: bool = True,
-    ) -> EncodedWords:
-        """See `TaskKind.encode` and `encode_words`."""
-        tags = list(rows.labels) if labelled else None
-        return encode_words(rows.fields[WORDS], tags, tokenizer, max_length, kind=self.name, cached=cached)
-
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """The rows' `Tags`, (rows,) objects."""
-        return ragged(labels)
-
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return TagLoss(class_weights)
-
-    # Scores
-    # --------------------------------------------------------------------------------------------------
 
     def outputs(
         self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
@@ -265,14 +188,11 @@ class TokenClassification(TaskKind):
         """The tag of the largest logit of each word, -1 for words that the model did not see."""
         return ragged([_decided(np.asarray(row)) for row in outputs])
 
-    def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-        """See `TaskKind.score`; a single tag in the place of a row's is that of all its words."""
-        return float(metric.score(*self._scored(metric, outputs, labels)))
-
-    def _scored(
+    def compared(
         self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The words that the model saw. A function of the user's takes their tags by name."""
+        """The words that the model saw; a single tag in the place of a row's is that of all its words. A
+        function of the user's takes tags by name."""
         if len(outputs) != len(labels) or not len(labels):
             raise TaskError(f"Cannot score the tags of {len(outputs)} rows against those of {len(labels)}.")
         if not all(isinstance(tags, Tags) for tags in labels):
@@ -305,7 +225,7 @@ class TokenClassification(TaskKind):
     ) -> tuple[Breakdown, ...]:
         """Precision, recall, F1 and support of each type of entity, where tags spell entities, and the same
         of each tag with the words of each tag by what was predicted."""
-        found, truth = self._scored(TAG_ACCURACY, outputs, labels)
+        found, truth = self.compared(TAG_ACCURACY, outputs, labels)
         rows = np.repeat(np.arange(len(truth)), [len(row) for row in truth])
         said, there = (
             np.concatenate([np.asarray(r, dtype=np.int64) for r in part]) for part in (found, truth)
@@ -328,17 +248,6 @@ class TokenClassification(TaskKind):
             found.append((told[0], told[1]))
         return found
 
-    # Use
-    # --------------------------------------------------------------------------------------------------
-
-    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
-        """See `word_column`."""
-        return word_column(table, named)
-
-    def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
-        """See `problems_of_words`."""
-        return problems_of_words(table, columns)
-
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """The `tags` of the words in order, and their `probabilities`; `None` for words that the model did
         not see."""
@@ -359,11 +268,6 @@ class TokenClassification(TaskKind):
     def describe_labels(self, names: Sequence[str]) -> str:
         """A tag for each word, of these."""
         return f"a tag for each word: {', '.join(names)}"
-
-
-def _shares(tags: Sequence[int], names: Sequence[str]) -> str:
-    counts = Counter(tags)
-    return shares_in_words([counts[i] for i in range(len(names))], names, len(tags))
 
 
 def _decided(row: NDArray[Any]) -> NDArray[np.int64]:
@@ -413,3 +317,15 @@ def _by_type(
         table.append((name, precision, recall, 2 * right / both if both else np.nan, len(theirs)))
     headers = ("type", "precision", "recall", "F1", "support")
     return (Breakdown("entities", "Entities of each type", headers, tuple(table)),)
+
+
+register_kind(
+    TaskKind(
+        "token_classification",
+        "a tag for each word: entities, parts of speech",
+        schema=TagSchema(),
+        encoder=TagEncoder(),
+        head=TagHead(),
+        scorer=TagScorer(),
+    )
+)

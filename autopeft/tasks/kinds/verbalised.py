@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,47 +16,41 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from autopeft.assets import ModelSource, check_weights, load_config, load_model, resolve_model, unquantized
 from autopeft.backbones import spec_of
 from autopeft.errors import TaskError, UsageError
-from autopeft.tasks.kinds.classification import Classification
-from autopeft.tasks.kinds.cloze import EncodedCloze, cut_rows, encode_cloze, word_tokens
-from autopeft.tasks.kinds.kind_options import told_name
-from autopeft.tasks.kinds.label_logits import label_logits, read_in, read_words
+from autopeft.tasks.kinds.classification import CLASSIFICATION, ClassHead
+from autopeft.tasks.kinds.cloze import (
+    EncodedCloze,
+    cut_rows,
+    encode_cloze,
+    label_logits,
+    read_in,
+    read_words,
+    word_tokens,
+)
+from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.registry import register_options
+from autopeft.tasks.kinds.task_kind import TaskKind, told_name
 from autopeft.tasks.kinds.verbaliser import EXAMPLES, LabelWords, Template
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
     from autopeft.tasks.split import Split
 
-__all__ = ["Verbalised"]
+__all__ = ["verbalised"]
 
 _WITHOUT = "leave out the label words (--label-words) for a head of the task's own"
 
 
-class Verbalised(Classification):
-    """Outputs are the logits (rows, classes) of one label word for each class, where a language model
-    predicts a word of the template: at its mask, or behind its end. No head is put on the backbone, and that
-    of the language model stays as it was trained, so that a backbone as it is answers too.
+class ClozeEncoder(Encoder):
+    """Tokens of a template with the texts of rows in it, and where the label word is predicted.
 
     Args:
-        words: one for each class.
-        template: that texts are put in; `None` for the default of the backbone, which is not known yet.
+        words: label words, one for each class.
+        template: that texts are put in; `None` where it is not known yet.
     """
 
-    new_head = False
-    pooled = False  # the batch says which position is read
-
     def __init__(self, words: LabelWords, template: Template | None) -> None:
-        self._words, self._template = words, template
-        self.name = told_name(Classification.name, {"label_words": words, "template": template})
-        masked = template is None or template.masked
-        self.auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        self.peft_task_type = None if masked else "CAUSAL_LM"
-        self.hub_pipeline = None
-
-    @property
-    def words(self) -> LabelWords:
-        """The label words, in the order of the classes once the kind is settled."""
-        return self._words
+        super().__init__()
+        self.words, self._template = words, template
 
     @property
     def template(self) -> Template:
@@ -64,34 +59,7 @@ class Verbalised(Classification):
         Raises:
             TaskError: it is left open.
         """
-        if self._template is None:
-            raise TaskError(
-                f"Label words stand in a template, and none is named: write {EXAMPLES[True, False]!r} for a "
-                f"masked language model, or {EXAMPLES[False, False]!r} for a decoder (--template)."
-            )
-        return self._template
-
-    def settled(self, names: Sequence[str], *, pairs: bool, backbone: BackboneSpec | None) -> Verbalised:
-        """The words in the order of the classes, and the template or the backbone's default.
-
-        Raises:
-            TaskError: the words do not fit the classes, or the template the texts; or neither template nor
-                backbone is known.
-        """
-        words, template = self.words.in_order(names), self._template
-        if template is None and backbone is not None:
-            template = Template.parse(EXAMPLES[not _causal(backbone), pairs])
-        found = Verbalised(words, template)
-        found._check_pairs(pairs=pairs)
-        return found
-
-    def _check_pairs(self, *, pairs: bool) -> None:
-        if self.template.of_pairs != pairs:
-            have, has = ("two texts", "no {text_pair}") if pairs else ("one text", "a {text_pair}")
-            raise TaskError(
-                f"The rows have {have} each, but the template {str(self.template)!r} has {has}; write for "
-                f"example {EXAMPLES[self.template.masked, pairs]!r} (--template)."
-            )
+        return _named(self._template)
 
     def facts(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """The template and the label words."""
@@ -99,8 +67,53 @@ class Verbalised(Classification):
         told = ", ".join(f"{word!r} for {name!r}" for name, word in words)
         return [("template", repr(str(self.template))), ("label words", told)]
 
-    # Model
-    # --------------------------------------------------------------------------------------------------
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedCloze:
+        """The rows in the template. See `encode_cloze`.
+
+        Raises:
+            TaskError, UsageError: see there; or the rows have not as many texts as the template.
+        """
+        _check_pairs(self.template, pairs=rows.pairs is not None)
+        found = encode_cloze(
+            rows.texts, rows.pairs, self.words, self.template, tokenizer, max_length, kind=self.kind,
+            cached=cached,
+        )  # fmt: skip
+        return replace(found, labels=self.label_array(rows.labels)) if labelled else found
+
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows whose texts are cut; the template never is."""
+        if not len(rows):
+            return 0.0
+        _check_pairs(self.template, pairs=rows.pairs is not None)
+        word_tokens(self.words, self.template, tokenizer)  # before anything is trained
+        return float(np.mean(cut_rows(rows.texts, rows.pairs, self.template, tokenizer, max_length)))
+
+
+class ClozeHead(ClassHead):
+    """The head of a language model, of which the label words are read. No head is put on the backbone, and
+    that of the language model stays as it was trained, so that a backbone as it is answers too.
+
+    Args:
+        template: that texts are put in; `None` where it is not known yet.
+    """
+
+    new_head = False
+    pooled = False  # the batch says which position is read
+
+    def __init__(self, template: Template | None) -> None:
+        self.template = template
+        masked = template is None or template.masked
+        self.auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        self.peft_task_type = None if masked else "CAUSAL_LM"
+        self.hub_pipeline = None
 
     def config(self, names: Sequence[str]) -> dict[str, Any]:
         """Nothing is set: the vocabulary is the backbone's."""
@@ -119,7 +132,7 @@ class Verbalised(Classification):
                 f"(--model), or {_WITHOUT}."
             )
         causal = _causal(spec)
-        if self._template is None or causal != self.template.masked:
+        if self.template is None or causal != self.template.masked:
             return None
         example = repr(EXAMPLES[not causal, self.template.of_pairs])
         if causal:
@@ -133,7 +146,7 @@ class Verbalised(Classification):
         )
 
     def check_weights(self, source: ModelSource) -> None:
-        """See `OnBackbones.check_weights`."""
+        """See `Head.check_weights`."""
         self._check(source)
         check_weights(source, self.auto_class)
 
@@ -145,7 +158,7 @@ class Verbalised(Classification):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> PreTrainedModel:
-        """See `TaskKind.load_model`.
+        """See `Head.load_model`.
 
         Raises:
             UsageError: the backbone is refused (see `refused`), transformers has no such language model of
@@ -162,43 +175,11 @@ class Verbalised(Classification):
         if refused is not None:
             raise UsageError(refused)
         if type(config) not in self.auto_class._model_mapping:
-            what = "masked language model" if self.template.masked else "decoder with a vocabulary"
+            what = "masked language model" if _named(self.template).masked else "decoder with a vocabulary"
             raise UsageError(
                 f"transformers has no {what} of the architecture {config.model_type!r} ({name!r}): take "
                 f"another backbone (--model), or {_WITHOUT}."
             )
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
-
-    def encode(
-        self,
-        rows: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        *,
-        labelled: bool = True,
-        cached: bool = True,
-    ) -> EncodedCloze:
-        """The rows in the template. See `encode_cloze`.
-
-        Raises:
-            TaskError, UsageError: see there; or the rows have not as many texts as the template.
-        """
-        self._check_pairs(pairs=rows.pairs is not None)
-        found = encode_cloze(
-            rows.texts, rows.pairs, self.words, self.template, tokenizer, max_length, kind=self.name,
-            cached=cached,
-        )  # fmt: skip
-        return replace(found, labels=self.label_array(rows.labels)) if labelled else found
-
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        """Share of rows whose texts are cut; the template never is."""
-        if not len(rows):
-            return 0.0
-        self._check_pairs(pairs=rows.pairs is not None)
-        word_tokens(self.words, self.template, tokenizer)  # before anything is trained
-        return float(np.mean(cut_rows(rows.texts, rows.pairs, self.template, tokenizer, max_length)))
 
     def logits_of(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (rows, classes) of the label words where the word is predicted."""
@@ -213,8 +194,46 @@ class Verbalised(Classification):
         return read_words(model, batch)
 
 
-@register_options(Classification.name, "label_words", "template")
-def _verbalised(told: Mapping[str, str]) -> Verbalised:
+def verbalised(words: LabelWords, template: Template | None) -> TaskKind:
+    """Classification by label words.
+
+    Args:
+        words: one for each class.
+        template: that texts are put in; `None` for the default of the backbone, which is not known yet.
+    """
+    return TaskKind(
+        told_name(CLASSIFICATION.name, {"label_words": words, "template": template}),
+        CLASSIFICATION.summary,
+        schema=CLASSIFICATION.schema,
+        encoder=ClozeEncoder(words, template),
+        head=ClozeHead(template),
+        scorer=CLASSIFICATION.scorer,
+        settle=partial(_settled, words, template),
+    )
+
+
+def _settled(
+    words: LabelWords,
+    template: Template | None,
+    names: Sequence[str],
+    pairs: bool,
+    backbone: BackboneSpec | None,
+) -> TaskKind:
+    """The words in the order of the classes, and the template or the backbone's default.
+
+    Raises:
+        TaskError: the words do not fit the classes, or the template the texts; or neither template nor
+            backbone is known.
+    """
+    words = words.in_order(names)
+    if template is None and backbone is not None:
+        template = Template.parse(EXAMPLES[not _causal(backbone), pairs])
+    _check_pairs(_named(template), pairs=pairs)
+    return verbalised(words, template)
+
+
+@register_options(CLASSIFICATION.name, "label_words", "template")
+def _told(told: Mapping[str, str]) -> TaskKind:
     if "label_words" not in told:
         raise TaskError(
             "A template is for label words, and there are none; name one for each class (--label-words "
@@ -222,7 +241,35 @@ def _verbalised(told: Mapping[str, str]) -> Verbalised:
         )
     template = told.get("template")
     words = LabelWords.parse(told["label_words"])
-    return Verbalised(words, None if template is None else Template.parse(template))
+    return verbalised(words, None if template is None else Template.parse(template))
+
+
+def _named(template: Template | None) -> Template:
+    """A template that is not left open.
+
+    Raises:
+        TaskError: it is.
+    """
+    if template is None:
+        raise TaskError(
+            f"Label words stand in a template, and none is named: write {EXAMPLES[True, False]!r} for a "
+            f"masked language model, or {EXAMPLES[False, False]!r} for a decoder (--template)."
+        )
+    return template
+
+
+def _check_pairs(template: Template, *, pairs: bool) -> None:
+    """Compare the template with rows that are pairs of texts, or not.
+
+    Raises:
+        TaskError: it has not as many texts.
+    """
+    if template.of_pairs != pairs:
+        have, has = ("two texts", "no {text_pair}") if pairs else ("one text", "a {text_pair}")
+        raise TaskError(
+            f"The rows have {have} each, but the template {str(template)!r} has {has}; write for example "
+            f"{EXAMPLES[template.masked, pairs]!r} (--template)."
+        )
 
 
 def _causal(spec: BackboneSpec) -> bool:

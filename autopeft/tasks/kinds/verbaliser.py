@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from autopeft.errors import TaskError, near
-from autopeft.tasks.kinds.kind_options import told_name
+from autopeft.tasks.kinds.task_kind import told_name
 from autopeft.tasks.table import is_unicode, listed
 
 __all__ = [

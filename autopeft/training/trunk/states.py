@@ -28,7 +28,7 @@ from autopeft.assets import backbone_fingerprint, cache_dir
 from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.injection.attention import attention_behind
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds.begun_alike import LEAST
+from autopeft.tasks.kinds.generation import LEAST
 from autopeft.training.memory import with_fewer_rows
 from autopeft.training.shared import SharedPrefix
 from autopeft.training.trunk.store import Rows, StateStore, open_store

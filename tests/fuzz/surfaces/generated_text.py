@@ -25,8 +25,8 @@ from autopeft.errors import printable
 from autopeft.recipe import Recipe
 from autopeft.report.html.page import render_report
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks.kinds import get_kind, get_metric, writer
-from autopeft.tasks.kinds.own_metric import own_metric
+from autopeft.tasks.kinds import get_kind, get_metric, writing
+from autopeft.tasks.kinds.metric import own_metric
 from autopeft.training.samples import Asked, samples_of
 
 from .. import mutate
@@ -77,7 +77,7 @@ def _writing(text: str) -> Iterator[None]:
         return text if tokens else ""
 
     with (
-        mock.patch.object(writer, "generate", generate),
+        mock.patch.object(writing, "generate", generate),
         mock.patch.object(PreTrainedTokenizerBase, "decode", decode),
     ):
         yield
@@ -145,7 +145,9 @@ def _compared(text: str, wanted: str) -> None:
 def _of_the_users_own(text: str) -> None:
     """A metric that cannot read what was written says so, and quotes it."""
     number = own_metric(lambda found, _: float(found[0]), generated=True)
-    get_kind("causal_lm").score(number, np.asarray([text], dtype=object), np.asarray(["5"], dtype=object))
+    get_kind("causal_lm").scorer.score(
+        number, np.asarray([text], dtype=object), np.asarray(["5"], dtype=object)
+    )
 
 
 def _reported(text: str) -> None:

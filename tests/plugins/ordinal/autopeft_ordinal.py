@@ -21,9 +21,12 @@ from torch.nn import functional as F
 from autopeft.errors import DataError
 from autopeft.tasks.kinds import (
     Breakdown,
+    Head,
     Loss,
     Metric,
+    Schema,
     ScoredRows,
+    Scorer,
     TaskKind,
     class_breakdowns,
     register_kind,
@@ -53,24 +56,8 @@ KAPPA = Metric("kappa", -1, 1, "quadratically weighted kappa", _kappa)
 WITHIN_ONE = Metric("within_one", 0, 1, "share at most one class off", _within_one, _share_variance)
 
 
-class Thresholds(Loss):
-    """Binary cross-entropy of each threshold, divided by the rows."""
-
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        passed = labels[:, None] > torch.arange(logits.shape[1], device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits.float(), passed.float(), reduction="sum")
-
-    def weight(self, labels: Tensor) -> float:
-        return float(labels.shape[0])
-
-
-@register_kind("ordinal")
-class Ordinal(TaskKind):
-    """Labels are class indices in order; outputs are logits (rows, classes - 1) of "more than class k"."""
-
-    summary = "one of several classes that have an order"
-    metrics = (KAPPA, WITHIN_ONE)
-    default_metric = "kappa"
+class StarSchema(Schema):
+    """Labels are class indices in order."""
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         labels = peek_labels(tables, named)
@@ -95,14 +82,32 @@ class Ordinal(TaskKind):
     def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
         return [list(wanted).index(names[label]) for label in labels]
 
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        return np.asarray(labels, dtype=np.int64)
+
+
+class OrdinalHead(Head):
+    """One output for each threshold."""
+
+    problem = "multi_label_classification"
+
     def num_labels(self, names: Sequence[str]) -> int:
         return len(names) - 1
 
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        return {"num_labels": len(names) - 1, "problem_type": "multi_label_classification"}
 
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        return np.asarray(labels, dtype=np.int64)
+class Thresholds(Loss):
+    """Binary cross-entropy of each threshold, divided by the rows."""
+
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        labels = batch["labels"]
+        passed = labels[:, None] > torch.arange(logits.shape[1], device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits.float(), passed.float(), reduction="sum")
+
+
+class OrdinalScorer(Scorer):
+    """Outputs are logits (rows, classes - 1) of "more than class k"."""
+
+    metrics = (KAPPA, WITHIN_ONE)
 
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return Thresholds()
@@ -125,3 +130,7 @@ class Ordinal(TaskKind):
 
     def line(self, prediction: Mapping[str, Any]) -> str:
         return str(prediction["rating"])
+
+
+PARTS: dict[str, Any] = {"schema": StarSchema(), "head": OrdinalHead(), "scorer": OrdinalScorer()}
+register_kind(TaskKind("ordinal", "one of several classes that have an order", **PARTS))

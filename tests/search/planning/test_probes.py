@@ -108,7 +108,8 @@ def test_packed_and_divided_backbones_are_not_probed(more: dict[str, Any], proce
 def test_the_mean_cannot_be_served_nor_read_by_heads_of_tokens(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="serve='peft' asks for one; leave one of them out"):
         prepared(tmp_path, pooling="mean", serve="peft")
-    kind = SimpleNamespace(pooled=False, new_head=True, name="token_classification")
+    head = SimpleNamespace(pooled=False, new_head=True)
+    kind = SimpleNamespace(head=head, name="token_classification")
     asked = SearchArguments(task="trec", budget="1%", pooling="mean")
     task: Any = SimpleNamespace(task_kind=kind)
     nothing: Any = None  # else is looked at

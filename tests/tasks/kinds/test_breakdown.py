@@ -36,11 +36,11 @@ def test_what_is_not_defined_is_no_zero() -> None:
 
 
 def test_classification_takes_outputs() -> None:
-    _, confusion = get_kind("classification").breakdown(np.eye(4)[PREDICTED], LABELS, NAMES)
+    _, confusion = get_kind("classification").scorer.breakdown(np.eye(4)[PREDICTED], LABELS, NAMES)
     assert confusion == class_breakdowns(PREDICTED, LABELS, NAMES)[1]
 
 
 def test_numbers_have_errors() -> None:
     outputs = np.asarray([[1.0], [2.0], [6.0]])
-    (table,) = get_kind("regression").breakdown(outputs, np.asarray([1.0, 3.0, 3.0]), ())
+    (table,) = get_kind("regression").scorer.breakdown(outputs, np.asarray([1.0, 3.0, 3.0]), ())
     assert table.rows == (("all rows", pytest.approx(4 / 3), pytest.approx(math.sqrt(10 / 3)), 3.0),)

@@ -52,13 +52,15 @@ def recipe(*items: Any, at: Any = (2,), model: list[Any] | None = None) -> Recip
 
 
 def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
-    hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
+    hybrid = attach(get_kind("causal_lm").head.load_model(backbone, ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 
 
 def test_a_recipe_is_trained_and_used(backbone: str, chats_file: str, tmp_path: Path) -> None:
-    before = get_kind("causal_lm").load_model(backbone, ()).get_output_embeddings().weight.detach().clone()
+    before = (
+        get_kind("causal_lm").head.load_model(backbone, ()).get_output_embeddings().weight.detach().clone()
+    )
     options: dict[str, Any] = {"steps": 60, "max_length": 48, "out": str(tmp_path / "run")}
     found = autopeft.train(recipe=RECIPE, task=chats_file, model=backbone, **options)
     assert found.task.kind == "causal_lm"
@@ -81,7 +83,7 @@ def test_every_token_can_be_learnt_and_answers_are_scored(backbone: str, data: E
     assert torch.equal(batch["labels"], labels)
     with torch.no_grad():
         wanted = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
-        got = data.task.loss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch["labels"])
+        got = data.task.loss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch)
     assert float(got) == pytest.approx(float(wanted), rel=1e-5)
     for name in ("select", "test"):
         theirs = data.splits[name].collate(range(3), device=CPU)
@@ -182,7 +184,7 @@ def test_the_cached_trunk_gives_the_same(backbone: str, data: EncodedTask) -> No
 
 def test_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is no language model: .*smollm2-135m"):
-        get_kind("causal_lm").load_model(str(save_backbone(tmp_path / "bert")), ())
+        get_kind("causal_lm").head.load_model(str(save_backbone(tmp_path / "bert")), ())
 
 
 def test_a_checkpoint_without_what_predicts_tokens_is_refused(backbone: str, tmp_path: Path) -> None:
@@ -190,13 +192,13 @@ def test_a_checkpoint_without_what_predicts_tokens_is_refused(backbone: str, tmp
     LlamaForCausalLM.from_pretrained(backbone).model.save_pretrained(tmp_path / "base")
     load_tokenizer(backbone).save_pretrained(tmp_path / "base")
     with pytest.raises(UsageError, match=r"lm_head\.weight"):
-        get_kind("causal_lm").load_model(str(tmp_path / "base"), ())
+        get_kind("causal_lm").head.load_model(str(tmp_path / "base"), ())
 
 
 def test_what_does_not_fit_is_refused(chats_file: str) -> None:
     kind = get_kind("causal_lm")
     with pytest.raises(TaskError, match=r"\(rows, 3\).*\(2,\)"):
-        kind.score(get_metric("likelihood"), np.zeros(2), np.zeros(2))
+        kind.scorer.score(get_metric("likelihood"), np.zeros(2), np.zeros(2))
     with pytest.raises(TaskError, match="Class weights are for classification"):
         load_task(chats_file, class_weights="balanced")
     with pytest.raises(TaskError, match="accuracy"):

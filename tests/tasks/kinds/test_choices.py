@@ -13,7 +13,7 @@ from support.language import word_tokenizer
 from autopeft.errors import DataError
 from autopeft.tasks import load_task
 from autopeft.tasks.kinds import choose_kind, get_kind
-from autopeft.tasks.kinds.choices import EncodedChoices, is_choice_table
+from autopeft.tasks.kinds.choices import EncodedChoices
 from autopeft.tasks.split import Split
 from autopeft.tasks.table import ColumnNames, RawRows, Table
 
@@ -36,7 +36,7 @@ def table(**columns: list[Any]) -> Table:
 
 
 def read(found: Table, named: ColumnNames = NONE) -> RawRows:
-    return KIND.read(found, KIND.columns(found, named))
+    return KIND.schema.read(found, KIND.schema.columns(found, named))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_questions_on_one_text_stay_together_and_its_column_is_used() -> None:
         for i in range(50)
     ]
     task = load_task(pd.DataFrame([{**row, "id": 1} for row in rows]), kind=KIND.name)
-    parts = [set(KIND.alike(split)) for split in task.splits.values()]
+    parts = [set(KIND.schema.alike(split)) for split in task.splits.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 9 + 5, (
         "those without a text stand for themselves"
     )
@@ -197,35 +197,39 @@ def test_rows_that_are_refused(changes: dict[str, list[Any]], said: str) -> None
 
 def test_columns_that_are_not_there() -> None:
     with pytest.raises(DataError, match="no columns of choices"):
-        KIND.columns(table(question=["a"], answer=["b"]), NONE)
+        KIND.schema.columns(table(question=["a"], answer=["b"]), NONE)
     with pytest.raises(DataError, match="for the right choice"):
-        KIND.columns(table(question=["a"], choices=[["x", "y"]]), NONE)
+        KIND.schema.columns(table(question=["a"], choices=[["x", "y"]]), NONE)
     with pytest.raises(DataError, match="for the question"):
-        KIND.columns(table(q=["a"], choices=[["x", "y"]], answer=[0]), NONE)
+        KIND.schema.columns(table(q=["a"], choices=[["x", "y"]], answer=[0]), NONE)
     with pytest.raises(DataError, match="has no second text"):
-        KIND.columns(table(question=["a"], choices=[["x", "y"]], answer=[0]), ColumnNames(text_pair="answer"))
+        KIND.schema.columns(
+            table(question=["a"], choices=[["x", "y"]], answer=[0]), ColumnNames(text_pair="answer")
+        )
     with pytest.raises(DataError, match="has no rows"):
         read(table(question=[], choices=[], answer=[]))
-    named = KIND.columns(table(q=["a"], choices=[["x", "y"]], right=[0]), ColumnNames("q", None, "right"))
+    named = KIND.schema.columns(
+        table(q=["a"], choices=[["x", "y"]], right=[0]), ColumnNames("q", None, "right")
+    )
     assert (named.text, named.label) == ("q", "right")
-    assert KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), NONE).label is None
+    assert KIND.schema.text_columns(table(question=["a"], choices=[["x", "y"]]), NONE).label is None
     with pytest.raises(DataError, match="--text-column"):
-        KIND.text_columns(table(q=["a"], choices=[["x", "y"]]), NONE)
+        KIND.schema.text_columns(table(q=["a"], choices=[["x", "y"]]), NONE)
     with pytest.raises(DataError, match="has no column 'foo' for --text-column"):
-        KIND.text_columns(table(question=["a"], choices=[["x", "y"]]), ColumnNames("foo"))
+        KIND.schema.text_columns(table(question=["a"], choices=[["x", "y"]]), ColumnNames("foo"))
 
 
 def test_other_tables_are_not_claimed() -> None:
-    assert not is_choice_table(table(question=["a?"], answer=["b"]), NONE)
-    assert not is_choice_table(table(text=["a"], option_1=["x"], label=[0]), NONE)
-    assert not is_choice_table(table(question=["a"], choices=["x, y"], answer=[0]), NONE)
+    assert not KIND.schema.claim({"train": table(question=["a?"], answer=["b"])}, NONE)
+    assert not KIND.schema.claim({"train": table(text=["a"], option_1=["x"], label=[0])}, NONE)
+    assert not KIND.schema.claim({"train": table(question=["a"], choices=["x, y"], answer=[0])}, NONE)
     printed = table(question=["a"], choices=["['x', 'y']"], answer=[0])
-    assert is_choice_table(printed, NONE), "it is refused, and not read as something else"
+    assert KIND.schema.claim({"train": printed}, NONE), "it is refused, and not read as something else"
     assert choose_kind({"train": table(prompt=["a"], completion=["b"])}, NONE).name == "causal_lm"
 
 
 def encoded() -> EncodedChoices:
-    found = KIND.encode(SPLIT, word_tokenizer(None), 32, cached=False)
+    found = KIND.encoder.encode(SPLIT, word_tokenizer(None), 32, cached=False)
     assert isinstance(found, EncodedChoices)
     return found
 
@@ -253,7 +257,7 @@ def test_a_batch_has_the_choices_of_its_rows_one_after_the_other() -> None:
 
 def test_training_learns_the_right_choice_with_its_end() -> None:
     tokenizer = word_tokenizer(None)
-    found = KIND.encode_splits({"train": SPLIT}, tokenizer, 32)["train"]
+    found = KIND.encoder.encode_splits({"train": SPLIT}, tokenizer, 32)["train"]
     batch = found.collate([0, 1, 2])
     learnt = [tokenizer.decode(row[row >= 0]) for row in batch["labels"]]
     assert learnt == ["two </s>", "three </s>", "five </s>"]
@@ -261,8 +265,8 @@ def test_training_learns_the_right_choice_with_its_end() -> None:
 
 def test_a_template_ends_what_is_learnt_and_not_what_is_scored() -> None:
     tokenizer = word_tokenizer()
-    scored = KIND.encode(SPLIT, tokenizer, 32, cached=False).collate([0])
-    trained = KIND.encode_splits({"train": SPLIT}, tokenizer, 32)["train"].collate([0])
+    scored = KIND.encoder.encode(SPLIT, tokenizer, 32, cached=False).collate([0])
+    trained = KIND.encoder.encode_splits({"train": SPLIT}, tokenizer, 32)["train"].collate([0])
     assert [tokenizer.decode(row[row >= 0]) for row in scored["labels"]] == ["one", "two"]
     assert [tokenizer.decode(row[row >= 0]) for row in trained["labels"]] == ["two <|end|>"]
 

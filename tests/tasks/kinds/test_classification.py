@@ -39,7 +39,7 @@ def rows(*labels: Any, where: str = "data.csv") -> RawRows:
     ],
 )
 def test_classes(labels: list[Any], classes: tuple[str, ...]) -> None:
-    found, encoded = KIND.encode_labels([rows(*labels)])
+    found, encoded = KIND.schema.encode_labels([rows(*labels)])
     assert found == classes
     assert [found[i] for i in encoded[0]] == [_as_named(value, found) for value in labels]
 
@@ -52,8 +52,8 @@ def _as_named(value: Any, classes: Sequence[str]) -> str:
 
 def test_classes_that_are_named_keep_their_order() -> None:
     order = ("no", "maybe", "yes")
-    assert KIND.encode_labels([rows("maybe", "no")], order) == (order, [[1, 0]])
-    assert KIND.encode_labels([rows("b", "a")], order) == (("a", "b"), [[1, 0]])
+    assert KIND.schema.encode_labels([rows("maybe", "no")], order) == (order, [[1, 0]])
+    assert KIND.schema.encode_labels([rows("b", "a")], order) == (("a", "b"), [[1, 0]])
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_classes_that_are_named_keep_their_order() -> None:
 def test_numbers_are_the_classes_of_their_value(
     order: tuple[str, ...], labels: tuple[Any, ...], encoded: list[int]
 ) -> None:
-    assert KIND.encode_labels([rows(*labels)], order) == (order, [encoded])
+    assert KIND.schema.encode_labels([rows(*labels)], order) == (order, [encoded])
 
 
 def test_large_whole_numbers_are_told_apart() -> None:
     order = (str(2**60), "0")
-    found, _ = KIND.encode_labels([rows(2**60 + 1, 0)], order)
+    found, _ = KIND.schema.encode_labels([rows(2**60 + 1, 0)], order)
     assert found == ("0", str(2**60 + 1))
     assert same_numbers(["1.0", "x", "nan"], ["1", "1.00"]) == {}
     assert same_numbers(["1.0", "x", "nan"], ["1", "2"]) == {"1.0": "1"}
@@ -90,52 +90,52 @@ def test_large_whole_numbers_are_told_apart() -> None:
 )
 def test_unusable_labels(parts: list[RawRows], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        KIND.encode_labels(parts)
+        KIND.schema.encode_labels(parts)
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 3.0]])
 def test_cross_entropy_is_torch_s_own(weights: list[float] | None) -> None:
     expected = F.cross_entropy(LOGITS, LABELS, weight=None if weights is None else torch.tensor(weights))
-    assert torch.allclose(KIND.loss(("a", "b"), weights).mean(LOGITS, LABELS), expected)
+    assert torch.allclose(KIND.scorer.loss(("a", "b"), weights).mean(LOGITS, {"labels": LABELS}), expected)
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 3.0]])
 def test_parts_add_up_to_the_batch(weights: list[float] | None) -> None:
     loss = CrossEntropy(weights)
-    parts = [loss.total(LOGITS[a:b], LABELS[a:b]) for a, b in ((0, 2), (2, 3), (3, 5))]
-    assert float(sum(parts)) / loss.weight(LABELS) == pytest.approx(
-        float(loss.mean(LOGITS, LABELS)), rel=1e-6
+    parts = [loss.total(LOGITS[a:b], {"labels": LABELS[a:b]}) for a, b in ((0, 2), (2, 3), (3, 5))]
+    assert float(sum(parts)) / loss.weight({"labels": LABELS}) == pytest.approx(
+        float(loss.mean(LOGITS, {"labels": LABELS})), rel=1e-6
     )
 
 
 def test_class_weights() -> None:
-    assert KIND.class_weights("balanced", [0, 0, 0, 1], ("a", "b")) == pytest.approx([2 / 3, 2.0])
-    assert KIND.class_weights([1, 2.5], [0, 1], ("a", "b")) == [1.0, 2.5]
-    assert KIND.class_weights(None, [0, 1], ("a", "b")) is None
+    assert KIND.scorer.class_weights("balanced", [0, 0, 0, 1], ("a", "b")) == pytest.approx([2 / 3, 2.0])
+    assert KIND.scorer.class_weights([1, 2.5], [0, 1], ("a", "b")) == [1.0, 2.5]
+    assert KIND.scorer.class_weights(None, [0, 1], ("a", "b")) is None
     with pytest.raises(TaskError, match="every class in train; none of 'b' is"):
-        KIND.class_weights("balanced", [0, 0], ("a", "b"))
+        KIND.scorer.class_weights("balanced", [0, 0], ("a", "b"))
     with pytest.raises(TaskError, match="2 positive class weights"):
-        KIND.class_weights([1.0, -1.0], [0, 1], ("a", "b"))
+        KIND.scorer.class_weights([1.0, -1.0], [0, 1], ("a", "b"))
 
 
 def test_labels_move_to_the_order_of_a_head() -> None:
-    assert KIND.relabel([0, 1, 1], ("a", "c"), ("c", "b", "a")) == [2, 0, 0]
-    assert KIND.class_counts([0, 1, 1], ("a", "b", "c")) == (1, 2, 0)
+    assert KIND.schema.relabel([0, 1, 1], ("a", "c"), ("c", "b", "a")) == [2, 0, 0]
+    assert KIND.schema.class_counts([0, 1, 1], ("a", "b", "c")) == (1, 2, 0)
 
 
 def test_a_prediction_is_the_likeliest_class() -> None:
     output = np.array([0.0, np.log(3.0)], dtype=np.float32)
-    found = KIND.present(output, ("no", "yes"))
+    found = KIND.scorer.present(output, ("no", "yes"))
     assert found["label"] == "yes"
     assert found["probabilities"] == pytest.approx({"no": 0.25, "yes": 0.75})
-    assert KIND.line(found) == "yes  0.7500"
-    assert KIND.decisions(output[None]).tolist() == [1]
+    assert KIND.scorer.line(found) == "yes  0.7500"
+    assert KIND.scorer.decisions(output[None]).tolist() == [1]
 
 
 def test_the_loss_of_rows_is_their_mean_cross_entropy() -> None:
-    found = KIND.row_loss(LOGITS.numpy(), LABELS.numpy())
+    found = KIND.scorer.row_loss(LOGITS.numpy(), LABELS.numpy())
     assert found == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
     large = np.array([[1e4, 0.0], [0.0, 1e4]])
-    assert KIND.row_loss(large, np.array([0, 0])) == pytest.approx(5e3)
-    assert KIND.row_loss(LABELS.numpy(), LABELS.numpy()) is None, "decisions have no loss"
-    assert KIND.row_loss(LOGITS.numpy()[:0], LABELS.numpy()[:0]) is None
+    assert KIND.scorer.row_loss(large, np.array([0, 0])) == pytest.approx(5e3)
+    assert KIND.scorer.row_loss(LABELS.numpy(), LABELS.numpy()) is None, "decisions have no loss"
+    assert KIND.scorer.row_loss(LOGITS.numpy()[:0], LABELS.numpy()[:0]) is None

@@ -133,7 +133,7 @@ def given(
     assert task.kind == name
     data = encode(task, load_tokenizer(str(place / "bert")), case.length)
     plan = TrainingPlan(steps=1, batch_size=4, max_length=case.length, device="cpu")
-    return Given(name, case, kind, kind.load_model(str(place / "bert"), task.labels), data, plan)
+    return Given(name, case, kind, kind.head.load_model(str(place / "bert"), task.labels), data, plan)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def test_loss_and_gradients_are_those_of_transformers(given: Given, micro_rows: 
     loss.backward()
     wanted = gradients(model)
     forward = Forward(model, kind=given.kind)
-    gradient = Gradient(forward, given.kind.loss(()), micro_rows=micro_rows, device=CPU)
+    gradient = Gradient(forward, given.kind.scorer.loss(()), micro_rows=micro_rows, device=CPU)
     total = gradient.accumulate(batch, [], list(model.parameters()))
     assert total == pytest.approx(float(loss.detach()), abs=1e-5)
     found = gradients(model)

@@ -37,7 +37,7 @@ EXAMPLES = chats(
 
 
 def decoded(split: Split, row: int, tokenizer: Any, kind: Any = LM) -> tuple[str, str]:
-    batch = kind.encode(split, tokenizer, 60, cached=False).collate([row])
+    batch = kind.encoder.encode(split, tokenizer, 60, cached=False).collate([row])
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     return tokenizer.decode(ids[batch["attention_mask"][0].bool()]), tokenizer.decode(labels[labels >= 0])
 
@@ -52,7 +52,7 @@ def test_the_system_of_a_row_stays_first() -> None:
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_examples_are_read_and_not_scored(template: str | None) -> None:
     tokenizer = word_tokenizer(template)
-    found = LM.with_examples(ROWS, EXAMPLES, tokenizer, 60)
+    found = LM.encoder.with_examples(ROWS, EXAMPLES, tokenizer, 60)
     assert found is not None
     assert len(found) == 3
     assert found.texts == ROWS.texts
@@ -64,14 +64,14 @@ def test_examples_are_read_and_not_scored(template: str | None) -> None:
 
 def test_as_many_of_the_last_examples_as_leave_a_row_whole() -> None:
     tokenizer = word_tokenizer(None)
-    plain = LM.encode(ROWS, tokenizer, 60, cached=False).lengths
+    plain = LM.encoder.encode(ROWS, tokenizer, 60, cached=False).lengths
     assert plain.tolist() == [5, 15, 5]
-    found = LM.with_examples(ROWS, EXAMPLES, tokenizer, 16)
+    found = LM.encoder.with_examples(ROWS, EXAMPLES, tokenizer, 16)
     assert found is not None
-    encoded = LM.encode(found, tokenizer, 16, cached=False)
+    encoded = LM.encoder.encode(found, tokenizer, 16, cached=False)
     assert not encoded.row_cut.any()
     assert [len(m) for m in found.fields["messages"]] == [6, 3, 6]
-    shorter = LM.with_examples(ROWS, EXAMPLES, tokenizer, 12)
+    shorter = LM.encoder.with_examples(ROWS, EXAMPLES, tokenizer, 12)
     assert shorter is not None
     assert [len(m) for m in shorter.fields["messages"]] == [4, 3, 4]
     assert shorter.fields["messages"][0][0]["content"] == "what follows five", "the last one"
@@ -80,12 +80,12 @@ def test_as_many_of_the_last_examples_as_leave_a_row_whole() -> None:
 
 def test_texts_that_nobody_asked_for_have_no_examples() -> None:
     plain = chats([{"role": "assistant", "content": "one two three"}])
-    assert not LM.asks(plain)
-    assert LM.asks(ROWS)
-    assert LM.with_examples(plain, EXAMPLES, word_tokenizer(None), 60) is None
-    assert LM.with_examples(ROWS, plain, word_tokenizer(None), 60) is None
-    assert not get_kind("classification").asks(Split(["a"], None, [0]))
-    assert get_kind("classification").with_examples(ROWS, EXAMPLES, word_tokenizer(None), 60) is None
+    assert not LM.encoder.asks(plain)
+    assert LM.encoder.asks(ROWS)
+    assert LM.encoder.with_examples(plain, EXAMPLES, word_tokenizer(None), 60) is None
+    assert LM.encoder.with_examples(ROWS, plain, word_tokenizer(None), 60) is None
+    assert not get_kind("classification").encoder.asks(Split(["a"], None, [0]))
+    assert get_kind("classification").encoder.with_examples(ROWS, EXAMPLES, word_tokenizer(None), 60) is None
 
 
 def test_questions_with_choices_have_answered_ones_before_them() -> None:
@@ -94,9 +94,9 @@ def test_questions_with_choices_have_answered_ones_before_them() -> None:
         ["what follows one", "what is"], None, [1, 0], {"choices": [["one", "two"], ["five", "four", "two"]]}
     )
     examples = Split(["what follows four"], None, [1], {"choices": [["one", "five"]]})
-    found = CHOICE.with_examples(rows, examples, tokenizer, 60)
+    found = CHOICE.encoder.with_examples(rows, examples, tokenizer, 60)
     assert found is not None
-    batch = CHOICE.encode(found, tokenizer, 60, cached=False).collate([0, 1])
+    batch = CHOICE.encoder.encode(found, tokenizer, 60, cached=False).collate([0, 1])
     assert batch["beside_choice_of"][:, 0].tolist() == [0, 0, 1, 1, 1]
     first = tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
     assert first == "what follows four five what follows one one"

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds import generated, get_kind, get_metric, jackknife_variance
+from autopeft.tasks.kinds import generated, get_kind, get_metric, jackknife_variance, writing_scorer
 from autopeft.tasks.kinds.generated import (
     CHRF,
     EXACT_MATCH,
@@ -31,7 +31,7 @@ def texts(*rows: str) -> NDArray[Any]:
 
 def outputs(*rows: str) -> NDArray[Any]:
     likelihoods = np.stack([[float(i + 1), 2.0, 1.0] for i in range(len(rows))])
-    return KIND.with_texts(likelihoods, rows)
+    return KIND.scorer.with_texts(likelihoods, rows)
 
 
 def test_an_exact_match_looks_at_no_white_space_but_between_words() -> None:
@@ -114,8 +114,8 @@ def test_chrf_without_its_package_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(generated, "find_spec", lambda name: None)
     for kind in ("causal_lm", "seq2seq"):
         with pytest.raises(TaskError, match=r"pip install 'autopeft\[chrf\]'"):
-            get_kind(kind).check_metric(CHRF, ())
-        get_kind(kind).check_metric(ROUGE_2, ())
+            get_kind(kind).scorer.check_metric(CHRF, ())
+        get_kind(kind).scorer.check_metric(ROUGE_2, ())
 
 
 def test_half_of_a_surrogate_pair_in_an_answer_is_no_word() -> None:
@@ -132,7 +132,7 @@ def test_what_rows_contribute_is_that_of_the_score(metric: Any) -> None:
     rng = np.random.default_rng(1)
     said = texts(*[" ".join(rng.choice(["a1", "b2", "c3"], 3)) for _ in range(230)])
     wanted = texts(*[" ".join(rng.choice(["a1", "b2", "c3"], 3)) for _ in range(230)])
-    found = KIND.pseudo_values(metric, outputs(*said), wanted)
+    found = KIND.scorer.pseudo_values(metric, outputs(*said), wanted)
     assert len(found) == 100
     assert found == pytest.approx(pseudo_values(metric.score, said, wanted))
     score = metric.score(said, wanted)
@@ -146,12 +146,12 @@ def test_what_rows_contribute_is_that_of_the_score(metric: Any) -> None:
 
 def test_one_pass_serves_metrics_of_both_sorts() -> None:
     found, wanted = outputs("two", "one"), texts("two", "two")
-    assert KIND.score(EXACT_MATCH, found, wanted) == 0.5
-    assert KIND.score(get_metric("likelihood"), found, wanted) == pytest.approx(np.exp(-3 / 4))
-    assert KIND.score(get_metric("token_accuracy"), found, wanted) == 0.5
-    assert KIND.row_loss(found, wanted) == pytest.approx(3 / 4)
-    assert KIND.score(EXACT_MATCH, KIND.decisions(found), wanted) == 0.5
-    (table,) = KIND.breakdown(found, wanted, ())
+    assert KIND.scorer.score(EXACT_MATCH, found, wanted) == 0.5
+    assert KIND.scorer.score(get_metric("likelihood"), found, wanted) == pytest.approx(np.exp(-3 / 4))
+    assert KIND.scorer.score(get_metric("token_accuracy"), found, wanted) == 0.5
+    assert KIND.scorer.row_loss(found, wanted) == pytest.approx(3 / 4)
+    assert KIND.scorer.score(EXACT_MATCH, KIND.scorer.decisions(found), wanted) == 0.5
+    (table,) = KIND.scorer.breakdown(found, wanted, ())
     assert table.rows == (("all rows", 0.5, 0.5, 3.0, 3.0, 0),)
 
 
@@ -165,28 +165,31 @@ def test_outputs_of_batches_are_joined_and_put_in_order() -> None:
 
 def test_predictions_without_texts_cannot_be_compared_with_texts() -> None:
     with pytest.raises(TaskError, match=r"exact_match compares generated answers.*Generation\(\)"):
-        KIND.score(EXACT_MATCH, np.zeros((2, 3)), texts("a", "b"))
+        KIND.scorer.score(EXACT_MATCH, np.zeros((2, 3)), texts("a", "b"))
     with pytest.raises(TaskError, match="Models for classification write no texts"):
-        get_kind("classification").with_texts(np.zeros((1, 2)), ["a"])
+        writing_scorer(get_kind("classification").scorer)
 
 
 def test_what_stands_for_a_metric_in_trials() -> None:
-    assert KIND.trial_metric(ROUGE_L).name == "likelihood"
-    assert KIND.trial_metric(get_metric("token_accuracy")).name == "token_accuracy"
+    assert KIND.scorer.trial_metric(ROUGE_L).name == "likelihood"
+    assert KIND.scorer.trial_metric(get_metric("token_accuracy")).name == "token_accuracy"
 
 
 def test_a_prediction_says_what_is_known() -> None:
-    (told,) = (KIND.present(row, ()) for row in outputs("a\tb"))
+    (told,) = (KIND.scorer.present(row, ()) for row in outputs("a\tb"))
     assert told["answer"] == "a\tb"
     assert told["loss"] == pytest.approx(0.5)
-    assert KIND.line(told) == "a b"
-    nothing = KIND.with_texts(np.zeros((1, 3)), ["a"])[0]
-    assert KIND.present(nothing, ()) == {"answer": "a"}
-    assert KIND.line(KIND.present(np.array([1.0, 2.0, 1.0]), ())) == "loss 0.5000  perplexity 1.649"
+    assert KIND.scorer.line(told) == "a b"
+    nothing = KIND.scorer.with_texts(np.zeros((1, 3)), ["a"])[0]
+    assert KIND.scorer.present(nothing, ()) == {"answer": "a"}
+    assert (
+        KIND.scorer.line(KIND.scorer.present(np.array([1.0, 2.0, 1.0]), ()))
+        == "loss 0.5000  perplexity 1.649"
+    )
 
 
 def test_the_reward_of_a_text_is_the_metric_of_it_alone() -> None:
     pytest.importorskip("sacrebleu")
     wanted = texts("abd", "ab")
-    found = KIND.rewards(CHRF, ["abc", "ab"], wanted)
+    found = KIND.scorer.rewards(CHRF, ["abc", "ab"], wanted)
     assert found.tolist() == pytest.approx([(2 / 3 + 1 / 2) / 3, 1.0])

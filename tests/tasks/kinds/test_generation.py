@@ -21,7 +21,7 @@ from autopeft.tasks.kinds import Generation
 from autopeft.tasks.kinds import generation as generating
 from autopeft.tasks.kinds.chat_templates import turn_end
 from autopeft.tasks.kinds.generation import generate, room_of
-from autopeft.tasks.kinds.writer import Writer, own_ends
+from autopeft.tasks.kinds.writing import Writer, own_ends
 
 PROMPTS = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
@@ -279,7 +279,7 @@ def test_a_tokenizer_in_python_tells_a_text_in_which_the_model_wrote_what_it_lac
         streamer.end()
         return [written]
 
-    monkeypatch.setattr("autopeft.tasks.kinds.writer.generate", told)
+    monkeypatch.setattr("autopeft.tasks.kinds.writing.generate", told)
     writer = Writer(tiny_model("llama"), tokenizer, most=5)
     assert writer.write([[5]], Generation(), told=pieces.append) == ["two"]
     assert "".join(pieces) == "two"
@@ -328,7 +328,7 @@ def test_words_that_end_a_turn_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
             streamer.end()
         return [written]
 
-    monkeypatch.setattr("autopeft.tasks.kinds.writer.generate", told)
+    monkeypatch.setattr("autopeft.tasks.kinds.writing.generate", told)
     writer = Writer(model, tokenizer, most=4)
     object.__setattr__(writer.end, "text", "three")
     assert writer.write([[1]], Generation(), told=pieces.append) == ["two"]

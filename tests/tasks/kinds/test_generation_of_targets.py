@@ -19,7 +19,7 @@ from autopeft.hybrid.prediction import predictive
 from autopeft.tasks.kinds import Generation
 from autopeft.tasks.kinds import generation as generating
 from autopeft.tasks.kinds.generation import generate
-from autopeft.tasks.kinds.writer import Writer
+from autopeft.tasks.kinds.writing import Writer
 
 SOURCES = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")

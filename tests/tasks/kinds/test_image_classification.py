@@ -47,12 +47,12 @@ def task(place: Path) -> Task:
 
 @pytest.fixture(scope="module")
 def data(place: Path, task: Task) -> EncodedTask:
-    return encode(task, KIND.load_processor(str(place / "vit")))
+    return encode(task, KIND.encoder.load_processor(str(place / "vit")))
 
 
 @pytest.fixture(scope="module")
 def loaded(place: Path, task: Task) -> Any:
-    return KIND.load_model(str(place / "vit"), task.labels)
+    return KIND.head.load_model(str(place / "vit"), task.labels)
 
 
 @pytest.fixture
@@ -156,13 +156,13 @@ IMAGE = ImageFile.of_bytes(content(picture("dark", 0)), "0.png")
 def test_rows_that_cannot_be_read_are_named(columns: Any, named: ColumnNames, why: str) -> None:
     given = table(**columns)
     with pytest.raises(DataError, match=why):
-        KIND.read(given, KIND.columns(given, named))
+        KIND.schema.read(given, KIND.schema.columns(given, named))
 
 
 def test_texts_are_not_claimed() -> None:
-    assert KIND.claim({"train": table(text=["a"], label=["b"])}, ColumnNames()) == 0
-    assert KIND.claim({"train": table(text=["a"], image=[IMAGE])}, ColumnNames("text")) == 0
-    assert KIND.claim({"train": table(text=["a"], image=[IMAGE])}, ColumnNames()) > 0.9
+    assert KIND.schema.claim({"train": table(text=["a"], label=["b"])}, ColumnNames()) == 0
+    assert KIND.schema.claim({"train": table(text=["a"], image=[IMAGE])}, ColumnNames("text")) == 0
+    assert KIND.schema.claim({"train": table(text=["a"], image=[IMAGE])}, ColumnNames()) > 0.9
 
 
 # Model and loss
@@ -173,7 +173,7 @@ def test_the_loss_is_the_models_own(data: EncodedTask, model: Any) -> None:
     batch = data.train.collate(np.arange(8))
     with torch.no_grad():
         own = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-        ours = data.task.loss().mean(Forward(model, kind=KIND)(batch), batch["labels"])
+        ours = data.task.loss().mean(Forward(model, kind=KIND)(batch), batch)
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
     assert kind_of_model(model.config, type(model).__name__) == (KIND, ("dark", "light"))
 
@@ -243,29 +243,29 @@ def test_texts_and_images_want_backbones_of_their_own(name: str, task_name: str,
 
 def test_what_is_asked(place: Path, tmp_path: Path) -> None:
     image = place / "pictures" / "dark" / "0.png"
-    folder = KIND.asked_table(place / "pictures")
+    folder = KIND.schema.asked_table(place / "pictures")
     assert folder is not None
     assert len(folder) == 60
     for one in (image, str(image), [str(image)], [image], picture("dark", 0), content(picture("dark", 0))):
-        found = KIND.asked_table(one)
+        found = KIND.schema.asked_table(one)
         assert found is not None
         assert len(found) == 1
-        assert KIND.unanswerable(found, KIND.text_columns(found, ColumnNames())) == {}
-    assert KIND.asked_table(tmp_path / "data.parquet") is None
+        assert KIND.schema.unanswerable(found, KIND.schema.text_columns(found, ColumnNames())) == {}
+    assert KIND.schema.asked_table(tmp_path / "data.parquet") is None
 
 
 def test_rows_without_an_answer_say_why() -> None:
     bad = ImageFile.of_bytes(content(picture("dark", 1))[:-100], "1.png")
     given = table(image=[IMAGE, bad, None, {"bytes": b"x", "path": "x/2.png"}])
-    found = KIND.unanswerable(given, KIND.text_columns(given, ColumnNames()))
+    found = KIND.schema.unanswerable(given, KIND.schema.text_columns(given, ColumnNames()))
     assert found[1].startswith("cannot be decoded as an image") or "cannot be decoded" in found[1]
     assert found[2] == "no image"
     assert "no image of a known format" in found[3]
-    assert [KIND.shown(value, i) for i, value in enumerate(given.columns["image"])] == [
+    assert [KIND.schema.shown(value, i) for i, value in enumerate(given.columns["image"])] == [
         "0.png", "1.png", "row 3", "x/2.png"
     ]  # fmt: skip
 
 
 def test_another_processor_is_refused() -> None:
     with pytest.raises(UsageError, match="a str"):
-        KIND.processor("x", tiny_config("vit"))
+        KIND.encoder.processor("x", tiny_config("vit"))

@@ -10,10 +10,10 @@ import pytest
 
 from autopeft.errors import DataError
 from autopeft.tasks import load_task
-from autopeft.tasks.kinds.label_lists import is_label_lists, label_columns, read_label_lists
+from autopeft.tasks.kinds.label_lists import LabelsSchema
 from autopeft.tasks.table import ColumnNames, Columns, Table
 
-NONE = ColumnNames()
+NONE, SCHEMA = ColumnNames(), LabelsSchema()
 MARKED = {"text": ["x", "y"], "a": [0, 1], "b": ["1", "0"]}
 
 
@@ -36,24 +36,24 @@ MARKED = {"text": ["x", "y"], "a": [0, 1], "b": ["1", "0"]}
     ],
 )
 def test_which_tables_are_claimed(columns: dict[str, Any], named: ColumnNames, fits: bool) -> None:
-    assert is_label_lists(Table("x", columns, {}), named) is fits
+    assert bool(SCHEMA.claim({"train": Table("x", columns, {})}, named)) is fits
 
 
 def test_columns_of_marks() -> None:
     table = Table("x", MARKED, {})
-    chosen = label_columns(table, ColumnNames(None, None, "b,a"))
+    chosen = SCHEMA.columns(table, ColumnNames(None, None, "b,a"))
     assert chosen == Columns("text", None, "b,a")
-    raw = read_label_lists(table, chosen)
+    raw = SCHEMA.read(table, chosen)
     assert raw.labels == [["b"], ["a"]]
     assert raw.fields == {"b": [1, 0], "a": [0, 1]}
     with pytest.raises(DataError, match="no column 'c' for --label"):
-        label_columns(table, ColumnNames(None, None, "a,c"))
+        SCHEMA.columns(table, ColumnNames(None, None, "a,c"))
     with pytest.raises(DataError, match="names a column twice"):
-        label_columns(table, ColumnNames(None, None, "a,a"))
+        SCHEMA.columns(table, ColumnNames(None, None, "a,a"))
     for wrong in (2, "yes", None, [1], float("nan")):
         odd = Table("x", {**MARKED, "a": [0, wrong]}, {})
         with pytest.raises(DataError, match="'a' has something other than 0 and 1 in row 2"):
-            read_label_lists(odd, chosen)
+            SCHEMA.read(odd, chosen)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_columns_of_marks() -> None:
 )
 def test_bad_rows_are_named_and_counted(labels: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
-        read_label_lists(Table("x", {"text": ["x", "y"], "l": labels}, {}), Columns("text", None, "l"))
+        SCHEMA.read(Table("x", {"text": ["x", "y"], "l": labels}, {}), Columns("text", None, "l"))
     assert said in str(caught.value)
 
 
@@ -82,9 +82,9 @@ def test_marks_in_the_place_of_labels_are_claimed_and_refused(mark: Any, box: An
     """They were read as labels called 0 and 1."""
     marks = [box([mark(m) for m in row]) for row in ([0, 1, 0], [1, 1, 0], [0, 0, 0])]
     told = Table("t", {"text": ["a", "b", "c"], "labels": marks}, {})
-    assert is_label_lists(told, ColumnNames())
+    assert SCHEMA.claim({"train": told}, ColumnNames())
     with pytest.raises(DataError, match="'labels' has lists of 0 and 1"):
-        read_label_lists(told, label_columns(told, ColumnNames()))
+        SCHEMA.read(told, SCHEMA.columns(told, ColumnNames()))
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_marks_in_the_place_of_labels_are_claimed_and_refused(mark: Any, box: An
 )
 def test_lists_that_may_be_labels_are_read_as_such(labels: list[list[int]]) -> None:
     told = Table("t", {"text": ["a", "b", "c"][: len(labels)], "labels": labels}, {})
-    raw = read_label_lists(told, label_columns(told, ColumnNames()))
+    raw = SCHEMA.read(told, SCHEMA.columns(told, ColumnNames()))
     assert raw.labels == [[str(label) for label in row] for row in labels]
 
 
 def test_names_that_the_format_notes() -> None:
     table = Table("x", {"text": ["x", "y"], "l": [[1, 0], ["no"]]}, {"l": ("no", "yes")})
-    assert read_label_lists(table, Columns("text", None, "l")).labels == [["yes", "no"], ["no"]]
+    assert SCHEMA.read(table, Columns("text", None, "l")).labels == [["yes", "no"], ["no"]]
     table = Table("x", {"text": ["x"], "l": [[2]]}, {"l": ("no", "yes")})
     with pytest.raises(DataError, match="a label that is none of its 2 labels in row 1"):
-        read_label_lists(table, Columns("text", None, "l"))
+        SCHEMA.read(table, Columns("text", None, "l"))
 
 
 def test_both_layouts_give_the_same_labels() -> None:

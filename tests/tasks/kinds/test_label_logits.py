@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from autopeft.errors import UsageError
-from autopeft.tasks.kinds.label_logits import (
+from autopeft.tasks.kinds.cloze import (
     LABEL_WORDS,
     READ_AT,
     label_logits,

@@ -28,7 +28,7 @@ from autopeft.tasks.kinds.likelihoods import (
 from autopeft.tasks.kinds.targets import encode_targets
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
-from autopeft.training.losses import logits_of
+from autopeft.training.losses import logits_of, slice_rows
 
 CPU = torch.device("cpu")
 DECODERS = ("llama", "gpt2")
@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str, narrow: bool) -
     loss, wanted = theirs(model, batch)
     logits = Forward(model, kind=kind)(batch) if narrow else logits_of(model, batch, kind)
     assert logits.ndim == (2 if narrow else 3)
-    own = kind.loss(()).mean(logits, batch["labels"])
+    own = kind.scorer.loss(()).mean(logits, batch)
     own.backward()  # type: ignore[no-untyped-call]
     assert float(own.detach()) == pytest.approx(loss, abs=1e-5)
     close(gradients(model), wanted)
@@ -93,7 +93,7 @@ def test_loss_and_gradients_are_those_of_transformers(name: str, narrow: bool) -
 def test_micro_batches_add_up(name: str, micro_rows: int) -> None:
     kind, model, batch = given(name)
     loss, wanted = theirs(model, batch)
-    gradient = Gradient(Forward(model, kind=kind), kind.loss(()), micro_rows=micro_rows, device=CPU)
+    gradient = Gradient(Forward(model, kind=kind), kind.scorer.loss(()), micro_rows=micro_rows, device=CPU)
     found = gradient.accumulate(batch, [], list(model.parameters()))
     assert found == pytest.approx(loss, abs=1e-5)
     close(gradients(model), wanted)
@@ -125,7 +125,7 @@ def test_what_has_no_vocabulary_is_refused() -> None:
 def test_a_batch_without_anything_to_learn_loses_nothing() -> None:
     model, batch = tiny_model("llama"), batch_of()
     batch["labels"].fill_(IGNORED)
-    loss = AnswerLoss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch["labels"])
+    loss = AnswerLoss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch)
     assert float(loss.detach()) == 0.0
 
 
@@ -137,9 +137,9 @@ def test_likelihoods_of_rows_add_up_to_the_loss(name: str) -> None:
         logits = logits_of(model, batch, kind)
         found = row_likelihoods(logits, batch["labels"], ahead)
         loss = AnswerLoss(ahead)
-        assert token_loss(found) == pytest.approx(float(loss.mean(logits, batch["labels"])), rel=1e-6)
+        assert token_loss(found) == pytest.approx(float(loss.mean(logits, batch)), rel=1e-6)
         for i in range(6):
-            alone = loss.mean(logits[i : i + 1], batch["labels"][i : i + 1])
+            alone = loss.mean(logits[i : i + 1], slice_rows(batch, i, i + 1))
             assert found[i, 0] / found[i, 1] == pytest.approx(float(alone))
     labels = batch["labels"][:, ahead:]
     assert found[:, 1].tolist() == (labels != IGNORED).sum(1).tolist()
@@ -153,11 +153,11 @@ def test_losses_of_rows_are_those_of_each_row_alone() -> None:
     with torch.no_grad():
         logits = logits_of(model, batch)
         narrow = Forward(model, kind=get_kind("causal_lm"))(batch)
-        found = AnswerLoss().each(logits, batch["labels"])
-        alone = [AnswerLoss().mean(logits[i : i + 1], batch["labels"][i : i + 1]) for i in range(6)]
+        found = AnswerLoss().each(logits, batch)
+        alone = [AnswerLoss().mean(logits[i : i + 1], slice_rows(batch, i, i + 1)) for i in range(6)]
     assert torch.allclose(found, torch.stack(alone))
     assert found[2] == 0
-    assert torch.allclose(AnswerLoss().each(narrow, batch["labels"]), found, atol=1e-6)
+    assert torch.allclose(AnswerLoss().each(narrow, batch), found, atol=1e-6)
 
 
 def test_the_metrics_of_known_likelihoods() -> None:
@@ -166,6 +166,8 @@ def test_the_metrics_of_known_likelihoods() -> None:
     assert LIKELIHOOD.score(outputs, labels) == pytest.approx(0.25)
     assert TOKEN_ACCURACY.score(outputs, labels) == 0.25
     kind = get_kind("causal_lm")
-    assert kind.row_loss(outputs, labels) == pytest.approx(math.log(4))
-    assert kind.present(outputs[1], ()) == pytest.approx({"loss": math.log(8), "perplexity": 8, "tokens": 2})
-    assert kind.pseudo_values(LIKELIHOOD, outputs, labels).shape == (3,)
+    assert kind.scorer.row_loss(outputs, labels) == pytest.approx(math.log(4))
+    assert kind.scorer.present(outputs[1], ()) == pytest.approx(
+        {"loss": math.log(8), "perplexity": 8, "tokens": 2}
+    )
+    assert kind.scorer.pseudo_values(LIKELIHOOD, outputs, labels).shape == (3,)

@@ -172,11 +172,14 @@ def test_a_metric_that_cannot_score_a_part_has_no_pseudo_values(caplog: pytest.L
     metric = Metric("only_all", 0, 1, "needs six rows", only_all)
     kind = get_kind("classification")
     logits = np.eye(2)[[0, 1, 0, 1, 0, 1]]
-    assert kind.pseudo_values(metric, logits, np.array([0, 1, 0, 1, 0, 1])).size == 0
+    assert kind.scorer.pseudo_values(metric, logits, np.array([0, 1, 0, 1, 0, 1])).size == 0
     assert "only_all" in caplog.text
-    assert kind.pseudo_values(METRICS["accuracy"], logits[:1], np.array([0])).size == 0
+    assert kind.scorer.pseudo_values(METRICS["accuracy"], logits[:1], np.array([0])).size == 0
     caplog.clear()
     one = np.zeros(6, dtype=np.int64)
-    assert kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]), one).size == 0
+    assert kind.scorer.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]), one).size == 0
     assert not caplog.text, "that one text says nothing is no failure"
-    assert list(kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]))) == [1.0] * 6
+    assert (
+        list(kind.scorer.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1])))
+        == [1.0] * 6
+    )

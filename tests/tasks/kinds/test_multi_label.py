@@ -60,13 +60,15 @@ def test_weighted_labels_are_those_of_torch() -> None:
     logits, labels = (torch.from_numpy(a) for a in draws())
     weights = torch.tensor([0.5, 2.0, 9.0])
     wanted = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
-    assert float(LabelwiseLoss([0.5, 2.0, 9.0]).mean(logits, labels)) == pytest.approx(float(wanted))
-    balanced = KIND.class_weights("balanced", [(1, 0), (1, 0), (1, 1), (0, 0)], ("a", "b"))
+    assert float(LabelwiseLoss([0.5, 2.0, 9.0]).mean(logits, {"labels": labels})) == pytest.approx(
+        float(wanted)
+    )
+    balanced = KIND.scorer.class_weights("balanced", [(1, 0), (1, 0), (1, 1), (0, 0)], ("a", "b"))
     assert balanced == [pytest.approx(1 / 3), 3.0]
-    assert KIND.class_weights([1, 2], [(1, 0)], ("a", "b")) == [1.0, 2.0]
+    assert KIND.scorer.class_weights([1, 2], [(1, 0)], ("a", "b")) == [1.0, 2.0]
     for wrong in ([1.0], [1.0, -1.0], "even"):
         with pytest.raises(TaskError):
-            KIND.class_weights(wrong, [(1, 0)], ("a", "b"))
+            KIND.scorer.class_weights(wrong, [(1, 0)], ("a", "b"))
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
@@ -80,56 +82,56 @@ def test_scores_are_those_of_scikit_learn() -> None:
     }
     for name, score in wanted.items():
         metric = get_metric(name)
-        assert KIND.score(metric, outputs, labels) == pytest.approx(score), name
-        parts = KIND.pseudo_values(metric, outputs, labels)
+        assert KIND.scorer.score(metric, outputs, labels) == pytest.approx(score), name
+        parts = KIND.scorer.pseudo_values(metric, outputs, labels)
         assert parts.shape == (60,)
         assert parts.mean() == pytest.approx(score, abs=0.05)
 
         class Rows:
-            rows, classes = 60, KIND.class_counts(labels.tolist(), NAMES)
+            rows, classes = 60, KIND.schema.class_counts(labels.tolist(), NAMES)
 
         rows: Any = Rows()
         rows.labels = labels
         assert 0 < metric.sampling_variance(score, rows) < 0.02
-    assert KIND.row_loss(outputs, labels) == pytest.approx(
+    assert KIND.scorer.row_loss(outputs, labels) == pytest.approx(
         float(F.binary_cross_entropy_with_logits(torch.from_numpy(outputs), torch.from_numpy(labels)))
     )
-    decided = KIND.decisions(outputs)
-    assert np.array_equal(KIND.decisions(decided), decided)
-    (table,) = KIND.breakdown(outputs, labels, NAMES)
+    decided = KIND.scorer.decisions(outputs)
+    assert np.array_equal(KIND.scorer.decisions(decided), decided)
+    (table,) = KIND.scorer.breakdown(outputs, labels, NAMES)
     scores = sk.precision_recall_fscore_support(labels, said)
     assert table.rows[1] == pytest.approx(("b", *(float(s[1]) for s in scores)))
 
 
 def test_the_mean_of_several_models_is_that_of_probabilities() -> None:
     logits = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
-    mean = KIND.average()
+    mean = KIND.scorer.average()
     assert mean is not None
     assert torch.allclose(mean(logits, 0).sigmoid(), logits.sigmoid().mean(0), atol=1e-6)
 
 
 def test_labels_as_marks() -> None:
-    names, (rows,) = KIND.encode_labels([part(["b"], ["c", "a", "a"], [])])
+    names, (rows,) = KIND.schema.encode_labels([part(["b"], ["c", "a", "a"], [])])
     assert names == NAMES
     assert rows == [(0, 1, 0), (1, 0, 1), (0, 0, 0)]
-    assert KIND.encode_labels([part(["10", "9"])])[0] == ("9", "10")
-    assert KIND.encode_labels([part(["b"])], ("b", "z", "a")) == (("b", "z", "a"), [[(1, 0, 0)]])
-    assert KIND.relabel([(1, 0)], ("a", "b"), ("b", "c", "a")) == [(0, 0, 1)]
-    assert KIND.strata([(1, 0), (1, 1), (0, 0)]) == [0, 1, 2]
+    assert KIND.schema.encode_labels([part(["10", "9"])])[0] == ("9", "10")
+    assert KIND.schema.encode_labels([part(["b"])], ("b", "z", "a")) == (("b", "z", "a"), [[(1, 0, 0)]])
+    assert KIND.schema.relabel([(1, 0)], ("a", "b"), ("b", "c", "a")) == [(0, 0, 1)]
+    assert KIND.schema.strata([(1, 0), (1, 1), (0, 0)]) == [0, 1, 2]
     with pytest.raises(DataError, match="y has labels that x lacks"):
-        KIND.encode_labels([part(["a", "b"]), part(["d"], where="y")])
+        KIND.schema.encode_labels([part(["a", "b"]), part(["d"], where="y")])
     with pytest.raises(DataError, match="1 different labels; two are needed"):
-        KIND.encode_labels([part(["a"], [])])
+        KIND.schema.encode_labels([part(["a"], [])])
     with pytest.raises(DataError, match="60 different labels in 60 rows are too many"):
-        KIND.encode_labels([part(*([str(i)] for i in range(60)))])
+        KIND.schema.encode_labels([part(*([str(i)] for i in range(60)))])
 
 
 def test_the_same_labels_for_all_rows(place: Path) -> None:
     labels = [(1, 0, 0)] * 6 + [(1, 1, 0)] * 3 + [(0, 0, 1)]
-    name, answer = KIND.constant(labels, NAMES) or ("", None)
+    name, answer = KIND.scorer.constant(labels, NAMES) or ("", None)
     assert name == "always a"
     assert answer.tolist() == [1, 0, 0]
-    assert KIND.describe_rows(labels, NAMES).startswith("1.30 labels a row: a 9 (90.0 %)")
+    assert KIND.schema.describe_rows(labels, NAMES).startswith("1.30 labels a row: a 9 (90.0 %)")
     task = load_task(str(place / "data.jsonl"))
     summary = summarise(task, load_tokenizer(str(place / "bert")), 32)
     assert summary.constant is not None
@@ -138,7 +140,7 @@ def test_the_same_labels_for_all_rows(place: Path) -> None:
 
 def test_the_head_starts_where_frozen_features_put_it(place: Path) -> None:
     task = load_task(str(place / "data.jsonl"))
-    model = KIND.load_model(str(place / "bert"), task.labels)
+    model = KIND.head.load_model(str(place / "bert"), task.labels)
     data = encode(task, load_tokenizer(str(place / "bert")), 32)
     plan = TrainingPlan(steps=1, max_length=32, device="cpu", head_start="probe")
     start_head(model, data, plan, alone=True)  # whether it helps depends on what the backbone tells
@@ -158,7 +160,7 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     (said,) = autopeft.predict(found.folder, "a great film")
     assert said["labels"] == ["film", "praise"]
     assert set(said["probabilities"]) == {"blame", "film", "praise"}
-    assert KIND.line(said).startswith("film 0.")
-    assert KIND.line({**said, "labels": []}) == "(none)"
+    assert KIND.scorer.line(said).startswith("film 0.")
+    assert KIND.scorer.line({**said, "labels": []}) == "(none)"
     autopeft.export(found.folder, out=tmp_path / "winner")
     assert autopeft.predict(tmp_path / "winner", "a great film")[0]["labels"] == ["film", "praise"]

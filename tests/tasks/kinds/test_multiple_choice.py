@@ -73,7 +73,7 @@ def test_likelihoods_are_those_of_the_models_own_loss(template: str | None, tmp_
         [0, 1, 1],
         {"choices": [["two", "three four five"], ["one is", "five", "what follows"], ["user two", "one"]]},
     )
-    data = KIND.encode(split, tokenizer, 48, cached=False)
+    data = KIND.encoder.encode(split, tokenizer, 48, cached=False)
     found = predict(model, data, batch_size=3)
     assert [len(row) for row in found] == [2, 3, 2]
     for question, choices, row in zip(split.texts, split.fields["choices"], found, strict=True):
@@ -99,14 +99,14 @@ def test_both_accuracies_and_what_rows_contribute() -> None:
         [(-2.0, 2.0), (-3.0, 10.0)], [(-9.0, 1.0), (-1.0, 1.0), (-2.0, 1.0)], [(-4.0, 4.0), (-4.5, 9.0)]
     )
     labels = np.array([1, 1, 0])
-    assert KIND.decisions(outputs).tolist() == [0, 1, 0]
-    assert KIND.score(get_metric("accuracy"), outputs, labels) == pytest.approx(2 / 3)
-    assert KIND.score(get_metric("accuracy_norm"), outputs, labels) == pytest.approx(2 / 3)
+    assert KIND.scorer.decisions(outputs).tolist() == [0, 1, 0]
+    assert KIND.scorer.score(get_metric("accuracy"), outputs, labels) == pytest.approx(2 / 3)
+    assert KIND.scorer.score(get_metric("accuracy_norm"), outputs, labels) == pytest.approx(2 / 3)
     for name in ("accuracy", "accuracy_norm"):
-        parts = KIND.pseudo_values(get_metric(name), outputs, labels)
+        parts = KIND.scorer.pseudo_values(get_metric(name), outputs, labels)
         assert parts.mean() == pytest.approx(2 / 3)
-    assert KIND.pseudo_values(get_metric("accuracy"), outputs, labels).tolist() != (
-        KIND.pseudo_values(get_metric("accuracy_norm"), outputs, labels).tolist()
+    assert KIND.scorer.pseudo_values(get_metric("accuracy"), outputs, labels).tolist() != (
+        KIND.scorer.pseudo_values(get_metric("accuracy_norm"), outputs, labels).tolist()
     )
     expected = -np.mean(
         [
@@ -115,31 +115,31 @@ def test_both_accuracies_and_what_rows_contribute() -> None:
             np.log(np.exp(-4) / (np.exp(-4) + np.exp(-4.5))),
         ]
     )
-    assert KIND.row_loss(outputs, labels) == pytest.approx(expected)
-    assert KIND.score(get_metric("accuracy"), np.array([1, 1, 0]), labels) == 1.0
+    assert KIND.scorer.row_loss(outputs, labels) == pytest.approx(expected)
+    assert KIND.scorer.score(get_metric("accuracy"), np.array([1, 1, 0]), labels) == 1.0
     with pytest.raises(TaskError, match="accuracy_norm takes the log-likelihoods"):
-        KIND.score(get_metric("accuracy_norm"), np.array([1, 1, 0]), labels)
+        KIND.scorer.score(get_metric("accuracy_norm"), np.array([1, 1, 0]), labels)
     with pytest.raises(AutoPEFTError, match="not finite"):
-        KIND.score(get_metric("accuracy"), outputs_of([(float("nan"), 1.0), (0.0, 1.0)]), labels[:1])
+        KIND.scorer.score(get_metric("accuracy"), outputs_of([(float("nan"), 1.0), (0.0, 1.0)]), labels[:1])
 
 
 def test_breakdown_by_the_number_of_choices_and_by_place() -> None:
     outputs = outputs_of(
         [(-2.0, 2.0), (-3.0, 10.0)], [(-9.0, 1.0), (-1.0, 1.0), (-2.0, 1.0)], [(-4.0, 4.0), (-4.5, 9.0)]
     )
-    by_count, places = KIND.breakdown(outputs, np.array([1, 1, 0]), ())
+    by_count, places = KIND.scorer.breakdown(outputs, np.array([1, 1, 0]), ())
     assert by_count.rows == (("2 choices", 2, 0.5, 0.5, 0.5), ("3 choices", 1, 1.0, 1.0, 1 / 3))
     assert places.rows == (("A", 1, 2, 0), ("B", 2, 1, 3), ("C", 0, 0, 0))
 
 
 def test_what_is_known_of_rows() -> None:
-    assert KIND.describe_rows([0, 1, 1, 3], ()) == "right are A 25.0 %, B 50.0 %, D 25.0 %"
-    assert KIND.constant([2, 1, 1, 2], ()) == ("always choice B", 1)
-    said = KIND.present(np.array([[-1.0, 3.0], [-2.0, 4.0]]), ())
+    assert KIND.schema.describe_rows([0, 1, 1, 3], ()) == "right are A 25.0 %, B 50.0 %, D 25.0 %"
+    assert KIND.scorer.constant([2, 1, 1, 2], ()) == ("always choice B", 1)
+    said = KIND.scorer.present(np.array([[-1.0, 3.0], [-2.0, 4.0]]), ())
     assert said["label"] == "A"
     assert sum(said["probabilities"].values()) == pytest.approx(1)
     assert said["probability"] == pytest.approx(1 / (1 + np.exp(-1)))
-    assert KIND.line(said) == "A  0.7311"
+    assert KIND.scorer.line(said) == "A  0.7311"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_rows_to_be_trained_on_are_not_scored(backbone: str, file: str) -> None:
     assert task.kind == "multiple_choice"
     assert task.reading.columns == {"text": "question", "label": "answer", "choices": "choices"}
     data = encode(task, load_tokenizer(backbone), 48)
-    model = KIND.load_model(backbone, ())
+    model = KIND.head.load_model(backbone, ())
     with pytest.raises(UsageError, match="right choices alone"):
         predict(model, data.train)
     batch = data.train.collate(range(4))

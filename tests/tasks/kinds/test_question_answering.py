@@ -61,7 +61,7 @@ def task(place: Path) -> Task:
 
 @pytest.fixture
 def model(place: Path, task: Task) -> PreTrainedModel:
-    return KIND.load_model(str(place / "bert"), task.labels)
+    return KIND.head.load_model(str(place / "bert"), task.labels)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_loss_on_other_architectures(name: str) -> None:
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
             start_positions=start, end_positions=end,
         ).loss  # fmt: skip
-        found = KIND.loss(()).mean(logits_of(model, batch, KIND), batch["labels"])
+        found = KIND.scorer.loss(()).mean(logits_of(model, batch, KIND), batch)
     assert float(found) == pytest.approx(float(wanted), abs=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_the_backbone_keeps_its_weights(name: str, tmp_path: Path) -> None:
     """transformers calls Llama's otherwise in its class for question answering, and would leave it random."""
     saved = tiny_model(name)
     saved.save_pretrained(tmp_path)
-    model = KIND.load_model(str(tmp_path), ())
+    model = KIND.head.load_model(str(tmp_path), ())
     wanted, found = (dict(m.base_model.named_parameters()) for m in (saved, model))
     shared = [key for key in found if key in wanted]
     assert len(shared) > 25
@@ -108,11 +108,13 @@ def test_the_backbone_keeps_its_weights(name: str, tmp_path: Path) -> None:
 def test_the_loss_of_each_window() -> None:
     torch.manual_seed(0)
     logits, labels, loss = torch.randn(3, 5, 2), torch.tensor([[1, 2], [0, 0], [4, 4]]), SpanLoss()
-    each = loss.each(logits, labels)
+    each = loss.each(logits, {"labels": labels})
     assert each.shape == (3,)
-    assert float(each.mean()) == pytest.approx(float(loss.mean(logits, labels)))
-    parts = loss.total(logits[:1], labels[:1]) + loss.total(logits[1:], labels[1:])
-    assert float(parts / loss.weight(labels)) == pytest.approx(float(loss.mean(logits, labels)))
+    assert float(each.mean()) == pytest.approx(float(loss.mean(logits, {"labels": labels})))
+    parts = loss.total(logits[:1], {"labels": labels[:1]}) + loss.total(logits[1:], {"labels": labels[1:]})
+    assert float(parts / loss.weight({"labels": labels})) == pytest.approx(
+        float(loss.mean(logits, {"labels": labels}))
+    )
     beyond = torch.tensor([[1, 2], [5, 9], [-100, 0]])
     start, end = (
         torch.nn.functional.cross_entropy(
@@ -120,7 +122,7 @@ def test_the_loss_of_each_window() -> None:
         )
         for k in range(2)
     )
-    assert float(loss.total(logits, beyond)) == pytest.approx(float(start + end) / 2)
+    assert float(loss.total(logits, {"labels": beyond})) == pytest.approx(float(start + end) / 2)
 
 
 # Shortcuts
@@ -131,7 +133,7 @@ def test_the_stored_trunk_gives_the_same_and_all_positions_are_computed(
     model: PreTrainedModel, data: EncodedTask
 ) -> None:
     plan = TrainingPlan(steps=1, batch_size=4, max_length=LENGTH, device="cpu")
-    assert KIND.reads(data.train.collate([0])).all()  # type: ignore[union-attr]
+    assert KIND.head.reads(data.train.collate([0])).all()  # type: ignore[union-attr]
     with attach(model, lora_recipe(at="last 1"), seed=0) as hybrid:
         hybrid.model.eval()
         forward = shortest_forward(hybrid, data, plan, dropout=False)
@@ -145,7 +147,10 @@ def test_the_stored_trunk_gives_the_same_and_all_positions_are_computed(
                     plain = logits_of(model, forward.inputs(batch), KIND)
                     assert torch.allclose(forward(batch)[there], plain[there], atol=2e-3)
         stored = predict(hybrid.model, data.select, forward=forward)
-        assert KIND.decisions(stored).tolist() == KIND.decisions(predict(hybrid.model, data.select)).tolist()
+        assert (
+            KIND.scorer.decisions(stored).tolist()
+            == KIND.scorer.decisions(predict(hybrid.model, data.select)).tolist()
+        )
 
 
 def test_predictions_do_not_depend_on_the_batch(model: PreTrainedModel, data: EncodedTask) -> None:
@@ -154,7 +159,7 @@ def test_predictions_do_not_depend_on_the_batch(model: PreTrainedModel, data: En
     for one, other in zip(alone, together, strict=True):
         assert one.answer.text == other.answer.text
         assert one.answer.probability == pytest.approx(other.answer.probability, abs=1e-5)
-    losses = [KIND.row_loss(found, data.select.truth) for found in (alone, together)]
+    losses = [KIND.scorer.row_loss(found, data.select.truth) for found in (alone, together)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -166,7 +171,7 @@ def test_the_head_stays_as_it_was_drawn(model: PreTrainedModel, data: EncodedTas
 
 
 def test_the_mean_of_models_is_one_of_positions() -> None:
-    mean = KIND.average()
+    mean = KIND.scorer.average()
     assert mean is not None
     torch.manual_seed(0)
     several = torch.randn(3, 2, 5, 2)
@@ -194,31 +199,31 @@ def outputs_of(*places: int) -> Any:
 
 def test_scores_tables_and_what_is_told() -> None:
     found = outputs_of(2, 0)
-    assert KIND.decisions(found).tolist() == ["good", ""]
-    assert KIND.decisions(KIND.decisions(found)).tolist() == ["good", ""]
-    assert KIND.score(get_metric("squad_exact_match"), found, ANSWERS) == 1.0
+    assert KIND.scorer.decisions(found).tolist() == ["good", ""]
+    assert KIND.scorer.decisions(KIND.scorer.decisions(found)).tolist() == ["good", ""]
+    assert KIND.scorer.score(get_metric("squad_exact_match"), found, ANSWERS) == 1.0
     wrong = outputs_of(3, 3)
-    assert KIND.score(get_metric("squad_f1"), wrong, ANSWERS) == 0.0
+    assert KIND.scorer.score(get_metric("squad_f1"), wrong, ANSWERS) == 0.0
     loss = np.log(1 + 3 * np.exp(-5))
-    assert KIND.row_loss(found, ANSWERS) == pytest.approx(loss)
-    assert KIND.row_loss(KIND.decisions(found), ANSWERS) is None
-    (table,) = KIND.breakdown(outputs_of(2, 3), ANSWERS, ())
+    assert KIND.scorer.row_loss(found, ANSWERS) == pytest.approx(loss)
+    assert KIND.scorer.row_loss(KIND.scorer.decisions(found), ANSWERS) is None
+    (table,) = KIND.scorer.breakdown(outputs_of(2, 3), ANSWERS, ())
     assert table.rows == (
         ("all rows", 2, 0.5, 0.5, 0), ("with an answer", 1, 1.0, 1.0, 0),
         ("without an answer", 1, 0.0, 0.0, 0),
     )  # fmt: skip
     rows = Split(["q", "q"], [CONTEXT] * 2, list(ANSWERS))
-    assert KIND.tell(rows, found, ()) == [("good", "good"), ("(no answer)", "(no answer)")]
-    assert KIND.tell(rows, wrong, ()) == [("good", "film"), ("(no answer)", "film")]
-    assert KIND.pseudo_values(get_metric("squad_f1"), outputs_of(2, 3), ANSWERS).shape == (2,)
+    assert KIND.scorer.tell(rows, found, ()) == [("good", "good"), ("(no answer)", "(no answer)")]
+    assert KIND.scorer.tell(rows, wrong, ()) == [("good", "film"), ("(no answer)", "film")]
+    assert KIND.scorer.pseudo_values(get_metric("squad_f1"), outputs_of(2, 3), ANSWERS).shape == (2,)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     metric = get_metric("squad_f1")
     with pytest.raises(TaskError, match="answers of 1 rows against those of 2"):
-        KIND.score(metric, outputs_of(2), ANSWERS)
+        KIND.scorer.score(metric, outputs_of(2), ANSWERS)
     with pytest.raises(TaskError, match="squad_f1"):
-        KIND.score(metric, np.zeros(2), np.zeros(2))
+        KIND.scorer.score(metric, np.zeros(2), np.zeros(2))
     broken = outputs_of(2)[0].windows[0].copy()
     broken[1, 0] = np.nan
     with pytest.raises(AutoPEFTError, match="not finite"):
@@ -227,8 +232,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_one_answer_for_all_rows(task: Task, place: Path) -> None:
     labels = task.splits["train"].labels
-    assert KIND.constant(labels, ())[0] == "always the whole text"  # type: ignore[index]
-    assert KIND.constant([*labels, *[ANSWERS[1]] * 200], ()) == ("always no answer", "")
+    assert KIND.scorer.constant(labels, ())[0] == "always the whole text"  # type: ignore[index]
+    assert KIND.scorer.constant([*labels, *[ANSWERS[1]] * 200], ()) == ("always no answer", "")
     summary = summarise(task, load_tokenizer(str(place / "bert")), LENGTH)
     assert summary.constant is not None
     test = task.splits["test"]
@@ -249,13 +254,13 @@ def test_a_function_of_the_users_gets_texts(place: Path) -> None:
         return 1.0
 
     own = load_task(str(place / "data.jsonl"), metric=mine, kind="question_answering")
-    assert KIND.score(get_metric(own.metric), outputs_of(2, 0), ANSWERS) == 1.0
+    assert KIND.scorer.score(get_metric(own.metric), outputs_of(2, 0), ANSWERS) == 1.0
     assert seen[-1] == (["good", ""], [["good"], [""]])
 
 
 def test_no_answer_after_splitting_is_refused() -> None:
     with pytest.raises(DataError, match="no row of train has an answer after splitting"):
-        KIND.check("x", Split(["a"], ["b"], [ANSWERS[1]]), ())
+        KIND.schema.check("x", Split(["a"], ["b"], [ANSWERS[1]]), ())
 
 
 # From end to end
@@ -280,8 +285,8 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     said = autopeft.predict(found.folder, [QUESTION] * 2, text_pair=texts)
     assert [row["answer"] for row in said] == ["great", ""]
     assert (said[0]["start"], said[0]["end"], said[1]["start"]) == (14, 19, None)
-    assert KIND.line(said[0]).startswith("great  0.")
-    assert KIND.line(said[1]).startswith("(no answer)  ")
+    assert KIND.scorer.line(said[0]).startswith("great  0.")
+    assert KIND.scorer.line(said[1]).startswith("(no answer)  ")
     other, answered = tmp_path / "other.jsonl", [(texts[1], 4, "story"), (texts[0], 14, "great")]
     spans = [(context, [{"text": said, "answer_start": at}]) for context, at, said in answered]
     rows = [{"question": QUESTION, "context": context, "answers": answers} for context, answers in spans]

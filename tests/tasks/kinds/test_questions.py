@@ -13,10 +13,10 @@ from support.spans import question_rows, write_questions
 from autopeft.errors import DataError
 from autopeft.tasks import load_task
 from autopeft.tasks.kinds import choose_kind
-from autopeft.tasks.kinds.questions import encode_answers, is_question_table, question_columns, read_questions
+from autopeft.tasks.kinds.questions import QuestionSchema
 from autopeft.tasks.table import ColumnNames, Columns, Table
 
-PLAIN = ColumnNames()
+PLAIN, SCHEMA = ColumnNames(), QuestionSchema()
 COLUMNS = Columns("question", "context", "answers")
 
 
@@ -34,16 +34,16 @@ def test_each_layout_of_answers() -> None:
     oslo, both = answer(("Oslo", 13)), answer(("Oslo", 13), ("in Oslo", 10), ("Oslo", 13.0))
     listed = [{"text": "Oslo", "answer_start": 13}]
     arrays = {"text": np.array(["Oslo"], dtype=object), "answer_start": np.array([13])}
-    raw = read_questions(table(oslo, both, listed, arrays, answer(), []), COLUMNS)
+    raw = SCHEMA.read(table(oslo, both, listed, arrays, answer(), []), COLUMNS)
     assert raw.labels == [
         [[13, "Oslo"]], [[13, "Oslo"], [10, "in Oslo"]], [[13, "Oslo"]], [[13, "Oslo"]], [], [],
     ]  # fmt: skip
     assert (raw.texts[0], raw.pairs and raw.pairs[0]) == ("where", "Ann lives in Oslo .")
-    assert read_questions(table(answer((" Oslo ", 12))), COLUMNS).labels == [[[13, "Oslo"]]]
-    (part,) = encode_answers([raw])
+    assert SCHEMA.read(table(answer((" Oslo ", 12))), COLUMNS).labels == [[[13, "Oslo"]]]
+    _, (part,) = SCHEMA.encode_labels([raw])
     assert part[1].texts == ["Oslo", "in Oslo"]
     assert all(answers.null for answers in part), "two rows have no answer"
-    assert not encode_answers([read_questions(table(oslo), COLUMNS)])[0][0].null
+    assert not SCHEMA.encode_labels([SCHEMA.read(table(oslo), COLUMNS)])[1][0][0].null
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_each_layout_of_answers() -> None:
 )  # fmt: skip
 def test_what_is_no_answer_is_one_sentence(value: Any, said: str) -> None:
     with pytest.raises(DataError) as error:
-        read_questions(table(answer(("Oslo", 13)), value), COLUMNS)
+        SCHEMA.read(table(answer(("Oslo", 13)), value), COLUMNS)
     assert said in str(error.value)
     assert str(error.value).startswith("data.jsonl: ")
     assert "\n" not in str(error.value)
@@ -80,41 +80,41 @@ def test_what_is_no_answer_is_one_sentence(value: Any, said: str) -> None:
 
 def test_columns_by_their_names() -> None:
     named = Table("x", {"Query": ["a"], "passage": ["b"], "Answers": [answer()]}, {})
-    assert question_columns(named, PLAIN) == Columns("Query", "passage", "Answers")
-    assert question_columns(named, PLAIN, labelled=False) == Columns("Query", "passage", None)
+    assert SCHEMA.columns(named, PLAIN) == Columns("Query", "passage", "Answers")
+    assert SCHEMA.text_columns(named, PLAIN) == Columns("Query", "passage", None)
     own = Table("x", {"q": ["a"], "c": ["b"], "a": [answer()]}, {})
-    assert question_columns(own, ColumnNames("q", "c", "a")) == Columns("q", "c", "a")
+    assert SCHEMA.columns(own, ColumnNames("q", "c", "a")) == Columns("q", "c", "a")
     with pytest.raises(DataError, match=r"no column with an obvious name for the question.*--text"):
-        question_columns(own, PLAIN)
+        SCHEMA.columns(own, PLAIN)
     with pytest.raises(DataError, match=r"obvious name for the context.*--text-pair-column"):
-        question_columns(own, ColumnNames("q"), labelled=False)
+        SCHEMA.text_columns(own, ColumnNames("q"))
     with pytest.raises(DataError, match=r"obvious name for the answers.*--label"):
-        question_columns(own, ColumnNames("q", "c"))
+        SCHEMA.columns(own, ColumnNames("q", "c"))
     with pytest.raises(DataError, match="two things at once: q, q, a"):
-        question_columns(own, ColumnNames("q", "q", "a"))
+        SCHEMA.columns(own, ColumnNames("q", "q", "a"))
     with pytest.raises(DataError, match="no column 'answers'"):
-        read_questions(Table("x", {"question": ["a"], "context": ["b"]}, {}), COLUMNS)
+        SCHEMA.read(Table("x", {"question": ["a"], "context": ["b"]}, {}), COLUMNS)
     bare = Table("x", {"question": ["a"], "context": ["b"]}, {})
-    assert read_questions(bare, Columns("question", "context", None)).labels == [None]
+    assert SCHEMA.read(bare, Columns("question", "context", None)).labels == [None]
 
 
 def test_which_tables_are_claimed() -> None:
     good = {"train": table(answer(("Oslo", 13)), answer(), "?")}
     assert choose_kind(good, PLAIN).name == "question_answering"
-    assert is_question_table(good["train"], PLAIN)
+    assert SCHEMA.claim({"train": good["train"]}, PLAIN)
     for other in (
         table("Oslo", "Oslo"),
         Table("x", {"question": ["a"], "context": ["b"]}, {}),
         Table("x", {"question": ["a"], "context": ["b"], "answers": [["yes", "no"]]}, {}),
     ):
-        assert not is_question_table(other, PLAIN)
+        assert not SCHEMA.claim({"train": other}, PLAIN)
     chosen = choose_kind({"train": Table("x", {"question": ["a"], "answer": ["b"]}, {})}, PLAIN)
     assert chosen.name == "causal_lm", "an answer in the model's own words"
 
 
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.jsonl: no row has an answer"):
-        encode_answers([read_questions(table(answer(), answer()), COLUMNS)])
+        SCHEMA.encode_labels([SCHEMA.read(table(answer(), answer()), COLUMNS)])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".json"])

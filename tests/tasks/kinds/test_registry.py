@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,8 @@ from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds import (
     METRICS,
     Metric,
+    Schema,
+    Scorer,
     TaskKind,
     choose_kind,
     get_kind,
@@ -21,7 +22,7 @@ from autopeft.tasks.kinds import (
     register_kind,
     register_metric,
 )
-from autopeft.tasks.kinds.classification import Classification
+from autopeft.tasks.kinds.classification import ClassScorer
 from autopeft.tasks.table import ColumnNames, Table
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -29,9 +30,13 @@ SHARE = Metric("share", 0, 1, "a share", lambda p, y: 0.5)
 TABLES = {"train": Table("data.csv", {"text": ["a", "b"], "label": ["x", "y"]}, {})}
 
 
-def kind_like(name: str, claim: float = 0.0, **changes: Any) -> type[TaskKind]:
-    members = {"metrics": (SHARE,), "default_metric": "share", "claim": lambda *_: claim, **changes}
-    return register_kind(name)(type("Made", (Classification,), members))
+class Made(ClassScorer):
+    metrics = (SHARE,)
+
+
+def kind_like(name: str, claim: float = 0.0, scorer: Scorer | None = None) -> TaskKind:
+    schema = type("MadeSchema", (Schema,), {"claim": lambda *_: claim})()
+    return register_kind(TaskKind(name, "made", schema=schema, scorer=scorer or Made()))
 
 
 def test_a_kind_is_found_by_name() -> None:
@@ -56,15 +61,22 @@ def test_unknown_names_have_near_matches() -> None:
 
 
 def test_what_a_kind_lacks_is_said() -> None:
-    with pytest.raises(TaskError, match=r"lacks claim, .*default_metric"):
-        register_kind("empty")(type("Empty", (TaskKind,), {}))
-    with pytest.raises(TaskError, match="default_metric='accuracy'"):
-        kind_like("odd", default_metric="accuracy")
+    with pytest.raises(TaskError, match="'empty' needs a metric"):
+        kind_like("empty", scorer=type("Empty", (Scorer,), {"loss": None})())
     with pytest.raises(TaskError, match="already a kind of task 'classification'"):
         kind_like("classification")
     with pytest.raises(TaskError, match="letters, digits"):
         kind_like("two words")
-    assert not {"empty", "odd", "two words"} & set(kind_names())
+    assert not {"empty", "two words"} & set(kind_names())
+
+
+def test_its_parts_are_its_own_and_know_its_name() -> None:
+    scorer = Made()
+    made = [kind_like(name, scorer=scorer) for name in ("one", "two")]
+    for kind in made:
+        assert {kind.name} == {part.kind for part in (kind.schema, kind.encoder, kind.head, kind.scorer)}
+    with pytest.raises(TaskError, match="for classification, but the task is two"):
+        Scorer.class_weights(made[1].scorer, "balanced", [], ())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_classes_that_the_format_names_are_no_numbers() -> None:
 
 
 def test_labels_stay_the_numbers_that_they_are() -> None:
-    assert KIND.encode_labels([rows(*map(str, NUMBERS)), rows(1, 2.5)]) == ((), [NUMBERS, [1.0, 2.5]])
+    assert KIND.schema.encode_labels([rows(*map(str, NUMBERS)), rows(1, 2.5)]) == ((), [NUMBERS, [1.0, 2.5]])
 
 
 @pytest.mark.parametrize(
@@ -64,27 +64,28 @@ def test_labels_stay_the_numbers_that_they_are() -> None:
 )
 def test_unusable_labels(part: RawRows, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        KIND.encode_labels([part])
+        KIND.schema.encode_labels([part])
 
 
 def test_the_loss_is_the_mean_squared_error() -> None:
-    loss = KIND.loss(())
-    assert float(loss.mean(torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 3.0]))) == pytest.approx(2.5)
-    parts = loss.total(torch.tensor([[1.0]]), torch.tensor([3.0])), loss.weight(torch.zeros(2))
+    loss = KIND.scorer.loss(())
+    batch = {"labels": torch.tensor([3.0, 3.0])}
+    assert float(loss.mean(torch.tensor([[1.0], [4.0]]), batch)) == pytest.approx(2.5)
+    parts = loss.total(torch.tensor([[1.0]]), {"labels": torch.tensor([3.0])}), loss.weight(batch)
     assert float(parts[0]) / parts[1] == pytest.approx(2.0)
 
 
 def test_strata_are_tenths_of_the_ranks() -> None:
-    assert KIND.strata([float(i**3) for i in range(20)]) == [i // 2 for i in range(20)]
+    assert KIND.schema.strata([float(i**3) for i in range(20)]) == [i // 2 for i in range(20)]
 
 
 def test_there_are_no_class_weights() -> None:
-    assert KIND.class_weights(None, [0.5], ()) is None
+    assert KIND.scorer.class_weights(None, [0.5], ()) is None
     with pytest.raises(TaskError, match="for classification, but the task is regression"):
-        KIND.class_weights("balanced", [0.5], ())
+        KIND.scorer.class_weights("balanced", [0.5], ())
 
 
 def test_a_prediction_is_a_number() -> None:
     output = np.array([[2.5]], dtype=np.float32)
-    assert KIND.decisions(output).tolist() == [2.5]
-    assert KIND.line(KIND.present(output[0], ())) == "2.5000"
+    assert KIND.scorer.decisions(output).tolist() == [2.5]
+    assert KIND.scorer.line(KIND.scorer.present(output[0], ())) == "2.5000"

@@ -34,13 +34,13 @@ def _rows(kind: str) -> tuple[Any, Any]:
 def test_confidence_alone_changes_nothing(name: str) -> None:
     kind = get_kind(name)
     outputs, labels = _rows(name)
-    plain, found = kind.row_loss(outputs, labels), kind.calibrated_loss(outputs, labels)
+    plain, found = kind.scorer.row_loss(outputs, labels), kind.scorer.calibrated_loss(outputs, labels)
     assert plain is not None
     assert found is not None
     assert 0 < found <= plain
     for factor in (0.5, 4.0):
-        assert kind.calibrated_loss(outputs * factor, labels) == pytest.approx(found, abs=1e-5)
-        assert kind.row_loss(outputs * factor, labels) != pytest.approx(plain, abs=1e-2)
+        assert kind.scorer.calibrated_loss(outputs * factor, labels) == pytest.approx(found, abs=1e-5)
+        assert kind.scorer.row_loss(outputs * factor, labels) != pytest.approx(plain, abs=1e-2)
 
 
 def test_it_is_the_least_loss_over_temperatures() -> None:
@@ -49,7 +49,7 @@ def test_it_is_the_least_loss_over_temperatures() -> None:
         -log_softmax(3 * LOGITS / t, axis=1)[np.arange(60), CLASSES].mean()
         for t in np.exp(np.linspace(-3, 3, 2001))
     ]
-    assert kind.calibrated_loss(3 * LOGITS, CLASSES) == pytest.approx(min(grid), abs=1e-5)
+    assert kind.scorer.calibrated_loss(3 * LOGITS, CLASSES) == pytest.approx(min(grid), abs=1e-5)
 
 
 def test_what_is_right_more_often_but_too_sure_comes_first() -> None:
@@ -59,8 +59,8 @@ def test_what_is_right_more_often_but_too_sure_comes_first() -> None:
     # Right in 80 rows of 100 with a log-odds of 12 each; right in 60 with 0.4 each.
     sure, timid = (np.where(np.arange(100) % 50 < n // 2, 1, -1) * sign for n in (80, 60))
     sure, timid = (np.stack([x * c / 2, -x * c / 2], axis=1) for x, c in ((sure, 12.0), (timid, 0.4)))
-    plain = [kind.row_loss(outputs, labels) for outputs in (sure, timid)]
-    told = [kind.calibrated_loss(outputs, labels) for outputs in (sure, timid)]
+    plain = [kind.scorer.row_loss(outputs, labels) for outputs in (sure, timid)]
+    told = [kind.scorer.calibrated_loss(outputs, labels) for outputs in (sure, timid)]
     assert plain[0] > plain[1]  # type: ignore[operator]
     assert told[0] < told[1]  # type: ignore[operator]
     assert told[0] == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2), abs=1e-4)
@@ -68,16 +68,15 @@ def test_what_is_right_more_often_but_too_sure_comes_first() -> None:
 
 def test_outputs_against_the_labels_are_worth_a_guess() -> None:
     kind = get_kind("classification")
-    found = kind.calibrated_loss(-5 * LOGITS, CLASSES)
+    found = kind.scorer.calibrated_loss(-5 * LOGITS, CLASSES)
     assert found == pytest.approx(np.log(3), abs=0.05)
 
 
 def test_kinds_without_logits_are_ranked_by_their_loss() -> None:
-    assert {name for name in kind_names() if get_kind(name).tempered} >= {
+    assert {name for name in kind_names() if get_kind(name).scorer.tempered} >= {
         "classification",
         "token_classification",
     }
-    assert not get_kind("causal_lm").tempered
-    assert get_kind("regression").calibrated_loss(np.ones((3, 1)), np.ones(3)) == get_kind(
-        "regression"
-    ).row_loss(np.ones((3, 1)), np.ones(3))
+    assert not get_kind("causal_lm").scorer.tempered
+    scorer, rows = get_kind("regression").scorer, (np.ones((3, 1)), np.ones(3))
+    assert scorer.calibrated_loss(*rows) == scorer.row_loss(*rows)

@@ -69,8 +69,8 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 def test_the_decoder_begins_by_the_model_s_own_rule() -> None:
     batch = batch_of(2)
     labels = batch["labels"]
-    t5 = KIND.inputs(encoder_decoder("t5"), batch)["decoder_input_ids"]
-    bart = KIND.inputs(encoder_decoder("bart"), batch)["decoder_input_ids"]
+    t5 = KIND.head.inputs(encoder_decoder("t5"), batch)["decoder_input_ids"]
+    bart = KIND.head.inputs(encoder_decoder("bart"), batch)["decoder_input_ids"]
     moved = labels[:, :-1].masked_fill(labels[:, :-1] == -100, 0)
     assert torch.equal(t5[:, 1:], moved)
     assert torch.equal(bart[:, 1:], moved)
@@ -78,13 +78,13 @@ def test_the_decoder_begins_by_the_model_s_own_rule() -> None:
     assert bart[:, 0].tolist() == [3, 3]
     config = MBartConfig(vocab_size=20, d_model=8, encoder_layers=1, decoder_layers=1, pad_token_id=0)
     config.encoder_attention_heads = config.decoder_attention_heads = 2
-    mbart = KIND.inputs(MBartForConditionalGeneration(config), batch)["decoder_input_ids"]
+    mbart = KIND.head.inputs(MBartForConditionalGeneration(config), batch)["decoder_input_ids"]
     assert mbart[:, 0].tolist() == [3, 3], "the last token of the target goes round to its front"
 
 
 def test_what_has_no_rule_or_no_first_token_is_refused() -> None:
     with pytest.raises(UsageError, match="does not say what its decoder reads"):
-        KIND.inputs(torch.nn.Linear(2, 2), batch_of())
+        KIND.head.inputs(torch.nn.Linear(2, 2), batch_of())
     model = encoder_decoder("t5")
     model.config.decoder_start_token_id = None
     with pytest.raises(UsageError, match="decoder_start_token_id"):
@@ -150,11 +150,11 @@ def test_examples_stand_before_a_source() -> None:
     task = load_in_memory(sources, targets)
     split = task.splits["train"]
     shots = split.take([1])
-    found = KIND.with_examples(split.take([0]), shots, side_tokenizer(), 60)
+    found = KIND.encoder.with_examples(split.take([0]), shots, side_tokenizer(), 60)
     assert found is not None
     assert found.texts == [f"{shots.texts[0]}\n{shots.labels[0]}\n\n{split.texts[0]}"]
     assert found.labels == [split.labels[0]]
-    short = KIND.with_examples(split.take([0]), shots, side_tokenizer(), 6)
+    short = KIND.encoder.with_examples(split.take([0]), shots, side_tokenizer(), 6)
     assert short is not None
     assert short.texts == [split.texts[0]], "a source is not cut for an example"
 
@@ -196,7 +196,7 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     total, found = 0.0, dict[str, Tensor]()
     for batch in forward.batches(data.train, 9, shuffle=False, device=CPU):
-        loss = data.task.loss().mean(forward(batch), batch["labels"])
+        loss = data.task.loss().mean(forward(batch), batch)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
@@ -210,7 +210,7 @@ def test_the_cached_trunk_gives_the_same(name: str, place: str, folder: Path) ->
     path = save_encoder_decoder(folder / name, name)
     data = task_of(path, str(write_pairs(folder / "few.jsonl", 30)))
     recipe = Recipe.from_dict({"name": "r", "layers": UPPER[place]})
-    with attach(KIND.load_model(str(path), ()), recipe, seed=0) as hybrid:
+    with attach(KIND.head.load_model(str(path), ()), recipe, seed=0) as hybrid:
         randomise(hybrid.root)
         forward = shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
         assert forward.trunk is not None
@@ -238,14 +238,14 @@ def test_states_of_full_precision_are_exact(name: str, place: str, folder: Path)
     path = save_encoder_decoder(folder / name, name)
     data = task_of(path, str(write_pairs(folder / "few.jsonl", 30)))
     recipe = Recipe.from_dict({"name": "r", "layers": UPPER[place]})
-    with attach(KIND.load_model(str(path), ()), recipe, seed=0) as hybrid:
+    with attach(KIND.head.load_model(str(path), ()), recipe, seed=0) as hybrid:
         randomise(hybrid.root)
         forward = shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
         assert forward.trunk is not None
         batch, found = data.train.collate(range(9)), []
         for within in (nullcontext(), forward.trunk.laid(forward.trunk.compute(batch))):
             with within:
-                loss = data.task.loss().mean(Forward(hybrid.model, kind=KIND)(batch), batch["labels"])
+                loss = data.task.loss().mean(Forward(hybrid.model, kind=KIND)(batch), batch)
                 loss.backward()  # type: ignore[no-untyped-call]
             found.append((float(loss.detach()), gradients(hybrid.model)))
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-5)
@@ -261,7 +261,7 @@ def test_states_of_a_decoder_are_those_of_its_targets(folder: Path, pairs_file: 
     other.write_text("".join(json.dumps({**row, "target": row["target"][::-1]}) + "\n" for row in lines))
     turned = task_of(path, str(other))
     recipe = Recipe.from_dict({"name": "r", "layers": UPPER["upper decoder"]})
-    with attach(KIND.load_model(str(path), ()), recipe, seed=0) as hybrid:
+    with attach(KIND.head.load_model(str(path), ()), recipe, seed=0) as hybrid:
         randomise(hybrid.root)
         for rows in (data, turned):
             forward = shortest_forward(hybrid, rows, TrainingPlan(steps=1), dropout=False)
@@ -277,7 +277,7 @@ def test_the_backbone_decides_between_kinds_that_learn_the_same(folder: Path, pa
     chats = str(write_chats(folder / "chats.jsonl"))
     prompts = str(write_pairs(folder / "prompts.jsonl", 60, ("prompt", "completion")))
     t5 = spec_of_model(encoder_decoder("t5"))[0]
-    llama = spec_of_model(get_kind("causal_lm").load_model(str(save_decoder(folder / "llama")), ()))[0]
+    llama = spec_of_model(get_kind("causal_lm").head.load_model(str(save_decoder(folder / "llama")), ()))[0]
     for file, alone in ((pairs_file, "seq2seq"), (prompts, "causal_lm"), (chats, "causal_lm")):
         assert load_task(file).kind == alone
         assert load_task(file, backbone=t5).kind == "seq2seq"
@@ -311,14 +311,14 @@ def test_classification_on_an_encoder_decoder(name: str, folder: Path) -> None:
 def test_another_architecture_is_refused_with_the_way_out(folder: Path) -> None:
     decoder, encoder = str(save_decoder(folder / "llama")), str(save_backbone(folder / "bert"))
     with pytest.raises(UsageError, match=r"no encoder with a decoder.*--kind causal_lm.*T5 or BART"):
-        KIND.load_model(decoder, ())
+        KIND.head.load_model(decoder, ())
     with pytest.raises(UsageError, match=r"which seq2seq needs: take a model such as T5 or BART"):
-        KIND.load_model(encoder, ())
+        KIND.head.load_model(encoder, ())
     t5 = str(save_encoder_decoder(folder / "t5"))
     with pytest.raises(UsageError, match=r"causal_lm .*--kind seq2seq"):
-        get_kind("causal_lm").load_model(t5, ())
+        get_kind("causal_lm").head.load_model(t5, ())
     with pytest.raises(UsageError, match=r"is an encoder-decoder, and multiple_choice is for decoders"):
-        get_kind("multiple_choice").load_model(t5, ())
+        get_kind("multiple_choice").head.load_model(t5, ())
 
 
 # Bad data

@@ -19,7 +19,7 @@ from transformers import AutoModelForTokenClassification, BertForTokenClassifica
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks import EncodedTask
-from autopeft.tasks.kinds import Loss, Metric, TaskKind, register_kind
+from autopeft.tasks.kinds import Encoder, Head, Loss, Metric, Schema, Scorer, TaskKind, register_kind
 from autopeft.tasks.tokens import EncodedSplit
 from autopeft.training import TrainingPlan, predict, run_trial, scores
 from autopeft.training.forward import shortest_forward
@@ -58,40 +58,19 @@ class Tagged(EncodedSplit):
 
 
 class OverTokens(Loss):
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        labels = batch["labels"]
         flat = logits.float().flatten(0, 1)
         return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def weight(self, labels: Tensor) -> float:
-        return float((labels != IGNORED).sum())
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
+        return float((batch["labels"] != IGNORED).sum())
 
 
-class Tags(TaskKind):
-    summary = "a class for each token"
+class TokenScorer(Scorer):
+    """Logits of each token."""
+
     metrics = (Metric("per_token", 0, 1, "share of tokens that are right", per_token),)
-    default_metric = "per_token"
-    auto_class = AutoModelForTokenClassification
-    pooled = False
-    peft_task_type = "TOKEN_CLS"
-    hub_pipeline = "token-classification"
-
-    def claim(self, tables: Any, named: Any) -> float:
-        return 0.0
-
-    def encode_labels(self, parts: Any, order: Sequence[str] = ()) -> tuple[tuple[str, ...], list[list[Any]]]:
-        raise NotImplementedError
-
-    def strata(self, labels: Sequence[Any]) -> list[int]:
-        return [0] * len(labels)
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        return len(names)
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        return {"num_labels": len(names)}
-
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        return ragged(labels)
 
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return OverTokens()
@@ -113,6 +92,28 @@ class Tags(TaskKind):
         return " ".join(prediction["tags"])
 
 
+class TokenHead(Head):
+    """One output for each class, at each token."""
+
+    auto_class = AutoModelForTokenClassification
+    pooled = False
+    peft_task_type = "TOKEN_CLS"
+    hub_pipeline = "token-classification"
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return len(names)
+
+    def config(self, names: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": len(names)}
+
+
+class TokenEncoder(Encoder):
+    """Labels of each token."""
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        return ragged(labels)
+
+
 def ragged(rows: Sequence[Any]) -> NDArray[Any]:
     found = np.empty(len(rows), dtype=object)
     for i, row in enumerate(rows):
@@ -128,7 +129,8 @@ def tagged(split: EncodedSplit) -> Tagged:
 
 @pytest.fixture
 def data(own_registry: None) -> EncodedTask:
-    register_kind("tags")(Tags)
+    parts = {"schema": Schema(), "encoder": TokenEncoder(), "head": TokenHead(), "scorer": TokenScorer()}
+    register_kind(TaskKind("tags", "a class for each token", **parts))
     plain = encoded_task()
     splits = {name: tagged(split) for name, split in plain.splits.items()}
     task = replace(plain.task, kind="tags", metric="per_token", labels=("even", "odd"))
@@ -160,7 +162,7 @@ def test_tokens_and_not_rows_are_the_divisor(data: EncodedTask) -> None:
     batch = data.train.collate([0, 1, 2])
     logits = model(batch["input_ids"], batch["attention_mask"]).logits
     wanted = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-    assert torch.allclose(data.task.loss().mean(logits, batch["labels"]), wanted)
+    assert torch.allclose(data.task.loss().mean(logits, batch), wanted)
 
 
 def test_outputs_of_different_lengths_come_back_in_order(data: EncodedTask) -> None:
@@ -184,9 +186,9 @@ def test_the_kind_says_which_shortcuts_there_are(
         with attach(made(), RECIPE, seed=0) as hybrid:
             forward = shortest_forward(hybrid, kind, plan(), dropout=False)
             assert forward.trunk is not None
-            assert (forward.rows is not None) is kind.task.task_kind.pooled
-            monkeypatch.setattr(type(kind.task.task_kind), "tokenwise_trunk", False)
-            monkeypatch.setattr(type(kind.task.task_kind), "pooled", False)
+            assert (forward.rows is not None) is kind.task.task_kind.head.pooled
+            monkeypatch.setattr(type(kind.task.task_kind.encoder), "tokenwise_trunk", False)
+            monkeypatch.setattr(type(kind.task.task_kind.head), "pooled", False)
             forward = shortest_forward(hybrid, kind, plan(), dropout=False)
             assert forward.trunk is forward.rows is None
 
@@ -196,7 +198,7 @@ def test_a_head_that_is_not_new_stays_as_it_was_trained(
 ) -> None:
     seen: list[Tensor] = []
     for new in (True, False):
-        monkeypatch.setattr(Tags, "new_head", new)
+        monkeypatch.setattr(TokenHead, "new_head", new)
         model = tagger()
         with torch.no_grad():
             model.classifier.weight.fill_(1.0)

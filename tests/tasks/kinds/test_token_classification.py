@@ -50,7 +50,7 @@ def task(place: Path) -> Task:
 
 @pytest.fixture
 def model(place: Path, task: Task) -> PreTrainedModel:
-    return KIND.load_model(str(place / "bert"), task.labels)
+    return KIND.head.load_model(str(place / "bert"), task.labels)
 
 
 @pytest.fixture
@@ -66,17 +66,17 @@ def test_the_loss_of_rows_and_of_weighted_tags() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 4, 2), torch.tensor([[0, 1, -100, 1], [-100] * 4, [1, -100, 0, 0]])
     plain, weighted = TagLoss(), TagLoss([1.0, 3.0])
-    each = plain.each(logits, labels)
+    each = plain.each(logits, {"labels": labels})
     assert each[1] == 0
     assert float((each * torch.tensor([3.0, 0, 3.0])).sum()) == pytest.approx(
-        float(plain.total(logits, labels))
+        float(plain.total(logits, {"labels": labels}))
     )
     wanted = torch.nn.functional.cross_entropy(
         logits.reshape(-1, 2), labels.reshape(-1), weight=torch.tensor([1.0, 3.0]), ignore_index=-100
     )
-    assert float(weighted.mean(logits, labels)) == pytest.approx(float(wanted))
-    assert plain.weight(labels[1:2]) == 1.0
-    assert float(plain.mean(logits[1:2], labels[1:2])) == 0.0
+    assert float(weighted.mean(logits, {"labels": labels})) == pytest.approx(float(wanted))
+    assert plain.weight({"labels": labels[1:2]}) == 1.0
+    assert float(plain.mean(logits[1:2], {"labels": labels[1:2]})) == 0.0
 
 
 # Shortcuts
@@ -92,7 +92,7 @@ def test_the_head_starts_where_frozen_features_put_it(model: PreTrainedModel, da
     assert torch.equal(model.get_submodule("classifier").weight, probe.weight)
     outputs = predict(model, data.select)
     metric = get_metric("tag_accuracy")
-    assert KIND.score(metric, outputs, data.select.truth) > 0.9
+    assert KIND.scorer.score(metric, outputs, data.select.truth) > 0.9
     again = start_head(model, data, plan, alone=True)
     assert again is not None
     assert torch.equal(again.weight, probe.weight), "kept on disk"
@@ -113,27 +113,27 @@ def outputs_of(*rows: list[int]) -> Any:
 
 def test_words_that_the_model_did_not_see_are_left_out_of_scores() -> None:
     found = outputs_of([1, 2, -1], [0, -1])
-    assert [row.tolist() for row in KIND.decisions(found)] == [[1, 2, -1], [0, -1]]
-    assert KIND.score(get_metric("entity_f1"), found, TRUTH) == 1.0
-    assert KIND.score(get_metric("tag_accuracy"), found, TRUTH) == 1.0
+    assert [row.tolist() for row in KIND.scorer.decisions(found)] == [[1, 2, -1], [0, -1]]
+    assert KIND.scorer.score(get_metric("entity_f1"), found, TRUTH) == 1.0
+    assert KIND.scorer.score(get_metric("tag_accuracy"), found, TRUTH) == 1.0
     wrong = outputs_of([1, 0, 0], [0, 3])
-    assert KIND.score(get_metric("entity_f1"), wrong, TRUTH) == 0.5
-    assert KIND.score(get_metric("entity_f1"), KIND.decisions(wrong), TRUTH) == 0.5
-    assert KIND.row_loss(found, TRUTH) == pytest.approx(np.log(1 + 4 * np.exp(-4)))
-    parts = KIND.pseudo_values(get_metric("entity_f1"), wrong, TRUTH)
+    assert KIND.scorer.score(get_metric("entity_f1"), wrong, TRUTH) == 0.5
+    assert KIND.scorer.score(get_metric("entity_f1"), KIND.scorer.decisions(wrong), TRUTH) == 0.5
+    assert KIND.scorer.row_loss(found, TRUTH) == pytest.approx(np.log(1 + 4 * np.exp(-4)))
+    parts = KIND.scorer.pseudo_values(get_metric("entity_f1"), wrong, TRUTH)
     assert parts.shape == (2,)
     with pytest.raises(TaskError, match="Cannot score 2 tags against those of 3 words"):
-        KIND.score(get_metric("entity_f1"), outputs_of([1, 2], [0, 3]), TRUTH)
+        KIND.scorer.score(get_metric("entity_f1"), outputs_of([1, 2], [0, 3]), TRUTH)
     with pytest.raises(TaskError, match="Cannot score the tags of 1 rows"):
-        KIND.score(get_metric("entity_f1"), outputs_of([1, 2, 0]), TRUTH)
+        KIND.scorer.score(get_metric("entity_f1"), outputs_of([1, 2, 0]), TRUTH)
     broken = outputs_of([1, 2, 0], [0, 3])
     broken[0][1, 1] = np.nan
     with pytest.raises(AutoPEFTError, match="not finite"):
-        KIND.score(get_metric("entity_f1"), broken, TRUTH)
+        KIND.scorer.score(get_metric("entity_f1"), broken, TRUTH)
 
 
 def test_one_tag_for_all_words_scores_nothing(task: Task, place: Path) -> None:
-    assert KIND.constant(task.splits["train"].labels, task.labels) == ("always 'O'", 0)
+    assert KIND.scorer.constant(task.splits["train"].labels, task.labels) == ("always 'O'", 0)
     summary = summarise(task, load_tokenizer(str(place / "bert")), 32)
     assert summary.constant is not None
     assert summary.constant.scores == {"select": 0.0, "test": 0.0}
@@ -141,18 +141,18 @@ def test_one_tag_for_all_words_scores_nothing(task: Task, place: Path) -> None:
 
 
 def test_tables_of_entities_and_of_tags() -> None:
-    entities, tags, confusion = KIND.breakdown(outputs_of([1, 0, 0], [0, 3]), TRUTH, NAMES)
+    entities, tags, confusion = KIND.scorer.breakdown(outputs_of([1, 0, 0], [0, 3]), TRUTH, NAMES)
     assert entities.rows == (("bad", 1.0, 1.0, 1.0, 1), ("good", 0.0, 0.0, 0.0, 1))
     assert [row[0] for row in tags.rows] == list(NAMES)
     assert confusion.headers == ("true", *NAMES)
 
 
 def test_which_metric_counts(place: Path) -> None:
-    assert KIND.metric_for(NAMES) == "entity_f1"
-    assert KIND.metric_for(("NOUN", "VERB")) == "tag_f1"
+    assert KIND.scorer.metric_for(NAMES) == "entity_f1"
+    assert KIND.scorer.metric_for(("NOUN", "VERB")) == "tag_f1"
     with pytest.raises(TaskError, match="needs tags that spell entities"):
-        KIND.check_metric(get_metric("entity_f1"), ("NOUN", "VERB"))
-    KIND.check_metric(get_metric("tag_f1"), ("NOUN", "VERB"))
+        KIND.scorer.check_metric(get_metric("entity_f1"), ("NOUN", "VERB"))
+    KIND.scorer.check_metric(get_metric("tag_f1"), ("NOUN", "VERB"))
 
 
 def test_a_function_of_the_users_gets_tags_by_name(task: Task, place: Path, data: EncodedTask) -> None:
@@ -164,20 +164,20 @@ def test_a_function_of_the_users_gets_tags_by_name(task: Task, place: Path, data
 
     own = load_task(str(place / "data.jsonl"), metric=mine)
     metric = get_metric(own.metric)
-    found = KIND.score(metric, outputs_of([1, 2, -1], [0, 3]), TRUTH)
+    found = KIND.scorer.score(metric, outputs_of([1, 2, -1], [0, 3]), TRUTH)
     assert found == 1.0
     assert seen[-1] == ([["B-good", "I-good"], ["O", "B-bad"]], [["B-good", "I-good"], ["O", "B-bad"]])
 
 
 def test_tags_in_the_order_of_a_head() -> None:
     wanted = ("I-bad", "O", "B-good", "I-good", "B-bad")
-    (row,) = KIND.relabel([Tags([0, 1, 2], NAMES)], NAMES, wanted)
+    (row,) = KIND.schema.relabel([Tags([0, 1, 2], NAMES)], NAMES, wanted)
     assert (tuple(row), row.names) == ((1, 2, 3), wanted)
 
 
 def test_balanced_weights_count_words() -> None:
     labels = [Tags([0, 0, 0, 1], ("O", "X")), Tags([0, 0, 0, 1], ("O", "X"))]
-    assert KIND.class_weights("balanced", labels, ("O", "X")) == [8 / 12, 8 / 4]
+    assert KIND.scorer.class_weights("balanced", labels, ("O", "X")) == [8 / 12, 8 / 4]
 
 
 def test_the_class_of_another_model_tells_another_kind() -> None:
@@ -189,7 +189,7 @@ def test_a_single_tag_after_splitting_is_refused() -> None:
     from autopeft.tasks.split import Split
 
     with pytest.raises(DataError, match="one tag after splitting"):
-        KIND.check("x", Split(["a"], None, [Tags([0], NAMES)]), NAMES)
+        KIND.schema.check("x", Split(["a"], None, [Tags([0], NAMES)]), NAMES)
 
 
 # From end to end
@@ -212,7 +212,7 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     assert alone.score > 0.9
     (said,) = autopeft.predict(found.folder, "a good film was bad")
     assert said["tags"] == ["O", "B-good", "O", "O", "B-bad"]
-    assert KIND.line(said) == "a good/B-good film was bad/B-bad"
+    assert KIND.scorer.line(said) == "a good/B-good film was bad/B-bad"
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"tokens": ["bad", "film"]}\n{"tokens": []}\n')
     answers = autopeft.predict(found.folder, asked, out=str(tmp_path / "answers.csv"))
@@ -237,4 +237,4 @@ def test_a_long_row_has_no_tags_at_its_end(place: Path, tmp_path: Path) -> None:
     )
     (said,) = autopeft.predict(found.folder, " ".join(["good"] * 9))
     assert [tag is None for tag in said["tags"]] == [False] * 6 + [True] * 3
-    assert KIND.line(said).endswith("good/? good/? good/?")
+    assert KIND.scorer.line(said).endswith("good/? good/? good/?")

@@ -33,8 +33,8 @@ from autopeft.search.api import plan
 from autopeft.search.core.events import SilentReporter
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
-from autopeft.tasks.kinds.label_logits import label_logits, read_words
-from autopeft.tasks.kinds.verbalised import Verbalised
+from autopeft.tasks.kinds.cloze import label_logits, read_words
+from autopeft.tasks.kinds.verbalised import ClozeEncoder
 from autopeft.training import TrainingPlan, evaluate, predict, train
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.losses import logits_of
@@ -78,7 +78,7 @@ def data_for(name: str, **options: Any) -> EncodedTask:
 
 
 def hybrid_on(name: str, made: Recipe) -> Hybrid:
-    hybrid = attach(task_for(name).task_kind.load_model(name, NAMES), made, seed=0)
+    hybrid = attach(task_for(name).task_kind.head.load_model(name, NAMES), made, seed=0)
     randomise(hybrid.root)
     return hybrid
 
@@ -113,7 +113,7 @@ def by_hand(model: Any, name: str, texts: list[str], *, left: bool = False) -> T
 def test_logits_and_loss_are_those_of_the_plain_language_model(name: str) -> None:
     data = data_for(name)
     assert data.task.labels == NAMES
-    model = data.task.task_kind.load_model(name, NAMES)
+    model = data.task.task_kind.head.load_model(name, NAMES)
     plain = AUTO[name].from_pretrained(name).eval()
     texts = data.task.splits["test"].texts
     with torch.no_grad():
@@ -123,15 +123,15 @@ def test_logits_and_loss_are_those_of_the_plain_language_model(name: str) -> Non
     assert torch.allclose(found, sideways, atol=1e-5)
     assert float((wanted[:, 0] - wanted[:, 1]).std()) > 0.1, "the rows differ"
     labels = torch.tensor(data.task.splits["test"].labels)
-    loss = data.task.task_kind.row_loss(found.numpy(), labels.numpy())
+    loss = data.task.task_kind.scorer.row_loss(found.numpy(), labels.numpy())
     assert loss == pytest.approx(float(F.cross_entropy(wanted, labels)), rel=1e-5)
-    assert float(data.task.loss().mean(found, labels)) == pytest.approx(loss, rel=1e-5)
+    assert float(data.task.loss().mean(found, {"labels": labels})) == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_batch_may_be_padded_on_the_left(name: str) -> None:
     data = data_for(name)
-    model = data.task.task_kind.load_model(name, NAMES)
+    model = data.task.task_kind.head.load_model(name, NAMES)
     batch = data.test.collate(range(6))
     mask = batch["attention_mask"]
     turned = dict(batch)
@@ -285,9 +285,9 @@ def test_a_recipe_is_trained_saved_and_asked(name: str, tmp_path: Path) -> None:
     assert heads
     assert all(torch.equal(after[key], before[key]) for key in heads)
     kind = found.task.task_kind
-    assert isinstance(kind, Verbalised)
-    assert kind.words.words == ("bad", "good"), "in the order of the classes"
-    assert str(kind.template) == TEMPLATES[name], "the backbone's default"
+    assert isinstance(kind.encoder, ClozeEncoder)
+    assert kind.encoder.words.words == ("bad", "good"), "in the order of the classes"
+    assert str(kind.encoder.template) == TEMPLATES[name], "the backbone's default"
     assert dict(found.summary.facts)["template"] == repr(TEMPLATES[name])
     assert dict(found.summary.facts)["label words"] == "'bad' for 'no', 'good' for 'yes'"
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -336,9 +336,9 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     ):
         task = load_task(path, label_words=WORDS, backbone=spec_of(load_config(name)))
         kind = task.task_kind
-        assert isinstance(kind, Verbalised)
-        assert str(kind.template) == template
-        found = predict(kind.load_model(name, NAMES), encode(task, load_tokenizer(name), 48).test)
+        assert isinstance(kind.encoder, ClozeEncoder)
+        assert str(kind.encoder.template) == template
+        found = predict(kind.head.load_model(name, NAMES), encode(task, load_tokenizer(name), 48).test)
         assert found.shape == (len(task.splits["test"]), 2)
     with pytest.raises(TaskError, match=re.escape("has no {text_pair}; write for example '{text} ? {mask}")):
         load_task(path, label_words=WORDS, template="{text} {mask}")
@@ -370,7 +370,7 @@ def test_a_search_goes_on_and_compares_with_the_backbone_as_it_is(
     assert not any("head" in name for name in names), "there is no head that could train alone"
     untuned = next(b for b in found.baselines if b.name == "untuned backbone")
     data = data_for("bert")
-    whole = evaluate(data.task.task_kind.load_model("bert", NAMES), data.test, "accuracy")
+    whole = evaluate(data.task.task_kind.head.load_model("bert", NAMES), data.test, "accuracy")
     assert untuned.test_mean == pytest.approx(whole)
     assert main(["report", options["out"], "-o", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
@@ -388,10 +388,10 @@ def test_weights_without_a_language_models_head(name: str, tmp_path: Path) -> No
     kind = task_for(name).task_kind
     said = "have no head that predicts tokens: [1-9] tensors are missing .* and would be random"
     with pytest.raises(UsageError, match=said):
-        kind.load_model(folder, NAMES)
+        kind.head.load_model(folder, NAMES)
     with pytest.raises(UsageError, match=said):
-        kind.check_weights(resolve_model(folder))
-    kind.check_weights(resolve_model(name))
+        kind.head.check_weights(resolve_model(folder))
+    kind.head.check_weights(resolve_model(name))
     with pytest.raises(UsageError, match=said):
         plan(
             budget="30%", task="data.csv", text="body", label="verdict", model=folder, space="lora",
@@ -402,8 +402,8 @@ def test_weights_without_a_language_models_head(name: str, tmp_path: Path) -> No
 def test_a_tied_head_is_the_embeddings(tmp_path: Path) -> None:
     folder = str(save_causal(tmp_path / "tied", head=False, tie_word_embeddings=True))
     kind = task_for("llama").task_kind
-    kind.check_weights(resolve_model(folder))
-    model = kind.load_model(folder, NAMES)
+    kind.head.check_weights(resolve_model(folder))
+    model = kind.head.load_model(folder, NAMES)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
@@ -436,5 +436,7 @@ def test_without_a_backbone_the_template_is_asked_for() -> None:
     with pytest.raises(TaskError, match="none is named: write"):
         load_task("data.csv", **options)
     task = load_task("data.csv", template="{text} {mask}", **options)
-    assert task.task_kind.auto_class is AutoModelForMaskedLM
-    assert load_task("data.csv", template="{text}", **options).task_kind.auto_class is AutoModelForCausalLM
+    assert task.task_kind.head.auto_class is AutoModelForMaskedLM
+    assert (
+        load_task("data.csv", template="{text}", **options).task_kind.head.auto_class is AutoModelForCausalLM
+    )

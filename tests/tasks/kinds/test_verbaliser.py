@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds import get_kind
-from autopeft.tasks.kinds.verbalised import Verbalised
+from autopeft.tasks.kinds.verbalised import ClozeEncoder
 from autopeft.tasks.kinds.verbaliser import (
     EXAMPLES,
     LabelWords,
@@ -60,8 +60,8 @@ def test_a_kind_comes_back_from_its_name(text: str, found: list[str]) -> None:
     name = kind_with_words(None, found, text)
     assert name is not None
     kind = get_kind(name)
-    assert isinstance(kind, Verbalised)
-    assert (kind.words.words, kind.template) == (tuple(found), Template.parse(text))
+    assert isinstance(kind.encoder, ClozeEncoder)
+    assert (kind.encoder.words.words, kind.encoder.template) == (tuple(found), Template.parse(text))
     assert get_kind(kind.name) is get_kind(kind.name)
     assert kind.name.isascii()
 

@@ -27,7 +27,7 @@ def test_the_final_score_is_the_same_within_the_noise_of_seeds() -> None:
     torch.set_num_threads(1)
     source = resolve_model("minilm")
     task = load_task("movie-sentences").subset(1600, 500, 100)
-    model = task.task_kind.load_model(source, task.labels)
+    model = task.task_kind.head.load_model(source, task.labels)
     data = encode(task, load_tokenizer(source))
     found: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(4):

@@ -245,7 +245,7 @@ def test_the_trainer_trains_with_it_and_scores_without(tmp_path: Path) -> None:
     hybrid.model.eval()
     with torch.no_grad():
         logits = hybrid.model(batch["input_ids"], batch["attention_mask"]).logits
-    plain = float(LOSS.mean(logits, batch["labels"]))
+    plain = float(LOSS.mean(logits, batch))
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to=[],
         save_strategy="no", disable_tqdm=True, per_device_eval_batch_size=8,

@@ -12,19 +12,11 @@ from support.words import tagged_rows, write_tagged
 
 from autopeft.errors import DataError
 from autopeft.tasks import load_task
-from autopeft.tasks.kinds.tagged import (
-    encode_tags,
-    is_tagged_table,
-    problems_of_words,
-    read_tagged,
-    tag_columns,
-    tagged,
-    word_column,
-)
+from autopeft.tasks.kinds.tag_schema import TagSchema, tagged
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 CHOSEN = Columns("tokens", None, "tags")
-NONE = ColumnNames()
+NONE, SCHEMA = ColumnNames(), TagSchema()
 
 
 def table(tokens: Any, tags: Any, names: dict[str, tuple[str, ...]] | None = None, **more: Any) -> Table:
@@ -48,20 +40,22 @@ def table(tokens: Any, tags: Any, names: dict[str, tuple[str, ...]] | None = Non
     ],
 )
 def test_which_tables_are_claimed(columns: dict[str, Any], named: ColumnNames, fits: bool) -> None:
-    assert is_tagged_table(Table("x", columns, {}), named) is fits
+    assert bool(SCHEMA.claim({"train": Table("x", columns, {})}, named)) is fits
 
 
 def test_columns_that_cannot_be_found() -> None:
-    assert tag_columns(table([["a"]], [["O"]], ner_tags=[["O"]]), NONE).label == "ner_tags"
-    assert word_column(Table("x", {"id": [1], "text": ["a b"]}, {}), NONE) == Columns("text", None, None)
+    assert SCHEMA.columns(table([["a"]], [["O"]], ner_tags=[["O"]]), NONE).label == "ner_tags"
+    assert SCHEMA.text_columns(Table("x", {"id": [1], "text": ["a b"]}, {}), NONE) == Columns(
+        "text", None, None
+    )
     with pytest.raises(DataError, match="no column with an obvious name for the tags"):
-        tag_columns(Table("x", {"tokens": [["a"]]}, {}), NONE)
+        SCHEMA.columns(Table("x", {"tokens": [["a"]]}, {}), NONE)
     with pytest.raises(DataError, match="have no second text"):
-        tag_columns(table([], []), ColumnNames(None, "b", None))
+        SCHEMA.columns(table([], []), ColumnNames(None, "b", None))
     with pytest.raises(DataError, match="words and tags at once"):
-        tag_columns(table([], []), ColumnNames("tags", None, "tags"))
+        SCHEMA.columns(table([], []), ColumnNames("tags", None, "tags"))
     with pytest.raises(DataError, match="no column 'nope' for --text-column"):
-        word_column(table([], []), ColumnNames("nope"))
+        SCHEMA.text_columns(table([], []), ColumnNames("nope"))
 
 
 @pytest.mark.parametrize(
@@ -90,19 +84,19 @@ def test_columns_that_cannot_be_found() -> None:
 )
 def test_bad_rows_are_named_and_counted(tokens: Any, tags: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
-        read_tagged(table(tokens, tags), CHOSEN)
+        SCHEMA.read(table(tokens, tags), CHOSEN)
     assert said in str(caught.value)
 
 
 def test_names_that_the_format_notes() -> None:
     names = {"tags": ("O", "B-x")}
-    raw = read_tagged(table([["a", "b"]], [[1, "O"]], names), CHOSEN)
+    raw = SCHEMA.read(table([["a", "b"]], [[1, "O"]], names), CHOSEN)
     assert raw.labels == [["B-x", "O"]]
     assert raw.texts == ["a b"]
     assert raw.fields == {"words": [["a", "b"]]}
     for wrong in (2, -1, "B-y"):
         with pytest.raises(DataError, match="a tag that is none of its 2 tags in row 1"):
-            read_tagged(table([["a"]], [[wrong]], names), CHOSEN)
+            SCHEMA.read(table([["a"]], [[wrong]], names), CHOSEN)
 
 
 def part(*rows: list[str], where: str = "x") -> RawRows:
@@ -110,13 +104,14 @@ def part(*rows: list[str], where: str = "x") -> RawRows:
 
 
 def test_the_tag_outside_is_the_first() -> None:
-    names, rows = encode_tags([part(["B-a", "O"], ["O", "I-a"])], ())
+    encode = SCHEMA.encode_labels
+    names, rows = encode([part(["B-a", "O"], ["O", "I-a"])], ())
     assert names == ("O", "B-a", "I-a")
     assert [list(row) for row in rows[0]] == [[1, 0], [0, 2]]
     assert rows[0][0].names == names
-    assert encode_tags([part(["V", "N", "N"], ["A"])], ())[0] == ("N", "A", "V"), "most words have it"
-    assert encode_tags([part(["10", "9", "9"])], ())[0] == ("9", "10")
-    assert encode_tags([part(["B-a"])], ("B-a", "I-a", "O"))[0] == ("O", "B-a", "I-a"), "as the format notes"
+    assert encode([part(["V", "N", "N"], ["A"])], ())[0] == ("N", "A", "V"), "most words have it"
+    assert encode([part(["10", "9", "9"])], ())[0] == ("9", "10")
+    assert encode([part(["B-a"])], ("B-a", "I-a", "O"))[0] == ("O", "B-a", "I-a"), "as the format notes"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +124,7 @@ def test_the_tag_outside_is_the_first() -> None:
 )
 def test_tags_that_cannot_be_learnt(parts: list[RawRows], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        encode_tags(parts, ())
+        SCHEMA.encode_labels(parts, ())
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "conll"])
@@ -192,6 +187,6 @@ def test_empty_sentences_can_be_left_out(tmp_path: Path) -> None:
 
 def test_rows_that_are_to_be_tagged() -> None:
     asked = Table("x", {"text": ["a b", " ", ["c"], [], 3, None]}, {})
-    found = problems_of_words(asked, Columns("text", None, None))
+    found = SCHEMA.unanswerable(asked, Columns("text", None, None))
     assert set(found) == {1, 3, 4, 5}
     assert tagged(["Anna", "in", "New York"], ["B-PER", "O", "B-LOC"], "O") == "Anna/B-PER in New York/B-LOC"
