@@ -172,7 +172,9 @@ def test_loss_of_real_labels_is_the_squared_error() -> None:
 
 
 def test_the_loss_of_a_kind_of_task_is_taken_where_it_is_given() -> None:
-    callback = HybridCallback(_Carrier({}, nn.Identity()), lambda logits, labels: logits.sum() - labels.sum())
+    callback = HybridCallback(
+        _Carrier({}, nn.Identity()), lambda logits, batch: logits.sum() - batch["labels"].sum()
+    )
     loss = callback.loss({"logits": torch.ones(2, 3, 4)}, torch.ones(2, 3), num_items_in_batch=6)
     assert float(loss) == pytest.approx((24 - 6) / 6)
 
@@ -374,7 +376,10 @@ def test_what_adds_to_the_loss_reaches_the_trainer_by_itself(tmp_path: Path) -> 
     hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": ["adalora"]}]}), seed=0)
     default_trainer(tmp_path, model, **hybrid.for_trainer()).train()
     other = attach(tiny_bert(), LORA, seed=0)
-    total = torch.nn.functional.cross_entropy
+
+    def total(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(logits, batch["labels"])
+
     assert other.for_trainer(total)["compute_loss_func"](([torch.zeros(2, 2)]), torch.zeros(2).long()) > 0
 
 

@@ -13,11 +13,13 @@ from support.searching import Dies
 
 from autopeft.errors import UsageError
 from autopeft.export.package import find_saved, write_package
+from autopeft.recipe import Recipe
 from autopeft.report.html import render_report
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
-from autopeft.search import api
 from autopeft.search.api import plan, search
+from autopeft.search.planning.prepare import Prepared
+from autopeft.search.space.candidate import keeps_within
 
 SPACE = """
 autopeft: 2
@@ -110,10 +112,15 @@ def test_what_is_returned_keeps_budget_and_limits(arguments: dict[str, Any]) -> 
     free = plan(**arguments, samples=0).prepared
     ready = plan(**arguments, max_file="3kB", samples=0).prepared
     largest, smaller, head = (b.candidates[0] for b in (free.baselines()[0], *ready.baselines()))
-    assert [api._judge(free).inside(recipe) for recipe in (largest, smaller, head)] == [True, True, True]
-    assert [api._judge(ready).inside(recipe) for recipe in (largest, smaller, head)] == [False, True, True]
     ranged = plan(**{**arguments, "budget": "1%..20%"}, samples=0).prepared
-    assert [api._judge(ranged).inside(recipe) for recipe in (largest, head)] == [True, False]
+
+    def inside(prepared: Prepared, *recipes: Any) -> list[bool]:
+        found = (Recipe.from_dict(dict(recipe)) for recipe in recipes)
+        return [keeps_within(recipe, prepared.budget, prepared.spec) for recipe in found]
+
+    assert inside(free, largest, smaller, head) == [True, True, True]
+    assert inside(ready, largest, smaller, head) == [False, True, True]
+    assert inside(ranged, largest, head) == [True, False]
 
 
 def test_a_goal_and_an_objective_that_lead_apart_are_refused(arguments: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def test_gradients_are_those_of_the_losses(micro_batch: int | None) -> None:
             labels = [int(7 in row) for row in rows(seen[level])]
             with torch.enable_grad(), learning(list(model.parameters()), wanted):
                 logits = torch.cat([model(ids, mask)[0] for ids, mask in seen[level]])
-                loss = CrossEntropy(None).mean(logits, torch.tensor(labels))
+                loss = CrossEntropy(None).mean(logits, {"labels": torch.tensor(labels)})
                 if level == "lower":
                     loss = loss + module.loss_terms(NO_STEP)
                 expected = torch.autograd.grad(loss, wanted, allow_unused=True)
