@@ -25,7 +25,7 @@ from autopeft.tasks.kinds.multi_label import LabelwiseLoss
 from autopeft.tasks.summary import summarise
 from autopeft.tasks.table import RawRows
 from autopeft.training import TrainingPlan
-from autopeft.training.head_start import start_head
+from autopeft.training.head_start import fitted_head, start_head
 
 KIND = get_kind("multi_label")
 NAMES = ("a", "b", "c")
@@ -143,7 +143,11 @@ def test_the_head_starts_where_frozen_features_put_it(place: Path) -> None:
     model = KIND.head.load_model(str(place / "bert"), task.labels)
     data = encode(task, load_tokenizer(str(place / "bert")), 32)
     plan = TrainingPlan(steps=1, max_length=32, device="cpu", head_start="probe")
-    start_head(model, data, plan, alone=True)  # whether it helps depends on what the backbone tells
+    fit = fitted_head(model, data, plan)
+    assert fit is not None, "heads of several labels are probed"
+    # Whether a probe is taken depends on what the backbone tells.
+    assert (start_head(model, data, plan, alone=True) is None) == (fit.probe is None)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
