@@ -12,7 +12,7 @@ from autopeft.assets.cache import (
     warn_once,
     writable_folder,
 )
-from autopeft.assets.heads import head_names, reset_head
+from autopeft.assets.heads import head_bank, head_names, reset_head
 from autopeft.assets.hub import hub_answers
 from autopeft.assets.images import ImageProcessor, image_processor_of, load_image_processor
 from autopeft.assets.live import keep_model
@@ -66,6 +66,7 @@ __all__ = [
     "extract_members",
     "fetch",
     "fetch_member",
+    "head_bank",
     "head_names",
     "hub_answers",
     "image_processor_of",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,17 +15,22 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from autopeft.errors import UsageError
 
 __all__ = [
+    "HeadBank",
     "draw_missing",
     "drawn",
+    "head_bank",
     "head_names",
     "initial_spread",
     "label_options",
     "plain_options",
     "renamed",
     "reset_head",
+    "with_head",
+    "with_heads",
 ]
 
 _DRAWN = "_drawn_by_autopeft"
+_BANK = "task_heads"
 
 _WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a head of other classes
 
@@ -142,3 +148,71 @@ def _draw(parameter: nn.Parameter, std: float, generator: torch.Generator) -> No
         return
     drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
     parameter.copy_(drawn)
+
+
+# Several heads
+# ------------------------------------------------------------------------------------------------------
+
+
+class HeadBank(nn.ModuleDict):
+    """Further heads on a model's backbone, by name: models of transformers without their backbones.
+
+    It is a child of the model that the backbone is in, so that what is done to a head (drawing, freezing,
+    counting, saving) is done to these as well.
+    """
+
+
+def with_heads(model: PreTrainedModel, others: Mapping[str, PreTrainedModel]) -> PreTrainedModel:
+    """The model with the heads of others in its `HeadBank`, in place; all share one backbone, the largest of
+    theirs: some heads read a pooler, which models with other heads lack.
+
+    Args:
+        others: by the names of their heads, of one checkpoint. Their backbones are taken away.
+    """
+    if not others:
+        return model
+
+    def size(of: PreTrainedModel) -> int:
+        return sum(p.numel() for p in of.base_model.parameters())
+
+    largest = max([model, *others.values()], key=size)
+    if size(largest) > size(model):
+        setattr(model, model.base_model_prefix, largest.base_model)
+        setattr(model, _DRAWN, getattr(largest, _DRAWN, ()))
+    for other in others.values():
+        del other._modules[other.base_model_prefix]
+    # A name of a module has no full stop.
+    model.add_module(_BANK, HeadBank({name.replace(".", "_"): other for name, other in others.items()}))
+    return model
+
+
+def head_bank(model: nn.Module) -> HeadBank | None:
+    """The further heads of a model; `None` where it has one head."""
+    return cast("HeadBank | None", model._modules.get(_BANK))
+
+
+@contextmanager
+def with_head(
+    model: PreTrainedModel, name: str | None, backbone: nn.Module | None = None
+) -> Iterator[PreTrainedModel]:
+    """A model with one of the heads of `with_heads` on the shared backbone.
+
+    Args:
+        name: of the head; `None` for the model's own.
+        backbone: in the place of the shared one, meanwhile.
+    """
+    bank = head_bank(model)
+    own: Any = model if name is None else cast(HeadBank, bank)[name.replace(".", "_")]
+    shared, prefix = model._modules[model.base_model_prefix], own.base_model_prefix
+    own._modules[prefix] = shared if backbone is None else backbone
+    if own is model and bank is not None:
+        model._modules[_BANK] = None  # its place is kept
+    try:
+        yield own
+    finally:
+        if own is model:
+            model._modules[prefix] = shared
+            if bank is not None:
+                model._modules[_BANK] = bank
+        else:
+            del own._modules[prefix]

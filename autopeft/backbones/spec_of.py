@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.assets import head_names, quantization_of
+from autopeft.assets import head_bank, head_names, quantization_of
 from autopeft.assets.making import making_model
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
 from autopeft.errors import SiteError
@@ -106,7 +106,9 @@ def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
 
 def projection_of(model: PreTrainedModel) -> nn.Module | None:
     """The linear map whose output are the model's logits: a language model's projection to its vocabulary, or
-    the last one of a head; `None` where there is none."""
+    the last one of a head; `None` where there is none, or one for each of several heads."""
+    if head_bank(model) is not None:
+        return None
     project = model.get_output_embeddings()
     if project is not None:
         return cast(nn.Module, project)

@@ -8,6 +8,7 @@ from autopeft.tasks.load import ClassWeights, TaskInfo, cluster_of, list_tasks, 
 from autopeft.tasks.metrics import METRICS, Metric, compute
 from autopeft.tasks.scored import ScoredSplit
 from autopeft.tasks.task import SPLIT_NAMES, Reading, Rows, Source, Split, SplitName, Task
+from autopeft.tasks.task_set import Mixture, task_set
 
 __all__ = [
     "METRICS",
@@ -16,6 +17,7 @@ __all__ = [
     "EncodedSplit",
     "EncodedTask",
     "Metric",
+    "Mixture",
     "Reading",
     "Rows",
     "ScoredSplit",
@@ -35,4 +37,5 @@ __all__ = [
     "load_task",
     "register_kind",
     "register_metric",
+    "task_set",
 ]

@@ -82,7 +82,7 @@ class _Asked:
 
 
 def load_task(
-    task: str | Path | Dataset | DatasetDict | DataFrame,
+    task: str | Path | Dataset | DatasetDict | DataFrame | Task,
     *,
     text: str | None = None,
     text_pair: str | None = None,
@@ -108,7 +108,8 @@ def load_task(
         task: a GLUE task (from the hub where it answers), a packaged task, a procedural one
             (`gym:chain_sum?max_terms=3`), a file (CSV, TSV, JSON, JSON lines, Parquet), a folder in the hub's
             layout, or `owner/name[:config]` on the hub; or rows in memory, as a `datasets.Dataset`, a
-            `DatasetDict` or a pandas `DataFrame`. Only who has these can load the task again.
+            `DatasetDict` or a pandas `DataFrame`, or a task that was loaded already, such as a set
+            (`autopeft.tasks.task_set`). Only who has these can load the task again.
         text, text_pair, label: columns of a user's data, where their names are not obvious.
         kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
             what the labels look like (see `Schema.claim`).
@@ -136,6 +137,19 @@ def load_task(
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
+    if isinstance(task, Task):
+        given = {
+            "text": text, "text_pair": text_pair, "label": label, "kind": kind, "label_words": label_words,
+            "template": template, "metric": metric, "class_weights": class_weights,
+        }  # fmt: skip
+        late = [what for what, value in given.items() if value is not None]
+        late += ["drop_empty"] if drop_empty else []
+        if late:
+            raise TaskError(
+                f"The task {task.name!r} is loaded already, so {', '.join(late)} would come too late: say it "
+                "where the task is loaded."
+            )
+        return task if rows is None else task.subset(rows.train, rows.select, rows.test, seed)
     own, name = (metric, None) if callable(metric) else (None, metric)
     kind = kind_with_words(kind, label_words, template)
     asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, scored_by, made, backbone, like)

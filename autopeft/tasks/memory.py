@@ -43,8 +43,10 @@ def tables_in(data: Any) -> dict[str, Table]:
 
 
 def describe(data: Any) -> str:
-    """What an object is, in a few words: its type and rows."""
+    """What an object is, in a few words: its type and rows, or a loaded task's name."""
     name = type(data).__name__
+    if name == "Task":
+        return f"Task {data.name!r}"
     if isinstance(data, Mapping):
         rows = ", ".join(
             f"{split}: {len(part):,}" for split, part in data.items() if hasattr(part, "__len__")

@@ -124,8 +124,19 @@ def start_head(
     Returns:
         What the layer was set to, or `None` where the head stays as it was drawn: it is of another form, or
         held-out rows do not show that the fit knows enough (see `fit_head`). Where labels are numbers, what
-        was drawn is then in their unit, around their mean.
+        was drawn is then in their unit, around their mean. Of several heads (`Head.each`), the first's.
     """
+    found = []
+    for own, task in data.task.task_kind.head.each(model, data):
+        with own as with_one_head:
+            found.append(_start(with_one_head, task, plan, alone=alone, pooling=pooling))
+    return found[0]
+
+
+def _start(
+    model: PreTrainedModel, data: EncodedTask, plan: TrainingPlan, *, alone: bool, pooling: Recipe | None
+) -> Probe | None:
+    """Fit the last linear map of one head, in place."""
     fit = fitted_head(model, data, plan, pooling)
     if fit is None:
         return None

@@ -56,13 +56,13 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
     if "use_cache" in names and "use_cache" not in inputs:
         inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
     try:
+        if kind is not None:
+            return kind.head.run(model, inputs, batch)
         output: Any = model(**inputs)
     except IndexError as error:
         if _NO_SUCH_ROW not in str(error):
             raise
         raise _not_embedded(model, inputs) from error
-    if kind is not None:
-        return kind.head.logits_of(output, batch)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 

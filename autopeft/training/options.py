@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    TaskData: TypeAlias = str | Path | Dataset | DatasetDict | DataFrame
+    from autopeft.tasks import Task
+
+    TaskData: TypeAlias = str | Path | Dataset | DatasetDict | DataFrame | Task
     ModelData: TypeAlias = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 else:  # these take seconds to import
     TaskData = ModelData = Any
@@ -66,8 +68,9 @@ __all__ = [
 DATA, TRAINING = "Data", "Training"
 MetricFunction = Callable[[list[Any], list[Any]], float]
 HEAD_STARTS = ("probe", "random")
-TASK_TYPES = "str | Path | Dataset | DatasetDict | DataFrame"
-_ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`"
+TASK_TYPES = "str | Path | Dataset | DatasetDict | DataFrame | Task"
+_ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`, a loaded task or a set of tasks"
+_TASK = "autopeft.tasks.task"
 
 
 def efforts() -> Iterable[str]:
@@ -174,8 +177,9 @@ def words_text(value: Any) -> Any:
 
 
 def is_rows(value: Any) -> bool:
-    """Whether it is a table of `datasets` or pandas, without importing them."""
-    return any(c.__module__.partition(".")[0] in ("datasets", "pandas") for c in type(value).__mro__)
+    """Whether it is a table of `datasets` or pandas, or a loaded task, without importing any of them."""
+    modules = [c.__module__ for c in type(value).__mro__]
+    return any(name.partition(".")[0] in ("datasets", "pandas") or name == _TASK for name in modules)
 
 
 def is_live(value: Any) -> bool:

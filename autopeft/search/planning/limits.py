@@ -78,9 +78,7 @@ def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source:
 def _on_meta(source: ModelSource, kind: TaskKind, labels: Sequence[str]) -> PreTrainedModel:
     """The backbone with the head of such a task, without memory."""
     config = unquantized(load_config(source), source.alias or source.path)
-    for name, value in kind.head.config(labels).items():
-        setattr(config, name, value)
-    return on_meta(config, kind.head.auto_class)
+    return kind.head.on_meta(config, labels)
 
 
 def task_head(source: ModelSource, task: Task) -> Head:

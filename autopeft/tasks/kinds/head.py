@@ -6,9 +6,9 @@ It is asked in this order:
    and `check_weights` which weights.
 2. `load_model` loads the backbone as `auto_class` with the changes of `config`, and a new head of
    `num_labels` outputs where it has one. `names_in` tells the kind of a model that somebody else has trained.
-3. In each forward: `inputs` adds to a batch what the model reads beside it, and `logits_of` takes the logits
-   from what it returns. `reads` says of which positions they are wanted, and `reading` narrows a forward to
-   them.
+3. In each forward: `inputs` adds to a batch what the model reads beside it, `run` calls the model, and
+   `logits_of` takes the logits from what it returns. `reads` says of which positions they are wanted, and
+   `reading` narrows a forward to them. `each` goes through the heads where a model has several.
 4. In exports: `peft_task_type` and `hub_pipeline`.
 
 `names` are the names of the task's classes, empty for kinds without classes.
@@ -16,18 +16,20 @@ It is asked in this order:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from autopeft.assets import ModelSource, load_model
+from autopeft.backbones import on_meta
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
+    from autopeft.tasks.encode import EncodedTask
 
 __all__ = ["Head"]
 
@@ -118,6 +120,22 @@ class Head:
             config = {**config, "id2label": dict(enumerate(names)), "label2id": ids}
         return load_model(source, self.auto_class, config, seed=seed, dtype=dtype, new_head=self.new_head)
 
+    def on_meta(self, config: PretrainedConfig, names: Sequence[str]) -> PreTrainedModel:
+        """The backbone with the head, without memory for its weights.
+
+        Args:
+            config: the backbone's, which is changed.
+        """
+        for name, value in self.config(names).items():
+            setattr(config, name, value)
+        return on_meta(config, self.auto_class)
+
+    def each(
+        self, model: PreTrainedModel, data: EncodedTask
+    ) -> Iterator[tuple[AbstractContextManager[PreTrainedModel], EncodedTask]]:
+        """Each head of the model and the task that it is for: what to enter for a model with that head."""
+        yield nullcontext(model), data
+
     # Forwards
     # --------------------------------------------------------------------------------------------------
 
@@ -132,6 +150,15 @@ class Head:
             UsageError: the model cannot make it.
         """
         return {}
+
+    def run(self, model: torch.nn.Module, inputs: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits (rows, …) of a batch.
+
+        Args:
+            inputs: of the model's forward.
+            batch: as in `inputs`.
+        """
+        return self.logits_of(model(**inputs), batch)
 
     def logits_of(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (rows, …) in what a forward of a batch without labels returns."""
