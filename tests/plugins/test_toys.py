@@ -54,6 +54,17 @@ def write_rows(path: Path, rows: int = 120) -> None:
             writer.writerow([" ".join(words) + " the" * (i // 7), round(good / of, 3)])
 
 
+def write_lengths(path: Path, rows: int = 90) -> None:
+    """A CSV with `body` and `share`: how many of up to nine words it has."""
+    draw = random.Random(1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "share"])
+        for i in range(rows):
+            words = draw.choices((*NEUTRAL, *GOOD, *BAD), k=1 + i % 9)
+            writer.writerow([" ".join(words), round((1 + i % 9) / 9, 3)])
+
+
 class Shell:
     """Runs `autopeft` in processes of their own."""
 
@@ -61,20 +72,20 @@ class Shell:
         self.folder = folder
         self.environment = environment(target, AUTOPEFT_CACHE=str(folder / "cache"))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, module: str = "autopeft") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "autopeft", *words],
+            [sys.executable, "-m", module, *words],
             cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def said(self, *words: str) -> str:
-        done = self.start(*words)
+    def said(self, *words: str, module: str = "autopeft") -> str:
+        done = self.start(*words, module=module)
         out, error = done.communicate(timeout=400)
         assert done.returncode == 0, out + error
         return " ".join(out.split())
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / "found" / name
+    def lines(self, name: str, run: str = "found") -> list[dict[str, Any]]:
+        path = self.folder / run / name
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -85,6 +96,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder = tmp_path_factory.mktemp("place")
     save_backbone(folder / "bert")
     write_rows(folder / "rows.csv")
+    write_lengths(folder / "lengths.csv")
     (folder / "space.yaml").write_text(SPACE)
     return Shell(folder, target)
 
@@ -173,3 +185,30 @@ def test_candidates_that_share_weights_are_searched_and_reported(shell: Shell) -
     lines = [json.loads(line) for line in (shell.folder / "shared/trials.jsonl").read_text().splitlines()]
     assert {line["state"] for line in lines} == {"estimated"}
     assert len({line["score"] for line in lines}) > 1
+
+
+@pytest.mark.slow
+def test_two_tasks_with_a_head_each_are_searched_together(shell: Shell) -> None:
+    several = "autopeft_toys.several"
+    running = shell.start("both", module=several)
+    deadline = time.monotonic() + 300
+    while len(shell.lines("trials.jsonl", "both")) < 2 and running.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.communicate(timeout=200)
+    before = shell.lines("trials.jsonl", "both")
+    assert 2 <= len(before) < 6, "it was not killed in time"
+
+    shell.said("both", module=several)
+    result = json.loads((shell.folder / "both/result.json").read_text())
+    trials = shell.lines("trials.jsonl", "both")
+    assert trials[: len(before)] == before
+    assert len(trials) == 6
+    assert result["confirmed"]
+    assert result["metric"] == "mean_of_tasks"
+    manifest = json.loads((shell.folder / "both/manifest.json").read_text())
+    assert manifest["data"]["kind"].startswith("mixture?tasks=")
+    assert "report.html" in shell.said("report", "both")
+    page = (shell.folder / "both/report.html").read_text()
+    assert [name for name in ("rows", "lengths", "toy_closeness") if name not in page] == []

@@ -114,7 +114,10 @@ def test_the_default_strategy_is_the_registrys() -> None:
 def test_signatures_hold_for_editors_and_checkers() -> None:
     assert list(inspect.signature(search).parameters) == list(SearchCall.declared())
     shown = str(signature_of(SearchCall))
-    for part in ("task: str | Path | Dataset | DatasetDict | DataFrame = None", "trials: int | None = None"):
+    for part in (
+        "task: str | Path | Dataset | DatasetDict | DataFrame | Task = None",
+        "trials: int | None = None",
+    ):
         assert part in shown
     assert "resume" not in inspect.signature(plan).parameters
 
