@@ -11,8 +11,12 @@ from autopeft.tasks import Mixture, Task, load_task, task_set
 
 def both(folder: Path) -> Task:
     """How much of each text is praise, and how long it is beside the longest."""
-    tasks = [load_task(str(folder / f"{name}.csv"), text="body", kind="toy") for name in ("rows", "lengths")]
-    return task_set([replace(t, name=Path(t.name).stem) for t in tasks], Mixture(temperature=2.0))
+    labels = {"rows": "liked", "lengths": "share"}
+    tasks = [
+        replace(load_task(str(folder / f"{name}.csv"), text="body", label=label, kind="toy"), name=name)
+        for name, label in labels.items()
+    ]
+    return task_set(tasks, Mixture(temperature=2.0))
 
 
 if __name__ == "__main__":
