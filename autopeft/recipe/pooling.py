@@ -37,18 +37,15 @@ def told_by(own: float, mean: float) -> Pooling:
     return "mean" if mean < (1 - _SAVED) * own else "own"
 
 
-def _pools(entry: EntryRef) -> bool:
-    return bool(get_method(entry.method).traits.pools)
-
-
 def pooling_of(recipe: Recipe) -> Recipe:
     """Of a recipe what settles what the head reads, alone; nothing where the model itself does."""
-    return Recipe(name="pooling", model=tuple(e.item for e in recipe.entries() if _pools(e)))
+    pools = (entry.item for entry in recipe.entries() if get_method(entry.method).traits.pools)
+    return Recipe(name="pooling", model=tuple(pools))
 
 
 def trained_entries(recipe: Recipe) -> list[EntryRef]:
     """A recipe's entries but for those that settle what the head reads and have nothing to train."""
-    return [entry for entry in recipe.entries() if not _pools(entry)]
+    return [entry for entry in recipe.entries() if not get_method(entry.method).traits.pools]
 
 
 def pooled(recipe: Recipe, pooling: Pooling) -> Recipe:
