@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from autopeft.errors import RecipeError
 from autopeft.graph.memo import Memo
 from autopeft.recipe.layers import At, resolve_layers
-from autopeft.spec import BackboneSpec, Site, StackSpec
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["WHOLE", "LayerMasks", "Spread", "key_text"]
 
@@ -73,18 +73,13 @@ class LayerMasks:
         for site in spec.sites:
             if site.layer is not None and (site.stack, site.layer) in self.bits:
                 self._inside.setdefault(self.bits[site.stack, site.layer], []).append(site)
-        self._tables = {stack: self._table(stack) for stack in ("all", *(s.name for s in spec.stacks))}
+        # By stack: the mask of each layer, of `all` that of each layer that all stacks have.
+        self._tables: dict[str, list[int]] = {
+            stack.name: [self.bits[stack.name, i] for i in range(stack.layers)] for stack in spec.stacks
+        }
+        self._tables["all"] = [sum(bits) for bits in zip(*self._tables.values(), strict=False)]
         self._masks: Memo[tuple[str, str], int] = Memo(_MASKS)
         self._spreads: Memo[frozenset[str], Spread] = Memo(_SPREADS)
-
-    def _covered(self, stack: str) -> list[StackSpec]:
-        return [s for s in self.spec.stacks if stack in ("all", s.name)]
-
-    def _table(self, stack: str) -> list[int]:
-        """The mask of each layer that all stacks of this choice have."""
-        covered = self._covered(stack)
-        depth = min(s.layers for s in covered)
-        return [sum(self.bits[s.name, i] for s in covered) for i in range(depth)]
 
     def mask(self, at: At, stack: str) -> int:
         """The layers that a block with this `at` and `stack` covers.
@@ -97,12 +92,25 @@ class LayerMasks:
         if isinstance(at, tuple):
             if at[-1] < len(table):
                 return sum([table[i] for i in at])
-            return self._resolved(at, stack)
-        found = self._masks.get((at, stack))
-        return self._masks.keep((at, stack), self._resolved(at, stack)) if found is None else found
-
-    def _resolved(self, at: At, stack: str) -> int:
-        return sum(self.bits[s.name, i] for s in self._covered(stack) for i in _resolved(at, s))
+        else:
+            found = self._masks.get((at, stack))
+            if found is not None:
+                return found
+        mask = 0
+        for own in self.spec.stacks:
+            if stack not in ("all", own.name):
+                continue
+            try:
+                layers = resolve_layers(at, own.layers)
+            except RecipeError as error:
+                if own.runs == 1:
+                    raise
+                raise RecipeError(
+                    f"{error} Each layer with weights of its own runs {own.runs} times here, and what is "
+                    "attached to it acts in every run; write at: all."
+                ) from error
+            mask += sum(self.bits[own.name, i] for i in layers)
+        return mask if isinstance(at, tuple) else self._masks.keep((at, stack), mask)
 
     def spread(self, names: frozenset[str]) -> Spread:
         """The sites of these names."""
@@ -114,20 +122,3 @@ class LayerMasks:
             everywhere = tuple(s for s in self.spec.sites if s.name in names)
             found = self._spreads.keep(names, Spread(everywhere, [(b, s) for b, s in layers if s]))
         return found
-
-
-def _resolved(at: At, stack: StackSpec) -> tuple[int, ...]:
-    """The layers of a stack that `at` means.
-
-    Raises:
-        RecipeError: it names one that the stack does not have; where layers run several times it says so.
-    """
-    try:
-        return resolve_layers(at, stack.layers)
-    except RecipeError as error:
-        if stack.runs == 1:
-            raise
-        raise RecipeError(
-            f"{error} Each layer with weights of its own runs {stack.runs} times here, and what is attached "
-            "to it acts in every run; write at: all."
-        ) from error
