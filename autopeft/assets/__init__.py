@@ -36,7 +36,7 @@ from autopeft.assets.quantized import (
 )
 from autopeft.assets.quantizing import QUANTIZED, check_quantize
 from autopeft.assets.quiet import quiet_libraries
-from autopeft.assets.safetensors_header import StoredTensor, read_header
+from autopeft.assets.safetensors_header import FLOATS, StoredTensor, read_header
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, Wheel, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
@@ -49,6 +49,7 @@ from autopeft.assets.wheels import (
 __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
+    "FLOATS",
     "QUANTIZED",
     "Asset",
     "ImageProcessor",
