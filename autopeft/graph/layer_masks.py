@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from autopeft.errors import RecipeError
 from autopeft.graph.memo import Memo
@@ -29,35 +30,37 @@ def key_text(sites: Iterable[Site]) -> str:
     return ",".join(json.dumps(key) for key in sorted(s.key for s in sites))
 
 
+@dataclass
 class Spread:
     """The sites of certain names, by layer. The last mask asked for is remembered.
 
-    Args:
+    Attributes:
         everywhere: all of them, in the spec's order.
         layers: each layer's bit and sites, in the spec's order.
+        texts: each layer's bit and its sites' sorted keys as the inside of a JSON list, in the order of bits.
+        last, written: the last mask, with its sites and with their keys.
     """
 
-    def __init__(self, everywhere: tuple[Site, ...], layers: list[tuple[int, tuple[Site, ...]]]) -> None:
-        self._everywhere = everywhere
-        self._layers = layers
-        self._texts = sorted((bit, key_text(sites)) for bit, sites in layers)
-        self._last: tuple[int, tuple[Site, ...]] = (WHOLE, everywhere)
-        self._written: tuple[int, str] = (WHOLE, key_text(everywhere))
+    everywhere: tuple[Site, ...]
+    layers: list[tuple[int, tuple[Site, ...]]]
+    texts: list[tuple[int, str]]
+    last: tuple[int, tuple[Site, ...]]
+    written: tuple[int, str]
 
     def sites(self, mask: int) -> tuple[Site, ...]:
         """The sites in the layers of `mask`, in the spec's order."""
-        last = self._last
+        last = self.last
         if mask != last[0]:
-            inside = [s for bit, sites in self._layers if mask & bit for s in sites]
-            last = self._last = (mask, self._everywhere if mask == WHOLE else tuple(inside))
+            inside = [s for bit, sites in self.layers if mask & bit for s in sites]
+            last = self.last = (mask, self.everywhere if mask == WHOLE else tuple(inside))
         return last[1]
 
     def text(self, mask: int) -> str:
         """The sorted keys of `sites(mask)`, as the inside of a JSON list."""
-        last = self._written
+        last = self.written
         if mask != last[0]:
-            inside = [text for bit, text in self._texts if mask & bit]
-            last = self._written = (mask, key_text(self._everywhere) if mask == WHOLE else ",".join(inside))
+            inside = [text for bit, text in self.texts if mask & bit]
+            last = self.written = (mask, key_text(self.everywhere) if mask == WHOLE else ",".join(inside))
         return last[1]
 
 
@@ -117,8 +120,13 @@ class LayerMasks:
         found = self._spreads.get(names)
         if found is None:
             layers = [
-                (bit, tuple(s for s in sites if s.name in names)) for bit, sites in self._inside.items()
+                (bit, there)
+                for bit, sites in self._inside.items()
+                if (there := tuple(s for s in sites if s.name in names))
             ]
             everywhere = tuple(s for s in self.spec.sites if s.name in names)
-            found = self._spreads.keep(names, Spread(everywhere, [(b, s) for b, s in layers if s]))
+            texts = sorted((bit, key_text(sites)) for bit, sites in layers)
+            written = (WHOLE, key_text(everywhere))
+            found = Spread(everywhere, layers, texts, (WHOLE, everywhere), written)
+            self._spreads.keep(names, found)
         return found

@@ -18,7 +18,7 @@ from autopeft.composition import (
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import get_method, method_names
 from autopeft.recipe.format_1 import upgraded
-from autopeft.recipe.inputs import check_starts, read_inputs, read_start
+from autopeft.recipe.inputs import MOST_INPUTS, check_starts, read_inputs
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
     CompositionItem,
@@ -250,7 +250,20 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
         known = " or ".join(", ".join(composition_names()).rsplit(", ", 1))
         problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
         return None
-    start = read_start(tree.get("from"), path, problems) if isinstance(tree, dict) else ()
+
+    # What its values start from.
+    said = tree.get("from") if isinstance(tree, dict) else None
+    start: tuple[Any, ...] = ()
+    if said is not None:
+        start = tuple(said) if isinstance(said, (list, tuple)) else (said,)
+        fine = all(isinstance(v, str) and all(part.isidentifier() for part in v.split(".", 1)) for v in start)
+        if not fine or not start or len(start) > MOST_INPUTS or len(set(start)) < len(start):
+            problems.add(
+                (*path, "from"),
+                f"'from' is the name of an input, input.entry, or a list of different ones, but got "
+                f"{said!r:.80}.",
+            )
+            start = ()
     if is_composition(name):
         if start:
             problems.add(
