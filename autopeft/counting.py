@@ -7,18 +7,17 @@ base model's unique parameters, embeddings and pooler included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from autopeft.display import box, number, percent, table
 from autopeft.errors import BudgetError, UsageError
-from autopeft.graph import CompositionGraph, Part, build_graph, clash, hash_of, parts_of, read_by, total_of
+from autopeft.graph import CompositionGraph, build_graph, clash, hash_of, parts_of, read_by, total_of
 from autopeft.quantity import Quantity, parse_quantity
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Budget", "Counter", "Counts", "Measure", "count", "measure_parts"]
+__all__ = ["Budget", "Counter", "Counts", "Measure", "count"]
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,7 @@ class Measure(NamedTuple):
     hash: str
 
 
-def measure_parts(parts: Sequence[Part]) -> Measure:
-    """The measure of a recipe that consists of these parts."""
-    return Measure(*total_of(parts), hash_of(parts))
-
-
+@dataclass(frozen=True)
 class Counter:
     """Counts and hashes recipes on one backbone, without a graph for each.
 
@@ -96,8 +91,7 @@ class Counter:
     little. Results and errors are those of `build_graph`. Counters of one spec share what they remember.
     """
 
-    def __init__(self, spec: BackboneSpec) -> None:
-        self.spec = spec
+    spec: BackboneSpec
 
     def measure(self, recipe: Recipe) -> Measure:
         """Count and hash a recipe.
@@ -107,28 +101,20 @@ class Counter:
         """
         try:
             parts = parts_of(read_by(recipe, self.spec)).of(recipe)
-            measure = measure_parts(parts)
+            measure = Measure(*total_of(parts), hash_of(parts))
+            works = not clash(parts)
         except (UsageError, ValueError):
-            return self._by_graph(recipe)
-        return self._by_graph(recipe) if clash(parts) else measure
-
-    def _by_graph(self, recipe: Recipe) -> Measure:
-        """For recipes that cannot work, so that errors name their entries."""
+            works = False
+        if works:
+            return measure
+        # A recipe that cannot work is built, so that errors name its entries.
         graph = build_graph(recipe, self.spec)
         total = graph.parameter_count()
         return Measure(total.deployed, total.trained, graph.hash())
 
     def count(self, recipe: Recipe, *, head: int = 0) -> Counts:
         """See `count`."""
-        try:
-            parts = parts_of(read_by(recipe, self.spec)).of(recipe)
-            deployed, trained = total_of(parts)
-            works = not clash(parts)
-        except (UsageError, ValueError):
-            works = False
-        if not works:
-            deployed, trained, _ = self._by_graph(recipe)
-        return Counts(deployed, trained, head, self.spec.parameters)
+        return count(recipe, self.spec, head=head)
 
     def hash(self, recipe: Recipe) -> str:
         """The hash of the recipe's structure on this backbone.
@@ -145,8 +131,16 @@ def count(what: Recipe | CompositionGraph, spec: BackboneSpec, *, head: int = 0)
     Raises:
         UsageError: the recipe does not fit the backbone.
     """
-    if not isinstance(what, CompositionGraph):
-        return Counter(spec).count(what, head=head)
+    if isinstance(what, Recipe):
+        try:
+            parts = parts_of(read_by(what, spec)).of(what)
+            deployed, trained = total_of(parts)
+            works = not clash(parts)
+        except (UsageError, ValueError):
+            works = False
+        if works:
+            return Counts(deployed, trained, head, spec.parameters)
+        what = build_graph(what, spec)
     total = what.parameter_count()
     return Counts(total.deployed, total.trained, head, spec.parameters)
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "local_path",
     "open_plain",
     "parse_json",
-    "read_json",
     "read_json_in",
     "read_plain",
     "read_table_in",
@@ -186,22 +185,6 @@ def _why(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def read_json(path: Path, most: int = _MOST_JSON) -> Any:
-    """The value in a JSON file of at most `most` bytes.
-
-    Raises:
-        UsageError: it cannot be read (see `open_plain`), or is not JSON; the message names the line.
-    """
-    data = read_plain(path, most)
-    try:
-        return parse_json(data)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{str(path)!r} is not UTF-8 text: line {line}, byte {error.start}.") from error
-    except ValueError as error:  # its message has line and column
-        raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
-
-
 def parse_json(data: bytes) -> Any:
     """The value of a JSON text in UTF-8.
 
@@ -213,28 +196,33 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise too_deep from error
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(_DEEPEST):
-        level = [part for found in level for part in _parts(found) if isinstance(part, (dict, list))]
+        inner = (part for at in level for part in (at.values() if isinstance(at, dict) else at))
+        level = [part for part in inner if isinstance(part, (dict, list))]
         if not level:
             return value
     raise too_deep
 
 
-def _parts(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
 def read_json_in(folder: Path, name: str, most: int = _MOST_JSON) -> Any:
-    """The value in the JSON file `name` of a folder (errors: see `file_in` and `read_json`).
+    """The value in the JSON file `name` of a folder, of at most `most` bytes.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: it is not there, cannot be read (see `file_in` and `open_plain`), or is not JSON; the
+            message names the line.
     """
     path = file_in(folder, name)
     if path is None:
         raise UsageError(f"{str(folder)!r} has no {name}.")
-    return read_json(path, most)
+    data = read_plain(path, most)
+    try:
+        return parse_json(data)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{str(path)!r} is not UTF-8 text: line {line}, byte {error.start}.") from error
+    except ValueError as error:  # its message has line and column
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
 
 
 def read_table_in(folder: Path, name: str, most: int = _MOST_JSON) -> dict[str, Any]:

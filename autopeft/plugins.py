@@ -16,6 +16,7 @@ import importlib
 import pkgutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +42,11 @@ def import_modules(package: str) -> None:
             importlib.import_module(info.name)
 
 
+def _same(there: Any, new: Any) -> bool:
+    return (there.__module__, there.__qualname__) == (new.__module__, new.__qualname__)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class Registry(Mapping[str, T], Generic[T]):
     """Things by name, in the order in which they were entered. Looking into it imports all there are.
 
@@ -48,7 +54,7 @@ class Registry(Mapping[str, T], Generic[T]):
     `{near}` a hint at near matches (it begins with a space, or is empty), `{names}` all names, sorted,
     `{in_order}` the same as they were entered, and `{count}` how many there are.
 
-    Args:
+    Attributes:
         error: is raised with each of the sentences.
         malformed, taken, unknown: what is said of a name that cannot be given, or not again, or that nothing
             has.
@@ -59,24 +65,18 @@ class Registry(Mapping[str, T], Generic[T]):
             same class may, as when its module is reloaded.
     """
 
-    def __init__(
-        self,
-        *,
-        error: type[AutoPEFTError],
-        malformed: str,
-        taken: str,
-        unknown: str,
-        group: str | None = None,
-        built_in: Callable[[], object] = lambda: None,
-        well_formed: Callable[[str], bool] = is_lower_identifier,
-        again: Callable[[Any, Any], bool] | None = None,
-    ) -> None:
-        self._error, self._malformed, self._taken, self._unknown = error, malformed, taken, unknown
-        self.group, self._built_in, self._well_formed = group, built_in, well_formed
-        self._again = again or _same
-        self._things: dict[str, T] = {}
-        self._owners: dict[str, Any] = {}
-        self._loaded = self._loading = False
+    error: type[AutoPEFTError]
+    malformed: str
+    taken: str
+    unknown: str
+    group: str | None = None
+    built_in: Callable[[], object] | None = None
+    well_formed: Callable[[str], bool] = is_lower_identifier
+    again: Callable[[Any, Any], bool] = _same
+    _things: dict[str, T] = field(default_factory=dict, init=False)
+    _owners: dict[str, Any] = field(default_factory=dict, init=False)
+    _loaded: bool = field(default=False, init=False)
+    _loading: bool = field(default=False, init=False)
 
     # Entering
     # --------------------------------------------------------------------------------------------------
@@ -87,10 +87,10 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             AutoPEFTError: of the registry's own type; the name is malformed, or another thing has it.
         """
-        if not self._well_formed(name):
-            raise self._error(self._malformed.format(name=name))
-        if name in self._owners and not self._again(self._owners[name], owner):
-            raise self._error(self._taken.format(name=name, by=self._owners[name].__module__))
+        if not self.well_formed(name):
+            raise self.error(self.malformed.format(name=name))
+        if name in self._owners and not self.again(self._owners[name], owner):
+            raise self.error(self.taken.format(name=name, by=self._owners[name].__module__))
 
     def enter(self, name: str, thing: T, owner: Any = None) -> None:
         """Enter a thing whose name was checked; `owner` where it is another than the thing itself."""
@@ -113,7 +113,8 @@ class Registry(Mapping[str, T], Generic[T]):
                 return
             self._loading = True
             try:
-                self._built_in()
+                if self.built_in is not None:
+                    self.built_in()
                 for point in entry_points(group=self.group) if self.group else ():
                     _load_point(point)
                 self._loaded = True
@@ -129,8 +130,8 @@ class Registry(Mapping[str, T], Generic[T]):
         self.load()
         if name not in self._things:
             names = tuple(self._things)
-            raise self._error(
-                self._unknown.format(
+            raise self.error(
+                self.unknown.format(
                     name=name,
                     near=near(name, names),
                     names=", ".join(sorted(names)),
@@ -142,7 +143,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
-        return tuple(sorted(self))
+        self.load()
+        return tuple(sorted(self._things))
 
     def peek(self, name: str) -> T | None:
         """What was entered under a name by what is imported so far; imports nothing."""
@@ -159,10 +161,6 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         self.load()
         return len(self._things)
-
-
-def _same(there: Any, new: Any) -> bool:
-    return (there.__module__, there.__qualname__) == (new.__module__, new.__qualname__)
 
 
 def _load_point(point: EntryPoint) -> None:

@@ -59,6 +59,8 @@ class Site:
             the residual is added (BERT); `None` where it is not known.
         fused: whether a linear site is a part of a map that yields other sites too.
         multiplier: for regions, what y is multiplied by before it is added to the residual (Granite).
+        key: its name in module trees (`encoder-0-q`): no dots, unique in a backbone.
+        path: its name in saved files and tables (`encoder.0.q`).
     """
 
     stack: StackName
@@ -73,15 +75,13 @@ class Site:
     fused: bool = False
     multiplier: float = 1.0
 
-    @property
-    def key(self) -> str:
-        """Name in module trees (`encoder-0-q`): no dots, unique in a backbone."""
-        return f"{self.stack}-{self.name}" if self.layer is None else f"{self.stack}-{self.layer}-{self.name}"
+    key: str = field(init=False, repr=False, compare=False)
+    path: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def path(self) -> str:
-        """Name in saved files and tables (`encoder.0.q`)."""
-        return self.key.replace("-", ".")
+    def __post_init__(self) -> None:
+        key = f"{self.stack}-{self.name}" if self.layer is None else f"{self.stack}-{self.layer}-{self.name}"
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "path", key.replace("-", "."))
 
     def __str__(self) -> str:
         return self.path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,7 +63,7 @@ class Arguments(BaseModel):
             name
             for name in cls.declared()
             if (field := cls.model_fields[name]).is_required()
-            or (field.default is NEEDED and type(None) not in _members(field.annotation))
+            or (field.default is NEEDED and type(None) not in get_args(field.annotation))
         )
 
     def missing(self) -> tuple[str, ...]:
@@ -95,9 +95,3 @@ class Arguments(BaseModel):
         return {
             k: v for k, v in values.items() if k in fields and v is not None and v != fields[k].get_default()
         }
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    from typing import get_args
-
-    return get_args(annotation)

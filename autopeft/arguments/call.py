@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
 
@@ -21,6 +22,7 @@ Y = TypeVar("Y")
 _WIDTH = 110
 
 
+@dataclass(frozen=True)
 class takes(Generic[P, A]):  # noqa: N801 - a decorator
     """Let a function of one `Arguments` take its fields by name instead.
 
@@ -32,8 +34,7 @@ class takes(Generic[P, A]):  # noqa: N801 - a decorator
         arguments: the class.
     """
 
-    def __init__(self, arguments: Callable[P, A]) -> None:
-        self.arguments = cast("type[Arguments]", arguments)
+    arguments: Callable[P, A]
 
     @overload
     def __call__(self, body: Callable[[A], R]) -> Callable[P, R]: ...
@@ -42,7 +43,8 @@ class takes(Generic[P, A]):  # noqa: N801 - a decorator
     @overload
     def __call__(self, body: Callable[[X, Y, A], R]) -> Callable[Concatenate[X, Y, P], R]: ...
     def __call__(self, body: Callable[..., R]) -> Callable[..., R]:
-        arguments, names = self.arguments, _leading(body)
+        arguments = cast("type[Arguments]", self.arguments)
+        *names, last = inspect.signature(body).parameters
 
         @wraps(body)
         def call(*leading: Any, **given: Any) -> R:
@@ -53,7 +55,7 @@ class takes(Generic[P, A]):  # noqa: N801 - a decorator
                 )
             first = dict(zip(names, leading, strict=False))
             first |= {name: given.pop(name) for name in names if name in given and name not in first}
-            return body(**first, **{_last(body): arguments(**given)})
+            return body(**first, **{last: arguments(**given)})
 
         call.__signature__ = signature_of(arguments, body)  # type: ignore[attr-defined]
         call.__doc__ = docstring_of(arguments, body.__doc__ or "")
@@ -65,18 +67,6 @@ class _Shown(str):
 
     def __repr__(self) -> str:
         return str(self)
-
-
-def _parameters(body: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(body).parameters)
-
-
-def _leading(body: Callable[..., Any]) -> list[str]:
-    return _parameters(body)[:-1]
-
-
-def _last(body: Callable[..., Any]) -> str:
-    return _parameters(body)[-1]
 
 
 def signature_of(arguments: type[Arguments], body: Callable[..., Any] | None = None) -> inspect.Signature:
@@ -110,7 +100,10 @@ def docstring_of(arguments: type[Arguments], text: str) -> str:
             continue
         indent = " " * (len(line) - len(line.lstrip()))
         for name, option in arguments.declared().items():
-            said = f"{name}: {option.doc_text()}."
+            text = option.filled(option.doc or option.help).rstrip(".")
+            if text[1:2].islower() or text[1:2] == " ":  # no abbreviation
+                text = text[:1].lower() + text[1:]
+            said = f"{name}: {text}."
             lines += textwrap.wrap(
                 said, _WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ", break_long_words=False
             )

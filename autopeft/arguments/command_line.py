@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopeft.arguments.base import Arguments
-from autopeft.arguments.option import Option
 
 __all__ = ["command_line", "switches"]
 
@@ -16,11 +15,21 @@ def command_line(arguments: type[Arguments], given: Mapping[str, Any]) -> list[s
 
     `shlex.join` makes a line of them.
     """
-    declared, words = arguments.declared(), []
+    declared, words = arguments.declared(), list[str]()
     for name, value in given.items():
         option = declared.get(name)
-        if option is not None and option.cli:
-            words += _words(name, option, value)
+        if option is None or not option.cli:
+            continue
+        flag = option.spellings(name)[0]
+        if isinstance(value, bool):
+            switch = switches(flag)[0 if value else 1]
+            words += [] if switch is None else [switch]
+        elif option.spell is not None:
+            words += [flag, option.spell(value)]
+        elif isinstance(value, (list, tuple)):
+            words += [word for item in value for word in (flag, str(item))]
+        else:
+            words += [flag, str(value)]
     return words
 
 
@@ -30,15 +39,3 @@ def switches(flag: str) -> tuple[str | None, str | None]:
     if off:
         return on.strip(), off.strip()
     return (None, on) if on.startswith("--no-") else (on, None)
-
-
-def _words(name: str, option: Option, value: Any) -> list[str]:
-    flag = option.spellings(name)[0]
-    if isinstance(value, bool):
-        word = switches(flag)[0 if value else 1]
-        return [] if word is None else [word]
-    if option.spell is not None:
-        return [flag, option.spell(value)]
-    if isinstance(value, (list, tuple)):
-        return [word for item in value for word in (flag, str(item))]
-    return [flag, str(value)]

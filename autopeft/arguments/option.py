@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,8 @@ class Option:
         """What the command line calls it."""
         return self.flags or (f"--{name.replace('_', '-')}",)
 
-    def help_text(self) -> str:
-        """`help` with the choices in it; where it leaves one out, all are named at the end."""
-        return self._filled(self.help)
-
-    def doc_text(self) -> str:
-        """`doc`, or else `help`, as a part of a sentence."""
-        text = self._filled(self.doc or self.help).rstrip(".")
-        return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
-
-    def _filled(self, text: str) -> str:
+    def filled(self, text: str) -> str:
+        """A text with the choices in it; where it leaves one out, all are named at the end."""
         if self.choices is None:
             return text
         names = list(self.choices())
@@ -92,34 +85,34 @@ class Option:
         filled = text.replace("{choices}", words).replace("{listed}", ",".join(names))
         return filled if all(name in filled for name in names) else f"{filled.rstrip('.')}; {words}."
 
-    def problem(self, name: str, value: Any) -> UsageError | None:
-        """What is wrong with a value of the right type."""
+    def checked(self, name: str, value: Any) -> Any:
+        """A value of the right type, once more looked at.
+
+        Raises:
+            PydanticCustomError: it cannot be used; the error holds a `UsageError`.
+        """
+        value = tuple(value) if isinstance(value, list) else value
         if value is None:
             return None
+        problem: UsageError | None = None
         if self.least is not None and not self.least <= value < math.inf:
-            return UsageError(f"{name} is at least {self.least:g}, but got {name}={value!r}.")
-        try:
-            if self.check is not None:
+            problem = UsageError(f"{name} is at least {self.least:g}, but got {name}={value!r}.")
+        elif self.check is not None:
+            try:
                 self.check(value)
-                return None
-        except UsageError as error:
-            return error
-        names = list(self.choices()) if self.choices is not None else None
-        if names is not None and value not in names:
-            allowed = " or ".join(map(repr, names))
-            return UsageError(f"There is no {name} {value!r}.{near(str(value), names)} Allowed: {allowed}.")
-        return None
+            except UsageError as error:
+                problem = error
+        elif self.choices is not None:
+            names = list(self.choices())
+            if value not in names:
+                allowed, hint = " or ".join(map(repr, names)), near(str(value), names)
+                problem = UsageError(f"There is no {name} {value!r}.{hint} Allowed: {allowed}.")
+        if problem is not None:
+            raise PydanticCustomError(CHECKED, "{error}", {"error": problem})
+        return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        name = str(handler.field_name)
-
-        def checked(value: Any) -> Any:
-            value = tuple(value) if isinstance(value, list) else value
-            found = self.problem(name, value)
-            if found is not None:
-                raise PydanticCustomError(CHECKED, "{error}", {"error": found})
-            return value
-
+        checked = partial(self.checked, str(handler.field_name))
         inner = core_schema.no_info_before_validator_function(_plain, handler(source))
         return core_schema.no_info_after_validator_function(checked, inner)
 

@@ -36,8 +36,8 @@ from autopeft.assets.quantized import (
 )
 from autopeft.assets.quantizing import QUANTIZED, check_quantize
 from autopeft.assets.quiet import quiet_libraries
-from autopeft.assets.safetensors_header import StoredTensor, read_header
-from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, Wheel, WheelSource, model_aliases
+from autopeft.assets.safetensors_header import FLOATS, StoredTensor, read_header
+from autopeft.assets.table import ASSETS, DEFAULT_MODEL, MODEL_ALIASES, Asset, Wheel, WheelSource
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
     Notify,
@@ -49,6 +49,8 @@ from autopeft.assets.wheels import (
 __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
+    "FLOATS",
+    "MODEL_ALIASES",
     "QUANTIZED",
     "Asset",
     "ImageProcessor",
@@ -81,7 +83,6 @@ __all__ = [
     "load_tokenizer",
     "make_room",
     "map_weights",
-    "model_aliases",
     "model_name",
     "publish",
     "quantization_in",

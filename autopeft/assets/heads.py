@@ -120,10 +120,13 @@ def _start_anew(
     for kind, parameter in own:
         if only is not None and kind not in only:
             continue
-        if weights:
-            _draw(parameter, 0.0 if kind == "bias" else std, generator)
+        if kind == "bias" or (weights and std == 0.0):
+            parameter.zero_()
+        elif weights:
+            drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+            parameter.copy_(drawn)
         else:
-            nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
+            parameter.fill_(1.0)
 
 
 def initial_spread(model: PreTrainedModel) -> float:
@@ -140,14 +143,6 @@ def initial_spread(model: PreTrainedModel) -> float:
             "a number from 0; mend its config.json."
         )
     return float(said)
-
-
-def _draw(parameter: nn.Parameter, std: float, generator: torch.Generator) -> None:
-    if std == 0.0:
-        parameter.zero_()
-        return
-    drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-    parameter.copy_(drawn)
 
 
 # Several heads

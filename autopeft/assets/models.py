@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,12 +27,12 @@ from transformers import (
 from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import draw_missing, head_names, renamed, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
-from autopeft.assets.precision import attention_for, keep_head_exact
+from autopeft.assets.precision import keep_head_exact
 from autopeft.assets.quantized import unquantized
 from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
-from autopeft.assets.table import ASSETS, model_aliases
+from autopeft.assets.table import ASSETS, MODEL_ALIASES
 from autopeft.assets.wheels import Notify, alias_of, fetch
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
@@ -76,8 +76,11 @@ class ModelSource:
     quantize: str | None = None
 
 
-def resolve_model(name: str, *, notify: Notify | None = None, quantize: str | None = None) -> ModelSource:
+def resolve_model(
+    name: str | ModelSource, *, notify: Notify | None = None, quantize: str | None = None
+) -> ModelSource:
     """Find a backbone: an alias is fetched where needed, a folder checked, a hub name probed for 3 seconds.
+    A source that was found before is returned as it is.
 
     An alias goes before a folder of the same name (write `./minilm` for the folder). Where the hub does not
     answer, a model that lies in its local cache is used all the same. `quantize` is that of the source.
@@ -87,21 +90,49 @@ def resolve_model(name: str, *, notify: Notify | None = None, quantize: str | No
             an adapter of Hugging Face peft in it; or the library that quantises is not installed.
         AssetError: an alias could not be fetched.
     """
+    if isinstance(name, ModelSource):
+        return name
     if quantize is not None:
         require_library(quantize)
-    if name in model_aliases():
+    if name in MODEL_ALIASES:
         folder = fetch(name, notify=notify)
         return ModelSource(str(folder), name, "package", ASSETS[name].sha256, quantize)
+
     folder = local_path(name)
     if folder.is_dir():
-        return replace(_from_folder(folder), quantize=quantize)
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"The folder {folder} has no config.json: it is not a saved model.")
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+            raise UsageError(
+                f"The folder {folder} has no *.safetensors weights"
+                + (
+                    ". Pickled weights can run code when they are read, and are refused: "
+                    if pickled
+                    else "; "
+                )
+                + "save the model with `save_pretrained`, which writes safetensors."
+            )
+        if (folder / _ADAPTER).exists():
+            raise _with_adapter(str(folder))
+        for path in weights:
+            read_header(path)  # of a download that was cut off, before anything else is done
+        digest = None
+        if sum(path.stat().st_size for path in weights) < _HASH_LIMIT:
+            # What an image processor makes of images is as much of the model as its configuration.
+            read = [folder / "config.json", *filter(Path.is_file, [folder / PROCESSOR]), *weights]
+            parts = [f"{path.name} {sha256_of(path)}" for path in read]
+            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return ModelSource(str(folder), None, "folder", digest, quantize)
     if folder.is_file():
         raise UsageError(
             f"{name!r} is a file, and a model is a folder with its configuration, tokenizer and weights "
             "(safetensors). GGUF files are not read: take the folder that they were made from."
         )
-    aliases = ", ".join(model_aliases())
-    hint = f"The packaged models are {aliases}.{near(name, model_aliases())}"
+
+    aliases = ", ".join(MODEL_ALIASES)
+    hint = f"The packaged models are {aliases}.{near(name, MODEL_ALIASES)}"
     if _HUB_NAME.fullmatch(name) is None:
         raise UsageError(f"No model {name!r}: there is no such folder, and it is not a hub name. {hint}")
     if hub_answers():
@@ -136,7 +167,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
     Raises:
         UsageError: there is no usable configuration.
     """
-    found = _as_source(source)
+    found = resolve_model(source)
     config = loaded(
         lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
     )
@@ -166,7 +197,7 @@ def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: there is no usable tokenizer, or it has no words.
     """
-    found = _as_source(source)
+    found = resolve_model(source)
     tokenizer: PreTrainedTokenizerBase = loaded(
         lambda: AutoTokenizer.from_pretrained(found.path, trust_remote_code=False), found, "tokenizer"
     )
@@ -216,7 +247,7 @@ def load_model(
         UsageError: the weights are missing, pickled, quantised or of an architecture without such a head; or
             they are to be quantised, and cannot be.
     """
-    found = _as_source(source)
+    found = resolve_model(source)
     changed = unquantized(load_config(found), found.alias or found.path)
     for name, value in (config or {}).items():
         setattr(changed, name, value)
@@ -244,7 +275,7 @@ def check_weights(source: ModelSource | str, auto_class: type[Any]) -> None:
     Raises:
         UsageError: see `load_model`; or weights of the head are missing.
     """
-    found = _as_source(source)
+    found = resolve_model(source)
     config = unquantized(load_config(found), found.alias or found.path)
     _complete(found, config, auto_class, torch.float32, 0, device_map={"": "meta"})
 
@@ -263,6 +294,8 @@ def _complete(
     mapping = renamed(type(config), getattr(known.get(type(config), auto_class), "base_model_prefix", ""))
     if mapping:
         options["key_mapping"] = mapping
+    # On CPUs fused attention in 16 bits is slower than its plain form; else transformers chooses.
+    attention = "eager" if dtype.itemsize < 4 and not torch.cuda.is_available() else None
     # `sequence classification` of `AutoModelForSequenceClassification`.
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor"))
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -272,7 +305,7 @@ def _complete(
                 source.path,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention_for(dtype),
+                attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
                 # A head of another size is drawn anew in any case.
@@ -310,35 +343,6 @@ def _complete(
         f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
         f"tensors are missing or of another shape ({shown}, …)."
     )
-
-
-def _as_source(source: ModelSource | str) -> ModelSource:
-    return source if isinstance(source, ModelSource) else resolve_model(source)
-
-
-def _from_folder(folder: Path) -> ModelSource:
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"The folder {folder} has no config.json: it is not a saved model.")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise UsageError(
-            f"The folder {folder} has no *.safetensors weights"
-            + (". Pickled weights can run code when they are read, and are refused: " if pickled else "; ")
-            + "save the model with `save_pretrained`, which writes safetensors."
-        )
-    if (folder / _ADAPTER).exists():
-        raise _with_adapter(str(folder))
-    for path in weights:
-        read_header(path)  # of a download that was cut off, before anything else is done
-    size = sum(path.stat().st_size for path in weights)
-    digest = None
-    if size < _HASH_LIMIT:
-        # What an image processor makes of images is as much of the model as its configuration.
-        read = [folder / "config.json", *filter(Path.is_file, [folder / PROCESSOR]), *weights]
-        parts = [f"{path.name} {sha256_of(path)}" for path in read]
-        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return ModelSource(str(folder), None, "folder", digest)
 
 
 def _with_adapter(path: str) -> UsageError:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from autopeft.assets.heads import head_names
 from autopeft.errors import UsageError, near
 
-__all__ = ["PRECISIONS", "attention_for", "dtype_of", "keep_head_exact"]
+__all__ = ["PRECISIONS", "dtype_of", "keep_head_exact"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,14 +28,6 @@ def dtype_of(precision: str) -> torch.dtype:
             f"precision={precision!r}.{near(str(precision), PRECISIONS)}"
         )
     return PRECISIONS[precision]
-
-
-def attention_for(dtype: torch.dtype) -> str | None:
-    """The attention to load a backbone with; `None` leaves it to transformers.
-
-    On CPUs fused attention in 16 bits is slower than its plain form.
-    """
-    return "eager" if dtype.itemsize < 4 and not torch.cuda.is_available() else None
 
 
 def keep_head_exact(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from autopeft.errors import DataError
 
-__all__ = ["StoredTensor", "read_header"]
+__all__ = ["FLOATS", "StoredTensor", "read_header"]
 
 _MOST = 16 << 20  # bytes of a header: some 100,000 tensors
 _LONGEST, _DIMENSIONS = 1 << 48, 16  # of one dimension, and how many
@@ -28,7 +28,8 @@ _BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-_FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+"""The dtypes that torch computes with as they are."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,6 @@ class StoredTensor:
 
     dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether torch computes with it as it is."""
-        return self.dtype in _FLOATS
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -65,15 +57,31 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
         if not isinstance(header, dict):
             raise ValueError("it is no table")
-        tensors = {k: v for k, v in header.items() if k != "__metadata__"}
-        places = sorted(_place(name, entry, size - 8 - length) for name, entry in tensors.items())
+        size -= 8 + length
+        places: list[tuple[int, int, str, StoredTensor]] = []  # first and last byte behind the header
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
+                raise ValueError(f"what it says of {name!r:.100} is no tensor")
+            dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if not isinstance(dtype, str) or dtype not in _BITS:
+                raise ValueError(f"{name!r:.100} has the dtype {dtype!r:.20}, which is not read here")
+            short = all(isinstance(part, list) and len(part) <= _DIMENSIONS for part in (shape, offsets))
+            whole = short and all(type(n) is int and 0 <= n <= _LONGEST for n in (*shape, *offsets))
+            if not whole or len(offsets) != 2:
+                raise ValueError(f"{name!r:.100} has an impossible shape or place")
+            if math.prod(shape) * _BITS[dtype] // 8 != offsets[1] - offsets[0] or offsets[1] > size:
+                raise ValueError(f"{name!r:.100} is said to have other bytes than there are")
+            places.append((offsets[0], offsets[1], name, StoredTensor(dtype, tuple(shape))))
+        places.sort()
         end = 0
         for begin, stop, _, _ in places:
             if begin != end:
                 raise ValueError("its tensors overlap, or leave a gap")
             end = stop
-        if end != size - 8 - length:
-            raise ValueError(f"it accounts for {end:,} of {size - 8 - length:,} bytes")
+        if end != size:
+            raise ValueError(f"it accounts for {end:,} of {size:,} bytes")
         return {name: stored for _, _, name, stored in places}
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
@@ -88,23 +96,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("it names something twice")
     return found
-
-
-def _place(name: str, entry: Any, size: int) -> tuple[int, int, str, StoredTensor]:
-    """First and last byte of a tensor after the header, and what it is."""
-    if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"what it says of {name!r:.100} is no tensor")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError(f"{name!r:.100} has the dtype {dtype!r:.20}, which is not read here")
-    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-        raise ValueError(f"{name!r:.100} has an impossible shape or place")
-    stored = StoredTensor(dtype, tuple(shape))
-    if stored.numbers * _BITS[dtype] // 8 != offsets[1] - offsets[0] or offsets[1] > size:
-        raise ValueError(f"{name!r:.100} is said to have other bytes than there are")
-    return offsets[0], offsets[1], name, stored
-
-
-def _whole(numbers: Any) -> bool:
-    short = isinstance(numbers, list) and len(numbers) <= _DIMENSIONS
-    return short and all(type(n) is int and 0 <= n <= _LONGEST for n in numbers)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ASSETS", "DEFAULT_MODEL", "Asset", "HubSource", "Wheel", "WheelSource", "model_aliases"]
+__all__ = ["ASSETS", "DEFAULT_MODEL", "MODEL_ALIASES", "Asset", "HubSource", "Wheel", "WheelSource"]
 
 DEFAULT_MODEL = "minilm"
 
@@ -367,7 +367,5 @@ ASSETS: Mapping[str, Asset] = {
     )
 }
 
-
-def model_aliases() -> tuple[str, ...]:
-    """The names that `--model` takes without a hub, the default first."""
-    return tuple(asset.key for asset in ASSETS.values() if asset.kind == "model")
+MODEL_ALIASES = tuple(asset.key for asset in ASSETS.values() if asset.kind == "model")
+"""The names that `--model` takes without a hub, the default first."""

@@ -31,19 +31,6 @@ _FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary
 _NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "problem_type", "architectures", "use_cache"}
 
 
-def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers of the base model; modules that are attached to it are left out."""
-    found = model.base_model.state_dict(keep_vars=True)
-    return [part for part in _plain(found.items()) if not part[0].startswith("autopeft.")]
-
-
-def _held(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
-    """The same, but what a quantised module makes anew for a state dict."""
-    base = model.base_model
-    found = (*base.named_parameters(), *base.named_buffers())
-    return [part for part in _plain(found) if not part[0].startswith("autopeft.")]
-
-
 def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The tensors, and of those that a library's class wraps (torchao's quantised ones) what they hold."""
     for name, tensor in tensors:
@@ -56,31 +43,35 @@ def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the base model: its class, configuration and every weight. Remembered until one changes."""
-    held = [t for _, t in _held(model)]
-    now = [(t.data_ptr(), t._version, t.dtype) for t in held], _sampled(held)
+    base = cast(PreTrainedModel, model.base_model)
+    # What is held, without what a quantised module makes anew for a state dict, and without what is attached.
+    held = [
+        tensor
+        for name, tensor in _plain((*base.named_parameters(), *base.named_buffers()))
+        if not name.startswith("autopeft.")
+    ]
+    # Some values of each tensor: fused optimizers, and what writes to `.data`, do not raise its version.
+    samples: dict[torch.device, list[Tensor]] = {}
+    for tensor in held:
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
+        samples.setdefault(tensor.device, []).append(some)
+    sampled = b"".join(bytes_of(torch.cat(found)).tobytes() for found in samples.values())
+    now = [(t.data_ptr(), t._version, t.dtype) for t in held], sampled
     kept = _FINGERPRINTS.get(model)
     if kept is not None and kept[0] == now:
         return kept[1]
-    base = cast(PreTrainedModel, model.base_model)
     config = {
         k: v for k, v in base.config.to_dict().items() if k not in _NOT_STRUCTURE and not k.startswith("_")
     }
     digest = hashlib.sha256(json.dumps([type(base).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in _tensors(model):
+    for name, tensor in _plain(base.state_dict(keep_vars=True).items()):
+        if name.startswith("autopeft."):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor).data)
     _FINGERPRINTS[model] = (now, digest.hexdigest())
     return _FINGERPRINTS[model][1]
-
-
-def _sampled(tensors: Iterable[Tensor]) -> bytes:
-    """Some values of each tensor: fused optimizers, and what writes to `.data`, do not raise its version."""
-    parts: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
-        parts.setdefault(tensor.device, []).append(some)
-    return b"".join(bytes_of(torch.cat(found)).tobytes() for found in parts.values())
 
 
 def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
@@ -95,8 +86,14 @@ def map_weights(model: PreTrainedModel) -> bool:
     What is written to them stays in this process. The values are compared before they are exchanged. Weights
     on accelerators, above 4 GiB or without room on the disk stay where they are.
     """
-    places = list(_places(model))
-    total = places[-1][2] if places else 0
+    # Every parameter of the base model, once, with its first and last byte in the file.
+    places: list[tuple[Tensor, int, int]] = []
+    total = 0
+    for name, parameter in _plain(model.base_model.named_parameters()):
+        if not name.startswith("autopeft."):
+            start = -(-total // _ALIGNMENT) * _ALIGNMENT
+            total = start + parameter.numel() * parameter.element_size()
+            places.append((parameter, start, total))
     if not total or total > _LARGEST or any(p.device.type != "cpu" for p, _, _ in places):
         return False
     try:
@@ -124,16 +121,6 @@ def map_weights(model: PreTrainedModel) -> bool:
     for parameter, tensor in found:
         parameter.data = tensor
     return True
-
-
-def _places(model: PreTrainedModel) -> Iterator[tuple[Tensor, int, int]]:
-    """Every parameter of the base model, once, with its first and last byte in the file."""
-    stop = 0
-    for name, parameter in _plain(model.base_model.named_parameters()):
-        if not name.startswith("autopeft."):
-            start = -(-stop // _ALIGNMENT) * _ALIGNMENT
-            stop = start + parameter.numel() * parameter.element_size()
-            yield parameter, start, stop
 
 
 def _has(file: Path, total: int) -> bool:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.backbones.generic import generic_map
-from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Slice, StackMap, map_of
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Slice, StackMap
 from autopeft.errors import SiteError
 from autopeft.spec import Site
 
@@ -151,9 +151,6 @@ def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidd
             site, full, full, out_slice=part, transposed=transposed, positions=entry.positions
         )
 
-    def full_path(inner: str) -> str:
-        return f"{path}.{inner}" if inner else path
-
     found: list[Place] = []
     for name, entry in stack.sites.items():
         if isinstance(entry, Linear):
@@ -184,13 +181,15 @@ def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidd
                 pre_norm=None if entry.order is None else entry.order == "pre",
                 multiplier=entry.multiplier,
             )
+            # A region may be the whole layer, whose own path is empty.
+            entered, left = (f"{path}.{inner}" if inner else path for inner in (entry.entry, entry.exit))
             has_norm = entry.norm is not None and _get(layer, entry.norm) is not None
             found.append(
                 Place(
                     site,
-                    full_path(entry.entry),
-                    full_path(entry.exit),
-                    norm=full_path(str(entry.norm)) if has_norm else None,
+                    entered,
+                    left,
+                    norm=f"{path}.{entry.norm}" if has_norm else None,
                     attends=entry.attends,
                     flat=entry.flat,
                 )
@@ -198,56 +197,54 @@ def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidd
     return found
 
 
-def _stack_places(base: PreTrainedModel, stack: StackMap, hidden: int) -> StackPlaces | None:
-    layers = _get(base, stack.layers)
-    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
-        return None
-    places: list[Place] = []
-    if stack.embeddings is not None:
-        embeddings = _get(base, stack.embeddings)
-        if embeddings is None:
-            return None
-        table = getattr(embeddings, "weight", None)
-        width = int(table.shape[1]) if table is not None and table.ndim == 2 else hidden
-        site = Site(stack.name, None, "embeddings", "embeddings", width, width)
-        places.append(Place(site, stack.embeddings, stack.embeddings))
-    paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
-    for i, path in enumerate(paths):
-        inside = None if stack.single is None else _get(layers[i], stack.single)
-        if isinstance(inside, nn.ModuleList) and len(inside) > 1:
-            raise SiteError(
-                f"A layer of this {base.config.model_type!r} holds {len(inside)} layers that run in turn, "
-                "over and over, so that none of them has a place of its own; take a model whose layers hold "
-                "one."
-            )
-        places += _layer_places(stack, i, layers[i], path, hidden)
-    runs = int(base.config.num_hidden_layers) // len(layers) if stack.repeats else 1
-    blends = stack.blends is not None and _get(base, stack.blends) is not None
-    around = stack.embeddings  # see `StackPlaces.embeddings`
-    if stack.embeddings is not None:
-        holder = stack.embeddings.rpartition(".")[0]
-        # A module that holds the layers too (OPT's decoder) is more than embeddings.
-        alone = holder not in ("", stack.root) and not stack.layers.startswith(f"{holder}.")
-        around = holder if alone else stack.embeddings
-    return StackPlaces(stack, paths, hidden, tuple(places), around, runs, blends)
-
-
 def layout_of(base: PreTrainedModel) -> Layout:
     """Find every site of a base model, by its family's map or else by the generic resolver.
 
     Raises:
-        SiteError: neither finds a list of layers with the places it needs; the message names what was looked
-        for.
+        SiteError: neither finds a list of layers with the places it needs, and the message names what was
+            looked for; or the layers are not such as the family's map can tell.
     """
-    family = map_of(base.config)
-    generic = family is None
-    if family is None:
+    known = FAMILIES.get(base.config.model_type)
+    if known is None:
         family = generic_map(base)
+    else:
+        family = known if isinstance(known, FamilyMap) else known(base.config)
     hidden = int(base.config.hidden_size)
-    stacks = [s for m in family.stacks if (s := _stack_places(base, m, hidden)) is not None]
+    stacks: list[StackPlaces] = []
+    for stack in family.stacks:
+        layers = _get(base, stack.layers)
+        if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+            continue
+        places: list[Place] = []
+        around = stack.embeddings  # see `StackPlaces.embeddings`
+        if stack.embeddings is not None:
+            embeddings = _get(base, stack.embeddings)
+            if embeddings is None:
+                continue
+            table = getattr(embeddings, "weight", None)
+            width = int(table.shape[1]) if table is not None and table.ndim == 2 else hidden
+            site = Site(stack.name, None, "embeddings", "embeddings", width, width)
+            places.append(Place(site, stack.embeddings, stack.embeddings))
+            holder = stack.embeddings.rpartition(".")[0]
+            # A module that holds the layers too (OPT's decoder) is more than embeddings.
+            if holder not in ("", stack.root) and not stack.layers.startswith(f"{holder}."):
+                around = holder
+        paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
+        for i, path in enumerate(paths):
+            inside = None if stack.single is None else _get(layers[i], stack.single)
+            if isinstance(inside, nn.ModuleList) and len(inside) > 1:
+                raise SiteError(
+                    f"A layer of this {base.config.model_type!r} holds {len(inside)} layers that run in "
+                    "turn, over and over, so that none of them has a place of its own; take a model whose "
+                    "layers hold one."
+                )
+            places += _layer_places(stack, i, layers[i], path, hidden)
+        runs = int(base.config.num_hidden_layers) // len(layers) if stack.repeats else 1
+        blends = stack.blends is not None and _get(base, stack.blends) is not None
+        stacks.append(StackPlaces(stack, paths, hidden, tuple(places), around, runs, blends))
     if not stacks:
         raise SiteError(
             f"The site map of {base.config.model_type!r} finds no layers on {type(base).__name__}; families "
             f"with a map: {', '.join(sorted(FAMILIES))}."
         )
-    return Layout(family, tuple(stacks), generic)
+    return Layout(family, tuple(stacks), generic=known is None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
@@ -15,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft.assets import head_bank, head_names, quantization_of
 from autopeft.assets.making import making_model
-from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
+from autopeft.backbones.places import Layout, Place, base_model_of, layout_of
 from autopeft.errors import SiteError
 from autopeft.spec import BackboneSpec, LogitsSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
@@ -41,20 +40,80 @@ def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
         UsageError: the config makes no model.
     """
     text = config.to_json_string(use_diff=False)
-    spec = _spec_of_json(config.model_type, text)
-    return spec if auto_class is None else _spec_in_class(config.model_type, text, auto_class)
+    return _spec_of_json(config.model_type, text, auto_class)
 
 
-@lru_cache(maxsize=32)
-def _spec_of_json(model_type: str, text: str) -> BackboneSpec:
-    base = _on_meta(model_type, text, AutoModel)
-    return _spec(base, layout_of(base))
+@lru_cache(maxsize=64)
+def _spec_of_json(model_type: str, text: str, auto_class: Any) -> BackboneSpec:
+    values = json.loads(text)
+    values.pop("model_type", None)
+    with making_model(repr(model_type)):  # some classes check again what they are made with
+        config = AutoConfig.for_model(model_type, **values)
+    if auto_class is not None:  # whose model lacks a part of the whole base model
+        base = base_model_of(on_meta(config, auto_class))
+        return _cut(_spec_of_json(model_type, text, None), base, layout_of(base))
+    base = on_meta(config, AutoModel)
+    layout, config = layout_of(base), base.config
+    words, family = config.get_text_config(), layout.family
 
+    # The sliding window of some layers, as the config says, and as the library's caches read it.
+    kinds = getattr(words, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    window = getattr(words, "sliding_window", None) if slides else None
+    if getattr(words, "use_sliding_window", True) is False:
+        window = None
 
-@lru_cache(maxsize=32)
-def _spec_in_class(model_type: str, text: str, auto_class: Any) -> BackboneSpec:
-    base = base_model_of(_on_meta(model_type, text, auto_class))
-    return _cut(_spec_of_json(model_type, text), base, layout_of(base))
+    stacks = []
+    for stack in layout.stacks:
+        # Width of a head, as the attention of the first layer has it under one of the library's names.
+        widths = {p.site.out_features for p in stack.places if p.site.name in ("k", "v")}
+        found = (
+            width
+            for module in base.get_submodule(stack.layers[0]).modules()
+            for name in ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
+            if isinstance(width := getattr(module, name, None), int)
+            and width > 0
+            and widths
+            and all(w % width == 0 for w in widths)
+        )
+        stacks.append(
+            StackSpec(
+                stack.map.name,
+                len(stack.layers),
+                stack.hidden,
+                stack.map.causal,
+                next(found, None),
+                None if window is None else int(window),
+                stack.runs,
+                getattr(config, "word_embed_proj_dim", None),
+            )
+        )
+
+    vision = family.modality == "vision"
+    limit = None if vision or family.endless else getattr(config, family.limit, None)
+    if limit is not None and family.position_offset == "padding":
+        limit = int(limit) - (layout.padding_id(config) or 0) - 1
+    writes = stacks[-1].causal and stacks[-1].name == "decoder"
+    outputs = getattr(words, "vocab_size", None) if writes else None
+    return BackboneSpec(
+        family=config.model_type,
+        stacks=tuple(stacks),
+        sites=tuple(p.site for p in layout.places()),
+        tensors=_tensors(base, layout),
+        parameters=sum(p.numel() for p in base.parameters()),
+        modality=family.modality,
+        max_positions=None if limit is None else int(limit),
+        prompt_side="right" if vision else "left",
+        pooler=getattr(base, family.pooler or "", None) is not None,
+        generic=layout.generic,
+        logits=LogitsSpec(
+            stacks[-1].states,
+            int(outputs or config.num_labels or 0),
+            tokens=writes,
+            behind=_behind(config) if writes else "",
+        ),
+        lacks=family.lacks,
+    )
 
 
 def on_meta(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
@@ -67,17 +126,11 @@ def on_meta(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
         return cast(PreTrainedModel, auto_class.from_config(config))
 
 
-def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
-    values = json.loads(text)
-    values.pop("model_type", None)
-    with making_model(repr(model_type)):  # some classes check again what they are made with
-        config = AutoConfig.for_model(model_type, **values)
-    return on_meta(config, auto_class)
-
-
 def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
-    """Spec and layout of a live model: what a share is of is that of its config, sites and tensors are those
-    that it has.
+    """Spec and layout of a live model.
+
+    Sites and tensors are those that the model has; `parameters`, of which a share is, those of the whole base
+    model of its config.
 
     Raises:
         SiteError: no site map fits the family, or the model is quantised in such a way that its linear maps
@@ -98,9 +151,16 @@ def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
     project = projection_of(model)
     if project is None:
         return replace(spec, logits=None), layout
+    weight = cast(torch.Tensor, project.weight)
+    width, hidden = weight.shape[::-1] if isinstance(project, Conv1D) else weight.shape
     words = model.get_output_embeddings() is not None
-    deep = bool(hidden_of_head(model))
-    logits = replace(_logits(project), tokens=words, behind=_behind(model.config) if words else "", deep=deep)
+    logits = LogitsSpec(
+        int(hidden),
+        int(width),
+        tokens=words,
+        behind=_behind(model.config) if words else "",
+        deep=bool(hidden_of_head(model)),
+    )
     return replace(spec, logits=logits), layout
 
 
@@ -136,12 +196,6 @@ def hidden_of_head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
-def _logits(project: nn.Module) -> LogitsSpec:
-    weight = cast(torch.Tensor, project.weight)
-    width, hidden = weight.shape[::-1] if isinstance(project, Conv1D) else weight.shape
-    return LogitsSpec(int(hidden), int(width))
-
-
 def _cut(spec: BackboneSpec, base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     """The spec without what this base model lacks: a pooler, a decoder."""
     sites = {p.site.key for p in layout.places()}
@@ -151,53 +205,7 @@ def _cut(spec: BackboneSpec, base: PreTrainedModel, layout: Layout) -> BackboneS
         stacks=tuple(s for s in spec.stacks if any(x.map.name == s.name for x in layout.stacks)),
         sites=tuple(s for s in spec.sites if s.key in sites),
         tensors=tuple(t for t in spec.tensors if t.name in names),
-        pooler=_has_pooler(base, layout),
-    )
-
-
-def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
-    return getattr(base, layout.family.pooler or "", None) is not None
-
-
-def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
-    config = base.config
-    stacks = tuple(
-        StackSpec(
-            s.map.name,
-            len(s.layers),
-            s.hidden,
-            s.map.causal,
-            _head_dim(base, s),
-            _window(config),
-            s.runs,
-            getattr(config, "word_embed_proj_dim", None),
-        )
-        for s in layout.stacks
-    )
-    vision = layout.family.modality == "vision"
-    limit = None if vision or layout.family.endless else getattr(config, layout.family.limit, None)
-    if limit is not None and layout.family.position_offset == "padding":
-        limit = int(limit) - (layout.padding_id(config) or 0) - 1
-    writes = stacks[-1].causal and stacks[-1].name == "decoder"
-    words = getattr(config.get_text_config(), "vocab_size", None) if writes else None
-    return BackboneSpec(
-        family=config.model_type,
-        stacks=stacks,
-        sites=tuple(p.site for p in layout.places()),
-        tensors=_tensors(base, layout),
-        parameters=sum(p.numel() for p in base.parameters()),
-        modality=layout.family.modality,
-        max_positions=None if limit is None else int(limit),
-        prompt_side="right" if vision else "left",
-        pooler=_has_pooler(base, layout),
-        generic=layout.generic,
-        logits=LogitsSpec(
-            stacks[-1].states,
-            int(words or config.num_labels or 0),
-            tokens=writes,
-            behind=_behind(config) if writes else "",
-        ),
-        lacks=layout.family.lacks,
+        pooler=getattr(base, layout.family.pooler or "", None) is not None,
     )
 
 
@@ -206,37 +214,6 @@ def _behind(config: PreTrainedConfig) -> str:
     text = config.get_text_config()
     found = (name for name in _BEHIND if getattr(text, name, None) not in (None, 0, 1))
     return next(found, "")
-
-
-def _window(config: PreTrainedConfig) -> int | None:
-    """The sliding window of some layers, as a config says, and as the library's caches read it."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    slides = kinds is None or "sliding_attention" in kinds
-    window = getattr(text, "sliding_window", None) if slides else None
-    return None if window is None or getattr(text, "use_sliding_window", True) is False else int(window)
-
-
-def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:
-    """Width of a head, as the attention of the first layer has it under one of the library's names."""
-    widths = {p.site.out_features for p in stack.places if p.site.name in ("k", "v")}
-    for module in base.get_submodule(stack.layers[0]).modules() if stack.layers else ():
-        for name in ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim"):
-            width = getattr(module, name, None)
-            if isinstance(width, int) and width > 0 and widths and all(w % width == 0 for w in widths):
-                return width
-    return None
-
-
-def _role(owner: nn.Module, name: str) -> TensorRole:
-    if isinstance(owner, nn.Embedding):
-        return "embedding"
-    if "Norm" in type(owner).__name__:
-        return "norm_bias" if name == "bias" else "norm_weight"
-    # DeBERTa's attention adds vectors of its own to queries and values: `q_bias` and `v_bias`.
-    if name == "bias" or (name.endswith("_bias") and owner.get_parameter(name).ndim == 1):
-        return "bias"
-    return "weight" if name == "weight" else "other"
 
 
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
@@ -263,20 +240,23 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
         site: Site | None = owner.site if owner is not None else None
         where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)
         module = base.get_submodule(path)
-        role = _role(module, leaf)
+        role: TensorRole = "weight" if leaf == "weight" else "other"
+        if isinstance(module, nn.Embedding):
+            role = "embedding"
+        elif "Norm" in type(module).__name__:
+            role = "norm_bias" if leaf == "bias" else "norm_weight"
+        # DeBERTa's attention adds vectors of its own to queries and values: `q_bias` and `v_bias`.
+        elif leaf == "bias" or (leaf.endswith("_bias") and parameter.ndim == 1):
+            role = "bias"
         offset = offsets.get(type(module), 0.0) if role == "norm_weight" else 0.0
         within = tuple(parts.get(path, ()))
         found.append(TensorSpec(name, tuple(parameter.shape), role, *where, parts=within, offset=offset))
     return tuple(found)
 
 
-def _inside(name: str, modules: Iterable[str | None]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
-
-
 def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, str | None]:
     """Stack, layer and site of a tensor that no linear map and no norm of a layer owns."""
-    if _inside(name, [layout.family.pooler or "pooler"]):
+    if name.startswith(f"{layout.family.pooler or 'pooler'}."):
         return None, None, "pooler"
     for stack in layout.stacks:
         if stack.embeddings is not None and name.startswith(f"{stack.embeddings}."):
@@ -284,7 +264,7 @@ def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, 
         for i, path in enumerate(stack.layers):
             if name.startswith(f"{path}."):
                 return stack.map.name, i, None
-        behind = (stack.map.norm, *stack.map.behind)
         if not layout.generic and stack.embeds_at_root and name.startswith(f"{stack.map.root}."):
-            return (None, None, None) if _inside(name, behind) else (stack.map.name, None, "embeddings")
+            behind = tuple(f"{module}." for module in (stack.map.norm, *stack.map.behind))
+            return (None, None, None) if name.startswith(behind) else (stack.map.name, None, "embeddings")
     return None, None, None

@@ -62,8 +62,9 @@ def typed_command(function: Callable[..., None]) -> type[TyperCommand]:
     class Command(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
             for parameter in self.params:
-                if parameter.name in options:
-                    parameter.help = options[parameter.name].help_text()  # type: ignore[attr-defined]
+                option = options.get(str(parameter.name))
+                if option is not None:
+                    parameter.help = option.filled(option.help)  # type: ignore[attr-defined]
             super().format_help(ctx, formatter)
 
     return Command

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from autopeft.assets import head_names, model_aliases, model_name
+from autopeft.assets import MODEL_ALIASES, head_names, model_name
 from autopeft.assets.heads import drawn
 from autopeft.backbones import Place, base_model_of, spec_of_model
 from autopeft.errors import AutoPEFTError
@@ -108,7 +108,7 @@ def write_adapter(
     target.mkdir(parents=True, exist_ok=True)
     loaded_from = str(getattr(hybrid.model.config, "_name_or_path", "") or "")
     known = model_name(loaded_from)
-    name = base_model or (str(Path(loaded_from).resolve()) if known in model_aliases() else known) or None
+    name = base_model or (str(Path(loaded_from).resolve()) if known in MODEL_ALIASES else known) or None
     write_json(target / "adapter_config.json", {**adapter.config, "base_model_name_or_path": name})
     write_atomic(target / "adapter_model.safetensors", save(dict(adapter.tensors), metadata={"format": "pt"}))
     how = how_to_load(hybrid.model, adapter.config["task_type"], name, known)

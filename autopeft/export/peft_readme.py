@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from autopeft.assets import head_names, model_aliases
+from autopeft.assets import MODEL_ALIASES, head_names
 from autopeft.assets.heads import plain_options, renamed
 from autopeft.runs.markdown import plain
 
@@ -70,7 +70,7 @@ def how_to_load(model: PreTrainedModel, task_type: str | None, base: str | None,
         "```",
         "",
     ]
-    if named in model_aliases():
+    if named in MODEL_ALIASES:
         lines += [
             f"The base is AutoPEFT's packaged model `{named}`. On another machine, "
             f"`autopeft.assets.resolve_model({named!r}).path` is its place.",

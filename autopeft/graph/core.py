@@ -14,8 +14,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from itertools import count as numbers
 from typing import Any
 
 import networkx as nx
@@ -24,7 +22,7 @@ from autopeft.composition import ChildSpec, get_composition, refuse_alone
 from autopeft.display import box, percent, short
 from autopeft.errors import CompositionError, printable
 from autopeft.graph.layer_masks import WHOLE
-from autopeft.graph.parts import canonical_json, parts_of, weight_places
+from autopeft.graph.parts import Parts, canonical_json, parts_of, weight_places
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 from autopeft.method import ParameterCount, get_method
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
@@ -73,14 +71,14 @@ class CompositionGraph:
         deployed = self.parameter_count().deployed
         return f"{self.recipe.brief}, {deployed:,} deployed ({percent(deployed / self.spec.parameters)})"
 
-    def nodes(self) -> Iterator[Node]:
-        """Every composition, parents first."""
-        stack = list(self.trees)
+    def nodes(self, tree: Tree | None = None) -> Iterator[Node]:
+        """Every composition, or every one of a tree, parents first."""
+        stack = list(self.trees) if tree is None else [tree]
         while stack:
-            tree = stack.pop(0)
-            if isinstance(tree, Node):
-                yield tree
-                stack[:0] = tree.children
+            top = stack.pop(0)
+            if isinstance(top, Node):
+                yield top
+                stack[:0] = top.children
 
     def kind(self, name: str) -> str:
         """The method of an entry, or the kind of a composition, by name."""
@@ -104,16 +102,18 @@ class CompositionGraph:
         used = {s.key for e in self.entries.values() for s in e.sites}
         return tuple(s for s in self.spec.sites if s.key in used)
 
-    def trees_at(self, site: Site) -> tuple[Tree, ...]:
-        """The trees cut down to what touches `site`."""
-        cut = (self._cut(tree, site.key) for tree in self.trees)
-        return tuple(t for t in cut if t is not None)
-
-    def _cut(self, tree: Tree, key: str) -> Tree | None:
-        if isinstance(tree, Leaf):
-            return tree if any(s.key == key for s in self.entries[tree.name].sites) else None
-        children = tuple(c for child in tree.children if (c := self._cut(child, key)) is not None)
-        return Node(tree.name, tree.kind, children, tree.options, tree.count) if children else None
+    def trees_at(self, site: Site, trees: Sequence[Tree] | None = None) -> tuple[Tree, ...]:
+        """The trees (default: all) cut down to what touches `site`."""
+        found: list[Tree] = []
+        for tree in self.trees if trees is None else trees:
+            if isinstance(tree, Leaf):
+                if any(s.key == site.key for s in self.entries[tree.name].sites):
+                    found.append(tree)
+                continue
+            children = self.trees_at(site, tree.children)
+            if children:
+                found.append(Node(tree.name, tree.kind, children, tree.options, tree.count))
+        return tuple(found)
 
     @cached_property
     def digraph(self) -> nx.DiGraph[Any]:
@@ -146,12 +146,8 @@ class CompositionGraph:
                 self._draw(graph, child, site, name)
         graph.add_edge(name, parent)
 
-    def canonical(self) -> Any:
-        """The structure without names and file order: equal for recipes that mean the same on this
-        backbone."""
-        return sorted((self._canonical(t) for t in self.trees), key=canonical_json)
-
     def _canonical(self, tree: Tree, *, training: bool = False) -> dict[str, Any]:
+        """A tree without names and file order: equal for recipes that mean the same on this backbone."""
         if isinstance(tree, Leaf):
             entry = self.entries[tree.name]
             config = canonical_config(entry.method.name, entry.method.config)
@@ -180,7 +176,8 @@ class CompositionGraph:
 
     def hash(self) -> str:
         """SHA-256 of the canonical structure."""
-        return hashlib.sha256(canonical_json(self.canonical()).encode()).hexdigest()
+        trees = sorted((self._canonical(t) for t in self.trees), key=canonical_json)
+        return hashlib.sha256(canonical_json(trees).encode()).hexdigest()
 
     def trial_hash(self) -> str:
         """SHA-256 of the canonical structure and of how each part of it trains.
@@ -213,9 +210,27 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
         RecipeError: a layer does not exist.
     """
     spec = read_by(recipe, spec)
-    builder = _Builder(recipe, spec)
-    trees = tuple(builder.trees())
-    graph = CompositionGraph(recipe, spec, builder.entries, trees)
+    parts = parts_of(spec)
+
+    # Names that are given: compositions without one are numbered past them.
+    names = [ref.name for ref in recipe.entries()]
+    used, left = set(names), [*(item for block in recipe.layers for item in block.attach), *recipe.model]
+    while left:
+        item = left.pop()
+        if isinstance(item, CompositionItem):
+            left += item.children
+            used |= set() if item.alias is None else {item.alias}
+
+    entries: dict[str, Entry] = {}
+    trees: list[Tree] = []
+    in_order = iter(names)
+    for block in recipe.layers:
+        mask = parts.masks.mask(block.at, block.stack)
+        trees += [_tree(item, mask, parts, entries, in_order, used) for item in block.attach]
+    trees += [_tree(item, WHOLE, parts, entries, in_order, used) for item in recipe.model]
+    graph = CompositionGraph(recipe, spec, entries, tuple(trees))
+
+    # What no two entries can do.
     directed: dict[tuple[str, int | None, str], str] = {}  # weights, and the entry that directs each
     for entry in graph.entries.values():
         for site in entry.sites if entry.traits.direction else ():
@@ -245,54 +260,34 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     return graph
 
 
-def _aliases(items: Iterable[Item]) -> Iterator[str]:
-    """The `as:` of every composition among `items` and below."""
-    for item in items:
-        if isinstance(item, CompositionItem):
-            if item.alias is not None:
-                yield item.alias
-            yield from _aliases(item.children)
+def _tree(
+    item: Item, mask: int, parts: Parts, entries: dict[str, Entry], names: Iterator[str], used: set[str]
+) -> Tree:
+    """The tree of an item in the layers of `mask`.
 
-
-class _Builder:
-    def __init__(self, recipe: Recipe, spec: BackboneSpec) -> None:
-        self.recipe, self._parts = recipe, parts_of(spec)
-        self.entries: dict[str, Entry] = {}
-        names = [ref.name for ref in recipe.entries()]
-        self._names = iter(names)
-        self._used_names = {*names, *_aliases((*(i for b in recipe.layers for i in b.attach), *recipe.model))}
-
-    def trees(self) -> Iterator[Tree]:
-        for block in self.recipe.layers:
-            mask = self._parts.masks.mask(block.at, block.stack)
-            for item in block.attach:
-                yield self._tree(item, mask)
-        for item in self.recipe.model:
-            yield self._tree(item, WHOLE)
-
-    def _tree(self, item: Item, mask: int) -> Tree:
-        if isinstance(item, EntryItem):
-            name = next(self._names)
-            shape = self._parts.leaf(item, name)
-            count = ParameterCount(*shape.count(mask, name))
-            self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
-            return Leaf(name)
-        children = tuple(self._tree(child, mask) for child in item.children)
-        specs = [child_spec(self.entries, c) for c in children]
-        composition = get_composition(item.kind)
-        refuse_alone(item.kind, specs)
-        composition.check(specs, dict(item.options))
-        return Node(
-            self._name(item), item.kind, children, dict(item.options), composition.parameter_count(specs)
-        )
-
-    def _name(self, item: CompositionItem) -> str:
-        if item.alias is not None:
-            return item.alias
-        numbered = chain([item.kind], (f"{item.kind}_{n}" for n in numbers(2)))
-        name = next(name for name in numbered if name not in self._used_names)
-        self._used_names.add(name)
-        return name
+    Args:
+        entries: its entries are added here.
+        names: of the entries that are still to come, in file order.
+        used: names that are given; that of a composition is added.
+    """
+    if isinstance(item, EntryItem):
+        name = next(names)
+        shape = parts.leaf(item, name)
+        count = ParameterCount(*shape.count(mask, name))
+        method = shape.method(shape.config)
+        entries[name] = Entry(name, method, shape.sites(mask), count, method.traits, method.traits.ways)
+        return Leaf(name)
+    children = tuple(_tree(child, mask, parts, entries, names, used) for child in item.children)
+    specs = [child_spec(entries, child) for child in children]
+    composition, options = get_composition(item.kind), dict(item.options)
+    refuse_alone(item.kind, specs)
+    composition.check(specs, options)
+    name = item.alias or item.kind
+    number = 2
+    while item.alias is None and name in used:
+        name, number = f"{item.kind}_{number}", number + 1
+    used.add(name)
+    return Node(name, item.kind, children, options, composition.parameter_count(specs))
 
 
 # Drawing
@@ -306,26 +301,17 @@ class _Block:
     """Consecutive layers of a stack that carry the same, or what belongs to no layer.
 
     Attributes:
-        stack: the name of the stack, or what the block is where it belongs to none.
+        title: the stack and the layers, or what the block is where it belongs to none.
+        label: the same in short.
         layers: their indices, empty for what belongs to no layer.
         places: what acts at each site, by the site's name, in the order of the forward pass; empty for layers
             that stay as they are.
     """
 
-    stack: str
+    title: str
+    label: str
     layers: tuple[int, ...]
     places: tuple[tuple[str, tuple[Tree, ...]], ...]
-
-    @property
-    def span(self) -> str:
-        """`3`, or `0-11`."""
-        return "-".join(map(str, dict.fromkeys((self.layers[0], self.layers[-1]))))
-
-    @property
-    def title(self) -> str:
-        if not self.layers:
-            return self.stack
-        return f"{self.stack} · layer{'s' if len(self.layers) > 1 else ''} {self.span}"
 
 
 def _blocks(graph: CompositionGraph) -> list[_Block]:
@@ -338,13 +324,18 @@ def _blocks(graph: CompositionGraph) -> list[_Block]:
             if site.stack == stack.name:
                 at.setdefault(site.layer, []).append((site.name, graph.trees_at(site)))
         if None in at:
-            found.append(_Block(f"{stack.name} input", (), tuple(at[None])))
+            title = f"{stack.name} input"
+            found.append(_Block(title, title, (), tuple(at[None])))
+        first = 0
         for layer in range(stack.layers):
-            places, last = tuple(at.get(layer, ())), found[-1] if found else None
-            if last and last.layers and (last.stack, last.places) == (stack.name, places):
-                found[-1] = _Block(stack.name, (*last.layers, layer), places)
-            else:
-                found.append(_Block(stack.name, (layer,), places))
+            places = tuple(at.get(layer, ()))
+            if layer + 1 < stack.layers and tuple(at.get(layer + 1, ())) == places:
+                continue
+            span = f"{first}-{layer}" if layer > first else f"{layer}"
+            title = f"{stack.name} · layer{'s' if layer > first else ''} {span}"
+            label = f"{stack.name} {span}" if graph.spec.encoder_decoder else span
+            found.append(_Block(title, label, tuple(range(first, layer + 1)), places))
+            first = layer + 1
     for title, name, on_logits in (("backbone tensors", "weights", False), ("head", "logits", True)):
         trees = []
         for tree in graph.trees:
@@ -352,7 +343,7 @@ def _blocks(graph: CompositionGraph) -> list[_Block]:
             if not any(e.sites for e in entries) and any("logits" in e.ways for e in entries) == on_logits:
                 trees.append(tree)
         if trees:
-            found.append(_Block(title, (), ((name, tuple(trees)),)))
+            found.append(_Block(title, title, (), ((name, tuple(trees)),)))
     return found
 
 
@@ -435,22 +426,17 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class _Box:
-    """A chip (one entry, coloured by its method), or a frame around the children of a composition."""
+    """A chip (one entry, coloured by its method), or a frame around the children of a composition.
+
+    `width` is what its text and children take at least, both in pixels.
+    """
 
     text: str
     full: str
     colour: int | None
+    width: int
+    height: int
     children: tuple[_Box, ...] = ()
-
-    @property
-    def height(self) -> int:
-        if self.colour is not None:
-            return _CHIP
-        return _PILL + sum(c.height + _GAP for c in self.children) + _PAD
-
-    @property
-    def width(self) -> int:
-        return max([_text_width(self.text), *(c.width + 2 * _PAD for c in self.children)])
 
     def draw(self, x: int, y: int, width: int) -> Iterator[str]:
         """The box with its left upper corner at (x, y), its text cut to what fits."""
@@ -496,11 +482,15 @@ def _boxes(graph: CompositionGraph, trees: Iterable[Tree], *, numbered: bool = F
             size = getattr(entry.method, "size_field", None)
             text = f"{entry.name}: " * (tree.name in named) + entry.method.name
             text = short(f"{text} · {size} {getattr(entry.method.config, size)}" if size else text, 120)
-            yield _Box(number + text, text, methods.index(entry.method.name) % len(_HUES))
+            colour = methods.index(entry.method.name) % len(_HUES)
+            yield _Box(number + text, text, colour, _text_width(number + text), _CHIP)
         else:
-            inner = _boxes(graph, tree.children, numbered=get_composition(tree.kind).traits.ordered)
+            ordered = get_composition(tree.kind).traits.ordered
+            inner = tuple(_boxes(graph, tree.children, numbered=ordered))
             kind = short(tree.kind, 40)
-            yield _Box(number + kind, f"{kind} {short(tree.name, 80)}", None, tuple(inner))
+            width = max([_text_width(number + kind), *(box.width + 2 * _PAD for box in inner)])
+            height = _PILL + sum(box.height + _GAP for box in inner) + _PAD
+            yield _Box(number + kind, f"{kind} {short(tree.name, 80)}", None, width, height, inner)
 
 
 def _edges(
@@ -526,14 +516,10 @@ def draw_svg(graph: CompositionGraph) -> str:
     (`currentColor` and `none`).
     """
     rows = [(block, {site: list(_boxes(graph, ts)) for site, ts in block.places}) for block in _blocks(graph)]
-    labels = [
-        block.stack if not block.layers else f"{block.stack} " * graph.spec.encoder_decoder + block.span
-        for block, _ in rows
-    ]
-    trunk = max(_text_width(label) for label in [*labels, "head"])
+    trunk = max(_text_width(label) for label in [*(block.label for block, _ in rows), "head"])
     layers = _edges(graph, trunk + 20, [places for block, places in rows if block.layers])
     y, right, shapes = _PAD, trunk + 20 + _text_width(_NOTHING), []
-    for label, (block, places) in zip(labels, rows, strict=True):
+    for block, places in rows:
         edges = layers if block.layers else _edges(graph, trunk + 20, [places])
         middle = y + (_PILL if places else _BARE) // 2
         radius, kind, note = (5, "node", "") if places else (3, "node bare", ": as before")
@@ -541,7 +527,7 @@ def draw_svg(graph: CompositionGraph) -> str:
             f'<g class="row"><title>{html.escape(block.title)}{note}</title>',
             f'<circle class="{kind}" cx="{trunk}" cy="{middle}" r="{radius}"/>',
             f'<text class="label" x="{trunk - 12}" y="{middle + 4}" text-anchor="end">'
-            f"{html.escape(label)}</text>",
+            f"{html.escape(block.label)}</text>",
         ]
         bottom, end = y + (_PILL if places else _BARE), trunk + 6
         for name, boxes in places.items():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from autopeft.composition import get_composition
 from autopeft.graph.core import CompositionGraph
-from autopeft.graph.tree import Node, Tree
 
 __all__ = ["first_layer", "is_rowwise_in", "is_rowwise_on_logits"]
 
@@ -46,7 +43,7 @@ def is_rowwise_in(graph: CompositionGraph, stack: str, layer: int) -> bool:
         for tree in graph.trees_at(site):
             if any(e.ways & {"hook", "region"} and not e.traits.rowwise for e in graph.leaves(tree)):
                 return False
-            if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
+            if not all(get_composition(node.kind).traits.rowwise for node in graph.nodes(tree)):
                 return False
     return True
 
@@ -54,10 +51,3 @@ def is_rowwise_in(graph: CompositionGraph, stack: str, layer: int) -> bool:
 def is_rowwise_on_logits(graph: CompositionGraph) -> bool:
     """Whether what is added to the logits of a position depends on what their map reads there alone."""
     return all(e.traits.rowwise for e in graph.entries.values() if "logits" in e.ways)
-
-
-def _nodes(tree: Tree) -> Iterator[Node]:
-    if isinstance(tree, Node):
-        yield tree
-        for child in tree.children:
-            yield from _nodes(child)

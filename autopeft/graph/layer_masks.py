@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from autopeft.errors import RecipeError
 from autopeft.graph.memo import Memo
 from autopeft.recipe.layers import At, resolve_layers
-from autopeft.spec import BackboneSpec, Site, StackSpec
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["WHOLE", "LayerMasks", "Spread", "key_text"]
 
@@ -29,35 +30,37 @@ def key_text(sites: Iterable[Site]) -> str:
     return ",".join(json.dumps(key) for key in sorted(s.key for s in sites))
 
 
+@dataclass
 class Spread:
     """The sites of certain names, by layer. The last mask asked for is remembered.
 
-    Args:
+    Attributes:
         everywhere: all of them, in the spec's order.
         layers: each layer's bit and sites, in the spec's order.
+        texts: each layer's bit and its sites' sorted keys as the inside of a JSON list, in the order of bits.
+        last, written: the last mask, with its sites and with their keys.
     """
 
-    def __init__(self, everywhere: tuple[Site, ...], layers: list[tuple[int, tuple[Site, ...]]]) -> None:
-        self._everywhere = everywhere
-        self._layers = layers
-        self._texts = sorted((bit, key_text(sites)) for bit, sites in layers)
-        self._last: tuple[int, tuple[Site, ...]] = (WHOLE, everywhere)
-        self._written: tuple[int, str] = (WHOLE, key_text(everywhere))
+    everywhere: tuple[Site, ...]
+    layers: list[tuple[int, tuple[Site, ...]]]
+    texts: list[tuple[int, str]]
+    last: tuple[int, tuple[Site, ...]]
+    written: tuple[int, str]
 
     def sites(self, mask: int) -> tuple[Site, ...]:
         """The sites in the layers of `mask`, in the spec's order."""
-        last = self._last
+        last = self.last
         if mask != last[0]:
-            inside = [s for bit, sites in self._layers if mask & bit for s in sites]
-            last = self._last = (mask, self._everywhere if mask == WHOLE else tuple(inside))
+            inside = [s for bit, sites in self.layers if mask & bit for s in sites]
+            last = self.last = (mask, self.everywhere if mask == WHOLE else tuple(inside))
         return last[1]
 
     def text(self, mask: int) -> str:
         """The sorted keys of `sites(mask)`, as the inside of a JSON list."""
-        last = self._written
+        last = self.written
         if mask != last[0]:
-            inside = [text for bit, text in self._texts if mask & bit]
-            last = self._written = (mask, key_text(self._everywhere) if mask == WHOLE else ",".join(inside))
+            inside = [text for bit, text in self.texts if mask & bit]
+            last = self.written = (mask, key_text(self.everywhere) if mask == WHOLE else ",".join(inside))
         return last[1]
 
 
@@ -73,18 +76,13 @@ class LayerMasks:
         for site in spec.sites:
             if site.layer is not None and (site.stack, site.layer) in self.bits:
                 self._inside.setdefault(self.bits[site.stack, site.layer], []).append(site)
-        self._tables = {stack: self._table(stack) for stack in ("all", *(s.name for s in spec.stacks))}
+        # By stack: the mask of each layer, of `all` that of each layer that all stacks have.
+        self._tables: dict[str, list[int]] = {
+            stack.name: [self.bits[stack.name, i] for i in range(stack.layers)] for stack in spec.stacks
+        }
+        self._tables["all"] = [sum(bits) for bits in zip(*self._tables.values(), strict=False)]
         self._masks: Memo[tuple[str, str], int] = Memo(_MASKS)
         self._spreads: Memo[frozenset[str], Spread] = Memo(_SPREADS)
-
-    def _covered(self, stack: str) -> list[StackSpec]:
-        return [s for s in self.spec.stacks if stack in ("all", s.name)]
-
-    def _table(self, stack: str) -> list[int]:
-        """The mask of each layer that all stacks of this choice have."""
-        covered = self._covered(stack)
-        depth = min(s.layers for s in covered)
-        return [sum(self.bits[s.name, i] for s in covered) for i in range(depth)]
 
     def mask(self, at: At, stack: str) -> int:
         """The layers that a block with this `at` and `stack` covers.
@@ -97,37 +95,38 @@ class LayerMasks:
         if isinstance(at, tuple):
             if at[-1] < len(table):
                 return sum([table[i] for i in at])
-            return self._resolved(at, stack)
-        found = self._masks.get((at, stack))
-        return self._masks.keep((at, stack), self._resolved(at, stack)) if found is None else found
-
-    def _resolved(self, at: At, stack: str) -> int:
-        return sum(self.bits[s.name, i] for s in self._covered(stack) for i in _resolved(at, s))
+        else:
+            found = self._masks.get((at, stack))
+            if found is not None:
+                return found
+        mask = 0
+        for own in self.spec.stacks:
+            if stack not in ("all", own.name):
+                continue
+            try:
+                layers = resolve_layers(at, own.layers)
+            except RecipeError as error:
+                if own.runs == 1:
+                    raise
+                raise RecipeError(
+                    f"{error} Each layer with weights of its own runs {own.runs} times here, and what is "
+                    "attached to it acts in every run; write at: all."
+                ) from error
+            mask += sum(self.bits[own.name, i] for i in layers)
+        return mask if isinstance(at, tuple) else self._masks.keep((at, stack), mask)
 
     def spread(self, names: frozenset[str]) -> Spread:
         """The sites of these names."""
         found = self._spreads.get(names)
         if found is None:
             layers = [
-                (bit, tuple(s for s in sites if s.name in names)) for bit, sites in self._inside.items()
+                (bit, there)
+                for bit, sites in self._inside.items()
+                if (there := tuple(s for s in sites if s.name in names))
             ]
             everywhere = tuple(s for s in self.spec.sites if s.name in names)
-            found = self._spreads.keep(names, Spread(everywhere, [(b, s) for b, s in layers if s]))
+            texts = sorted((bit, key_text(sites)) for bit, sites in layers)
+            written = (WHOLE, key_text(everywhere))
+            found = Spread(everywhere, layers, texts, (WHOLE, everywhere), written)
+            self._spreads.keep(names, found)
         return found
-
-
-def _resolved(at: At, stack: StackSpec) -> tuple[int, ...]:
-    """The layers of a stack that `at` means.
-
-    Raises:
-        RecipeError: it names one that the stack does not have; where layers run several times it says so.
-    """
-    try:
-        return resolve_layers(at, stack.layers)
-    except RecipeError as error:
-        if stack.runs == 1:
-            raise
-        raise RecipeError(
-            f"{error} Each layer with weights of its own runs {stack.runs} times here, and what is attached "
-            "to it acts in every run; write at: all."
-        ) from error

@@ -9,7 +9,7 @@ from autopeft.graph.core import CompositionGraph
 from autopeft.graph.tree import Leaf, Tree
 from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["REGION_ENDS", "first_unmergeable", "norms_without_readers", "readers_of", "unmergeable"]
+__all__ = ["REGION_ENDS", "first_unmergeable", "readers_of", "unmergeable"]
 
 _READERS = {
     "attention": ("q", "k", "v", "qkv"),
@@ -37,19 +37,6 @@ def first_unmergeable(graph: CompositionGraph, trees: Sequence[Tree] | None = No
             return tree
         stack[:0] = tree.children
     return None
-
-
-def norms_without_readers(graph: CompositionGraph) -> tuple[Site, ...]:
-    """Norms without a bias that something acts on, and behind which no known maps could take what is
-    added."""
-    acted_on = {
-        s.key for e in graph.entries.values() if "hook" in e.ways for s in e.sites if s.kind == "norm"
-    }
-    return tuple(
-        site
-        for site in graph.sites()
-        if site.key in acted_on and not site.bias and not readers_of(graph.spec, site)
-    )
 
 
 def readers_of(spec: BackboneSpec, norm: Site) -> tuple[Site, ...]:
@@ -81,5 +68,15 @@ def unmergeable(graph: CompositionGraph) -> str | None:
         return f"{tree.name} cannot be folded into weights"
     if tree is not None:
         return f"{tree.name} depends on the input"
-    norms = norms_without_readers(graph)
-    return f"{norms[0].path} has no bias, and nothing known reads it" if norms else None
+    # What is added to a norm without a bias goes into the maps that read it.
+    acted_on = {
+        site.key
+        for entry in graph.entries.values()
+        if "hook" in entry.ways
+        for site in entry.sites
+        if site.kind == "norm"
+    }
+    for site in graph.sites():
+        if site.key in acted_on and not site.bias and not readers_of(graph.spec, site):
+            return f"{site.path} has no bias, and nothing known reads it"
+    return None

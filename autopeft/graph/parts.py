@@ -87,7 +87,7 @@ class Shape(ABC):
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self.fed = parts, input_width
-        parts.enter(self)
+        parts.living.add(self)
         self._counts: dict[int, tuple[int, int, int]] = {}
         self._texts: dict[int, str] = {}
 
@@ -271,17 +271,13 @@ class Parts:
         self.spec = spec
         self.masks = LayerMasks(spec)
         self._shapes: Memo[Any, Shape] = Memo(_SHAPES)
-        self._living: WeakSet[Shape] = WeakSet()
+        self.living: WeakSet[Shape] = WeakSet()  # all whose memory counts
         self._held = 0
-
-    def enter(self, shape: Shape) -> None:
-        """Told once of every shape, whose memory counts from then on."""
-        self._living.add(shape)
 
     def keep(self, memory: dict[int, V], mask: int, value: V) -> V:
         """Remember a shape's result. When there are too many, those of all shapes are forgotten first."""
         if self._held >= _RESULTS:
-            for shape in list(self._living):
+            for shape in list(self.living):
                 shape.forget()
             self._held = 0
         self._held += 1

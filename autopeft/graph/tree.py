@@ -15,22 +15,23 @@ __all__ = ["Entry", "Leaf", "Node", "Tree", "child_spec"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe entry on this backbone: its configured `method`, its `sites` and its parameters."""
+    """A recipe entry on this backbone.
+
+    Attributes:
+        name: unique in the recipe.
+        method: configured.
+        sites: in the spec's order.
+        count: its parameters.
+        traits: those of the method.
+        ways: how it acts, as its traits say.
+    """
 
     name: str
     method: Any
     sites: tuple[Site, ...]
     count: ParameterCount
-
-    @property
-    def traits(self) -> Traits:
-        traits: Traits = self.method.traits
-        return traits
-
-    @property
-    def ways(self) -> frozenset[Way]:
-        """How the entry acts."""
-        return self.traits.ways
+    traits: Traits
+    ways: frozenset[Way]
 
 
 @dataclass(frozen=True)

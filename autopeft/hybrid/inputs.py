@@ -8,6 +8,7 @@ allocated.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,8 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
             f"at {ref.name!r}."
         )
     keys = dict(_keys_of(source.name, artefact.stored))
-    numbers, most = sum(artefact.stored[key].numbers for key in keys), max(spec.parameters, SCAFFOLDING)
+    numbers = sum(math.prod(artefact.stored[key].shape) for key in keys)
+    most = max(spec.parameters, SCAFFOLDING)
     if numbers > most:
         raise DataError(
             f"The entry {source.name!r} of the input {name!r} holds {numbers:,} numbers, and at most "

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from autopeft.assets import StoredTensor, read_header
+from autopeft.assets import FLOATS, StoredTensor, read_header
 from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
 from autopeft.foreign import file_in
@@ -96,7 +96,7 @@ def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> Non
     for key, target in targets.items():
         # Numbers of one kind are no numbers of another.
         kind = stored[key].dtype
-        if not (stored[key].is_float if target.is_floating_point() else kind == _EXACT.get(target.dtype)):
+        if not (kind in FLOATS if target.is_floating_point() else kind == _EXACT.get(target.dtype)):
             raise DataError(
                 f"{file} does not fit this model: {key} is {kind} in the file, and {target.dtype} in the "
                 "model."

@@ -9,6 +9,7 @@ the recipe says before anything is allocated.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -146,7 +147,7 @@ def check_size(recipe: Recipe, spec: BackboneSpec, stored: Mapping[str, StoredTe
             f"backbone has; set a "
             "smaller `reparameterization` or rank, as the saved weights do without."
         )
-    held = sum(tensor.numbers for key, tensor in stored.items() if not key.startswith("head."))
+    held = sum(math.prod(tensor.shape) for key, tensor in stored.items() if not key.startswith("head."))
     if deployed + counted.state > held:
         raise DataError(
             f"{path / RECIPE} describes {deployed + counted.state:,} numbers on {spec.family!r}, but "

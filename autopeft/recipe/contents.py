@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from autopeft.method import get_method, method_names
-from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock, entry_items
+from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock
 
-__all__ = ["in_brief", "item_text", "methods_of", "name_from", "placed_items"]
+__all__ = ["in_brief", "item_text", "name_from", "placed_items"]
 
 LONGEST = 40
 _DIGITS = 6
@@ -20,12 +20,6 @@ def in_brief(methods: Collection[str]) -> str:
     """Methods on one line, `lora + ia3`; where none of them trains anything, `head only` is in front."""
     trained = [name for name in methods if name not in method_names() or not get_method(name).traits.pools]
     return ("" if trained else "head only" + ", " * bool(methods)) + " + ".join(methods)
-
-
-def methods_of(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> tuple[str, ...]:
-    """The methods of a recipe in file order, each once."""
-    groups = [*(block.attach for block in blocks), tuple(model)]
-    return tuple(dict.fromkeys(entry.method for items in groups for _, entry in entry_items(items)))
 
 
 def name_from(blocks: Iterable[LayerBlock], model: Sequence[Item], digest: str) -> str:
@@ -41,35 +35,23 @@ def name_from(blocks: Iterable[LayerBlock], model: Sequence[Item], digest: str) 
         digest: the recipe's hash.
     """
     items = [*(item for block in blocks for item in block.attach), *model]
-    parts = _once(map(_part, items))
+    parts = list(dict.fromkeys(_words(item) for item in items))
     if len("+".join(parts)) > LONGEST:
-        parts = _once(
-            _word(item.kind if isinstance(item, CompositionItem) else item.method) for item in items
-        )
-    kept = len(parts)
-    while kept > 1 and len(_stem(parts, kept)) > LONGEST:
+        kinds = (item.kind if isinstance(item, CompositionItem) else item.method for item in items)
+        parts = list(dict.fromkeys(_OTHER.sub("_", kind) for kind in kinds))
+    stem, kept = "+".join(parts), len(parts)
+    while kept > 1 and len(stem) > LONGEST:
         kept -= 1
-    return f"{_stem(parts, kept)[:LONGEST] or 'head-only'}-{digest[:_DIGITS]}"
+        stem = "+".join([*parts[:kept], f"{len(parts) - kept}_more"])
+    return f"{stem[:LONGEST] or 'head-only'}-{digest[:_DIGITS]}"
 
 
-def _stem(parts: Sequence[str], kept: int) -> str:
-    left = len(parts) - kept
-    return "+".join([*parts[:kept], *([f"{left}_more"] if left else [])])
-
-
-def _once(parts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(parts))
-
-
-def _word(name: str) -> str:
-    """A name from a registry without what has a meaning in a recipe's name or a file's."""
-    return _OTHER.sub("_", name)
-
-
-def _part(item: Item) -> str:
+def _words(item: Item) -> str:
+    """An item's method, or the kind and the children of a composition, without characters that mean something
+    in a recipe's name or a file's."""
     if isinstance(item, EntryItem):
-        return _word(item.method)
-    return "-".join([_word(item.kind), *_once(map(_part, item.children))])
+        return _OTHER.sub("_", item.method)
+    return "-".join([_OTHER.sub("_", item.kind), *dict.fromkeys(map(_words, item.children))])
 
 
 def item_text(item: Item) -> str:

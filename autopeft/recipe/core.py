@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autopeft.display import box, folded, short, table
 from autopeft.errors import RecipeError
-from autopeft.recipe.contents import in_brief, methods_of, placed_items
+from autopeft.recipe.contents import in_brief, placed_items
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.recipe.inputs import InputItem, address_of
 from autopeft.recipe.models import (
@@ -43,6 +43,7 @@ class EntryRef:
 
     Attributes:
         name: unique in the recipe.
+        method: name of its method.
         item: the entry.
         level: whether it stands under `layers:` or `model:`.
         block: index of its layer block, `None` under `model:`.
@@ -50,14 +51,11 @@ class EntryRef:
     """
 
     name: str
+    method: str
     item: EntryItem
     level: Literal["layers", "model"]
     block: int | None
     path: tuple[int, ...]
-
-    @property
-    def method(self) -> str:
-        return self.item.method
 
 
 class Recipe(BaseModel):
@@ -160,11 +158,14 @@ class Recipe(BaseModel):
     def _entries(self) -> tuple[EntryRef, ...]:
         names = iter(name for name, _ in named_entries(self.layers, self.model))
         found = [
-            EntryRef(next(names), item, "layers", i, path)
+            EntryRef(next(names), item.method, item, "layers", i, path)
             for i, block in enumerate(self.layers)
             for path, item in entry_items(block.attach)
         ]
-        found += [EntryRef(next(names), item, "model", None, path) for path, item in entry_items(self.model)]
+        found += [
+            EntryRef(next(names), item.method, item, "model", None, path)
+            for path, item in entry_items(self.model)
+        ]
         return tuple(found)
 
     def entries(self) -> list[EntryRef]:
@@ -174,7 +175,7 @@ class Recipe(BaseModel):
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods of its entries in file order, each once."""
-        return methods_of(self.layers, self.model)
+        return tuple(dict.fromkeys(entry.method for entry in self._entries))
 
     @property
     def brief(self) -> str:

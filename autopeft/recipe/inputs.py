@@ -17,7 +17,7 @@ from autopeft.method import get_method
 from autopeft.recipe.models import EntryItem, Part
 from autopeft.recipe.problems import Path, Problems
 
-__all__ = ["MOST_INPUTS", "InputItem", "address_of", "check_starts", "read_inputs", "read_start"]
+__all__ = ["MOST_INPUTS", "InputItem", "address_of", "check_starts", "read_inputs"]
 
 MOST_INPUTS = 64
 _KEYS = ("folder", "run", "sha256")
@@ -108,22 +108,6 @@ def _input(name: str, body: Any, path: Path, problems: Problems) -> InputItem | 
             "it says the one of what is there.",
         )
     return InputItem(**fields) if len(problems.found) == before else None
-
-
-def read_start(value: Any, path: Path, problems: Problems) -> tuple[str, ...]:
-    """An item's `from:`: what its values start from."""
-    if value is None:
-        return ()
-    found = list(value) if isinstance(value, (list, tuple)) else [value]
-    fine = all(isinstance(v, str) and all(part.isidentifier() for part in v.split(".", 1)) for v in found)
-    if not fine or not found or len(found) > MOST_INPUTS or len(set(found)) < len(found):
-        problems.add(
-            (*path, "from"),
-            f"'from' is the name of an input, input.entry, or a list of different ones, but got "
-            f"{value!r:.80}.",
-        )
-        return ()
-    return tuple(found)
 
 
 def check_starts(

@@ -109,15 +109,12 @@ def resolve_layers(at: At, n: int) -> tuple[int, ...]:
         k = int(edge[2])
         if k > n:
             raise RecipeError(f"at={at!r} asks for {k} layers, but the stack has {n}.")
-        return _edge(edge[1], k, n)
+        return tuple(range(k) if edge[1] == "first" else range(n - k, n))
     if share:
-        return _edge(share[1], max(1, (n * int(share[2]) + 50) // 100), n)
+        k = max(1, (n * int(share[2]) + 50) // 100)
+        return tuple(range(k) if share[1] == "first" else range(n - k, n))
     if group:
         sizes, g = spindle_sizes(n), int(group[1]) - 1
         start = sum(sizes[:g])
         return tuple(range(start, start + sizes[g]))
     return tuple(range(n))
-
-
-def _edge(end: str, k: int, n: int) -> tuple[int, ...]:
-    return tuple(range(k) if end == "first" else range(n - k, n))

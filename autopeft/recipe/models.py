@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from autopeft.composition import composition_names, default_options
 from autopeft.errors import near
@@ -113,14 +113,9 @@ def entry_items(
 class LayerBlock(Part):
     """Items attached to some layers of some stacks."""
 
-    at: At = "all"
+    at: Annotated[At, BeforeValidator(normalise_at)] = "all"
     stack: StackChoice = "all"
     attach: tuple[Item, ...] = Field(min_length=1)
-
-    @field_validator("at", mode="before")
-    @classmethod
-    def _canonical(cls, value: Any) -> At:
-        return normalise_at(value)
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"at": self.at if isinstance(self.at, str) else list(self.at)}

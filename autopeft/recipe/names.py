@@ -15,7 +15,6 @@ from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.training import HEAD_PARTS, address
 
 __all__ = [
-    "check_group_names",
     "check_groups",
     "check_names",
     "named_entries",
@@ -34,19 +33,18 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
     automatic = {
         name for name, item in named_entries(fields["layers"], fields["model"]) if item.alias is None
     }
-    named: list[tuple[Path, str]] = []
-
-    def walk(items: tuple[Item, ...], path: Path) -> None:
-        for i, item in enumerate(items):
-            if item.alias is not None:
-                named.append(((*path, i, "as"), item.alias))
-            if isinstance(item, CompositionItem):
-                walk(item.children, (*path, i, item.kind))
-
+    # Every item with its place, in file order: a composition, then its children.
+    left: list[tuple[Path, Item]] = []
     for block, place in zip(fields["layers"], places, strict=False):
-        walk(block.attach, place)
-    walk(fields["model"], ("model",))
-    for path, alias in named:
+        left += [((*place, i), item) for i, item in enumerate(block.attach)]
+    left += [(("model", i), item) for i, item in enumerate(fields["model"])]
+    while left:
+        place, item = left.pop(0)
+        if isinstance(item, CompositionItem):
+            left[:0] = [((*place, item.kind, i), child) for i, child in enumerate(item.children)]
+        alias, path = item.alias, (*place, "as")
+        if alias is None:
+            continue
         if alias in seen or alias in automatic:
             problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
         elif alias in ("head", *_BESIDE) or is_composition(alias) or alias in method_names():
@@ -89,18 +87,9 @@ def parts_named(groups: Iterable[str], named: Iterable[tuple[str, EntryItem]]) -
     return found
 
 
-def check_groups(fields: dict[str, Any], problems: Problems) -> None:
-    """Report groups of the training section that name neither an entry nor a method of one, nor the head, nor
-    a part of these."""
-    groups = fields["training"].groups
-    if groups:
-        check_group_names(groups, named_entries(fields["layers"], fields["model"]), problems)
-
-
-def check_group_names(
-    groups: Iterable[str], named: Iterable[tuple[str, EntryItem]], problems: Problems
-) -> None:
-    """Report `groups` that name nothing among these entries, their methods and `head`, or no part of them."""
+def check_groups(groups: Iterable[str], named: Iterable[tuple[str, EntryItem]], problems: Problems) -> None:
+    """Report groups of the training section that name neither one of these entries nor a method of one, nor
+    the head, nor a part of these."""
     named = list(named)
     owners = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
     parts = parts_named(groups, named)

@@ -18,7 +18,7 @@ from autopeft.composition import (
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import get_method, method_names
 from autopeft.recipe.format_1 import upgraded
-from autopeft.recipe.inputs import check_starts, read_inputs, read_start
+from autopeft.recipe.inputs import MOST_INPUTS, check_starts, read_inputs
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
     CompositionItem,
@@ -104,15 +104,43 @@ def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
         fields["name"] = name
     fields["reference"] = read_line(tree, "reference", problems)
     fields["inputs"] = read_inputs(tree.get("inputs"), problems)
-    blocks = [_block(b, ("layers", i), problems) for i, b in enumerate(_list(tree, "layers", (), problems))]
-    fields["layers"] = tuple(b for b in blocks if b is not None)
-    places: list[Path] = [("layers", i, "attach") for i, b in enumerate(blocks) if b is not None]
+
+    blocks: list[LayerBlock] = []
+    places: list[Path] = []  # of each block's items
+    for i, block in enumerate(_list(tree, "layers", (), problems)):
+        path: Path = ("layers", i)
+        if not isinstance(block, dict):
+            keys = ", ".join(_BLOCK_KEYS)
+            problems.add(path, f"a block is a mapping with the keys {keys}, but this is {kind_of(block)}.")
+            continue
+        before = len(problems.found)
+        check_keys(block, path, _BLOCK_KEYS, "a block", problems)
+        at: Any = "all"
+        try:
+            at = normalise_at(block.get("at", "all"))
+        except RecipeError as error:
+            problems.add((*path, "at"), str(error))
+        stack = block.get("stack", "all")
+        if stack not in STACKS:
+            problems.add((*path, "stack"), no_stack(stack))
+        attach = _items(block, "attach", path, "layers", problems)
+        if not attach and len(problems.found) == before:
+            problems.add(
+                path,
+                "a block attaches at least one method; list them under 'attach:' or leave the block out.",
+            )
+        if len(problems.found) == before:
+            blocks.append(LayerBlock(at=at, stack=stack, attach=attach))
+            places.append((*path, "attach"))
+    fields["layers"] = tuple(blocks)
+
     fields["model"] = _items(tree, "model", (), "model", problems)
     check_names(places, fields, problems)
     fields["training"] = read_training(tree, problems)
     if not problems.found:
-        check_groups(fields, problems)
-        check_starts(named_entries(fields["layers"], fields["model"]), fields["inputs"], problems)
+        named = named_entries(fields["layers"], fields["model"])
+        check_groups(fields["training"].groups, named, problems)
+        check_starts(named, fields["inputs"], problems)
     return fields
 
 
@@ -166,30 +194,6 @@ def _list(tree: Mapping[str, Any], key: str, path: Path, problems: Problems) -> 
         )
         return []
     return list(value)
-
-
-def _block(tree: Any, path: Path, problems: Problems) -> LayerBlock | None:
-    if not isinstance(tree, dict):
-        problems.add(
-            path, f"a block is a mapping with the keys {', '.join(_BLOCK_KEYS)}, but this is {kind_of(tree)}."
-        )
-        return None
-    before = len(problems.found)
-    check_keys(tree, path, _BLOCK_KEYS, "a block", problems)
-    at: Any = "all"
-    try:
-        at = normalise_at(tree.get("at", "all"))
-    except RecipeError as error:
-        problems.add((*path, "at"), str(error))
-    stack = tree.get("stack", "all")
-    if stack not in STACKS:
-        problems.add((*path, "stack"), no_stack(stack))
-    attach = _items(tree, "attach", path, "layers", problems)
-    if not attach and len(problems.found) == before:
-        problems.add(
-            path, "a block attaches at least one method; list them under 'attach:' or leave the block out."
-        )
-    return LayerBlock(at=at, stack=stack, attach=attach) if len(problems.found) == before else None
 
 
 def no_stack(value: Any) -> str:
@@ -246,7 +250,20 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
         known = " or ".join(", ".join(composition_names()).rsplit(", ", 1))
         problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
         return None
-    start = read_start(tree.get("from"), path, problems) if isinstance(tree, dict) else ()
+
+    # What its values start from.
+    said = tree.get("from") if isinstance(tree, dict) else None
+    start: tuple[Any, ...] = ()
+    if said is not None:
+        start = tuple(said) if isinstance(said, (list, tuple)) else (said,)
+        fine = all(isinstance(v, str) and all(part.isidentifier() for part in v.split(".", 1)) for v in start)
+        if not fine or not start or len(start) > MOST_INPUTS or len(set(start)) < len(start):
+            problems.add(
+                (*path, "from"),
+                f"'from' is the name of an input, input.entry, or a list of different ones, but got "
+                f"{said!r:.80}.",
+            )
+            start = ()
     if is_composition(name):
         if start:
             problems.add(
@@ -384,7 +401,23 @@ def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSectio
         for i, p in enumerate(_list(body, "policies", path, problems))
     ]
     read = {"policies": tuple(p for p in policies if p is not None)}
-    optimizer = _optimizer(body.get("optimizer"), (*path, "optimizer"), problems)
+
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
+    chosen, place = body.get("optimizer"), (*path, "optimizer")
+    if chosen is not None and not isinstance(chosen, dict):
+        problems.add(place, f"'optimizer' is a mapping, but got {kind_of(chosen)}; write {{name: adamw, …}}.")
+    elif chosen is not None:
+        name = chosen.get("name", DEFAULT_OPTIMIZER.name)
+        model = OPTIMIZERS.get(name) if isinstance(name, str) else None
+        if model is None:
+            hint, known = near(str(name), OPTIMIZERS), ", ".join(OPTIMIZERS)
+            problems.add((*place, "name"), f"there is no optimizer {name!r}.{hint} Take {known}.")
+        else:
+            try:
+                optimizer = model.model_validate(chosen)
+            except ValidationError as error:
+                _add_validation(error, place, f"the optimizer {name!r}", model, problems)
+
     section = TrainingSection()
     try:
         plain = TrainingSection.model_validate({k: v for k, v in body.items() if k not in _READ_APART})
@@ -392,26 +425,6 @@ def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSectio
     except ValidationError as error:
         _add_validation(error, path, "'training'", TrainingSection, problems)
     return section
-
-
-def _optimizer(tree: Any, path: Path, problems: Problems) -> Optimizer:
-    """The `optimizer:` of a training section."""
-    if tree is None:
-        return DEFAULT_OPTIMIZER
-    if not isinstance(tree, dict):
-        problems.add(path, f"'optimizer' is a mapping, but got {kind_of(tree)}; write {{name: adamw, …}}.")
-        return DEFAULT_OPTIMIZER
-    name = tree.get("name", DEFAULT_OPTIMIZER.name)
-    model = OPTIMIZERS.get(name) if isinstance(name, str) else None
-    if model is None:
-        hint = near(str(name), OPTIMIZERS)
-        problems.add((*path, "name"), f"there is no optimizer {name!r}.{hint} Take {', '.join(OPTIMIZERS)}.")
-        return DEFAULT_OPTIMIZER
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        _add_validation(error, path, f"the optimizer {name!r}", model, problems)
-    return DEFAULT_OPTIMIZER
 
 
 def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:

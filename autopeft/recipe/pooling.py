@@ -37,28 +37,26 @@ def told_by(own: float, mean: float) -> Pooling:
     return "mean" if mean < (1 - _SAVED) * own else "own"
 
 
-def _pools(entry: EntryRef) -> bool:
-    return bool(get_method(entry.method).traits.pools)
-
-
 def pooling_of(recipe: Recipe) -> Recipe:
-    """Of a recipe what settles what the head reads, alone; nothing where the model itself does."""
-    return Recipe(name="pooling", model=tuple(e.item for e in recipe.entries() if _pools(e)))
+    """The entries of a recipe that set what the head reads, as a recipe; none where the model's own reading
+    stays."""
+    pools = (entry.item for entry in recipe.entries() if get_method(entry.method).traits.pools)
+    return Recipe(name="pooling", model=tuple(pools))
 
 
 def trained_entries(recipe: Recipe) -> list[EntryRef]:
-    """A recipe's entries but for those that settle what the head reads and have nothing to train."""
-    return [entry for entry in recipe.entries() if not _pools(entry)]
+    """A recipe's entries without those that only set what the head reads and have nothing to train."""
+    return [entry for entry in recipe.entries() if not get_method(entry.method).traits.pools]
 
 
 def pooled(recipe: Recipe, pooling: Pooling) -> Recipe:
-    """The recipe whose head reads so; as it is, where it says so itself."""
+    """The recipe with this pooling; unchanged where it sets one itself."""
     if pooling == "own" or pooling_of(recipe).model:
         return recipe
     return Recipe(**{**dict(recipe), "model": (*recipe.model, *MEAN_POOLING.model)})
 
 
 def unpooled(recipe: Recipe) -> Recipe:
-    """The recipe without what settles what the head reads."""
+    """The recipe without the entries that set what the head reads."""
     apart = pooling_of(recipe).model
     return Recipe(**{**dict(recipe), "model": tuple(i for i in recipe.model if i not in apart)})

@@ -47,65 +47,57 @@ def check_size(tree: Any, problems: Problems) -> None:
 
 def written_out(tree: Any) -> int:
     """The number of keys, elements and values of a tree; one of a space has its variables under `vars`."""
-    count = _Count()
-    variables = tree.get("vars") if isinstance(tree, dict) else None
-    if isinstance(variables, dict):
+    known: dict[int, tuple[int, int]] = {}
+    variables: dict[str, tuple[int, int]] = {}  # of each `$name` its size, and the most copies it stands for
+    named = tree.get("vars") if isinstance(tree, dict) else None
+    if isinstance(named, dict):
         # In the order of the file: a variable can use those above it alone.
-        for name, body in variables.items():
-            count.variables[f"${name}"] = (count.size(body), count.copies(body))
-    return count.size(tree)
+        for name, body in named.items():
+            variables[f"${name}"] = (_measure(body, 0, variables, known)[0], _copies(body, variables))
+    return _measure(tree, 0, variables, known)[0]
 
 
-class _Count:
-    """Sizes of trees; `variables` gives the size of each `$name`, and the most copies that it stands for."""
+def _measure(
+    tree: Any, depth: int, variables: dict[str, tuple[int, int]], known: dict[int, tuple[int, int]]
+) -> tuple[int, int]:
+    """Size and height of a tree that lies `depth` levels deep; `known` has the measured ones by id."""
+    if isinstance(tree, str):
+        used = variables.get(tree)
+        return (1 + len(tree) // _LETTERS if used is None else used[0]), 0
+    if not isinstance(tree, (dict, list, tuple)):
+        if isinstance(tree, int) and tree.bit_length() > _MOST_DIGITS * 4:
+            raise _TooLargeError(f"a number of more than {_MOST_DIGITS} digits; write a smaller one.")
+        return 1, 0
+    # Trees from Python may hold one container in several places, and even within itself.
+    found = known.get(id(tree))
+    if depth + (1 if found is None else found[1]) > MAX_NESTING:
+        raise _TooLargeError(f"nested more than {MAX_NESTING} levels deep; flatten it.")
+    if found is not None:
+        return found
+    size = height = 1
+    for key, value in tree.items() if isinstance(tree, dict) else ((None, value) for value in tree):
+        inner, below = _measure(value, depth + 1, variables, known)
+        size += inner
+        height = max(height, 1 + below)
+        if key is None:
+            continue
+        size += 1 + len(str(key)) // _LETTERS
+        # The further copies of the children of a composition.
+        composed = isinstance(value, dict) and isinstance(key, str) and is_composition(key)
+        if composed and get_composition(key).traits.copies:
+            children = _measure(value.get("children"), depth + 2, variables, known)[0]
+            size += (_copies(value.get("copies"), variables) - 1) * (children - 1)
+    known[id(tree)] = size, height
+    return size, height
 
-    def __init__(self) -> None:
-        self.variables: dict[str, tuple[int, int]] = {}
-        self._known: dict[int, tuple[int, int]] = {}
 
-    def size(self, tree: Any) -> int:
-        return self._measure(tree, 0)[0]
-
-    def _measure(self, tree: Any, depth: int) -> tuple[int, int]:
-        """Size and height of a tree."""
-        if isinstance(tree, str):
-            used = self.variables.get(tree)
-            return (1 + len(tree) // _LETTERS if used is None else used[0]), 0
-        if not isinstance(tree, (dict, list, tuple)):
-            if isinstance(tree, int) and tree.bit_length() > _MOST_DIGITS * 4:
-                raise _TooLargeError(f"a number of more than {_MOST_DIGITS} digits; write a smaller one.")
-            return 1, 0
-        # Trees from Python may hold one container in several places, and even within itself.
-        known = self._known.get(id(tree))
-        if depth + (1 if known is None else known[1]) > MAX_NESTING:
-            raise _TooLargeError(f"nested more than {MAX_NESTING} levels deep; flatten it.")
-        if known is None:
-            size = height = 1
-            for key, value in tree.items() if isinstance(tree, dict) else ((None, value) for value in tree):
-                inner, below = self._measure(value, depth + 1)
-                if key is not None:
-                    size += 1 + len(str(key)) // _LETTERS
-                    inner += self._copied(key, value, depth + 1)
-                size += inner
-                height = max(height, 1 + below)
-            known = self._known[id(tree)] = size, height
-        return known
-
-    def _copied(self, key: Any, body: Any, depth: int) -> int:
-        """How many values the further copies in a composition have."""
-        if not isinstance(body, dict) or not isinstance(key, str) or not is_composition(key):
-            return 0
-        if not get_composition(key).traits.copies:
-            return 0
-        return (self.copies(body.get("copies")) - 1) * (self._measure(body.get("children"), depth + 1)[0] - 1)
-
-    def copies(self, value: Any) -> int:
-        """The largest number of copies that a value may stand for."""
-        if isinstance(value, str):
-            return self.variables.get(value, (1, 1))[1]
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, (list, tuple)):
-            return max([1, *map(self.copies, value)])
-        # More copies are refused, whatever they would be of.
-        return min(max(value, 1), MOST_COPIES) if isinstance(value, int) else 1
+def _copies(value: Any, variables: dict[str, tuple[int, int]]) -> int:
+    """The largest number of copies that a value may stand for."""
+    if isinstance(value, str):
+        return variables.get(value, (1, 1))[1]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return max([1, *(_copies(part, variables) for part in value)])
+    # More copies are refused, whatever they would be of.
+    return min(max(value, 1), MOST_COPIES) if isinstance(value, int) else 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -50,29 +51,16 @@ class _TooLargeError(Exception):
     """Nesting or the number of values went beyond its bound; reading stops."""
 
 
+@dataclass
 class _Reader:
     """Builds a marked tree from YAML events and gathers what is refused."""
 
-    def __init__(self, events: Iterator[Event], problems: Problems) -> None:
-        self.events = events
-        self.problems = problems
-        self.values = 0
-
-    def document(self) -> Any:
-        """The first document's tree; `None` for an empty text."""
-        tree: Any = None
-        documents = 0
-        for event in self.events:
-            if isinstance(event, DocumentStartEvent):
-                documents += 1
-                if documents == 2:
-                    self.refuse(event, "a second document starts here; write one document per file.")
-                    break
-            elif isinstance(event, (MappingStartEvent, SequenceStartEvent, ScalarEvent, AliasEvent)):
-                tree = self.node(event, 1)
-        return tree
+    events: Iterator[Event]
+    problems: Problems
+    values: int = 0
 
     def node(self, event: Event, depth: int) -> Any:
+        """The tree that begins with an event, `depth` levels deep."""
         if depth > MAX_NESTING:
             self.refuse(event, f"nested more than {MAX_NESTING} levels deep; flatten it.")
             raise _TooLargeError
@@ -92,42 +80,38 @@ class _Reader:
         tag = getattr(event, "tag", None)
         if tag:
             self.refuse(event, f"tag {str(tag)!r}: tags are not allowed; write the plain value.")
-        if isinstance(event, MappingStartEvent):
-            return self.mapping(event, depth)
+
         if isinstance(event, SequenceStartEvent):
-            return self.sequence(event, depth)
+            items = MarkedList(line=_line(event))
+            for inner in self.events:
+                if isinstance(inner, SequenceEndEvent):
+                    break
+                items.lines.append(_line(inner))
+                items.append(self.node(inner, depth + 1))
+            return items
+
+        if isinstance(event, MappingStartEvent):
+            tree = MarkedDict(line=_line(event))
+            for inner in self.events:
+                if isinstance(inner, MappingEndEvent):
+                    break
+                key = self.node(inner, depth + 1)
+                value = self.node(next(self.events), depth + 1)
+                if isinstance(key, (MarkedDict, MarkedList)):
+                    self.refuse(inner, "a key must be a word, not a list or a mapping.")
+                    continue
+                word = key if isinstance(key, str) else str(getattr(inner, "value", key))
+                if word == "<<":
+                    self.refuse(inner, "merge key '<<': not allowed; write the keys out.")
+                elif word in tree:
+                    first = tree.lines[word]
+                    self.refuse(inner, f"duplicate key {word!r} (first on line {first}); keep one of them.")
+                else:
+                    tree[word] = value
+                    tree.lines[word] = _line(inner)
+            return tree
+
         return _scalar(str(getattr(event, "value", "")), plain=getattr(event, "style", None) is None)
-
-    def mapping(self, start: Event, depth: int) -> MarkedDict:
-        tree = MarkedDict(line=_line(start))
-        for event in self.events:
-            if isinstance(event, MappingEndEvent):
-                break
-            key = self.node(event, depth + 1)
-            value = self.node(next(self.events), depth + 1)
-            if isinstance(key, (MarkedDict, MarkedList)):
-                self.refuse(event, "a key must be a word, not a list or a mapping.")
-                continue
-            word = key if isinstance(key, str) else str(getattr(event, "value", key))
-            if word == "<<":
-                self.refuse(event, "merge key '<<': not allowed; write the keys out.")
-            elif word in tree:
-                self.refuse(
-                    event, f"duplicate key {word!r} (first on line {tree.lines[word]}); keep one of them."
-                )
-            else:
-                tree[word] = value
-                tree.lines[word] = _line(event)
-        return tree
-
-    def sequence(self, start: Event, depth: int) -> MarkedList:
-        tree = MarkedList(line=_line(start))
-        for event in self.events:
-            if isinstance(event, SequenceEndEvent):
-                break
-            tree.lines.append(_line(event))
-            tree.append(self.node(event, depth + 1))
-        return tree
 
     def refuse(self, event: Event, message: str) -> None:
         self.problems.note(Problem((), message, _line(event)))
@@ -171,7 +155,16 @@ def read_yaml(text: str, source: str) -> Any:
     tree: Any = None
     try:
         parser = YAML(typ="safe", pure=True)
-        tree = _Reader(iter(parser.parse(io.StringIO(text))), problems).document()
+        reader = _Reader(iter(parser.parse(io.StringIO(text))), problems)
+        documents = 0
+        for event in reader.events:
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents == 2:
+                    reader.refuse(event, "a second document starts here; write one document per file.")
+                    break
+            elif isinstance(event, (MappingStartEvent, SequenceStartEvent, ScalarEvent, AliasEvent)):
+                tree = reader.node(event, 1)
     except _TooLargeError:
         tree = None
     except MarkedYAMLError as error:

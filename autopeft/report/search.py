@@ -214,7 +214,7 @@ def dry_run_data(found: DryRun) -> dict[str, Any]:
             {
                 "recipe": s.recipe.to_dict(),
                 "counts": s.counts.to_dict(),
-                "predicted": ready.predictor.everything(build_graph(s.recipe, ready.spec)).to_dict(),
+                "predicted": ready.predictor(build_graph(s.recipe, ready.spec), everything=True).to_dict(),
             }
             for s in found.samples
         ],

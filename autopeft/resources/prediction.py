@@ -47,17 +47,17 @@ class Predictor:
         self._files: Memo[str, int] = Memo(_KEPT)
         self._beside: Memo[tuple[Hashable, ...], float] = Memo(_KEPT)
 
-    def __call__(self, graph: CompositionGraph) -> Resources:
-        """What the limits need. Where a file is clearly inside its limit or over it, its size is a bound."""
-        limit = self.limits.file
-        file = None if limit is None else self._rough_file(graph, limit)
-        return self._predict(graph, file)
+    def __call__(self, graph: CompositionGraph, *, everything: bool = False) -> Resources:
+        """What the limits need, or everything that can be said of a graph.
 
-    def everything(self, graph: CompositionGraph) -> Resources:
-        """All that can be said: what takes measurements of this machine only where the limits need some."""
-        return self._predict(graph, self._file(graph))
-
-    def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
+        Where a file is clearly inside its limit or over it, its size is a bound, save with `everything`. What
+        takes measurements of this machine is said only where there is a calibration.
+        """
+        limit, file = self.limits.file, None
+        if everything:
+            file = self._file(graph)
+        elif limit is not None:
+            file = self._rough_file(graph, limit)
         way, here = self.limits.serve, self.calibration
         why = None if way is None else unservable(graph, way, head=bool(self.head))
         known = Resources(

@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -37,7 +37,15 @@ from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import file_in, local_path, parse_json, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import empty_folder, json_bytes, write_atomic, write_json
-from autopeft.runs.records import FrontPoint, Points, Records, TrialRecord, read_point, read_record
+from autopeft.runs.records import (
+    FrontPoint,
+    Points,
+    Records,
+    TrialRecord,
+    left_out,
+    read_point,
+    read_record,
+)
 
 __all__ = [
     "Parts",
@@ -58,7 +66,6 @@ _NEEDED = 100 << 20
 _LOCK_SECONDS = 0.5
 _LOCK = ".lock"
 _MANIFEST = "manifest.json"  # what makes a folder a run
-_T = TypeVar("_T")
 _log = logging.getLogger("autopeft")
 
 
@@ -111,6 +118,15 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.name = path.name
+        self.journal = path / "journal.log"
+        self.winner = path / "winner"  # the winner's weights
+        self.logs = path / "logs"  # what the jobs have left to look at
+        self.scratch = path / ".scratch"  # what only a running search needs
+        self.state = (
+            path / ".state"
+        )  # what is needed to go on: checkpoints, weights of finalists, seconds spent
+        self._lock = path / _LOCK
         self._made = False
 
     @classmethod
@@ -157,34 +173,6 @@ class RunFolder:
         if self._made and not any(self.path.iterdir()):
             self.path.rmdir()
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "journal.log"
-
-    @property
-    def winner(self) -> Path:
-        """Folder of the winner's weights."""
-        return self.path / "winner"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of what the jobs have left to look at."""
-        return self.path / "logs"
-
-    @property
-    def scratch(self) -> Path:
-        """Hidden folder for what only a running search needs."""
-        return self.path / ".scratch"
-
-    @property
-    def state(self) -> Path:
-        """Hidden folder for what is needed to go on: checkpoints, weights of finalists, seconds spent."""
-        return self.path / ".state"
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process.
@@ -229,10 +217,6 @@ class RunFolder:
         finally:
             os.close(descriptor)
         return False
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / _LOCK
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically as strict JSON."""
@@ -281,7 +265,8 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest: versions, seeds, arguments, data and backbone of the run."""
-        return self._table("manifest.json")
+        self._check_there(_MANIFEST)
+        return read_table_in(self.path, _MANIFEST)
 
     @property
     def exported(self) -> bool:
@@ -296,11 +281,8 @@ class RunFolder:
         Raises:
             UsageError: the run has no result (yet).
         """
-        return self._table("result.json")
-
-    def _table(self, name: str) -> dict[str, Any]:
-        self._check_there(name)
-        return read_table_in(self.path, name)
+        self._check_there("result.json")
+        return read_table_in(self.path, "result.json")
 
     def _check_there(self, name: str) -> None:
         if file_in(self.path, name) is None:
@@ -322,7 +304,8 @@ class RunFolder:
                 points.append(read_point(line))
             except ValueError:
                 continue
-        return Points(tuple(points), len(value) - len(points))
+        damaged = len(value) - len(points)
+        return Points(tuple(points), left_out(damaged, "point", "complete", "complete", "front.json"))
 
     def trials(self) -> Records:
         """Every finished trial (`trials.jsonl`); none where there is no file. A torn last line is left out.
@@ -344,7 +327,8 @@ class RunFolder:
                 records.append(read_record(parse_json(line)))
             except ValueError:
                 damaged += 1
-        return Records(name, tuple(records), damaged)
+        problem = left_out(damaged, "line", "a record of a run", "records of a run", name)
+        return Records(tuple(records), damaged, problem)
 
     def lines(self, name: str = "trials.jsonl") -> list[dict[str, Any]]:
         """The tables of a JSON-lines file as they stand; empty where it does not exist. A torn last line is
@@ -520,17 +504,23 @@ class Parts:
 def read_parts(folder: RunFolder) -> Parts:
     """Read all parts of a run that can be read; those that cannot are named in `problems`."""
     problems: list[str] = []
-
-    def part(name: str, read: Callable[[], _T]) -> _T | None:
+    parts: dict[str, Any] = {}
+    reads: dict[str, Callable[[], Any]] = {
+        _MANIFEST: folder.manifest,
+        "result.json": folder.result,
+        "trials.jsonl": folder.trials,
+        "finals.jsonl": folder.finals,
+        "front.json": folder.front,
+    }
+    for name, read in reads.items():
         try:
-            return read() if name == _MANIFEST or os.path.lexists(folder.path / name) else None
+            if name == _MANIFEST or os.path.lexists(folder.path / name):
+                parts[name] = read()
         except UsageError as error:
             problems.append(str(error))
-            return None
-
-    manifest, result = part(_MANIFEST, folder.manifest), part("result.json", folder.result)
-    trials = part("trials.jsonl", folder.trials) or Records("trials.jsonl")
-    finals = part("finals.jsonl", folder.finals) or Records("finals.jsonl")
-    front = part("front.json", folder.front) or Points()
+    trials: Records = parts.get("trials.jsonl", Records())
+    finals: Records = parts.get("finals.jsonl", Records())
+    front: Points = parts.get("front.json", Points())
     problems += [found.problem for found in (trials, finals, front) if found.problem]
+    manifest, result = parts.get(_MANIFEST), parts.get("result.json")
     return Parts(manifest, result, trials.records, finals.records, front.points, tuple(problems))

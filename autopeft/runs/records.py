@@ -21,6 +21,7 @@ __all__ = [
     "Records",
     "Sample",
     "TrialRecord",
+    "left_out",
     "read_point",
     "read_record",
     "read_samples",
@@ -236,32 +237,28 @@ def _numbers(record: TrialRecord) -> Iterator[int | float]:
 
 @plain_dataclass(frozen=True)
 class Records:
-    """The records of a file in its order, and how many of its lines were none."""
+    """The records of a file in its order.
 
-    file: str
+    Attributes:
+        damaged: how many of its lines were none.
+        problem: one sentence on these; `None` without any.
+    """
+
     records: tuple[TrialRecord, ...] = ()
     damaged: int = 0
-
-    @property
-    def problem(self) -> str | None:
-        """One sentence on what could not be read."""
-        return _left_out(self.damaged, "line", "a record of a run", "records of a run", self.file)
+    problem: str | None = None
 
 
 @plain_dataclass(frozen=True)
 class Points:
-    """The Pareto front by size, and how many points of its file were none."""
+    """The Pareto front by size, and one sentence on what in its file was no point."""
 
     points: tuple[FrontPoint, ...] = ()
-    damaged: int = 0
-
-    @property
-    def problem(self) -> str | None:
-        """One sentence on what could not be read."""
-        return _left_out(self.damaged, "point", "complete", "complete", "front.json")
+    problem: str | None = None
 
 
-def _left_out(count: int, what: str, one: str, several: str, file: str) -> str | None:
+def left_out(count: int, what: str, one: str, several: str, file: str) -> str | None:
+    """One sentence on what could not be read; `None` where there is nothing."""
     if not count:
         return None
     if count == 1:

@@ -1,22 +1,26 @@
-from __future__ import annotations
+from typing import Annotated
 
-from autopeft.arguments import Option
+from autopeft.arguments import Arguments, Option, docstring_of
 
 
 def test_choices_stand_in_the_text_and_none_is_forgotten() -> None:
     names = ["a"]
     option = Option(help="Some of {listed}, or: {choices}.", choices=lambda: names)
-    assert option.help_text() == "Some of a, or: a."
+    assert option.filled(option.help) == "Some of a, or: a."
     names += ["bb", "ccc"]
-    assert option.help_text() == "Some of a,bb,ccc, or: a, bb or ccc."
+    assert option.filled(option.help) == "Some of a,bb,ccc, or: a, bb or ccc."
     told = Option(help="bb is slow.", choices=lambda: names)
-    assert told.help_text() == "bb is slow; a, bb or ccc."
+    assert told.filled(told.help) == "bb is slow; a, bb or ccc."
 
 
 def test_a_docstring_says_it_in_the_middle_of_a_sentence() -> None:
-    assert Option(help="Recipes to train.").doc_text() == "recipes to train"
-    assert Option(help="GPUs of one trial.").doc_text() == "GPUs of one trial"
-    assert Option(help="x", doc="for Python").doc_text() == "for Python"
+    class Told(Arguments):
+        first: Annotated[int, Option(help="Recipes to train.")] = 1
+        second: Annotated[int, Option(help="GPUs of one trial.")] = 1
+        third: Annotated[int, Option(help="x", doc="for Python")] = 1
+
+    lines = docstring_of(Told, "{arguments}").splitlines()
+    assert lines == ["first: recipes to train.", "second: GPUs of one trial.", "third: for Python."]
 
 
 def test_it_is_spelt_like_its_name_unless_it_says_otherwise() -> None:

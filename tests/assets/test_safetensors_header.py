@@ -39,8 +39,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         "c": StoredTensor("BOOL", ()),
         "d": StoredTensor("I64", (4,)),
     }
-    assert [read_header(tmp_path / "x")[k].numbers for k in "abcd"] == [6, 0, 1, 4]
-    assert [read_header(tmp_path / "x")[k].is_float for k in "abcd"] == [True, True, False, False]
 
 
 HOSTILE: dict[str, tuple[Any, bytes, str]] = {

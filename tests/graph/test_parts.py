@@ -126,7 +126,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for at in ("all", [0], [1, 2]):
             recipe = Recipe.from_dict({"layers": [{"at": at, "attach": [{"lora": {"rank": rank}}, "ia3"]}]})
             assert Counter(spec).measure(recipe) == reference(recipe, spec)
-            known = parts_of(spec)._living
+            known = parts_of(spec).living
             assert sum(len(s._counts) + len(s._texts) for s in known) <= 10
 
 

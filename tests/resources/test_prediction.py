@@ -48,7 +48,7 @@ def test_a_file_is_predicted_alike_whatever_was_asked_about_before(order: int) -
         )
         for sites, at in ((["q"], [0]), (["up", "down"], "all"), (["q", "up"], [1, 2]))
     ]
-    sizes = [Predictor(Limits(), {}).everything(graph).file for graph in graphs]
+    sizes = [Predictor(Limits(), {})(graph, everything=True).file for graph in graphs]
     predict = Predictor(Limits(file=10**9), {})  # far from it nothing is counted exactly
     found = {i: predict(graphs[i]).file for i in (0, 1, 2)[::order]}
     for i, size in enumerate(sizes):
@@ -63,7 +63,7 @@ def test_no_file_that_is_too_large_passes_for_one_inside() -> None:
         )
         for at in ([3], [2, 3], "all")
     ]
-    sizes = [Predictor(Limits(), {}).everything(graph).file or 0.0 for graph in graphs]
+    sizes = [Predictor(Limits(), {})(graph, everything=True).file or 0.0 for graph in graphs]
     for limit in range(int(sizes[0]), int(sizes[-1]) + 2000, 500):
         limits = Limits(file=limit)
         predict = Predictor(limits, {})

@@ -208,7 +208,7 @@ def test_a_torn_last_line_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> N
 
 def test_records_are_typed_and_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
-    assert run.trials() == Records("trials.jsonl")
+    assert run.trials() == Records()
     record = TrialRecord("trial", "trial 0", "complete", {"name": "x"}, number=0, score=0.5)
     run.append_line("trials.jsonl", record)
     with (run.path / "trials.jsonl").open("ab") as file:
@@ -228,7 +228,7 @@ def test_the_front_is_typed_and_what_is_no_point_is_counted(tmp_path: Path) -> N
     point = FrontPoint(3, 10, 0.1, 0.5, "h", "small")
     run.write_json("front.json", [point, {**asdict(point), "score": None}, [point], "x"])
     assert run.front().points == (point,)
-    assert run.front().damaged == 3
+    assert str(run.front().problem).startswith("3 points of front.json")
     run.write_json("front.json", {"points": []})
     with pytest.raises(UsageError, match="does not hold a list"):
         run.front()

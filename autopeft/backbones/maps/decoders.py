@@ -35,7 +35,12 @@ _ALIBI = "counts distances to positions in its scores (alibi), which such rows d
 
 
 def _decoder(
-    sites: Sites,
+    attention: Region,
+    maps: Sites,
+    ffn: Region,
+    ffn_maps: Sites,
+    norms: Sequence[str],
+    offset: float = 0.0,
     *,
     root: str = "",
     layers: str = "layers",
@@ -44,22 +49,13 @@ def _decoder(
     lacks: Mapping[str, str] | None = None,
     **options: Any,
 ) -> FamilyMap:
+    """A family of one decoder by the sites of its layers; with one norm in `norms`, both sub-layers read what
+    it yields and stand side by side."""
+    first, *second = (Norm(path, offset) for path in norms)
+    sites = {"layer": Region("", ""), "attention": attention, **maps, "attention_norm": first}
+    sites |= {"ffn": ffn, **ffn_maps, **({"ffn_norm": second[0]} if second else {})}
     stack = StackMap("decoder", root, layers, sites, embeddings, causal=True, norm=norm, **options)
     return FamilyMap((stack,), lacks=lacks or {})
-
-
-def _layer(
-    attention: Region,
-    maps: Sites,
-    ffn: Region,
-    ffn_maps: Sites,
-    norms: Sequence[str],
-    offset: float = 0.0,
-) -> Sites:
-    """The sites of a layer; with one norm, both sub-layers read what it yields and stand side by side."""
-    first, *second = (Norm(norm, offset) for norm in norms)
-    sites = {"layer": Region("", ""), "attention": attention, **maps, "attention_norm": first}
-    return {**sites, "ffn": ffn, **ffn_maps, **({"ffn_norm": second[0]} if second else {})}
 
 
 def _separate(inside: str, o: str) -> Sites:
@@ -99,17 +95,15 @@ _ONE_MORE = 1.0  # Gemma's norms scale by 1 + w
 _TWO = ("input_layernorm", "post_attention_layernorm")
 
 _GPT2 = _decoder(
-    _layer(
-        Region("attn", "attn.resid_dropout", "ln_1", "pre", attends=True),
-        {
-            **{site: Linear("attn.c_attn", part, 3) for part, site in enumerate("qkv")},
-            "qkv": Linear("attn.c_attn"),
-            "o": Linear("attn.c_proj"),
-        },
-        Region("mlp", "mlp", "ln_2", "pre"),
-        _ffn("mlp.c_fc", "mlp.c_proj"),
-        ("ln_1", "ln_2"),
-    ),
+    Region("attn", "attn.resid_dropout", "ln_1", "pre", attends=True),
+    {
+        **{site: Linear("attn.c_attn", part, 3) for part, site in enumerate("qkv")},
+        "qkv": Linear("attn.c_attn"),
+        "o": Linear("attn.c_proj"),
+    },
+    Region("mlp", "mlp", "ln_2", "pre"),
+    _ffn("mlp.c_fc", "mlp.c_proj"),
+    ("ln_1", "ln_2"),
     layers="h",
     embeddings="wte",
     norm="ln_f",
@@ -119,68 +113,56 @@ _GPT2 = _decoder(
 def _llama(ffn: Sites = _GATED, multiplier: float = 1.0, offset: float = 0.0, **options: Any) -> FamilyMap:
     first, second = _TWO
     return _decoder(
-        _layer(
-            Region("self_attn", "self_attn.o_proj", first, "pre", attends=True, multiplier=multiplier),
-            _separate("self_attn", "o_proj"),
-            Region("mlp", "mlp", second, "pre", multiplier=multiplier),
-            ffn,
-            _TWO,
-            offset,
-        ),
+        Region("self_attn", "self_attn.o_proj", first, "pre", attends=True, multiplier=multiplier),
+        _separate("self_attn", "o_proj"),
+        Region("mlp", "mlp", second, "pre", multiplier=multiplier),
+        ffn,
+        _TWO,
+        offset,
         **options,
     )
 
 
 # A norm in front of each sub-layer, and one behind it whose output is what the residual gets.
 _GEMMA2 = _decoder(
-    _layer(
-        Region("self_attn", "post_attention_layernorm", "input_layernorm", "pre", attends=True),
-        _separate("self_attn", "o_proj"),
-        Region("mlp", "post_feedforward_layernorm", "pre_feedforward_layernorm", "pre"),
-        _GATED,
-        ("input_layernorm", "pre_feedforward_layernorm"),
-        _ONE_MORE,
-    )
+    Region("self_attn", "post_attention_layernorm", "input_layernorm", "pre", attends=True),
+    _separate("self_attn", "o_proj"),
+    Region("mlp", "post_feedforward_layernorm", "pre_feedforward_layernorm", "pre"),
+    _GATED,
+    ("input_layernorm", "pre_feedforward_layernorm"),
+    _ONE_MORE,
 )
 
 # Sub-layers read the residual stream itself; the norm behind each is a part of it.
 _OLMO2 = _decoder(
-    _layer(
-        Region("self_attn", "post_attention_layernorm", None, "post", attends=True),
-        _separate("self_attn", "o_proj"),
-        Region("mlp", "post_feedforward_layernorm", None, "post"),
-        _GATED,
-        ("post_attention_layernorm", "post_feedforward_layernorm"),
-    )
+    Region("self_attn", "post_attention_layernorm", None, "post", attends=True),
+    _separate("self_attn", "o_proj"),
+    Region("mlp", "post_feedforward_layernorm", None, "post"),
+    _GATED,
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 
 _PHI = _decoder(
-    _layer(
-        Region("self_attn", "self_attn.dense", "input_layernorm", "pre", attends=True),
-        _separate("self_attn", "dense"),
-        Region("mlp", "mlp", "input_layernorm", "pre"),
-        _ffn("mlp.fc1", "mlp.fc2"),
-        ("input_layernorm",),
-    ),
+    Region("self_attn", "self_attn.dense", "input_layernorm", "pre", attends=True),
+    _separate("self_attn", "dense"),
+    Region("mlp", "mlp", "input_layernorm", "pre"),
+    _ffn("mlp.fc1", "mlp.fc2"),
+    ("input_layernorm",),
     norm="final_layernorm",
 )
 _COHERE = _decoder(
-    _layer(
-        Region("self_attn", "self_attn.o_proj", "input_layernorm", "pre", attends=True),
-        _separate("self_attn", "o_proj"),
-        Region("mlp", "mlp", "input_layernorm", "pre"),
-        _GATED,
-        ("input_layernorm",),
-    )
+    Region("self_attn", "self_attn.o_proj", "input_layernorm", "pre", attends=True),
+    _separate("self_attn", "o_proj"),
+    Region("mlp", "mlp", "input_layernorm", "pre"),
+    _GATED,
+    ("input_layernorm",),
 )
 _GPTJ = _decoder(
-    _layer(
-        Region("attn", "attn.resid_dropout", "ln_1", "pre", attends=True),
-        _separate("attn", "out_proj"),
-        Region("mlp", "mlp", "ln_1", "pre"),
-        _ffn("mlp.fc_in", "mlp.fc_out"),
-        ("ln_1",),
-    ),
+    Region("attn", "attn.resid_dropout", "ln_1", "pre", attends=True),
+    _separate("attn", "out_proj"),
+    Region("mlp", "mlp", "ln_1", "pre"),
+    _ffn("mlp.fc_in", "mlp.fc_out"),
+    ("ln_1",),
     layers="h",
     embeddings="wte",
     norm="ln_f",
@@ -193,13 +175,11 @@ def _phi3(config: PreTrainedConfig) -> FamilyMap:
     first, second = _TWO
     path, up = "self_attn.qkv_proj", "mlp.gate_up_proj"
     return _decoder(
-        _layer(
-            Region("self_attn", "resid_attn_dropout", first, "pre", attends=True),
-            _fused(path, "self_attn.o_proj", _in_turn(heads * width, key_heads * width)),
-            Region("mlp", "resid_mlp_dropout", second, "pre"),
-            {"up": Linear(up, 1, 2), "gate_proj": Linear(up, 0, 2), "down": Linear("mlp.down_proj")},
-            _TWO,
-        )
+        Region("self_attn", "resid_attn_dropout", first, "pre", attends=True),
+        _fused(path, "self_attn.o_proj", _in_turn(heads * width, key_heads * width)),
+        Region("mlp", "resid_mlp_dropout", second, "pre"),
+        {"up": Linear(up, 1, 2), "gate_proj": Linear(up, 0, 2), "down": Linear("mlp.down_proj")},
+        _TWO,
     )
 
 
@@ -208,13 +188,11 @@ def _gpt_neox(config: PreTrainedConfig) -> FamilyMap:
     heads, _, width = _heads(config)
     first, second = _TWO
     return _decoder(
-        _layer(
-            Region("attention", "post_attention_dropout", first, "pre", attends=True),
-            _fused("attention.query_key_value", "attention.dense", _by_group(heads, width, width)),
-            Region("mlp", "post_mlp_dropout", second, "pre"),
-            _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-            _TWO,
-        ),
+        Region("attention", "post_attention_dropout", first, "pre", attends=True),
+        _fused("attention.query_key_value", "attention.dense", _by_group(heads, width, width)),
+        Region("mlp", "post_mlp_dropout", second, "pre"),
+        _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        _TWO,
         embeddings="embed_in",
         norm="final_layer_norm",
     )
@@ -225,13 +203,11 @@ def _opt(config: PreTrainedConfig) -> FamilyMap:
     order: Any = "pre" if config.do_layer_norm_before else "post"
     first, second = "self_attn_layer_norm", "final_layer_norm"
     return _decoder(
-        _layer(
-            Region("self_attn", "self_attn.out_proj", first, order, attends=True),
-            _separate("self_attn", "out_proj"),
-            Region("fc1", "fc2", second, order, flat=True),
-            _ffn("fc1", "fc2"),
-            (first, second),
-        ),
+        Region("self_attn", "self_attn.out_proj", first, order, attends=True),
+        _separate("self_attn", "out_proj"),
+        Region("fc1", "fc2", second, order, flat=True),
+        _ffn("fc1", "fc2"),
+        (first, second),
         root="decoder",
         layers="decoder.layers",
         embeddings="decoder.embed_tokens",
@@ -254,13 +230,11 @@ def _falcon(config: PreTrainedConfig) -> FamilyMap:
     if modern and config.num_ln_in_parallel_attn in (None, 2):
         norms = ("ln_attn", "ln_mlp")
     return _decoder(
-        _layer(
-            Region("self_attention", "self_attention.dense", norms[0], "pre", attends=not config.alibi),
-            _fused("self_attention.query_key_value", "self_attention.dense", features),
-            Region("mlp", "mlp", norms[-1], "pre"),
-            _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-            norms,
-        ),
+        Region("self_attention", "self_attention.dense", norms[0], "pre", attends=not config.alibi),
+        _fused("self_attention.query_key_value", "self_attention.dense", features),
+        Region("mlp", "mlp", norms[-1], "pre"),
+        _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        norms,
         layers="h",
         embeddings="word_embeddings",
         norm="ln_f",
@@ -281,13 +255,11 @@ def _bloom(config: PreTrainedConfig) -> FamilyMap:
     order: Any = None if config.apply_residual_connection_post_layernorm else "pre"
     first, second = _TWO
     return _decoder(
-        _layer(
-            Region("self_attention", "self_attention.dense", first, order, attends=True),
-            _fused("self_attention.query_key_value", "self_attention.dense", _by_group(heads, width, width)),
-            Region("mlp", "mlp.dense_4h_to_h", second, order),
-            _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-            _TWO,
-        ),
+        Region("self_attention", "self_attention.dense", first, order, attends=True),
+        _fused("self_attention.query_key_value", "self_attention.dense", _by_group(heads, width, width)),
+        Region("mlp", "mlp.dense_4h_to_h", second, order),
+        _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        _TWO,
         layers="h",
         embeddings="word_embeddings",
         norm="ln_f",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.foreign import file_in, read_json
+from autopeft.foreign import file_in, read_json_in
 from autopeft.runs.files import write_atomic
 
 __all__ = ["Clock", "FolderCheckpoints"]
@@ -79,7 +79,7 @@ class Clock:
         self.before = 0.0
         if file_in(file.parent, file.name) is not None:
             try:
-                seconds = read_json(file)["seconds"]
+                seconds = read_json_in(file.parent, file.name)["seconds"]
                 self.before = min(max(0.0, float(seconds)), _LONGEST)
             except (UsageError, ValueError, KeyError, TypeError, OverflowError) as error:
                 raise UsageError(f"{str(file)!r} does not hold seconds; remove it.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, StoppedError
@@ -122,7 +123,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         constant=constant,
         over_constant=over_constant,
         remarks=(*ready.summary.remarks, *_remarks(controller)),
-        taken=taken(rows, ready.spec, ready.predictor.everything),
+        taken=taken(rows, ready.spec, partial(ready.predictor, everything=True)),
         within=ready.within,
         origin=won.origin,
         goal=ready.goal,

@@ -290,8 +290,9 @@ class BoundSpace:
         problems = Problems(tree, f"space {self.name!r}")
         fields["training"] = read_training(tree, problems)
         check_names([("layers", i, "attach") for i in range(len(blocks))], fields, problems)
-        if not problems.found:
-            check_groups(fields, problems)
+        groups = fields["training"].groups
+        if groups and not problems.found:
+            check_groups(groups, named_entries(fields["layers"], model), problems)
         problems.check()
         return pooled(Recipe(reference=self.templates.reference, **fields), self.pooling)
 

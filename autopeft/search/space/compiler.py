@@ -16,7 +16,7 @@ from autopeft.method import get_method
 from autopeft.recipe import EntryItem, Item, LayerBlock
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import entry_items
-from autopeft.recipe.names import check_group_names, check_names
+from autopeft.recipe.names import check_groups, check_names
 from autopeft.recipe.parse import (
     STACKS,
     check_keys,
@@ -485,7 +485,7 @@ def check_templates(templates: Templates, problems: Problems) -> None:
         tree = {"training": templates.training.fill(_context(values))}
         found = problems.inside(tree, ())
         section = read_training(tree, found)
-        check_group_names(section.groups, reader.named, found)
+        check_groups(section.groups, reader.named, found)
 
 
 class _Reader:

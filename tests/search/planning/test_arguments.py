@@ -102,7 +102,7 @@ def test_help_and_docstring_name_every_registered_choice(option: str, registered
     declared_ = SearchCall.declared()[option]
     explained = (search.__doc__ or "").split(f"\n    {option}: ")[1].split("\n    ")[0]
     for name in registered:
-        assert name in declared_.help_text()
+        assert name in declared_.filled(declared_.help)
         assert name in (search.__doc__ or "")
     assert explained
 
