@@ -242,15 +242,8 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
                 raise NotExpressible(f"{error} {_OTHERWISE}") from error
             reason = str(error)
     name = None if ready is None else wanted or "peft"
-    more = () if ready is None else (f"## Load and serve\n\n{ready.section}",)
-    facts = {} if ready is None else {"format": name, **ready.facts}
-
-    def write_format(target: Path) -> None:
-        if ready is not None:
-            ready.write(target / str(name))
-
-    target = write_package(
-        saved, out, more=more, exported=facts, write_beside=write_format, notify=given.notify
-    )
-    wrote = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
-    return Exported(target, wrote, name, reason, () if ready is None else ready.lines, facts)
+    target = write_package(saved, out, name=name, ready=ready, notify=given.notify)
+    files = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
+    if ready is None:
+        return Exported(target, files, None, reason)
+    return Exported(target, files, name, reason, ready.lines, {"format": name, **ready.facts})
