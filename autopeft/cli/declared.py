@@ -34,7 +34,6 @@ def declared(
     `places` says of some which declared option they follow, or `None` to stand before the first. The declared
     options in `first` are in the first panel of `--help`, in this order, whatever their panel is.
     """
-
     placed = places or {}
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:

@@ -132,12 +132,14 @@ def _for_plots(study: optuna.Study, records: Iterable[TrialRecord], metric: str)
 
     # Every parameter's name as plots write it; names stay different from one another.
     safe: dict[str, str] = {}
+    used: set[str] = set()
     for name in dict.fromkeys(name for trial in trials for name in trial.distributions):
-        base = unlike = plotly_text(name, 40)
+        base = text = plotly_text(name, 40)
         n = 2
-        while unlike in safe.values():
-            unlike, n = f"{base} ({n})", n + 1
-        safe[name] = unlike
+        while text in used:
+            text, n = f"{base} ({n})", n + 1
+        used.add(text)
+        safe[name] = text
 
     storage = InMemoryStorage()
     with quiet_optuna():
