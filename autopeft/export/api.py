@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
 from autopeft.errors import UsageError
-from autopeft.export.answers import Texts, answers, asked
+from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
@@ -176,18 +176,18 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
-    question = asked(known, texts, given)
+    questions = read_questions(known, texts, given)
     outputs = None
-    if question.rows is not None:
+    if questions.rows is not None:
         hybrid, tokenizer = known.load(**on_backbone(given))
         encoded = known.kind.encoder.encode(
-            question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
+            questions.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
         with answering(hybrid):
             outputs = predict_outputs(
                 hybrid.model, encoded, batch_size=given.batch_size, generation=how, told=given.told
             )
-    found = answers(known, question, outputs)
+    found = answers(known, questions, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)
     return found
