@@ -109,24 +109,19 @@ def printable(text: str, *, keep: str = "") -> str:
     encoded becomes `�`, but for the characters in `keep`."""
     if text.isprintable():
         return text
-    return "".join(c if c in keep or _shows(c) else "�" for c in text)
-
-
-def _shows(character: str) -> bool:
-    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    return "".join(
+        c if c in keep or c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs" else "�"
+        for c in text
+    )
 
 
 def _fitting(message: str) -> str:
-    if len(message) > _LONGEST_LINE or "\n" in message:
-        lines = message.split("\n")
-        if len(lines) > _MOST_LINES:
-            lines = [*lines[: _MOST_LINES - 1], f"… and {len(lines) - _MOST_LINES + 1:,} more lines"]
-        message = "\n".join(map(_shortened, lines))
-    return printable(message, keep="\n")
-
-
-def _shortened(line: str) -> str:
-    if len(line) <= _LONGEST_LINE:
-        return line
+    lines = message.split("\n")
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], f"… and {len(lines) - _MOST_LINES + 1:,} more lines"]
     start, end = _KEPT
-    return f"{line[:start]} … ({len(line) - start - end:,} letters left out) … {line[-end:]}"
+    for i, line in enumerate(lines):
+        if len(line) > _LONGEST_LINE:
+            left_out = f"({len(line) - start - end:,} letters left out)"
+            lines[i] = f"{line[:start]} … {left_out} … {line[-end:]}"
+    return printable("\n".join(lines), keep="\n")

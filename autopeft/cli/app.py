@@ -117,8 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
     """
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):  # what is written to a stream that was closed before goes nowhere
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we live
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no error
             stream.reconfigure(errors="replace")
     for name in _TALKATIVE:
@@ -171,13 +173,6 @@ def _fail(message: str, error: BaseException | None, code: int) -> int:
 
 def _interrupted(error: BaseException | None) -> int:
     return _fail(sentence(), error, exit_code())
-
-
-def _open_closed_streams() -> None:
-    """Let what is written to a stream that was closed before the start go nowhere."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as we live
 
 
 def _silence_stdout() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from autopeft.cli.console import echo, notify
+from autopeft.cli.console import notify, say
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Run
 from autopeft.errors import UsageError
@@ -46,7 +46,7 @@ def chat(run: Run, given: Given) -> None:
             notify(f"There is no {line.split()[0]}. {_HELP}")
         elif line:
             try:
-                talk.say(line, lambda piece: echo(piece, end=""))
+                talk.say(line, lambda piece: say(piece, end=""))
             except Terminated:
                 raise
             except KeyboardInterrupt:
@@ -54,7 +54,7 @@ def chat(run: Run, given: Given) -> None:
                 forget()
             except UsageError as error:
                 notify(f"error: {error}")
-            echo("")
+            say()
 
 
 def _lines() -> Iterator[str]:

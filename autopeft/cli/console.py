@@ -17,7 +17,7 @@ from autopeft.runs.files import escaped
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["Told", "echo", "lasting", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
+__all__ = ["Told", "lasting", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
 
 
 class Told(int):
@@ -29,7 +29,7 @@ def terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+def say(text: str = "", stream: TextIO | None = None, *, end: str = "\n") -> None:
     """Print lines of text to `stream` (default: stdout). Foreign text reaches a terminal here alone.
 
     What the terminal would act on becomes `�` (see `autopeft.errors.printable`), as does what the stream's
@@ -85,14 +85,9 @@ class _Lasting:
                 notify(f"No more progress is shown, as nobody reads it ({error.strerror}); the work goes on.")
 
 
-def say(text: str = "") -> None:
-    """A line of the result."""
-    echo(text)
-
-
 def notify(text: str) -> None:
     """A notice that is not part of the result: to stderr, so that pipes stay clean."""
-    echo(text, sys.stderr)
+    say(text, sys.stderr)
 
 
 def one_line(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import say_json, say_sheet
+from autopeft.cli.console import notify, say_json, say_sheet
 from autopeft.cli.options import Json, Labels, Model, RecipeArgument
 
 __all__ = ["count"]
@@ -30,18 +30,20 @@ def count(
       autopeft count mam --model path/to/bert
       autopeft count winner/recipe.yaml --budget 0.5%
     """
+    from autopeft.assets import quiet_libraries
     from autopeft.backbones import spec_of
-    from autopeft.cli.backbone import config_of, head_size
     from autopeft.counting import Budget
     from autopeft.counting import count as count_parameters
     from autopeft.errors import AutoPEFTError
     from autopeft.recipe import Recipe
+    from autopeft.report.backbone import config_of, head_size
     from autopeft.report.recipe import counts_sheet
     from autopeft.report.text import limits_text
 
     parsed = Recipe.load(recipe)
     limit = None if budget is None else Budget.parse(budget)
-    config = config_of(model)
+    quiet_libraries()
+    config = config_of(model, notify)
     spec = spec_of(config)
     counts = count_parameters(parsed, spec, head=head_size(config, labels))
     limits = None if limit is None else limit.limits(spec)

@@ -34,17 +34,45 @@ def declared(
     `places` says of some which declared option they follow, or `None` to stand before the first. The declared
     options in `first` are in the first panel of `--help`, in this order, whatever their panel is.
     """
+    placed = places or {}
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
         every = {name: option for name, option in arguments.declared().items() if option.cli}
         ahead = {name: replace(every[name], panel=None) for name in first}
         options = {**ahead, **{name: every[name] for name in every if name not in ahead}}
-        parameters = _parameters(arguments, options, body, places or {})
+
+        # The command's own parameters stand around the declared ones, or where `places` puts them.
+        hints = get_type_hints(body, include_extras=True)
+        own = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name])
+            for p in inspect.signature(body).parameters.values()
+            if p.name != "given"
+        ]
+        parameters = [_parameter(arguments, name, option) for name, option in options.items()]
+        for parameter in (p for p in own if p.name in placed):
+            before = placed[parameter.name]
+            names = [p.name for p in parameters]
+            parameters.insert(0 if before is None else names.index(before) + 1, parameter)
+        rest = [p for p in own if p.name not in placed]
+        needed = [p for p in rest if p.default is inspect.Parameter.empty]
+        parameters = [*needed, *parameters, *(p for p in rest if p not in needed)]
 
         @wraps(body)
         def command(**values: Any) -> None:
-            given = {name: _read(options[name], values.pop(name)) for name in options}
-            body(given={k: v for k, v in given.items() if v is not None}, **values)
+            given: Given = {}
+            for name, option in options.items():
+                value = values.pop(name)
+                if isinstance(value, Enum):
+                    value = value.value
+                if isinstance(value, bool) and option.flags and switches(option.flags[0])[0] is None:
+                    value = not value
+                elif option.read is not None and isinstance(value, str):
+                    value = option.read(value)
+                elif isinstance(value, list):
+                    value = tuple(value)
+                if value is not None:
+                    given[name] = value
+            body(given=given, **values)
 
         del command.__wrapped__  # type: ignore[attr-defined]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -75,32 +103,6 @@ def said(context: typer.Context) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     # By name: typer may bring a click of its own.
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _parameters(
-    arguments: type[Arguments],
-    options: Mapping[str, Option],
-    body: Callable[..., None],
-    places: Mapping[str, str | None],
-) -> list[inspect.Parameter]:
-    hints = get_type_hints(body, include_extras=True)
-    own = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name])
-        for p in inspect.signature(body).parameters.values()
-        if p.name != "given"
-    ]
-    empty = inspect.Parameter.empty
-    found = [_parameter(arguments, name, option) for name, option in options.items()]
-    for parameter in (p for p in own if p.name in places):
-        before = places[parameter.name]
-        names = [p.name for p in found]
-        found.insert(0 if before is None else names.index(before) + 1, parameter)
-    rest = [p for p in own if p.name not in places]
-    return [
-        *(p for p in rest if p.default is empty),
-        *found,
-        *(p for p in rest if p.default is not empty),
-    ]
 
 
 def _parameter(arguments: type[Arguments], name: str, option: Option) -> inspect.Parameter:
@@ -145,15 +147,3 @@ def cli_type(name: str, annotation: Any) -> Any:
         if isinstance(get_origin(member), type) and issubclass(get_origin(member), Sequence):
             return list[str]
     raise TypeError(f"The option {name!r} needs a cli_type: {annotation} is nothing that can be typed.")
-
-
-def _read(option: Option, value: Any) -> Any:
-    if isinstance(value, Enum):
-        value = value.value
-    if isinstance(value, bool) and option.flags and switches(option.flags[0])[0] is None:
-        return not value
-    if option.read is not None and isinstance(value, str):
-        return option.read(value)
-    if isinstance(value, list):
-        return tuple(value)
-    return value

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autopeft.cli.console import echo, notify, one_line, say, say_json, terminal
+from autopeft.cli.console import notify, one_line, say, say_json, terminal
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json, Run
 from autopeft.errors import UsageError
@@ -61,12 +61,12 @@ def predict(
 
         def told(piece: str) -> None:
             streamed.append(piece)
-            echo(piece, end="")
+            say(piece, end="")
 
         given["told"] = told
     found = ask(saved, texts, notify=notify, **given)
     if streamed:
-        echo("")
+        say()
         return
     missing = [i for i, item in enumerate(found, start=1) if "problem" in item]
     if missing:

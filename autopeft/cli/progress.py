@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from autopeft.cli.console import echo, lasting
-from autopeft.composition import is_composition
+from autopeft.cli.console import lasting, say
 from autopeft.display import short
 from autopeft.errors import printable
-from autopeft.recipe.contents import in_brief
-from autopeft.report.text import duration, limits_text, number, percent, score
+from autopeft.recipe import Recipe
+from autopeft.report.text import counted, duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from autopeft.search.core.events import SearchInfo
     from autopeft.search.core.jobs import Job
 
-__all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
+__all__ = ["LiveReporter", "PlainReporter", "watch"]
 
 _PHASES = {
     "precision": "Timing bf16 against fp32",
@@ -35,48 +34,25 @@ _PHASES = {
 _ROWS, _LONGEST = 12, 60
 
 
-def brief(recipe: Mapping[str, Any]) -> str:
-    """The methods of a recipe in one line: `lora + prefix_tuning`."""
-    found: dict[str, None] = {}
-
-    def walk(items: Any) -> None:
-        for item in items or ():
-            if isinstance(item, str):
-                found[item] = None
-                continue
-            name, body = next(iter(item.items()))
-            if is_composition(name):
-                walk(body["children"] if isinstance(body, Mapping) else body)
-            else:
-                found[name] = None
-
-    for block in recipe.get("layers", ()):
-        walk(block["attach"])
-    walk(recipe.get("model", ()))
-    return in_brief(found)
-
-
-def _trained(run: Any) -> str:
+def _trained(run: Job | TrialRecord) -> str:
     """What a job or a record trains, in one line."""
-    return "nothing is trained" if run.steps == 0 else brief(run.recipe)
-
-
-def _workers(workers: int | None, seconds: float) -> str:
-    if workers is None:
-        return f"as many workers as the cluster has room for, about {duration(seconds)} with one"
-    return f"{workers} worker{'s' if workers != 1 else ''}, about {duration(seconds)}"
+    return "nothing is trained" if run.steps == 0 else Recipe.from_dict(run.recipe).brief
 
 
 def opening(info: SearchInfo) -> list[str]:
     """What a search is about to do. That data stand in for others was said when they were read."""
+    time = duration(info.estimated_seconds)
+    if info.workers is None:
+        workers = f"as many workers as the cluster has room for, about {time} with one"
+    else:
+        workers = f"{counted(info.workers, 'worker')}, about {time}"
     return [
         f"task {info.task} ({info.metric}), backbone {info.model}, space {info.space}, "
         f"budget {info.budget}: {limits_text(info.limits)} parameters",
         *info.data.lines(),
         *info.data.remarks,
         *([] if info.trial_metric is None else [f"trials are scored by {info.trial_metric}"]),
-        f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
-        + _workers(info.workers, info.estimated_seconds),
+        f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, {workers}",
         f"run folder {info.run}",
     ]
 
@@ -95,11 +71,6 @@ def _outcome(record: TrialRecord) -> str:
     return own + score(record.scores.get("test", record.score) if record.kind == "test" else record.score)
 
 
-def _named(info: SearchInfo) -> str:
-    """What stands before the best score of the trials, where it is of another metric than the task's."""
-    return "" if info.trial_metric is None else f"{info.trial_metric} "
-
-
 def _size(counts: CountTable | None) -> str:
     return "–" if counts is None else f"{number(counts['deployed'])} ({percent(counts['share'])})"
 
@@ -111,18 +82,15 @@ class PlainReporter:
         self._stream = stream or sys.stdout
         self._of_trials = ""
 
-    def _say(self, line: str) -> None:
-        echo(line, self._stream)
-
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done."""
-        self._of_trials = _named(info)
+        self._of_trials = "" if info.trial_metric is None else f"{info.trial_metric} "
         for line in opening(info):
-            self._say(line)
+            say(line, self._stream)
 
     def on_phase(self, name: str, jobs: int) -> None:
         """Print the phase's name."""
-        self._say(f"{_PHASES.get(name, name)}: {jobs} run{'' if jobs == 1 else 's'}")
+        say(f"{_PHASES.get(name, name)}: {counted(jobs, 'run')}", self._stream)
 
     def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
         """Nothing: the line comes at the end."""
@@ -132,9 +100,10 @@ class PlainReporter:
 
     def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
         """Print the run's outcome, the best so far and the time left."""
-        self._say(
+        say(
             f"{record.label}: {_outcome(record)}  {_size(record.counts)}  {_trained(record)}  "
-            f"{duration(record.seconds)}  best {self._of_trials}{score(best)}  left {duration(remaining)}"
+            f"{duration(record.seconds)}  best {self._of_trials}{score(best)}  left {duration(remaining)}",
+            self._stream,
         )
 
 
@@ -170,7 +139,7 @@ class LiveReporter:
 
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done above the table."""
-        self._of_trials = _named(info)
+        self._of_trials = "" if info.trial_metric is None else f"{info.trial_metric} "
         for line in opening(info):
             self._console.print(printable(line), markup=False, highlight=False)
         self._remaining = info.estimated_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from autopeft.cli.options import Json
 from autopeft.errors import UsageError
 from autopeft.interruption import exit_code
 from autopeft.search.planning.arguments import FIRST, SearchCall
-
-if TYPE_CHECKING:
-    from autopeft.search.api import SearchResult
 
 __all__ = ["search"]
 
@@ -54,21 +51,47 @@ def search(
         named = said(context)
         given = {name: value for name, value in given.items() if name in named}
     else:
-        _need(given)
+        options = SearchCall.declared()
+        needed = [name for name in SearchCall.needed() if name not in given]
+        if needed:
+            missing = sorted(options[name].spellings(name)[0] for name in needed)
+            raise UsageError(
+                f"A search needs {' and '.join(missing)}: autopeft search --budget 0.5% --task sst2; "
+                "or --resume RUN to go on with one."
+            )
     if dry_run:
         _show_plan(given, as_json)
+        return
+
+    from autopeft.assets import quiet_libraries
+    from autopeft.backbones import spec_of
+    from autopeft.cli.progress import watch
+    from autopeft.graph import build_graph, draw_text
+    from autopeft.report.backbone import config_of
+    from autopeft.report.search import ending, outcome_sheet, winner_text
+    from autopeft.runs.folder import RunFolder, as_typed
+    from autopeft.search.api import search as run_search
+    from autopeft.search.planning.resume import resume_command
+    from autopeft.training.next_steps import next_steps
+
+    quiet_libraries()
+    stream = sys.stderr if as_json else sys.stdout
+    with watch(live=terminal() and not as_json, stream=stream) as reporter:
+        result = run_search(reporter=reporter, notify=notify, **given)
+    if as_json:
+        say_json(result.to_dict())
     else:
-        _show_result(given, as_json)
-
-
-def _need(given: Given) -> None:
-    options = SearchCall.declared()
-    missing = sorted(options[name].spellings(name)[0] for name in SearchCall.needed() if name not in given)
-    if missing:
-        raise UsageError(
-            f"A search needs {' and '.join(missing)}: autopeft search --budget 0.5% --task sst2; "
-            "or --resume RUN to go on with one."
-        )
+        manifest = RunFolder(result.run).manifest()
+        data = manifest["data"]
+        graph = build_graph(result.winner, spec_of(config_of(manifest["model"], notify)))
+        say(f"\n{ending(result)}\n\n{winner_text(result, draw_text(graph))}\n")
+        say_sheet(outcome_sheet(result, data, manifest["budget"]))
+        say()
+        about = {"task": data["name"], "model": manifest["model"], "kind": data.get("kind")}
+        say(next_steps(as_typed(result.run), pairs=bool(data.get("pairs")), **about))
+    if result.interrupted:
+        notify(f"Interrupted. Go on with: {resume_command(result.run, given)}")
+        raise typer.Exit(Told(exit_code()))
 
 
 def _show_plan(given: Given, as_json: bool) -> None:
@@ -85,43 +108,3 @@ def _show_plan(given: Given, as_json: bool) -> None:
     for sheet in dry_run_sheets(found, size_text(found.prepared.space, found.prepared.spec)):
         say_sheet(sheet)
         say()
-
-
-def _show_result(given: Given, as_json: bool) -> None:
-    from autopeft.assets import quiet_libraries
-    from autopeft.cli.progress import watch
-    from autopeft.search.api import search as run_search
-    from autopeft.search.planning.resume import resume_command
-
-    quiet_libraries()
-    stream = sys.stderr if as_json else sys.stdout
-    with watch(live=terminal() and not as_json, stream=stream) as reporter:
-        result = run_search(reporter=reporter, notify=notify, **given)
-    if as_json:
-        say_json(result.to_dict())
-    else:
-        _print_result(result)
-    if result.interrupted:
-        notify(f"Interrupted. Go on with: {resume_command(result.run, given)}")
-        raise typer.Exit(Told(exit_code()))
-
-
-def _print_result(result: SearchResult) -> None:
-    from autopeft.cli.backbone import spec_for
-    from autopeft.graph import build_graph, draw_text
-    from autopeft.report.search import ending, outcome_sheet, winner_text
-    from autopeft.runs.folder import RunFolder, as_typed
-    from autopeft.training.next_steps import next_steps
-
-    manifest = RunFolder(result.run).manifest()
-    data = manifest["data"]
-    graph = build_graph(result.winner, spec_for(manifest["model"]))
-    say()
-    say(ending(result))
-    say()
-    say(winner_text(result, draw_text(graph)))
-    say()
-    say_sheet(outcome_sheet(result, data, manifest["budget"]))
-    say()
-    told = {"task": data["name"], "model": manifest["model"], "kind": data.get("kind")}
-    say(next_steps(as_typed(result.run), pairs=bool(data.get("pairs")), **told))

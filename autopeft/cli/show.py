@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import say, say_json, say_sheet
+from autopeft.cli.console import notify, say, say_json, say_sheet
 from autopeft.cli.options import Json, Labels, Model, RecipeArgument
 
 __all__ = ["Drawing", "show"]
@@ -47,18 +47,20 @@ def show(
       autopeft show winner/recipe.yaml --format svg > winner.svg
       autopeft show sapa-prefix --json
     """
+    from autopeft.assets import quiet_libraries
     from autopeft.backbones import spec_of
-    from autopeft.cli.backbone import config_of, head_size
     from autopeft.counting import count
     from autopeft.errors import UsageError
     from autopeft.graph import build_graph, draw_mermaid, draw_svg, draw_text
     from autopeft.recipe import Recipe
+    from autopeft.report.backbone import config_of, head_size
     from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, inputs_sheet, layers_sheet
 
     if drawing is not None and as_json:
         raise UsageError("--format prints the graph and --json a document; leave out one of them.")
     parsed = Recipe.load(recipe)
-    config = config_of(model)
+    quiet_libraries()
+    config = config_of(model, notify)
     graph = build_graph(parsed, spec_of(config))
     if drawing is not None:
         draw = {Drawing.text: draw_text, Drawing.mermaid: draw_mermaid, Drawing.svg: draw_svg}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import say, say_json, say_sheet
+from autopeft.cli.console import notify, say, say_json, say_sheet
 from autopeft.cli.options import Json, Model
 
 __all__ = ["spaces"]
@@ -42,9 +42,12 @@ def spaces(
     if source and name is not None:
         say(Space.load(name).text.rstrip("\n"))
         return
-    from autopeft.cli.backbone import spec_for
+    from autopeft.assets import quiet_libraries
+    from autopeft.backbones import spec_of
+    from autopeft.report.backbone import config_of
 
-    spec = spec_for(model)
+    quiet_libraries()
+    spec = spec_of(config_of(model, notify))
     chosen = [Space.load(n) for n in (space_names() if name is None else (name,))]
     if as_json:
         found = [describe_space(space, spec) for space in chosen]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from autopeft.cli.console import echo, lasting
+from autopeft.cli.console import lasting, say
 from autopeft.errors import printable
 from autopeft.report import text
 
@@ -39,28 +39,25 @@ class LineReporter:
         self._stream = stream
         self._steps = 0
 
-    def _say(self, line: str) -> None:
-        echo(line, self._stream)
-
     def on_start(self, info: TrainInfo) -> None:
         """Print what will be done."""
         self._steps = info.steps
         for line in opening(info):
-            self._say(line)
+            say(line, self._stream)
 
     def on_phase(self, name: str, steps: int) -> None:
         """Print the phase's name."""
-        self._say(_phase(name, steps))
+        say(_phase(name, steps), self._stream)
 
     def on_step(self, step: int, loss: float, remaining: float | None) -> None:
         """Print a line at each tenth of the training."""
         if step % max(1, self._steps // _LINES) == 0 or step == self._steps:
             left = _left(step, self._steps, remaining)
-            self._say(f"step {step}/{self._steps}  loss {loss:.4f}  {left}".rstrip())
+            say(f"step {step}/{self._steps}  loss {loss:.4f}  {left}".rstrip(), self._stream)
 
     def on_score(self, step: int, score: float) -> None:
         """Print the score."""
-        self._say(_scored(step, self._steps, score))
+        say(_scored(step, self._steps, score), self._stream)
 
 
 class BarReporter:

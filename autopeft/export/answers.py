@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 else:  # they take seconds to import
     Texts = Any
 
-__all__ = ["PROBLEM", "Asked", "Texts", "answers", "asked"]
+__all__ = ["PROBLEM", "Questions", "Texts", "answers", "read_questions"]
 
 PROBLEM = "problem"  # the key of a row that cannot be answered
 _TEXT, _PAIR = "text", "text_pair"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """Rows that are to be answered.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked:
     rows: Split | None
 
 
-def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
+def read_questions(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Questions:
     """Read what a hybrid is asked: texts, a file of lines or of a table, or a table in memory; images where
     its kind of task takes them.
 
@@ -78,7 +78,7 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
         rows = Split(raw.texts, raw.pairs, raw.labels, raw.fields)
     pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
     shown = [known.kind.schema.shown(value, i) for i, value in enumerate(table.columns[columns.text])]
-    return Asked(shown, pairs, problems, rows)
+    return Questions(shown, pairs, problems, rows)
 
 
 def _is_table(texts: Any) -> bool:
@@ -142,18 +142,18 @@ def _of_texts(known: TrainedHybrid, texts: Any, given: PredictArguments) -> tupl
     return Table(where, {_TEXT: first, _PAIR: second}, {}), ColumnNames(_TEXT, _PAIR)
 
 
-def answers(known: TrainedHybrid, question: Asked, outputs: NDArray[Any] | None) -> list[dict[str, Any]]:
+def answers(known: TrainedHybrid, questions: Questions, outputs: NDArray[Any] | None) -> list[dict[str, Any]]:
     """One answer for each row, in their order: the texts, and what the kind of task has or the `problem`.
 
     `outputs` are those of the rows that could be answered; `None` where none could.
     """
     found = iter(() if outputs is None else outputs)
     listed = []
-    for i, text in enumerate(question.texts):
+    for i, text in enumerate(questions.texts):
         row: dict[str, Any] = {known.kind.schema.row_name: text}
-        if question.pairs is not None:
-            row[_PAIR] = question.pairs[i]
-        problem = question.problems.get(i)
+        if questions.pairs is not None:
+            row[_PAIR] = questions.pairs[i]
+        problem = questions.problems.get(i)
         said = {PROBLEM: problem} if problem else known.kind.scorer.present(next(found), known.labels)
         listed.append({**row, **said})
     return listed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
 from autopeft.errors import UsageError
-from autopeft.export.answers import Texts, answers, asked
+from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
@@ -176,18 +176,18 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
-    question = asked(known, texts, given)
+    questions = read_questions(known, texts, given)
     outputs = None
-    if question.rows is not None:
+    if questions.rows is not None:
         hybrid, tokenizer = known.load(**on_backbone(given))
         encoded = known.kind.encoder.encode(
-            question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
+            questions.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
         with answering(hybrid):
             outputs = predict_outputs(
                 hybrid.model, encoded, batch_size=given.batch_size, generation=how, told=given.told
             )
-    found = answers(known, question, outputs)
+    found = answers(known, questions, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)
     return found
@@ -242,15 +242,8 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
                 raise NotExpressible(f"{error} {_OTHERWISE}") from error
             reason = str(error)
     name = None if ready is None else wanted or "peft"
-    more = () if ready is None else (f"## Load and serve\n\n{ready.section}",)
-    facts = {} if ready is None else {"format": name, **ready.facts}
-
-    def write_format(target: Path) -> None:
-        if ready is not None:
-            ready.write(target / str(name))
-
-    target = write_package(
-        saved, out, more=more, exported=facts, write_beside=write_format, notify=given.notify
-    )
-    wrote = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
-    return Exported(target, wrote, name, reason, () if ready is None else ready.lines, facts)
+    target = write_package(saved, out, name=name, ready=ready, notify=given.notify)
+    files = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
+    if ready is None:
+        return Exported(target, files, None, reason)
+    return Exported(target, files, name, reason, ready.lines, {"format": name, **ready.facts})

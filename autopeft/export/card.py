@@ -10,13 +10,13 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
-from autopeft.assets.table import ASSETS, Asset
+from autopeft.assets.table import ASSETS
 from autopeft.foreign import table_of
 from autopeft.recipe import Recipe
 from autopeft.runs.documents import Result, read_result
@@ -33,6 +33,12 @@ __all__ = ["README", "is_own_card", "model_card", "write_card"]
 README, OTHER_NAME = "README.md", "MODEL_CARD.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SIGNED = re.compile(r"\n<!-- card of autopeft export, sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
+_COUNTS = {
+    "deployed": "what inference needs and training set, without the head",
+    "trained": "what the optimizer held, without the head",
+    "head": "the task's head",
+    "backbone": "the frozen model",
+}
 # The hub's names of metrics, where they differ from ours.
 _METRICS = {
     "macro_f1": ("f1",),
@@ -52,35 +58,71 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         more: further sections in Markdown, put after the one on how it is used.
     """
     result = read_result(card.result)
-    name, model = plain(recipe.name or "A hybrid"), _elsewhere(card) or card.model
-    again = train_command("recipe.yaml", task=card.data.get("name"), model=model, kind=card.kind)
+    asset = ASSETS.get(str(card.backbone.get("alias")))
+    source, rows = table_of(card.data.get("source")), table_of(card.data.get("rows"))
+    # A folder has another path on each machine: something else stands in commands for a backbone without a
+    # name.
+    named = card.backbone.get("origin") != "folder" and _HUB_NAME.fullmatch(card.model)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(card.model).name)[:40] or "backbone"
+    folder = None if named else f"path/to/{stem}"
+    again = train_command(
+        "recipe.yaml", task=card.data.get("name"), model=folder or card.model, kind=card.kind
+    )
     parts = [
-        f"# {name} for {plain(card.data.get('name') or card.architecture)}",
+        f"# {plain(recipe.name or 'A hybrid')} for {plain(card.data.get('name') or card.architecture)}",
         f"A parameter-efficient hybrid on the frozen backbone {plain(card.model)}, made with AutoPEFT.",
-        _use(card),
+        _use(card, folder),
         *more,
         "## Recipe\n\n`recipe.yaml` says which methods sit where. It trains on other tasks as well:\n\n"
         + fenced(recipe.to_yaml(), "yaml")
         + "\n\n"
         + fenced(again, "bash"),
-        _size(table_of(card.result.get("counts"))),
-        _scores(card, result),
-        _data(card),
-        _training(card, result),
-        _licences(card),
     ]
-    body = front_matter(card, recipe) + "\n\n".join(part for part in parts if part) + "\n"
-    return f"{body}\n<!-- card of autopeft export, sha256 of what stands above: {_digest(body)} -->\n"
 
+    counts = {
+        key: n
+        for key, n in table_of(card.result.get("counts")).items()
+        if key in (*_COUNTS, "share") and isinstance(n, (int, float)) and not isinstance(n, bool)
+    }
+    counts = {key: n for key, n in counts.items() if math.isfinite(n)}
+    sizes = [f"| {key} | {int(counts[key]):,} | {what} |" for key, what in _COUNTS.items() if key in counts]
+    if sizes:
+        table = ["## Size\n", "| parameters | number | what they are |", "|---|---|---|", *sizes]
+        if "share" in counts:
+            table.append(f"\nDeployed over backbone: {counts['share']:.3%}.")
+        parts.append("\n".join(table))
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    if result.test_mean is not None:
+        parts.append(_scores(card, result))
+
+    lines = [f"- Source: {plain(source.get('name'))} ({plain(source.get('origin'))})."]
+    if source.get("sha256"):
+        lines.append(f"- sha256 of all rows: {plain(source['sha256'])}.")
+    if rows:
+        lines.append("- Rows: " + ", ".join(f"{plain(k)} {plain(v)}" for k, v in rows.items()) + ".")
+    if source.get("notice"):
+        lines.append(f"- {plain(source['notice'])}")
+    parts.append("## Data\n\n" + "\n".join(lines))
+
+    parts.append(_training(card, result))
+    unknown = "not known here; ask where it came from"
+    parts.append(
+        "## Licences\n\nNobody has put these weights under a licence yet. They were made from:\n\n"
+        f"- the backbone {plain(card.model)}: {plain((asset and asset.licence) or unknown)}\n"
+        f"- the data {plain(card.data.get('name') or 'of the training')}: "
+        f"{plain(source.get('licence') or unknown)}"
+    )
+    body = front_matter(card, recipe) + "\n\n".join(parts) + "\n"
+    signature = hashlib.sha256(body.encode()).hexdigest()
+    return f"{body}\n<!-- card of autopeft export, sha256 of what stands above: {signature} -->\n"
 
 
 def is_own_card(text: str) -> bool:
     """Whether a text is a card as it was written, with no word changed."""
     signed = _SIGNED.search(text)
-    return signed is not None and signed[1] == _digest(text[: signed.start()])
+    if signed is None:
+        return False
+    return signed[1] == hashlib.sha256(text[: signed.start()].encode()).hexdigest()
 
 
 def write_card(folder: Path, text: str, notify: Callable[[str], None] | None = None) -> str:
@@ -108,7 +150,10 @@ def front_matter(card: Card, recipe: Recipe) -> str:
         "library_name": "autopeft",
         "tags": ["autopeft", "peft", "parameter-efficient-fine-tuning", *map(str, methods)],
     }
-    base, source = _hub_name(card), table_of(card.data.get("source"))
+    asset, source = ASSETS.get(str(card.backbone.get("alias"))), table_of(card.data.get("source"))
+    base = card.model if card.backbone.get("origin") == "hub" and _HUB_NAME.fullmatch(card.model) else None
+    if asset is not None:
+        base = asset.hub
     if base is not None:
         table["base_model"] = base
     if source.get("origin") == "hub" and _HUB_NAME.fullmatch(str(source.get("name"))):
@@ -125,75 +170,29 @@ def front_matter(card: Card, recipe: Recipe) -> str:
     return f"---\n{written.getvalue()}---\n\n"
 
 
-def _asset(card: Card) -> Asset | None:
-    """What is known of a packaged backbone."""
-    return ASSETS.get(str(card.backbone.get("alias")))
-
-
-def _hub_name(card: Card) -> str | None:
-    """The backbone's name on the hub, where it has one."""
-    asset = _asset(card)
-    if asset is not None:
-        return asset.hub
-    if card.backbone.get("origin") == "hub" and _HUB_NAME.fullmatch(card.model):
-        return card.model
-    return None
-
-
-def _elsewhere(card: Card) -> str | None:
-    """What stands in commands for a backbone without a name: a folder has another path on each machine."""
-    if card.backbone.get("origin") != "folder" and _HUB_NAME.fullmatch(card.model):
-        return None
-    return f"path/to/{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(card.model).name)[:40] or 'backbone'}"
-
-
-def _use(card: Card) -> str:
+def _use(card: Card, folder: str | None) -> str:
+    """How the hybrid is used; `folder` stands for that of the backbone where it has no name."""
     words = "This folder holds the recipe, the weights with the task's head, and a manifest."
     if card.kind is None:  # saved from Python, with a model of no task that is known here
         code = 'import autopeft\n\nhybrid = autopeft.load(model, ".")'
         return f"## Use\n\n{words} On a {plain(card.architecture)}:\n\n{fenced(code, 'python')}"
     words += " In it:"
-    pairs, folder = card.pairs is True, _elsewhere(card)
+    pairs = card.pairs is True
     command = fenced(predict_command(".", pairs=pairs, model=folder, kind=card.kind), "bash")
-    asked = '["…"], text_pair=["…"]' if pairs else '"…"'
+    arguments = '["…"], text_pair=["…"]' if pairs else '"…"'
     file = card.task_kind.schema.asked_file
-    asked = asked if file is None else f'Path("{file}")'
-    asked += f", model={folder!r}" if folder else ""
+    arguments = arguments if file is None else f'Path("{file}")'
+    arguments += f", model={folder!r}" if folder else ""
     first = "import autopeft" if file is None else "from pathlib import Path\n\nimport autopeft"
-    code = f'{first}\n\nprint(autopeft.predict(".", {asked}))'
+    code = f'{first}\n\nprint(autopeft.predict(".", {arguments}))'
     labels = plain(card.task_kind.scorer.describe_labels(card.labels))
     ends = f"It predicts {labels}. {card.task_kind.encoder.describe_reading(card.max_length)}"
     ends += f" `{folder}` stands for the folder that holds the backbone." if folder else ""
     return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _size(counts: Mapping[str, Any]) -> str:
-    meanings = {
-        "deployed": "what inference needs and training set, without the head",
-        "trained": "what the optimizer held, without the head",
-        "head": "the task's head",
-        "backbone": "the frozen model",
-    }
-    rows = [
-        f"| {key} | {int(counts[key]):,} | {meaning} |"
-        for key, meaning in meanings.items()
-        if _finite(counts.get(key))
-    ]
-    if not rows:
-        return ""
-    share = counts.get("share")
-    said = f"\n\nDeployed over backbone: {share:.3%}." if _finite(share) else ""
-    return "\n".join(["## Size\n", "| parameters | number | what they are |", "|---|---|---|", *rows]) + said
-
-
 def _scores(card: Card, result: Result) -> str:
     """Scores with their seeds, comparisons with their intervals, and what they were measured on."""
-    if result.test_mean is None:
-        return ""
     rows = table_of(card.data.get("rows")).get("test")
     where = f"{rows:,} rows of the split test" if isinstance(rows, int) else "the split test"
     spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
@@ -219,77 +218,40 @@ def _scores(card: Card, result: Result) -> str:
     return "\n\n".join(lines)
 
 
-def _data(card: Card) -> str:
-    source, rows = table_of(card.data.get("source")), table_of(card.data.get("rows"))
-    lines = [f"- Source: {plain(source.get('name'))} ({plain(source.get('origin'))})."]
-    if source.get("sha256"):
-        lines.append(f"- sha256 of all rows: {plain(source['sha256'])}.")
-    if rows:
-        lines.append("- Rows: " + ", ".join(f"{plain(k)} {plain(v)}" for k, v in rows.items()) + ".")
-    if source.get("notice"):
-        lines.append(f"- {plain(source['notice'])}")
-    return "## Data\n\n" + "\n".join(lines)
-
-
-def _found(card: Card, result: Result) -> str:
-    """How the recipe was found."""
-    made = card.made
-    if made.get("kind") == "train":
-        return "The recipe was fixed before training."
-    if not made.get("budget"):
-        return ""
-    trials = plain(table_of(made.get("effort")).get("trials"))
-    number, name = card.result.get("number"), card.result.get("origin")
-    # A candidate of a baseline is no trial, and has a name of its own.
-    found = "A search found the recipe" if number is not None or not name else f"A search chose {plain(name)}"
-    return (
-        f"{found}, in the space {plain(made.get('space'))} and under a budget of "
-        f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}."
-        f"{_confirmed(result, plain(made.get('goal') or 'best'))}"
-    )
-
-
-def _confirmed(result: Result, wanted: str) -> str:
-    """What was trained again with fresh seeds, with a space before it; empty where the winner was not."""
-    if not result.confirmed:
-        return ""
-    again, finalists = "trained again with fresh seeds", result.finalists or 0
-    if finalists > 1:
-        return f" {finalists:,} of the {wanted} recipes were {again} and ranked on the split select."
-    if finalists == 1:
-        return f" One of the {wanted} recipes was {again} and scored on the split select."
-    # The run does not say how many, or LoRA won as all others failed.
-    return f" The recipe was {again}."
-
-
 def _training(card: Card, result: Result) -> str:
-    training, versions = card.training, table_of(card.made.get("versions"))
+    """How the recipe was found, what was trained again with fresh seeds, and how it was trained."""
+    made, training, versions = card.made, card.training, table_of(card.made.get("versions"))
+    parts = ["## Training"]
+    if made.get("kind") == "train":
+        parts.append("The recipe was fixed before training.")
+    elif made.get("budget"):
+        trials, origin = plain(table_of(made.get("effort")).get("trials")), card.result.get("origin")
+        # A candidate of a baseline is no trial, and has a name of its own.
+        trial = card.result.get("number") is not None or not origin
+        found = "A search found the recipe" if trial else f"A search chose {plain(origin)}"
+        told = (
+            f"{found}, in the space {plain(made.get('space'))} and under a budget of "
+            f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}."
+        )
+        again, finalists = "trained again with fresh seeds", result.finalists or 0
+        wanted = plain(made.get("goal") or "best")
+        if result.confirmed and finalists > 1:
+            told += f" {finalists:,} of the {wanted} recipes were {again} and ranked on the split select."
+        elif result.confirmed and finalists == 1:
+            told += f" One of the {wanted} recipes was {again} and scored on the split select."
+        elif result.confirmed:  # the run does not say how many, or LoRA won as all others failed
+            told += f" The recipe was {again}."
+        parts.append(told)
     facts = {
         "steps": training.get("steps"),
         "batch size": training.get("batch_size"),
-        **_longest(card, training),
-        "seed": card.made.get("seed"),
-        "date": card.made.get("created"),
+        "longest text in tokens": training.get("max_length"),
+        "seed": made.get("seed"),
+        "date": made.get("created"),
     }
+    if card.kind is not None and card.task_kind.head.modality != "text":
+        del facts["longest text in tokens"]  # images are not cut
     lines = [f"- {key}: {plain(value)}" for key, value in facts.items() if value is not None]
     named = [f"{k} {plain(versions[k])}" for k in ("autopeft", "torch", "transformers") if versions.get(k)]
     lines += [f"- versions: {', '.join(named)}"] if named else []
-    return "\n\n".join(part for part in ("## Training", _found(card, result), "\n".join(lines)) if part)
-
-
-def _longest(card: Card, training: Mapping[str, Any]) -> dict[str, Any]:
-    """What texts were cut to; images are not cut."""
-    cut = card.kind is None or card.task_kind.head.modality == "text"
-    return {"longest text in tokens": training.get("max_length")} if cut else {}
-
-
-def _licences(card: Card) -> str:
-    asset = _asset(card)
-    backbone = None if asset is None else asset.licence
-    data = table_of(card.data.get("source")).get("licence")
-    unknown = "not known here; ask where it came from"
-    return (
-        "## Licences\n\nNobody has put these weights under a licence yet. They were made from:\n\n"
-        f"- the backbone {plain(card.model)}: {plain(backbone or unknown)}\n"
-        f"- the data {plain(card.data.get('name') or 'of the training')}: {plain(data or unknown)}"
-    )
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])

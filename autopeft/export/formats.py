@@ -33,7 +33,6 @@ from autopeft.export.peft_format import (
 from autopeft.export.trained import Trained, task_of, trained
 from autopeft.export.vllm_rules import VLLMFinding, smallest_rank, vllm_findings
 from autopeft.hybrid import explicit_recipe
-from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooling_of
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain
@@ -279,25 +278,19 @@ def _rows(export: Export) -> Rows:
 def make_ready(name: str, export: Export) -> Ready:
     """A format by its name, with what whoever loads it has to know of this hybrid; see `FORMATS`."""
     programs = _LOADED_BY.get(name, ())
-    if programs:
-        _check_pooling(name, export.hybrid.recipe)
+    pools = pooling_of(export.hybrid.recipe).methods if programs else ()
+    if pools:  # the head reads what plain transformers do not give it
+        refusal = NotExpressible if name == "peft" else NotServable
+        raise refusal(
+            f"{pools[0]} settles what the head reads, which --as {name} cannot say; search with --pooling "
+            f"own, or train the recipe without {pools[0]}, for a model to be loaded so."
+        )
     ready, end = FORMATS[name](export), export.end
     notes = export.base_notes if programs and name != "merged" else ()
     if end is not None and programs:
         notes += tuple(end.notes(programs, named=name == "merged"))
     section = "\n\n".join((ready.section, *map(plain, notes)))
     return replace(ready, section=section, lines=(*ready.lines, *notes))
-
-
-def _check_pooling(name: str, recipe: Recipe) -> None:
-    """Refuse a hybrid whose head reads what plain transformers do not give it."""
-    found = pooling_of(recipe).methods
-    if found:
-        refusal = NotExpressible if name == "peft" else NotServable
-        raise refusal(
-            f"{found[0]} settles what the head reads, which --as {name} cannot say; search with --pooling "
-            f"own, or train the recipe without {found[0]}, for a model to be loaded so."
-        )
 
 
 FORMATS: Mapping[str, Callable[[Export], Ready]] = {

@@ -41,6 +41,12 @@ class Card:
         made: what else the run's manifest says of how it came about (see `_MADE`).
         arguments: what the data were read and split with: columns and seed.
         architecture: class of the model, of a hybrid that was saved from Python.
+        kind: name of the kind of task; `None` of a hybrid saved from Python whose model is of no kind's.
+        pairs: whether it was trained on pairs of texts; a hybrid saved from Python does not say.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: `data` or `training` lacks what is read from it, or
+            has it in another form.
     """
 
     model: str
@@ -51,6 +57,23 @@ class Card:
     made: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    kind: str | None = field(init=False)
+    labels: tuple[str, ...] = field(init=False)
+    metric: str = field(init=False)
+    max_length: int = field(init=False)
+    pairs: bool | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind, pairs = self.data["kind"], self.data.get("pairs")
+        told = {
+            "kind": None if kind is None else str(kind),
+            "labels": tuple(str(label) for label in self.data["labels"]),
+            "metric": str(self.data["metric"]),
+            "max_length": int(self.training["max_length"]),
+            "pairs": pairs if isinstance(pairs, bool) else None,
+        }
+        for name, value in told.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def read(cls, folder: Path) -> Card:
@@ -63,7 +86,17 @@ class Card:
         result = manifest.get("result")
         if result is None and file_in(folder, "result.json") is not None:
             result = read_table_in(folder, "result.json")
-            result["seeds"] = _seeds(folder, result, manifest)
+            # The seeds of the scores on *test*: of a search those that `finals.jsonl` has for the winner.
+            if manifest.get("kind") == "train":
+                seeds: list[Any] = [manifest.get("seed")]
+            else:
+                records = RunFolder(folder).finals().records
+                tests = [r for r in records if r.kind == "test" and r.number == result.get("number")]
+                if not tests:  # a baseline is tested in its own runs
+                    recipe = result.get("recipe")
+                    tests = [r for r in records if "test" in r.scores and r.recipe == recipe]
+                seeds = sorted({r.seed for r in tests if r.seed is not None})
+            result["seeds"] = [seed for seed in seeds if seed is not None]
         try:
             card = cls(
                 model=str(manifest["model"]),
@@ -77,33 +110,21 @@ class Card:
                 },
                 architecture=manifest.get("architecture"),
             )
-            name, *_ = card.kind, card.labels, card.max_length, card.metric
         except (KeyError, TypeError, ValueError, OverflowError) as error:  # 1e999 is JSON, but no number
             raise UsageError(
                 f"{folder / MANIFEST} is not a manifest of a trained hybrid: {error!r}."
             ) from error
-        if name is None and card.architecture is not None:
+        if card.kind is None and card.architecture is not None:
             return card
-        plain = plain_name(str(name))
+        plain = plain_name(str(card.kind))
         if plain not in kind_names():
             hint = near(plain, kind_names())
             raise UsageError(
                 f"{folder / MANIFEST} names the unknown kind of task {plain!r}.{hint} "
                 f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
             )
-        get_kind(str(name))  # what it was told is read before anything else is
+        get_kind(str(card.kind))  # what it was told is read before anything else is
         return card
-
-    @property
-    def max_length(self) -> int:
-        """Longest text in tokens."""
-        return int(self.training["max_length"])
-
-    @property
-    def kind(self) -> str | None:
-        """Name of the kind of task; `None` of a hybrid saved from Python whose model is of no kind's."""
-        found = self.data["kind"]
-        return None if found is None else str(found)
 
     @property
     def task_kind(self) -> TaskKind:
@@ -118,20 +139,6 @@ class Card:
                 "loaded, but not asked or scored from here; autopeft.load(model, folder) brings it back."
             )
         return get_kind(self.kind)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(str(label) for label in self.data["labels"])
-
-    @property
-    def pairs(self) -> bool | None:
-        """Whether it was trained on pairs of texts; a hybrid saved from Python does not say."""
-        found = self.data.get("pairs")
-        return found if isinstance(found, bool) else None
-
-    @property
-    def metric(self) -> str:
-        return str(self.data["metric"])
 
     @property
     def precision(self) -> str:
@@ -159,18 +166,6 @@ class Card:
             **({} if self.architecture is None else {"architecture": self.architecture}),
             **self.made,
         }
-
-
-def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[int]:
-    """The seeds of the scores on *test*: of a search those that `finals.jsonl` has for the winner."""
-    if manifest.get("kind") == "train":
-        seed = manifest.get("seed")
-        return [] if seed is None else [seed]
-    records = RunFolder(folder).finals().records
-    tests = [r for r in records if r.kind == "test" and r.number == result.get("number")]
-    if not tests:  # a baseline is tested in its own runs
-        tests = [r for r in records if "test" in r.scores and r.recipe == result.get("recipe")]
-    return sorted({r.seed for r in tests if r.seed is not None})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

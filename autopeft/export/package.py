@@ -10,11 +10,11 @@ peft/, merged/, …      a format that others load (see `autopeft.export.formats
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.card import README, model_card, write_card
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from autopeft.assets import ModelSource
+    from autopeft.export.formats import Ready
     from autopeft.hybrid import Hybrid
 
 __all__ = ["Saved", "find_saved", "load_hybrid", "load_saved", "write_package"]
@@ -44,10 +45,6 @@ class Saved:
     folder: Path
     weights: Path
     card: Card
-
-    def within(self, name: str) -> str:
-        """The file `name` beside the weights, by its name in the folder."""
-        return (self.weights.relative_to(self.folder) / name).as_posix()
 
 
 def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
@@ -140,17 +137,14 @@ def write_package(
     saved: Saved,
     folder: str | Path,
     *,
-    more: Sequence[str] = (),
-    exported: Mapping[str, Any] | None = None,
-    write_beside: Callable[[Path], object] | None = None,
+    name: str | None = None,
+    ready: Ready | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Path:
     """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
 
     Args:
-        more: further sections of the card, in Markdown.
-        exported: what the manifest says of the format that is written beside it.
-        write_beside: writes that format into the folder.
+        name, ready: a format that is written beside it, into a folder of that name.
 
     A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it. Manifest
     and card come last, so that they speak of nothing that is not whole; where the work fails or is
@@ -162,58 +156,41 @@ def write_package(
         AutoPEFTError: the folder cannot be written.
     """
     target = empty_folder(local_path(folder), "-o")
-    own = file_in(saved.folder, saved.within(RECIPE)) or file_in(saved.folder, RECIPE)
-    if own is None:
+    place = saved.weights.relative_to(saved.folder)
+    recipe = file_in(saved.folder, (place / RECIPE).as_posix()) or file_in(saved.folder, RECIPE)
+    if recipe is None:
         raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")
-    text = model_card(saved.card, Recipe.from_file(own), more)
-    with _whole(target):
-        _copy_files(saved, own, target)
-        if write_beside is not None:
-            write_beside(target)
-            for path in target.rglob("*"):
-                if path.is_file():  # safetensors lets nobody else read what it writes
-                    shutil.copymode(target / RECIPE, path)
-        told = {"exported": exported} if exported else {}
-        write_json(target / MANIFEST, {**saved.card.to_dict(), **told})
-        write_card(target, text, notify)
-    return target
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[None]:
-    """Make a folder, which is new or empty, and fill it; what fails or is interrupted leaves nothing in it.
-
-    Raises:
-        AutoPEFTError: the folder cannot be written.
-    """
+    more = () if ready is None else (f"## Load and serve\n\n{ready.section}",)
+    text = model_card(saved.card, Recipe.from_file(recipe), more)
+    manifest = saved.card.to_dict()
     made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:  # Ctrl-C too
-        _empty(target, remove=made)
+        # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
+        kept = (WEIGHTS, _OF_A_HYBRID, *(() if saved.card.architecture is not None else (README,)))
+        for file in kept:
+            path = file_in(saved.folder, (place / file).as_posix())
+            if path is not None:
+                shutil.copyfile(path, target / file)
+        shutil.copyfile(recipe, target / RECIPE)
+        if ready is not None:
+            ready.write(target / str(name))
+            for path in target.rglob("*"):
+                if path.is_file():  # safetensors lets nobody else read what it writes
+                    shutil.copymode(target / RECIPE, path)
+            manifest["exported"] = {"format": name, **ready.facts}
+        write_json(target / MANIFEST, manifest)
+        write_card(target, text, notify)
+    except BaseException as error:  # Ctrl-C too: nothing stays of what is not whole, as far as that goes
+        with suppress(OSError):
+            for path in list(target.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if made:
+                target.rmdir()
         if isinstance(error, OSError):
             raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror or error}.") from error
         raise
-
-
-def _empty(folder: Path, *, remove: bool) -> None:
-    """Take away what lies in a folder, and the folder itself where that is wanted, as far as that goes."""
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        if remove:
-            folder.rmdir()
-
-
-def _copy_files(saved: Saved, recipe: Path, target: Path) -> None:
-    # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
-    more = () if saved.card.architecture is not None else (README,)
-    for name in (WEIGHTS, _OF_A_HYBRID, *more):
-        path = file_in(saved.folder, saved.within(name))
-        if path is not None:
-            shutil.copyfile(path, target / name)
-    shutil.copyfile(recipe, target / RECIPE)
+    return target

@@ -8,7 +8,7 @@ from typing import Any
 
 from autopeft.counting import Counts
 from autopeft.errors import UsageError
-from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
+from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.hybrid import open_inputs
 from autopeft.recipe import Recipe
 from autopeft.report.sheet import Sheet
@@ -28,32 +28,6 @@ def ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _names(entry: Entry) -> str:
-    elsewhere = "logits" if "logits" in entry.ways else "tensors"
-    return ", ".join(dict.fromkeys(site.name for site in entry.sites)) or elsewhere
-
-
-def _layers(entry: Entry) -> str:
-    stacks: dict[str, list[int]] = {}
-    for site in entry.sites:
-        if site.layer is not None:
-            stacks.setdefault(site.stack, []).append(site.layer)
-    parts = [f"{stack} {ranges(found)}" for stack, found in stacks.items()]
-    return "; ".join(parts) or "model"
-
-
-def _config(entry: Entry, start: tuple[str, ...]) -> str:
-    given: dict[str, Any] = entry.method.config.model_dump(
-        mode="json", exclude={"sites"}, exclude_defaults=True
-    )
-    parts = [f"{k}={v}" for k, v in given.items()] or ["defaults"]
-    return ", ".join([*parts, *([f"from {' and '.join(start)}"] if start else [])])
-
-
-def _starts(graph: CompositionGraph) -> dict[str, tuple[str, ...]]:
-    return {ref.name: ref.item.start for ref in graph.recipe.entries()}
-
-
 def inputs_sheet(recipe: Recipe, runs: str | Path = "runs") -> Sheet:
     """Every input with where it lies, the hash of what is there, and whether the recipe allows that."""
     rows = []
@@ -71,33 +45,27 @@ def inputs_sheet(recipe: Recipe, runs: str | Path = "runs") -> Sheet:
 
 def entries_sheet(graph: CompositionGraph) -> Sheet:
     """Every entry with method, sites, layers, settings and size; compositions that have parameters too."""
-    rows, starts = [], _starts(graph)
+    rows = []
+    starts = {ref.name: ref.item.start for ref in graph.recipe.entries()}
     for name, entry in graph.entries.items():
-        count = entry.count
-        rows.append(
-            (
-                name,
-                entry.method.name,
-                _names(entry),
-                _layers(entry),
-                _config(entry, starts[name]),
-                number(count.deployed),
-                number(count.trained),
-            )
-        )
+        elsewhere = "logits" if "logits" in entry.ways else "tensors"
+        sites = ", ".join(dict.fromkeys(site.name for site in entry.sites)) or elsewhere
+        stacks: dict[str, list[int]] = {}
+        for site in entry.sites:
+            if site.layer is not None:
+                stacks.setdefault(site.stack, []).append(site.layer)
+        layers = "; ".join(f"{stack} {ranges(found)}" for stack, found in stacks.items()) or "model"
+        config = entry.method.config
+        given: dict[str, Any] = config.model_dump(mode="json", exclude={"sites"}, exclude_defaults=True)
+        settings = [f"{k}={v}" for k, v in given.items()] or ["defaults"]
+        if starts[name]:
+            settings.append(f"from {' and '.join(starts[name])}")
+        deployed, trained = number(entry.count.deployed), number(entry.count.trained)
+        rows.append((name, entry.method.name, sites, layers, ", ".join(settings), deployed, trained))
     for node in graph.nodes():
         if node.count.trained:
-            rows.append(
-                (
-                    node.name,
-                    node.kind,
-                    "–",
-                    "–",
-                    "–",
-                    number(node.count.deployed),
-                    number(node.count.trained),
-                )
-            )
+            deployed, trained = number(node.count.deployed), number(node.count.trained)
+            rows.append((node.name, node.kind, "–", "–", "–", deployed, trained))
     return Sheet(
         ("entry", "method", "sites", "layers", "settings", "deployed", "trained"),
         tuple(rows),
@@ -170,6 +138,7 @@ def counts_sheet(counts: Counts, *, budget: str | None = None) -> Sheet:
 
 def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
     """The same as data: the recipe, its entries and the counts."""
+    starts = {ref.name: ref.item.start for ref in graph.recipe.entries()}
     return {
         "recipe": graph.recipe.to_dict(),
         "family": graph.spec.family,
@@ -181,7 +150,7 @@ def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
                 "method": entry.method.name,
                 "sites": [site.path for site in entry.sites],
                 "config": entry.method.config.model_dump(mode="json"),
-                "from": list(_starts(graph)[name]),
+                "from": list(starts[name]),
                 "deployed": entry.count.deployed,
                 "trained": entry.count.trained,
             }

@@ -9,7 +9,6 @@ from typing import Any
 
 from autopeft.graph import build_graph
 from autopeft.report.sheet import Sheet
-from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import counted, duration, limits_text, number, percent, size
 from autopeft.resources.calibration import Calibration
 from autopeft.search.api import DryRun, Sample, SearchResult
@@ -27,18 +26,44 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     `data` is the run's description of its task (`Task.describe()`): the table says which data it shows.
     """
     headers = result.headers
-    source = data.get("source") or {}
-    asked = source.get("stand_in_for")
-    instead = f", the stand-in for {asked}" if asked else ""
-    notes = [_measured(result, budget), *_stand_in(result.metric, result.trial_metric)]
-    notes += [*result.found(), *_compared(result)]
+    stands_for = (data.get("source") or {}).get("stand_in_for")
+    notes = []
+    if stands_for:
+        notes.append(f"These figures are not comparable with those of {stands_for}.")
+
+    # What the winner's scores were measured with, and which metric scores what.
+    if result.test:
+        notes.append(
+            f"Budget {budget}; higher is better; {counted(len(result.test), 'fresh seed')}, all trained "
+            "alike; test touched once."
+        )
+    elif result.select:
+        fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
+        notes.append(f"Retrained with {fresh}, and scored on select; the winner has no score on test.")
+    else:
+        notes.append(
+            "No winner was confirmed with fresh seeds: the score is the search's own, on select, none on "
+            "test."
+        )
+    notes += _stand_in(result.metric, result.trial_metric)
+
+    # What was found, each comparison in a sentence, what the intervals do not say, and the selection bias.
+    notes += result.found()
+    notes += [c.sentence() for c in (*result.comparisons, result.over_constant) if c is not None]
+    warning = uncorrected(result.comparisons)
+    if warning:
+        notes.append(warning)
+    if result.bias:
+        notes.append(result.bias.sentence())
     if result.within:
         notes += [f"Limits: {result.within}.", *result.resource_sentences()]
-    on_select = statistics.fmean(result.on_select)
-    unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
-    notes += [*([unbeaten] if unbeaten else []), *result.remarks]
-    if asked:
-        notes.insert(0, f"These figures are not comparable with those of {asked}.")
+    if result.constant is not None:
+        on_select = statistics.fmean(result.on_select)
+        scored = (on_select, "select") if result.test_mean is None else (result.test_mean, "test")
+        unbeaten = result.constant.unbeaten(*scored, "The winner")
+        notes += [unbeaten] if unbeaten else []
+    notes += result.remarks
+    instead = f", the stand-in for {stands_for}" if stands_for else ""
     return Sheet(
         headers,
         tuple(result.rows()),
@@ -50,20 +75,6 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     )
 
 
-def _measured(result: SearchResult, budget: str) -> str:
-    """What the winner's scores were measured with."""
-    seeds = len(result.test)
-    if seeds:
-        return (
-            f"Budget {budget}; higher is better; {counted(seeds, 'fresh seed')}, all trained alike; "
-            "test touched once."
-        )
-    if result.select:
-        fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
-        return f"Retrained with {fresh}, and scored on select; the winner has no score on test."
-    return "No winner was confirmed with fresh seeds: the score is the search's own, on select, none on test."
-
-
 def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
     """What scores what, where *select* is scored by another metric than *test*."""
     if trial_metric is None:
@@ -72,13 +83,6 @@ def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
         f"On select, which chooses, everything is scored by {trial_metric}, on test by {metric}, which takes "
         "answers that are written. The two are never compared."
     ]
-
-
-def _compared(result: SearchResult) -> list[str]:
-    """Each comparison in a sentence, what the intervals do not say, and the selection bias."""
-    said = [c.sentence() for c in (*result.comparisons, result.over_constant) if c is not None]
-    warning = uncorrected(result.comparisons)
-    return [*said, *([warning] if warning else []), *([result.bias.sentence()] if result.bias else [])]
 
 
 def winner_text(result: SearchResult, drawing: str) -> str:

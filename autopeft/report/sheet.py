@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,17 +65,12 @@ class Sheet:
         unknown = {*self.fold, *self.drop} - set(self.headers)
         if unknown:
             raise ValueError(f"There is no column {sorted(unknown)[0]!r} to fold or to drop.")
-        shown = {
-            "headers": _shown(self.headers),
-            "rows": tuple(map(_shown, self.rows)),
-            "title": printable(self.title, keep="\n"),
-            "notes": _shown(self.notes),
-            "right": frozenset(_shown(self.right)),
-            "fold": frozenset(_shown(self.fold)),
-            "drop": _shown(self.drop),
-        }
-        for name, value in shown.items():
-            object.__setattr__(self, name, value)
+        for name in ("headers", "notes", "drop", "right", "fold"):
+            cells = getattr(self, name)
+            object.__setattr__(self, name, type(cells)(printable(cell, keep="\n") for cell in cells))
+        rows = tuple(tuple(printable(cell, keep="\n") for cell in row) for row in self.rows)
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "title", printable(self.title, keep="\n"))
 
     def layout(self, width: int) -> Layout:
         """What is shown in `width` columns of a terminal. It is wider where even the rest does not fit: then
@@ -127,9 +122,15 @@ class Sheet:
     def plain(self) -> str:
         """Aligned columns, two spaces apart, for pipes and log files."""
         lines = [self.title] if self.title else []
-        lines += self._aligned()
-        lines += list(self.notes)
-        return "\n".join(lines)
+        table = [self.headers, *self.rows]
+        widths = [max(cell_len(row[i]) for row in table) for i in range(len(self.headers))]
+        for row in table:
+            cells = []
+            for header, cell, width in zip(self.headers, row, widths, strict=True):
+                gap = " " * (width - cell_len(cell))
+                cells.append(gap + cell if header in self.right else cell + gap)
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join([*lines, *self.notes])
 
     def markdown(self) -> str:
         """A Markdown table; pipes in cells are escaped."""
@@ -141,20 +142,6 @@ class Sheet:
         head = [f"**{self.title}**", ""] if self.title else []
         notes = [f"\n{note}" for note in self.notes]
         return "\n".join([*head, line(self.headers), rule, *(line(r) for r in self.rows), *notes])
-
-    def _aligned(self) -> Iterator[str]:
-        table = [self.headers, *self.rows]
-        widths = [max(cell_len(row[i]) for row in table) for i in range(len(self.headers))]
-        for row in table:
-            cells = []
-            for header, cell, width in zip(self.headers, row, widths, strict=True):
-                gap = " " * (width - cell_len(cell))
-                cells.append(gap + cell if header in self.right else cell + gap)
-            yield "  ".join(cells).rstrip()
-
-
-def _shown(cells: Iterable[str]) -> tuple[str, ...]:
-    return tuple(printable(cell, keep="\n") for cell in cells)
 
 
 def _width(text: str) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number
 from autopeft.tasks import Source, TaskInfo, get_kind, kind_names
-from autopeft.tasks.summary import Constant
 
-__all__ = ["data_line", "tasks_sheet", "unbeaten_text"]
+__all__ = ["data_line", "tasks_sheet"]
 
 
 def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
@@ -44,13 +43,3 @@ def data_line(source: Source) -> str:
             f"figures of {source.stand_in_for}."
         )
     return f"Data: {source.name} ({source.origin})."
-
-
-def unbeaten_text(
-    constant: Constant | None, what: str, test: float | None, *, select: float | None = None
-) -> str | None:
-    """A sentence where a score is no better than the same answer for every row: on *test*, or on *select*
-    where *test* was not touched."""
-    if constant is None:
-        return None
-    return constant.unbeaten(*((select, "select") if test is None else (test, "test")), what)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopeft.report.sheet import Sheet
-from autopeft.report.tasks import data_line, unbeaten_text
+from autopeft.report.tasks import data_line
 from autopeft.report.text import duration, number, percent, score
 from autopeft.tasks import Task
 from autopeft.tasks.summary import DataSummary
@@ -34,8 +34,8 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
     if constant is not None:
         name, deployed, share, *scores = constant.row()
         rows.append((name, *scores, deployed, share, *["–"] * 3))
-    unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
-    notes += [unbeaten] if unbeaten else []
+        unbeaten = constant.unbeaten(outcome["test_mean"], "test", "The hybrid")
+        notes += [unbeaten] if unbeaten else []
     notes += _course(outcome["history"], outcome["trial_metric"])
     notes += [told for told in outcome["remarks"] if summary is None or told not in summary.remarks]
     return Sheet(

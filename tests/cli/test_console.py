@@ -15,7 +15,7 @@ from rich.console import Console
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.cli import main
-from autopeft.cli.console import echo, lasting, notify, one_line, say, say_json
+from autopeft.cli.console import lasting, notify, one_line, say, say_json
 from autopeft.report.sheet import Sheet
 
 TRICKS = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\x08", "\u202e", "\ud800")
@@ -35,7 +35,7 @@ def test_lines_hold_nothing_that_a_terminal_acts_on(trick: str, capsys: pytest.C
 
 def test_an_encoding_without_a_letter_is_no_error() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    echo("größer – 日本", stream)
+    say("größer – 日本", stream)
     assert stream.buffer.getvalue() == "größer ? ??\n".encode("latin-1")
 
 
@@ -96,7 +96,7 @@ def test_progress_that_nobody_reads_is_said_once_and_stops_nothing(
     pipe = Closed(2)
     stream = lasting(pipe)
     for i in range(5):
-        echo(f"line {i}", stream)
+        say(f"line {i}", stream)
     assert pipe.getvalue() == "line 0\nline 1\n"
     (line,) = capsys.readouterr().err.splitlines()
     assert "Broken pipe" in line

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from autopeft.backbones import spec_of_model
 from autopeft.cli import main
-from autopeft.cli.progress import brief
 from autopeft.composition import (
     Child,
     ChildSpec,
@@ -135,7 +134,7 @@ def test_it_is_read_counted_attached_trained_merged_saved_and_drawn(
     spec, layout = spec_of_model(model)
     graph = build_graph(recipe, spec)
     assert hash_of(parts_of(spec).of(recipe)) == graph.hash()
-    assert brief(recipe.to_dict()) == "lora + ia3"
+    assert recipe.brief == "lora + ia3"
     assert "blend(lora[rank 2], ia3)" in draw_text(graph)
     drawn = draw_svg(graph)
     assert "1. lora · rank 2" in drawn

@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from autopeft.errors import DataError, UsageError
-from autopeft.export.answers import PROBLEM, answers, asked
+from autopeft.export.answers import PROBLEM, answers, read_questions
 from autopeft.export.arguments import PredictArguments
 from autopeft.export.manifest import Card
 from autopeft.export.out_file import write_answers
@@ -35,7 +35,7 @@ def known(
 
 
 def ask(hybrid: TrainedHybrid, texts: Any, **given: Any) -> Any:
-    return asked(hybrid, texts, PredictArguments(**given))
+    return read_questions(hybrid, texts, PredictArguments(**given))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".tsv"])

@@ -15,6 +15,7 @@ from support.tiny import randomise
 
 from autopeft.assets import load_model, resolve_model
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.export.formats import Ready
 from autopeft.export.manifest import Card
 from autopeft.export.package import find_saved, load_saved, write_package
 from autopeft.hybrid import attach
@@ -140,15 +141,15 @@ def test_what_is_cut_short_leaves_nothing(
         out.mkdir()
 
     def cut_short(folder: Path) -> None:
-        assert not (folder / "manifest.json").exists(), "it would speak of what is not whole yet"
-        assert not (folder / "README.md").exists()
-        (folder / "merged").mkdir()
-        (folder / "merged" / "half").write_text("ha")
+        assert not (out / "manifest.json").exists(), "it would speak of what is not whole yet"
+        assert not (out / "README.md").exists()
+        folder.mkdir()
+        (folder / "half").write_text("ha")
         raise error
 
     expected = AutoPEFTError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        write_package(find_saved(run), out, exported={"format": "merged"}, write_beside=cut_short)
+        write_package(find_saved(run), out, name="merged", ready=Ready(cut_short, "## Use"))
     assert isinstance(error, KeyboardInterrupt) or "No space left" in str(caught.value)
     assert out.exists() is there
     assert list(out.glob("*")) == []

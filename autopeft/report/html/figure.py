@@ -66,23 +66,20 @@ def short(n: float) -> str:
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
     """Ticks of a logarithmic axis over positive `values`: some in each decade, the fewer the more decades;
-    evenly spaced ones where the values lie close together."""
-    span = math.log10(max(values) / min(values))
+    round numbers from just below the least to just above the greatest where they lie close together."""
+    least, most = min(values), max(values)
+    span = math.log10(most / least)
     if span < 0.3:
-        return _close_ticks(min(values), max(values))
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        rough = max(most - least, most / 50) / 4
+        size = 10 ** math.floor(math.log10(rough))
+        step = size * next(m for m in (1, 2, 5, 10) if m * size >= rough)
+        first, last = max(1, math.floor(least / step)), math.ceil(most / step)
+        ticks = [n * step for n in range(first, last + 1)]
+        return {"tickvals": ticks, "ticktext": [f"{t:,.6g}" for t in ticks], "dtick": None}
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
     steps = (1, 1.5, 2, 3, 4, 5, 7) if span <= 1 else (1, 2, 5) if span <= 3 else (1,)
     ticks = [float(f"{step:g}e{exponent}") for exponent in range(low, high + 1) for step in steps]
     return {"tickvals": ticks, "ticktext": [short(t) for t in ticks], "dtick": None}
-
-
-def _close_ticks(low: float, high: float) -> dict[str, Any]:
-    """Round numbers from just below `low` to just above `high`, which are not far apart."""
-    rough = max(high - low, high / 50) / 4
-    size = 10 ** math.floor(math.log10(rough))
-    step = size * next(m for m in (1, 2, 5, 10) if m * size >= rough)
-    ticks = [n * step for n in range(max(1, math.floor(low / step)), math.ceil(high / step) + 1)]
-    return {"tickvals": ticks, "ticktext": [f"{t:,.6g}" for t in ticks], "dtick": None}
 
 
 def script_json(text: str) -> str:

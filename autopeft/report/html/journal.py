@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
-from copy import copy
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalChoiceType,
-    CategoricalDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import UsageError
-from autopeft.foreign import file_in, open_plain
-from autopeft.report.html.values import mapping, plotly_text, real, shown
+from autopeft.foreign import file_in, open_plain, table_of
+from autopeft.report.html.values import plotly_text, real, shown
 from autopeft.runs.records import TrialRecord, read_record
 
-__all__ = ["History", "copy_journal", "read_history"]
+__all__ = ["History", "copy_journal", "quiet_optuna", "read_history"]
 
 _STUDY = "autopeft"
 _LIMIT = 256 << 20
@@ -43,29 +39,34 @@ class History:
 
     Attributes:
         study: in memory, one objective, the journal's trial numbers.
+        metric: what its trials are scored by.
+        complete: its trials with a score.
+        parameters: those that took more than one value in trials with a score.
         labels: for a parameter whose value is an index into an ordered choice: index to what it means.
         unfinished: records of the trials that were running or waited on a rung when the journal was read.
         objectives: how many the search has.
     """
 
     study: optuna.Study
-    labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    unfinished: tuple[TrialRecord, ...] = ()
-    objectives: int = 1
+    metric: str
+    complete: list[FrozenTrial]
+    parameters: list[str]
+    labels: Mapping[str, Mapping[int, str]]
+    unfinished: tuple[TrialRecord, ...]
+    objectives: int
 
-    @property
-    def complete(self) -> list[FrozenTrial]:
-        """Trials with a score."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
-    @property
-    def parameters(self) -> list[str]:
-        """Parameters that took more than one value in trials with a score."""
-        seen: dict[str, set[Any]] = {}
-        for trial in self.complete:
-            for name, value in trial.params.items():
-                seen.setdefault(name, set()).add(value)
-        return [name for name, values in seen.items() if len(values) > 1]
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without the library's notices on what the page itself says in words."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
@@ -88,8 +89,8 @@ def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
         copy.truncate(kept)
 
 
-def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
-    """The study of a journal. `records` (of `trials.jsonl`) hold the rungs.
+def read_history(journal: Path, records: Iterable[TrialRecord] = (), metric: str = "score") -> History:
+    """The study of a journal. `records` (of `trials.jsonl`) hold the rungs; `metric` scores the trials.
 
     Raises:
         UsageError: there is no journal, or it cannot be read.
@@ -98,7 +99,12 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
         copy = Path(folder) / "journal.log"
         try:
             copy_journal(journal, copy)
-            return _history(_load(copy), records)
+            storage = JournalStorage(JournalFileBackend(str(copy)))
+            found = [study.study_name for study in storage.get_all_studies()]
+            if not found:
+                raise UsageError("journal.log holds no study yet.")
+            name = _STUDY if _STUDY in found else found[0]
+            return _for_plots(optuna.load_study(study_name=name, storage=storage), records, metric)
         except UsageError:
             raise
         # Optuna replays the lines as they stand: a damaged one surfaces as whatever its code or ours stumbles
@@ -110,15 +116,50 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
             ) from error
 
 
-def _history(study: optuna.Study, records: Iterable[TrialRecord]) -> History:
+def _for_plots(study: optuna.Study, records: Iterable[TrialRecord], metric: str) -> History:
     trials = study.get_trials(deepcopy=False)
-    ordered = _ordered(study.user_attrs.get("ordered"), trials)
     by_number = {r.number: r for r in records if r.number is not None}
-    names = _safe_names(trials)
+
+    # Choices that have an order, by parameter, of the parameters that the study names as ordered.
+    names = study.user_attrs.get("ordered")
+    wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    ordered = {
+        name: found.choices
+        for trial in trials
+        for name, found in trial.distributions.items()
+        if name in wanted and isinstance(found, CategoricalDistribution)
+    }
+
+    # Every parameter's name as plots write it; names stay different from one another.
+    safe: dict[str, str] = {}
+    used: set[str] = set()
+    for name in dict.fromkeys(name for trial in trials for name in trial.distributions):
+        base = text = plotly_text(name, 40)
+        n = 2
+        while text in used:
+            text, n = f"{base} ({n})", n + 1
+        used.add(text)
+        safe[name] = text
+
+    storage = InMemoryStorage()
+    with quiet_optuna():
+        study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], _STUDY)
+        for trial in trials:
+            copied = _copied(trial, by_number.get(trial.number), ordered, safe)
+            storage.create_new_trial(study_id, template_trial=copied)
+        drawn = optuna.load_study(study_name=_STUDY, storage=storage)
+    complete = drawn.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    values: dict[str, set[Any]] = {}
+    for trial in complete:
+        for name, value in trial.params.items():
+            values.setdefault(name, set()).add(value)
     return History(
-        study=_in_memory([_indexed(t, ordered) for t in trials], by_number, names),
+        study=drawn,
+        metric=metric,
+        complete=complete,
+        parameters=[name for name, distinct in values.items() if len(distinct) > 1],
         labels={
-            names[name]: {i: plotly_text(choice, 24) for i, choice in enumerate(choices)}
+            safe[name]: {i: plotly_text(choice, 24) for i, choice in enumerate(choices)}
             for name, choices in ordered.items()
         },
         unfinished=tuple(_record_of(t) for t in trials if t.state == TrialState.RUNNING),
@@ -126,97 +167,40 @@ def _history(study: optuna.Study, records: Iterable[TrialRecord]) -> History:
     )
 
 
-def _load(journal: Path) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    found = [study.study_name for study in storage.get_all_studies()]
-    if not found:
-        raise UsageError("journal.log holds no study yet.")
-    return optuna.load_study(study_name=_STUDY if _STUDY in found else found[0], storage=storage)
-
-
-def _ordered(names: Any, trials: Iterable[FrozenTrial]) -> dict[str, tuple[CategoricalChoiceType, ...]]:
-    """The choices that have an order, by parameter, for the parameters that the study names as such."""
-    wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-    return {
-        name: found.choices
-        for trial in trials
-        for name, found in trial.distributions.items()
-        if name in wanted and isinstance(found, CategoricalDistribution)
-    }
-
-
-def _indexed(trial: FrozenTrial, ordered: Collection[str]) -> FrozenTrial:
-    """A trial with places in the list for choices that have an order, so that the order counts."""
-    found = copy(trial)
-    params, distributions = dict(trial.params), dict(trial.distributions)
-    for name, choices in trial.distributions.items():
-        if name in ordered and isinstance(choices, CategoricalDistribution):
-            params[name] = int(choices.to_internal_repr(params[name]))
-            distributions[name] = IntDistribution(0, len(choices.choices) - 1)
-    found.params, found.distributions = params, distributions
-    return found
-
-
-def _safe_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """Every parameter's name as plots write it; names stay different from one another."""
-    safe: dict[str, str] = {}
-    taken: set[str] = set()
-    for name in dict.fromkeys(name for trial in trials for name in trial.distributions):
-        base = shown_name = plotly_text(name, 40)
-        n = 2
-        while shown_name in taken:
-            shown_name, n = f"{base} ({n})", n + 1
-        taken.add(shown_name)
-        safe[name] = shown_name
-    return safe
-
-
-def _choice(value: CategoricalChoiceType) -> CategoricalChoiceType:
-    return plotly_text(value, 40) if isinstance(value, str) else value
-
-
-def _distribution(found: BaseDistribution) -> BaseDistribution:
-    if not isinstance(found, CategoricalDistribution):
-        return found
-    choices = tuple(_choice(c) for c in found.choices)
-    # Choices that look the same once shortened stay as they are different: with their place in the list.
-    if len(set(map(repr, choices))) < len(choices):
-        choices = tuple(f"{c} ({i})" for i, c in enumerate(choices))
-    return CategoricalDistribution(choices)
-
-
-def _in_memory(
-    trials: list[FrozenTrial], records: Mapping[int, TrialRecord], names: Mapping[str, str]
-) -> optuna.Study:
-    storage = InMemoryStorage()
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
-    try:
-        study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], _STUDY)
-        for trial in trials:
-            record = records.get(trial.number)
-            storage.create_new_trial(study_id, template_trial=_copied(trial, record, names))
-        return optuna.load_study(study_name=_STUDY, storage=storage)
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-def _copied(trial: FrozenTrial, record: TrialRecord | None, names: Mapping[str, str]) -> FrozenTrial:
-    distributions, params = {}, {}
+def _copied(
+    trial: FrozenTrial, record: TrialRecord | None, ordered: Collection[str], names: Mapping[str, str]
+) -> FrozenTrial:
+    """A trial as plots have it: names and choices as plots write them, and the score as its one value."""
+    distributions: dict[str, BaseDistribution] = {}
+    params: dict[str, Any] = {}
     for name, found in trial.distributions.items():
-        safe = _distribution(found)
-        if isinstance(safe, CategoricalDistribution) and isinstance(found, CategoricalDistribution):
-            index = int(found.to_internal_repr(trial.params[name]))
-            params[names[name]] = safe.choices[index]
-        else:
-            params[names[name]] = trial.params[name]
-        distributions[names[name]] = safe
+        value = trial.params[name]
+        if isinstance(found, CategoricalDistribution):
+            index = int(found.to_internal_repr(value))
+            if name in ordered:  # its place in the list, so that the order counts
+                found, value = IntDistribution(0, len(found.choices) - 1), index
+            else:
+                choices = [plotly_text(c, 40) if isinstance(c, str) else c for c in found.choices]
+                # Choices that look the same once shortened stay different: with their place in the list.
+                if len(set(map(repr, choices))) < len(choices):
+                    choices = [f"{c} ({i})" for i, c in enumerate(choices)]
+                found, value = CategoricalDistribution(choices), choices[index]
+        distributions[names[name]], params[names[name]] = found, value
+
     score = trial.values[0] if trial.values else None
     state = trial.state
     if state == TrialState.COMPLETE and (score is None or not math.isfinite(score)):
         state, score = TrialState.FAIL, None
-    if state == TrialState.FAIL and mapping(trial.user_attrs.get("outcome")).get("failure") == "stopped":
+    if state == TrialState.FAIL and table_of(trial.user_attrs.get("outcome")).get("failure") == "stopped":
         state = TrialState.WAITING
+
+    # Step to score. Records have the last step too, and a study with two objectives stores no others.
+    noted = {**_record_of(trial).rungs, **(record.rungs if record is not None else {})}
+    rungs = {int(step): value for step, value in noted.items()}
+    for step, stored in trial.intermediate_values.items():
+        known = real(stored)
+        if known is not None:
+            rungs[step] = known
     return FrozenTrial(
         number=trial.number,
         trial_id=trial.number,
@@ -228,13 +212,13 @@ def _copied(trial: FrozenTrial, record: TrialRecord | None, names: Mapping[str, 
         distributions=distributions,
         user_attrs={},
         system_attrs={},
-        intermediate_values=_rungs(trial, record),
+        intermediate_values=rungs,
     )
 
 
 def _record_of(trial: FrozenTrial) -> TrialRecord:
     """What the journal knows of a trial that has not ended; no more than its number where that is unsound."""
-    rungs = mapping(trial.user_attrs.get("rungs"))
+    rungs = table_of(trial.user_attrs.get("rungs"))
     name = f"trial {trial.number}"
     line = {
         "kind": "trial",
@@ -250,14 +234,3 @@ def _record_of(trial: FrozenTrial) -> TrialRecord:
     except ValueError:
         return TrialRecord("trial", name, "running", {}, trial.number)
     return replace(record, steps=max(map(int, record.rungs), default=None))
-
-
-def _rungs(trial: FrozenTrial, record: TrialRecord | None) -> dict[int, float]:
-    """Step to score. Records have the last step too, and a study with two objectives stores no others."""
-    given = {**_record_of(trial).rungs, **(record.rungs if record is not None else {})}
-    found = {int(step): score for step, score in given.items()}
-    for step, score in trial.intermediate_values.items():
-        value = real(score)
-        if value is not None:
-            found[step] = value
-    return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from autopeft.report.html.values import mapping, shown
+from autopeft.foreign import table_of
+from autopeft.report.html.values import shown
 from autopeft.runs.documents import Manifest, Measured, Result, read_manifest, read_result
 from autopeft.runs.folder import RunFolder, read_parts
 from autopeft.runs.records import FrontPoint, TrialRecord
@@ -40,6 +41,14 @@ class Run:
         result: `None` before there is one.
         front: by size.
         problems: what could not be read, one sentence each.
+        metric: what *test* is scored by; `trial_metric` scores the trials and the front, and `select_metric`
+            the runs with fresh seeds on *select*.
+        strategy: what turned the space into candidates.
+        complete: trials that were trained to the end and scored; neither stopped nor duplicates nor failed.
+        best: the best complete trial; of equal scores the smaller, then the earlier one.
+        winner: its scores, once there is a result.
+        constant: what the same answer for every row scores.
+        recipe: the winner's, or that of the best trial so far, as data; `None` before there is one.
     """
 
     folder: RunFolder
@@ -52,57 +61,17 @@ class Run:
     trials: tuple[TrialRecord, ...]
     finals: tuple[TrialRecord, ...]
     front: tuple[FrontPoint, ...]
-    problems: tuple[str, ...] = field(default=())
-
-    @property
-    def metric(self) -> str:
-        found = (self.result.metric if self.result else None) or self.about.data.metric
-        return shown(found or "score", 60)
-
-    @property
-    def trial_metric(self) -> str:
-        """What the trials and the front are scored by."""
-        return shown(self.about.trial_metric or self.metric, 60)
-
-    @property
-    def select_metric(self) -> str:
-        """What runs with fresh seeds are scored by on *select*."""
-        return shown((self.result.select_metric if self.result else None) or self.metric, 60)
-
-    @property
-    def strategy(self) -> str:
-        """What turned the space into candidates; runs from before there were several had the default."""
-        return shown(mapping(self.manifest.get("arguments")).get("strategy") or DEFAULT, 60)
-
-    @property
-    def complete(self) -> list[TrialRecord]:
-        """Trials that were trained to the end and scored; neither stopped nor duplicates nor failed."""
-        return [r for r in self.trials if r.state == "complete" and r.score is not None]
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The best complete trial; of equal scores the smaller, then the earlier one."""
-        return next(iter(best_first(self.trials)), None)
-
-    @property
-    def winner(self) -> Scored | None:
-        """The winner's scores, once there is a result."""
-        return _scored(self.result, "winner") if self.result else None
-
-    @property
-    def baselines(self) -> list[Scored]:
-        return [_scored(b, shown(b.name, 120)) for b in (self.result.baselines if self.result else ())]
-
-    @property
-    def constant(self) -> Scored | None:
-        """What the same answer for every row scores."""
-        found = self.result.constant if self.result else None
-        return _scored(found, shown(found.name, 120)) if found is not None else None
-
-    @property
-    def recipe(self) -> Any:
-        """The winner's recipe as data, or that of the best trial so far; `None` before there is one."""
-        return (self.result.recipe if self.result else None) or (self.best.recipe if self.best else None)
+    problems: tuple[str, ...]
+    metric: str
+    trial_metric: str
+    select_metric: str
+    strategy: str
+    complete: tuple[TrialRecord, ...]
+    best: TrialRecord | None
+    winner: Scored | None
+    baselines: tuple[Scored, ...]
+    constant: Scored | None
+    recipe: Any
 
 
 def _scored(found: Measured, name: str) -> Scored:
@@ -125,6 +94,11 @@ def read_run(folder: RunFolder) -> Run:
         state = "interrupted" if result.interrupted else "finished"
     if folder.running:
         state = "running"
+    metric = shown((result.metric if result else None) or about.data.metric or "score", 60)
+    best = next(iter(best_first(parts.trials)), None)
+    constant = result.constant if result else None
+    # Runs from before there were several strategies had the default.
+    strategy = table_of(manifest.get("arguments")).get("strategy") or DEFAULT
     return Run(
         folder=folder,
         name=shown(folder.name, 200),
@@ -138,4 +112,14 @@ def read_run(folder: RunFolder) -> Run:
         # A run that is not over has not written one yet.
         front=parts.front or tuple(pareto_front(parts.trials)),
         problems=tuple(map(shown, parts.problems)),
+        metric=metric,
+        trial_metric=shown(about.trial_metric or metric, 60),
+        select_metric=shown((result.select_metric if result else None) or metric, 60),
+        strategy=shown(strategy, 60),
+        complete=tuple(r for r in parts.trials if r.state == "complete" and r.score is not None),
+        best=best,
+        winner=_scored(result, "winner") if result else None,
+        baselines=tuple(_scored(b, shown(b.name, 120)) for b in (result.baselines if result else ())),
+        constant=None if constant is None else _scored(constant, shown(constant.name, 120)),
+        recipe=(result.recipe if result else None) or (best.recipe if best else None),
     )

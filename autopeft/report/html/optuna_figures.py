@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from html import unescape
-from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
 from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, RED, Figure, Missing, figure, log_ticks
-from autopeft.report.html.journal import History
+from autopeft.report.html.journal import History, quiet_optuna
 from autopeft.report.html.values import plotly_text
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 __all__ = [
     "ENOUGH",
+    "FIGURES",
     "history_figure",
     "importance_figure",
     "importances",
@@ -52,37 +47,19 @@ _ENDS: Mapping[TrialState, tuple[str, str, str]] = {
 }
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's notices on what the page itself says in words."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-def _draw(plot: Callable[..., go.Figure], *args: Any, **more: Any) -> go.Figure:
-    with _quiet():
-        return plot(*args, **more)
-
-
-def history_figure(history: History, metric: str) -> Figure | Missing:
+@quiet_optuna()
+def history_figure(history: History) -> Figure | Missing:
     """Score of every trial, and the best so far."""
     if not history.complete:
         return Missing("No trial has been trained to the end yet, so that there is no history to draw.")
-    drawn = _draw(
-        optuna.visualization.plot_optimization_history, history.study, target_name=plotly_text(metric, 24)
-    )
+    metric = plotly_text(history.metric, 24)
+    drawn = optuna.visualization.plot_optimization_history(history.study, target_name=metric)
     # Kinds of trials of which there are none (infeasible ones) leave an empty trace.
     drawn.data = [trace for trace in drawn.data if len(trace.x or ())]
     for trace, name, color in zip(drawn.data, ("a trial", "best so far"), (BLUE, ORANGE), strict=False):
         trace.update(name=name, marker={"color": color, "size": 8}, line={"color": color, "shape": "hv"})
     drawn.update_xaxes(title="trial")
-    drawn.update_yaxes(title=f"{plotly_text(metric, 24)} on select")
+    drawn.update_yaxes(title=f"{metric} on select")
     return figure(
         "history",
         "History",
@@ -92,11 +69,12 @@ def history_figure(history: History, metric: str) -> Figure | Missing:
     )
 
 
+@quiet_optuna()
 def timeline_figure(history: History) -> Figure | Missing:
     """When each trial ran."""
     if not any(t.datetime_start for t in history.study.get_trials(deepcopy=False)):
         return Missing("No trial has been started yet, so that there is no timeline to draw.")
-    drawn = _draw(optuna.visualization.plot_timeline, history.study)
+    drawn = optuna.visualization.plot_timeline(history.study)
     for trace in drawn.data:
         name, color, pattern = _STATES.get(str(trace.name), (str(trace.name).lower(), GREY, ""))
         trace.update(
@@ -117,13 +95,14 @@ def timeline_figure(history: History) -> Figure | Missing:
     )
 
 
-def rungs_figure(history: History, metric: str) -> Figure | Missing:
+@quiet_optuna()
+def rungs_figure(history: History) -> Figure | Missing:
     """Scores at the rungs; the line of a trial that was stopped, or waits, is dotted and ends in a mark."""
     trials = history.study.get_trials(deepcopy=False)
     with_rungs = [t for t in trials if t.intermediate_values]
     if len({step for t in with_rungs for step in t.intermediate_values}) < 2:
         return Missing("No trial was scored before its end: this search had no rungs, or none was reached.")
-    drawn = _draw(optuna.visualization.plot_intermediate_values, history.study)
+    drawn = optuna.visualization.plot_intermediate_values(history.study)
     drawn.data = drawn.data[-_LINES:]
     state = {f"Trial{t.number}": t.state for t in with_rungs}
     for trace in drawn.data:
@@ -140,7 +119,7 @@ def rungs_figure(history: History, metric: str) -> Figure | Missing:
     last = f" The last {_LINES} are drawn." if len(with_rungs) > _LINES else ""
     wait = f"{waiting} have not ended (dotted, open circle); " if waiting else ""
     drawn.update_xaxes(title="step")
-    drawn.update_yaxes(title=f"{plotly_text(metric, 24)} on select")
+    drawn.update_yaxes(title=f"{plotly_text(history.metric, 24)} on select")
     return figure(
         "rungs-plot",
         "Scores at the rungs",
@@ -157,23 +136,23 @@ def _too_few(history: History) -> str | None:
     return None if varied else "No parameter took more than one value."
 
 
+@quiet_optuna()
 def importances(history: History) -> dict[str, float]:
     """How much each parameter decides whether a trial is among the best quarter; they add up to 1."""
-    with _quiet():
-        return get_param_importances(
-            history.study,
-            evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD),
-            params=history.parameters,
-        )
+    return get_param_importances(
+        history.study,
+        evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD),
+        params=history.parameters,
+    )
 
 
+@quiet_optuna()
 def importance_figure(history: History) -> Figure | Missing:
     """Which parameters of the space decide whether a trial is among the best quarter (PED-ANOVA)."""
     reason = _too_few(history)
     if reason:
         return Missing(reason)
-    drawn = _draw(
-        optuna.visualization.plot_param_importances,
+    drawn = optuna.visualization.plot_param_importances(
         history.study,
         evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD),
         params=history.parameters,
@@ -196,16 +175,15 @@ def importance_figure(history: History) -> Figure | Missing:
     )
 
 
-def slice_figures(history: History, metric: str) -> list[Figure] | Missing:
+@quiet_optuna()
+def slice_figures(history: History) -> list[Figure] | Missing:
     """Score against each of the most important parameters."""
     reason = _too_few(history)
     if reason:
         return Missing(reason)
-    found = []
+    found, metric = [], plotly_text(history.metric, 24)
     for i, name in enumerate(list(importances(history))[:_SLICES]):
-        drawn = _draw(
-            optuna.visualization.plot_slice, history.study, params=[name], target_name=plotly_text(metric, 24)
-        )
+        drawn = optuna.visualization.plot_slice(history.study, params=[name], target_name=metric)
         drawn.update_traces(marker={"color": BLUE, "showscale": False, "colorbar": None, "opacity": 0.7})
         labels = history.labels.get(name, {})
         if labels:
@@ -214,6 +192,20 @@ def slice_figures(history: History, metric: str) -> list[Figure] | Missing:
             drawn.update_xaxes(**log_ticks([x for trace in drawn.data for x in trace.x]))
         # The heading says it; outside plotly the name is escaped by the page.
         drawn.update_xaxes(title=None)
-        drawn.update_yaxes(title=plotly_text(metric, 24))
+        drawn.update_yaxes(title=metric)
         found.append(figure(f"slice-{i}", unescape(name), "", drawn, height=260))
     return found
+
+
+FIGURES: Mapping[str, Callable[[History], Figure | list[Figure] | Missing]] = {
+    "history": history_figure,
+    "timeline": timeline_figure,
+    "rungs": rungs_figure,
+    "importances": importance_figure,
+    "slices": slice_figures,
+}
+"""By name what draws a figure of the study, or says why there is none.
+
+Raises:
+    ValueError: the study is from elsewhere, and holds what Optuna cannot draw.
+"""

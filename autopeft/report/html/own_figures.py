@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import plotly.graph_objects as go
 
 from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, Figure, Missing, figure, log_ticks
@@ -9,7 +11,6 @@ from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import plotly_text, shown
 from autopeft.report.text import number, percent
-from autopeft.runs.records import TrialRecord
 from autopeft.search.selection.contender import mean_sd
 
 __all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_figure"]
@@ -19,24 +20,24 @@ _SYMBOLS = ("square", "triangle-up", "hexagon", "cross", "pentagon")
 _SPLITS = (("test", BLUE, "circle", 0.14), ("select", GREY, "diamond", -0.14))
 
 
-def _hover(r: TrialRecord) -> str:
-    size = f"{number(r.deployed)} parameters ({percent(r.share)})"
-    return f"trial {plotly_text(r.number, 12)}<br>{plotly_text(methods_of(r.recipe))}<br>{size}"
-
-
 def front_figure(run: Run) -> Figure | Missing:
     """Deployed parameters (logarithmic) against the score on *select*."""
     sized = [r for r in run.complete if (r.deployed or 0) > 0]
     if not sized:
         return Missing("No trial has been trained to the end yet, so that there is no front to draw.")
     drawn = go.Figure()
+    texts = [
+        f"trial {plotly_text(r.number, 12)}<br>{plotly_text(methods_of(r.recipe))}<br>"
+        f"{number(r.deployed)} parameters ({percent(r.share)})"
+        for r in sized
+    ]
     drawn.add_scatter(
         x=[float(r.deployed or 0) for r in sized],
         y=[r.score for r in sized],
         mode="markers",
         name="trials",
         marker={"symbol": "circle-open", "color": BLUE, "size": 9, "line": {"width": 2}},
-        text=[_hover(r) for r in sized],
+        text=texts,
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
     )
     points = [p for p in run.front if p.deployed > 0]
@@ -49,12 +50,38 @@ def front_figure(run: Run) -> Figure | Missing:
         marker={"symbol": "diamond", "color": BLUE, "size": 10},
         hovertemplate="on the front: %{x:,} parameters<br>%{y:.4f}<extra></extra>",
     )
-    compared = run.trial_metric == run.select_metric
-    if compared and run.winner and run.winner.select:
-        _scored_point(drawn, run.winner, "winner, fresh seeds", "star", ORANGE, size=15)
-    for i, baseline in enumerate(run.baselines if compared else ()):
-        _scored_point(
-            drawn, baseline, plotly_text(baseline.name), _SYMBOLS[i % len(_SYMBOLS)], GREEN, size=11
+
+    # Winner and baselines, where what scores them is what scores the trials.
+    marked: list[tuple[Scored, str, str, str, int]] = []
+    if run.trial_metric == run.select_metric:
+        if run.winner and run.winner.select:
+            marked.append((run.winner, "winner, fresh seeds", "star", ORANGE, 15))
+        for i, baseline in enumerate(run.baselines):
+            name, symbol = plotly_text(baseline.name), _SYMBOLS[i % len(_SYMBOLS)]
+            marked.append((baseline, name, symbol, GREEN, 11))
+    for scored, name, symbol, color, size in marked:
+        mean, sd = mean_sd(scored.select)
+        if mean is None or scored.deployed is None:
+            continue
+        if scored.deployed > 0:
+            drawn.add_scatter(
+                x=[scored.deployed],
+                y=[mean],
+                mode="markers",
+                name=name,
+                error_y={"type": "data", "array": [sd or 0.0], "color": color},
+                marker={"symbol": symbol, "color": color, "size": size},
+                hovertemplate=f"{name}: %{{x:,}} parameters<br>%{{y:.4f}}<extra></extra>",
+            )
+            continue
+        known = [x for trace in drawn.data for x in trace.x]
+        drawn.add_scatter(
+            x=[min(known), max(known)],
+            y=[mean, mean],
+            mode="lines",
+            name=f"{name} (0 parameters)",
+            line={"dash": "dash", "color": GREY, "width": 2},
+            hovertemplate=f"{name}: 0 parameters<br>%{{y:.4f}}<extra></extra>",
         )
     sizes = [x for trace in drawn.data for x in trace.x]
     drawn.update_xaxes(type="log", title="deployed parameters", **log_ticks(sizes))
@@ -71,42 +98,9 @@ def front_figure(run: Run) -> Figure | Missing:
     )
 
 
-def _scored_point(
-    drawn: go.Figure, baseline: Scored, name: str, symbol: str, color: str, *, size: int
-) -> None:
-    mean, sd = mean_sd(baseline.select)
-    if mean is None or baseline.deployed is None:
-        return
-    if baseline.deployed > 0:
-        drawn.add_scatter(
-            x=[baseline.deployed],
-            y=[mean],
-            mode="markers",
-            name=name,
-            error_y={"type": "data", "array": [sd or 0.0], "color": color},
-            marker={"symbol": symbol, "color": color, "size": size},
-            hovertemplate=f"{name}: %{{x:,}} parameters<br>%{{y:.4f}}<extra></extra>",
-        )
-        return
-    known = [x for trace in drawn.data for x in trace.x]
-    drawn.add_scatter(
-        x=[min(known), max(known)],
-        y=[mean, mean],
-        mode="lines",
-        name=f"{name} (0 parameters)",
-        line={"dash": "dash", "color": GREY, "width": 2},
-        hovertemplate=f"{name}: 0 parameters<br>%{{y:.4f}}<extra></extra>",
-    )
-
-
-def _wrapped(name: str, width: int = 24) -> str:
+def _wrapped(name: str) -> str:
     """A name on several lines, so that it takes little of a narrow plot's width."""
-    lines: list[str] = [""]
-    for word in plotly_text(name, 80).split():
-        if lines[-1] and len(lines[-1]) + len(word) + 1 > width:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
+    lines = wrap(plotly_text(name, 80), 24, break_long_words=False, break_on_hyphens=False)
     return "<br>".join(lines)
 
 

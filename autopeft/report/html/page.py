@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autopeft.errors import UsageError
+from autopeft.foreign import table_of
 from autopeft.report.html import optuna_figures, own_figures, words
-from autopeft.report.html.figure import Figure, Missing
+from autopeft.report.html.figure import Missing
 from autopeft.report.html.heat import Heat, heat_of
-from autopeft.report.html.journal import History, read_history
-from autopeft.report.html.load import Run, read_run
+from autopeft.report.html.journal import read_history
+from autopeft.report.html.load import read_run
 from autopeft.report.html.trials import finals_table, trials_table
-from autopeft.report.html.values import mapping, shown
-from autopeft.report.html.winner import Winner, winner_of
+from autopeft.report.html.values import shown
+from autopeft.report.html.winner import winner_of
 from autopeft.report.text import mean_sd, number, percent, score
 from autopeft.runs.files import is_there, write_atomic
 from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import TrialRecord
 from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["render_report", "write_report"]
@@ -37,19 +36,6 @@ _PACKAGE = "autopeft.report.html"
 _LONGEST = 200_000
 _GENERATOR = "AutoPEFT report"
 _HEAD = 1024  # bytes of a file in which its generator stands
-
-
-@dataclass(frozen=True)
-class _Studied:
-    """What the journal gives."""
-
-    history: Figure | Missing
-    timeline: Figure | Missing
-    rungs: Figure | Missing
-    importances: Figure | Missing
-    slices: list[Figure] | Missing
-    unfinished: tuple[TrialRecord, ...] = ()
-    objectives: int = 1
 
 
 def write_report(
@@ -103,93 +89,44 @@ def render_report(
 ) -> str:
     """The page as text (arguments and errors: see `write_report`)."""
     run = read_run(folder)
+    result = run.result
     winner = winner_of(run, model, notify)
-    studied = _studied(run)
-    plotly, script = get_plotlyjs(), _resource("report.js")
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            generator=_GENERATOR,
-            policy=_policy(plotly, script),
-            style=Markup(_resource("report.css")),
-            plotly=Markup(plotly),
-            script=Markup(script),
-            headline=words.headline(run),
-            remarks=words.remarks(run),
-            facts=words.facts(run, studied.unfinished),
-            answers=words.answers(run),
-            comparisons=words.comparisons(run),
-            resources=words.resources(run),
-            samples=words.samples(run),
-            samples_note=words.samples_note(run),
-            reproduction=words.reproduction(run),
-            winner=winner,
-            heat=_heat(winner),
-            front=own_figures.front_figure(run),
-            hypervolume=own_figures.hypervolume_figure(run),
-            baselines=own_figures.baseline_figure(run),
-            differences=own_figures.difference_figure(run),
-            on_select="select" if run.select_metric == run.metric else f"{run.select_metric} on select",
-            scored=[s for s in (run.winner, *run.baselines, run.constant) if s is not None],
-            studied=studied,
-            trials=trials_table(run.trials, studied.unfinished),
-            finals=finals_table(run.finals),
-            manifest=list(_flat(run.manifest)),
-            manifest_text=json.dumps(run.manifest, indent=2, ensure_ascii=False, default=str),
-        )
-    )
+    heat: Heat | Missing | None = Missing(winner.reason)
+    if winner.graph is not None:
+        heat = heat_of(winner.graph) or Missing("This hybrid has no parameters beside the head.")
 
-
-def _heat(winner: Winner) -> Heat | Missing:
-    if winner.graph is None:
-        return Missing(winner.reason)
-    found = heat_of(winner.graph)
-    return found or Missing("This hybrid has no parameters beside the head.")
-
-
-def _studied(run: Run) -> _Studied:
+    # What Optuna's study gives: figures and the trials that have not ended, or why there are none.
+    history, reason = None, ""
     if run.fixed:
-        return _nothing("This run trained a fixed recipe: there was no search.")
-    if run.strategy != DEFAULT and not run.folder.journal.exists():
-        return _nothing(f"The strategy {run.strategy!r} keeps no study of Optuna's to draw from.")
-    try:
-        history = read_history(run.folder.journal, run.trials)
-    except UsageError as error:
-        return _nothing(str(error))
-    return _Studied(
-        history=_drawn(lambda: optuna_figures.history_figure(history, run.trial_metric)),
-        timeline=_drawn(lambda: optuna_figures.timeline_figure(history)),
-        rungs=_drawn(lambda: optuna_figures.rungs_figure(history, run.trial_metric)),
-        importances=_drawn(lambda: optuna_figures.importance_figure(history)),
-        slices=_slices(history, run.trial_metric),
-        unfinished=history.unfinished,
-        objectives=history.objectives,
+        reason = "This run trained a fixed recipe: there was no search."
+    elif run.strategy != DEFAULT and not folder.journal.exists():
+        reason = f"The strategy {run.strategy!r} keeps no study of Optuna's to draw from."
+    else:
+        try:
+            history = read_history(folder.journal, run.trials, run.trial_metric)
+        except UsageError as error:
+            reason = str(error)
+    studied: dict[str, Any] = dict.fromkeys(optuna_figures.FIGURES, Missing(reason))
+    if history is not None:
+        for name, draw in optuna_figures.FIGURES.items():
+            try:
+                studied[name] = draw(history)
+            except ValueError as error:
+                studied[name] = Missing(f"Optuna could not draw this: {shown(error, 300)}")
+    unfinished = () if history is None else history.unfinished
+
+    templates = files(_PACKAGE) / "templates"
+    style, script = ((templates / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    plotly = get_plotlyjs()
+    # A content security policy: no network at all, and no script but these two, by their hashes. plotly sets
+    # styles on its elements, so that styles are allowed inline; `blob:` images are how it makes a picture of
+    # a plot for saving.
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in (plotly, script)]
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
     )
-
-
-def _slices(history: History, metric: str) -> list[Figure] | Missing:
-    try:
-        return optuna_figures.slice_figures(history, metric)
-    except ValueError as error:
-        return Missing(f"Optuna could not draw this: {shown(error, 300)}")
-
-
-def _drawn(draw: Callable[[], Figure | Missing]) -> Figure | Missing:
-    """A plot of Optuna's, or its reason where a study from elsewhere holds what it does not take."""
-    try:
-        return draw()
-    except ValueError as error:
-        return Missing(f"Optuna could not draw this: {shown(error, 300)}")
-
-
-def _nothing(reason: str) -> _Studied:
-    missing = Missing(reason)
-    return _Studied(missing, missing, missing, missing, missing)
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader(_PACKAGE, "templates"),
         autoescape=True,
@@ -199,24 +136,37 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, score=score, spread=mean_sd)
-    return environment
-
-
-def _resource(name: str) -> str:
-    return (files(_PACKAGE) / "templates" / name).read_text(encoding="utf-8")
-
-
-def _policy(*scripts: str) -> str:
-    """A content security policy: no network at all, and no script but these, by their hashes.
-
-    plotly sets styles on its elements, so that styles are allowed inline; `blob:` images are how it makes a
-    picture of a plot for saving.
-    """
-    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+    samples, samples_note = words.samples(run)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        generator=_GENERATOR,
+        policy=policy,
+        style=Markup(style),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        headline=words.headline(run),
+        remarks=words.remarks(run),
+        facts=words.facts(run, unfinished),
+        answers=[shown(text, 600) for text in result.answers.texts] if result else [],
+        comparisons=words.comparisons(run),
+        resources=[shown(one.text) for one in result.resources if one.text] if result else [],
+        samples=samples,
+        samples_note=samples_note,
+        reproduction=words.reproduction(run),
+        winner=winner,
+        heat=heat,
+        front=own_figures.front_figure(run),
+        hypervolume=own_figures.hypervolume_figure(run),
+        baselines=own_figures.baseline_figure(run),
+        differences=own_figures.difference_figure(run),
+        on_select="select" if run.select_metric == run.metric else f"{run.select_metric} on select",
+        scored=[s for s in (run.winner, *run.baselines, run.constant) if s is not None],
+        studied=studied,
+        objectives=1 if history is None else history.objectives,
+        trials=trials_table(run.trials, unfinished),
+        finals=finals_table(run.finals),
+        manifest=list(_flat(run.manifest)),
+        manifest_text=json.dumps(run.manifest, indent=2, ensure_ascii=False, default=str),
     )
 
 
@@ -225,7 +175,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterato
     for key, value in table.items():
         name = f"{prefix}{shown(key, 80)}"
         if isinstance(value, Mapping) and value and depth:
-            yield from _flat(mapping(value), f"{name}.", depth - 1)
+            yield from _flat(table_of(value), f"{name}.", depth - 1)
         elif isinstance(value, (list, Mapping)):
             yield name, shown(json.dumps(value, ensure_ascii=False, default=str), 500)
         elif value is not None:

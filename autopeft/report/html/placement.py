@@ -35,15 +35,13 @@ class Placement:
         rows: in the order of the forward pass.
         columns: every layer of every stack, then what lies in none.
         values: (row, column) to parameters; zeros are left out.
+        total: their sum.
     """
 
     rows: tuple[str, ...]
     columns: tuple[Column, ...]
     values: dict[tuple[str, Column], int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.values.values())
+    total: int
 
     def of_row(self, row: str) -> int:
         return sum(n for (name, _), n in self.values.items() if name == row)
@@ -55,7 +53,9 @@ class Placement:
 def place_parameters(graph: CompositionGraph) -> Placement:
     """Place every deployed parameter of a graph; the sum is `graph.parameter_count().deployed`."""
     values: dict[tuple[str, Column], int] = {}
-    for row, column, n in _pieces(graph):
+    pieces = [piece for entry in graph.entries.values() for piece in _of_entry(entry, graph.spec)]
+    pieces += [piece for node in graph.nodes() for piece in _of_node(graph, node)]
+    for row, column, n in pieces:
         if n:
             values[row, column] = values.get((row, column), 0) + n
     used = {row for row, _ in values}
@@ -63,17 +63,10 @@ def place_parameters(graph: CompositionGraph) -> Placement:
     rows += sorted(used - set(rows) - {SHARED}) + ([SHARED] if SHARED in used else [])
     layers: list[Column] = [(s.name, i) for s in graph.spec.stacks for i in range(s.layers)]
     loose = dict.fromkeys(column for _, column in values if column not in layers)
-    return Placement(tuple(rows), (*layers, *loose), values)
+    return Placement(tuple(rows), (*layers, *loose), values, sum(values.values()))
 
 
 _Piece = tuple[str, Column, int]
-
-
-def _pieces(graph: CompositionGraph) -> Iterator[_Piece]:
-    for entry in graph.entries.values():
-        yield from _of_entry(entry, graph.spec)
-    for node in graph.nodes():
-        yield from _of_node(graph, node)
 
 
 def _split(found: Sequence[_Piece], total: int) -> Iterator[_Piece]:

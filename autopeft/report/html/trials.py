@@ -58,6 +58,8 @@ class Table:
 def _read(text: str) -> tuple[str, str]:
     """(methods, YAML) of a recipe given as JSON."""
     tree = json.loads(text)
+    if not isinstance(tree, Mapping) or not tree:
+        return "–", ""
     try:
         recipe = Recipe.from_dict(tree)
     except UsageError as error:
@@ -69,15 +71,9 @@ def _read(text: str) -> tuple[str, str]:
     return in_brief(names), recipe.to_yaml()
 
 
-def _recipe(value: Any) -> tuple[str, str]:
-    if not isinstance(value, Mapping) or not value:
-        return "–", ""
-    return _read(json.dumps(value, default=str))
-
-
 def methods_of(recipe: Any) -> str:
     """The methods of a recipe (`lora + 2 × serial_adapter`), `head only`, or that it cannot be read."""
-    return _recipe(recipe)[0]
+    return _read(json.dumps(recipe, default=str))[0]
 
 
 def _number(value: float | None, text: str) -> Cell:
@@ -89,64 +85,47 @@ def state_of(record: TrialRecord) -> str:
     return "not ended" if record.state == "running" else record.state
 
 
-def _rungs_text(record: TrialRecord) -> str:
-    rungs = sorted((int(step), value) for step, value in record.rungs.items())
-    return ", ".join(f"{step}: {score(value)}" for step, value in rungs)
-
-
-def _state(record: TrialRecord) -> str:
-    state = state_of(record)
-    if state in _PARTLY:
-        return f"{state} at a rung" if record.steps is None else f"{state} at step {record.steps}"
-    if state == "duplicate":
-        return f"duplicate of {shown(record.duplicate_of, 20)}"
-    if state == "failed" and record.failure:
-        return f"failed: {shown(record.failure, 40)}"
-    return state
-
-
-def _scored(value: float | None, record: TrialRecord) -> str:
-    """A score, with its metric where that is not the task's."""
-    named = value is not None and record.metric is not None
-    return f"{score(value)} {shown(record.metric, 40)}" if named else score(value)
-
-
-def _row(record: TrialRecord, *, final: bool) -> Row:
-    methods, yaml = _recipe(record.recipe)
-    # What a stopped trial scored is of fewer steps: its rungs show it, the column of full scores does not.
-    select = None if record.state in _PARTLY else record.score
-    test, n, seed = record.scores.get("test"), record.number, record.seed
-    seconds = None if record.state in _OPEN else record.seconds
-    first: tuple[Cell, ...]
-    if final:
-        first = (
-            Cell(shown(record.label, 120)),
-            Cell(shown(seed, 20), None if seed is None else float(seed)),
-        )
-    else:
-        first = (_number(None if n is None else float(n), "–" if n is None else str(n)),)
-    cells = [
-        *first,
-        Cell(_state(record)),
-        Cell(methods),
-        _number(record.deployed, number(record.deployed)),
-        _number(record.share, percent(record.share)),
-        _number(select, _scored(select, record)),
-    ]
-    if final:
-        cells.append(_number(test, score(test)))
-    else:
-        cells.append(Cell(_rungs_text(record) or "–"))
-    cells += [_number(record.steps, number(record.steps)), _number(seconds, duration(seconds))]
-    error = shown(record.error) if record.error and record.state != "interrupted" else ""
-    return Row(tuple(cells), state_of(record), yaml, error)
-
-
 def _table(
     id: str, headers: tuple[tuple[str, bool], ...], records: Sequence[TrialRecord], *, final: bool
 ) -> Table:
-    rows = tuple(_row(r, final=final) for r in records[:_MOST])
-    return Table(id, headers, rows, max(0, len(records) - _MOST))
+    rows = []
+    for record in records[:_MOST]:
+        methods, yaml = _read(json.dumps(record.recipe, default=str))
+        state = told = state_of(record)
+        if state in _PARTLY:
+            told = f"{state} at a rung" if record.steps is None else f"{state} at step {record.steps}"
+        elif state == "duplicate":
+            told = f"duplicate of {shown(record.duplicate_of, 20)}"
+        elif state == "failed" and record.failure:
+            told = f"failed: {shown(record.failure, 40)}"
+
+        # What a stopped trial scored is of fewer steps: its rungs show it, the column of full scores does
+        # not. A score has its metric beside it where that is not the task's.
+        select = None if state in _PARTLY else record.score
+        scored = score(select)
+        if select is not None and record.metric is not None:
+            scored = f"{scored} {shown(record.metric, 40)}"
+        seconds = None if record.state in _OPEN else record.seconds
+        cells = [
+            Cell(told),
+            Cell(methods),
+            _number(record.deployed, number(record.deployed)),
+            _number(record.share, percent(record.share)),
+            _number(select, scored),
+        ]
+        if final:
+            seed, test = record.seed, record.scores.get("test")
+            named = Cell(shown(seed, 20), None if seed is None else float(seed))
+            cells = [Cell(shown(record.label, 120)), named, *cells, _number(test, score(test))]
+        else:
+            n = record.number
+            rungs = sorted((int(step), value) for step, value in record.rungs.items())
+            course = ", ".join(f"{step}: {score(value)}" for step, value in rungs)
+            cells = [_number(n, "–" if n is None else str(n)), *cells, Cell(course or "–")]
+        cells += [_number(record.steps, number(record.steps)), _number(seconds, duration(seconds))]
+        error = shown(record.error) if record.error and record.state != "interrupted" else ""
+        rows.append(Row(tuple(cells), state, yaml, error))
+    return Table(id, headers, tuple(rows), max(0, len(records) - _MOST))
 
 
 def trials_table(records: Iterable[TrialRecord], unfinished: Iterable[TrialRecord] = ()) -> Table:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from autopeft.errors import printable
 
-__all__ = ["mapping", "plotly_text", "real", "shown"]
+__all__ = ["plotly_text", "real", "shown"]
 
 _TEXT = 2000
 
@@ -22,11 +21,6 @@ def real(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A table, or an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def shown(value: Any, limit: int = _TEXT) -> str:

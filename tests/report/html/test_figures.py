@@ -83,7 +83,7 @@ def test_what_was_not_measured_is_not_drawn(make_run: Make, value: Any) -> None:
 
 
 def test_the_history_holds_full_trials_alone(history: History, run: Run) -> None:
-    found = traces(optuna_figures.history_figure(history, "accuracy"))
+    found = traces(optuna_figures.history_figure(history))
     full = [r for r in run.trials if r.state in ("complete", "duplicate")]
     assert found["a trial"]["x"] == [r.number for r in full]
     assert found["best so far"]["y"][-1] == max(r.score or 0.0 for r in full)
@@ -96,7 +96,7 @@ def test_states_in_the_timeline_differ_in_more_than_colour(history: History) -> 
 
 
 def test_stopped_trials_are_marked_at_their_rungs(history: History, run: Run) -> None:
-    figure = optuna_figures.rungs_figure(history, "accuracy")
+    figure = optuna_figures.rungs_figure(history)
     found = traces(figure)
     assert found["trial 6, stopped"]["marker"]["symbol"] == ["x"]
     assert found["trial 7"]["line"]["dash"] == "solid"
@@ -110,7 +110,7 @@ def test_trials_that_wait_on_a_rung_are_told_from_stopped_ones(make_run: Make) -
     folder = make_run(trials=8, finished=False)
     waiting = TrialRecord("trial", "trial 7", "paused", {}, 7, rungs={"20": 0.6})
     history = read_history(folder.journal, [*folder.trials().records, waiting])
-    figure = optuna_figures.rungs_figure(history, "accuracy")
+    figure = optuna_figures.rungs_figure(history)
     found = traces(figure)
     assert found["trial 7, not ended"]["marker"]["symbol"] == ["circle-open"]
     assert isinstance(figure, Figure)
@@ -122,7 +122,7 @@ def test_a_long_search_draws_a_bounded_number_of_lines(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optuna_figures, "_LINES", 5)
-    figure = optuna_figures.rungs_figure(history, "accuracy")
+    figure = optuna_figures.rungs_figure(history)
     assert [name.split(",")[0] for name in traces(figure)] == [f"trial {n}" for n in range(19, 24)]
     assert isinstance(figure, Figure)
     assert figure.caption.endswith("The last 5 are drawn.")
@@ -134,7 +134,7 @@ def test_without_rungs_there_is_no_plot_of_them(make_run: Make) -> None:
     records = [
         replace(r, rungs={"60": r.score} if r.score is not None else {}) for r in folder.trials().records
     ]
-    assert isinstance(optuna_figures.rungs_figure(read_history(folder.journal, records), "m"), Missing)
+    assert isinstance(optuna_figures.rungs_figure(read_history(folder.journal, records)), Missing)
 
 
 def test_importances_and_slices(history: History) -> None:
@@ -142,7 +142,7 @@ def test_importances_and_slices(history: History) -> None:
     (bars,) = found.values()
     assert bars["y"][-1] == "learning_rate"  # the score grows with it, and with nothing else
     assert sum(bars["x"]) == pytest.approx(1.0)
-    slices = optuna_figures.slice_figures(history, "accuracy")
+    slices = optuna_figures.slice_figures(history)
     assert isinstance(slices, list)
     assert slices[0].title == "learning_rate"
     rank = next(f for f in slices if f.title == "rank")
@@ -155,7 +155,7 @@ def test_with_few_trials_nothing_is_said_of_importance(make_run: Make) -> None:
     history = read_history(folder.journal, folder.trials().records)
     for found in (
         optuna_figures.importance_figure(history),
-        optuna_figures.slice_figures(history, "accuracy"),
+        optuna_figures.slice_figures(history),
     ):
         assert isinstance(found, Missing)
         assert found.reason.startswith("6 trials were trained to the end; with fewer than 10")
@@ -167,9 +167,9 @@ def test_an_empty_search_draws_nothing(make_run: Make) -> None:
     drawn = (
         own_figures.front_figure(run),
         own_figures.baseline_figure(run),
-        optuna_figures.history_figure(history, "m"),
+        optuna_figures.history_figure(history),
         optuna_figures.timeline_figure(history),
-        optuna_figures.rungs_figure(history, "m"),
+        optuna_figures.rungs_figure(history),
         optuna_figures.importance_figure(history),
     )
     assert all(isinstance(f, Missing) and f.reason.endswith(".") for f in drawn)
@@ -179,17 +179,17 @@ def test_no_text_of_strangers_is_a_tag_for_plotly(make_run: Make) -> None:
     """plotly draws links and other tags inside texts."""
     words = '<a href="https://example.org">x</a> %{y}'
     run = read_run(make_run(trials=24, words=words))
-    history = read_history(run.folder.journal, run.trials)
-    slices = optuna_figures.slice_figures(history, run.metric)
+    history = read_history(run.folder.journal, run.trials, run.metric)
+    slices = optuna_figures.slice_figures(history)
     assert isinstance(slices, list)
     figures = [
         own_figures.front_figure(run),
         own_figures.baseline_figure(run),
         own_figures.difference_figure(run),
         own_figures.hypervolume_figure(run),
-        optuna_figures.history_figure(history, run.metric),
+        optuna_figures.history_figure(history),
         optuna_figures.timeline_figure(history),
-        optuna_figures.rungs_figure(history, run.metric),
+        optuna_figures.rungs_figure(history),
         optuna_figures.importance_figure(history),
         *slices,
     ]

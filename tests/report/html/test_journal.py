@@ -184,7 +184,7 @@ def test_a_parameter_counts_only_where_the_recipe_had_it(tmp_path: Path) -> None
     assert misled["lora.alpha"] > 0.2, "what was absent seemed to matter"
     assert told["lora.alpha"] < 0.02
     assert told["on"] > 0.2
-    slices = slice_figures(used, "accuracy")
+    slices = slice_figures(used)
     assert isinstance(slices, list)
     assert {f.title for f in slices} == {"on", "lora.alpha", "lora.rank"}
     drawn = importance_figure(used)

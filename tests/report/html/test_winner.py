@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from support.tiny import tiny_config
 
-from autopeft.backbones import spec_of
 from autopeft.report.html import winner as module
 from autopeft.report.html.winner import winner_of
 
@@ -17,7 +16,8 @@ def run_of(method: str, deployed: int | None) -> Any:
     recipe = {"autopeft": 2, "name": "x", "layers": [{"attach": [{method: {"rank": 8, "sites": ["q"]}}]}]}
     counts = SimpleNamespace(deployed=deployed, head=66)
     result = SimpleNamespace(counts=counts, number=None, origin=None)
-    return SimpleNamespace(recipe=recipe, fixed=True, result=result, best=None)
+    about = SimpleNamespace(model="x", backbone=SimpleNamespace(parameters=None))
+    return SimpleNamespace(recipe=recipe, fixed=True, result=result, best=None, about=about)
 
 
 def deployed(found: Any) -> str:
@@ -26,7 +26,7 @@ def deployed(found: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_spec", lambda run, model, notify: spec_of(tiny_config("bert")))
+    monkeypatch.setattr(module, "config_of", lambda model, notify: tiny_config("bert"))
 
 
 def test_sizes_that_training_settled_are_those_of_the_weights() -> None:

@@ -1,52 +1,38 @@
-"""A backbone by name, for commands that look at recipes: config and shapes only, never weights."""
+"""A backbone by name, for whatever looks at recipes: config and shapes only, never weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from autopeft.cli.console import notify
+from autopeft.assets import ModelSource, head_names, load_config, resolve_model
+from autopeft.backbones import on_meta
 from autopeft.foreign import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from autopeft.spec import BackboneSpec
-
-__all__ = ["config_of", "head_size", "spec_for"]
+__all__ = ["config_of", "head_size"]
 
 
-def config_of(model: str) -> PreTrainedConfig:
+def config_of(model: str, notify: Callable[[str], None] | None = None) -> PreTrainedConfig:
     """The configuration of a backbone; of a folder, `config.json` alone is enough.
+
+    `notify` takes one line where a packaged backbone is fetched.
 
     Raises:
         UsageError: there is no such model, or it has no usable configuration.
     """
-    from autopeft.assets import ModelSource, load_config, quiet_libraries, resolve_model
-
-    quiet_libraries()
     folder = local_path(model)
     if (folder / "config.json").is_file():
+        # resolve_model would read all weights for their hash.
         return load_config(ModelSource(str(folder), None, "folder", None))
     return load_config(resolve_model(model, notify=notify))
-
-
-def spec_for(model: str) -> BackboneSpec:
-    """Shapes and sites of a backbone by name.
-
-    Raises:
-        UsageError: there is no such model, or no site map fits it.
-    """
-    from autopeft.backbones import spec_of
-
-    return spec_of(config_of(model))
 
 
 def head_size(config: PreTrainedConfig, num_labels: int) -> int:
     """Parameters of the classification head that `transformers` gives this backbone; 0 where it has none."""
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    from autopeft.assets import head_names
-    from autopeft.backbones import on_meta
 
     classes = (AutoModelForSequenceClassification, AutoModelForImageClassification)
     for auto in classes:
