@@ -40,7 +40,7 @@ from autopeft.search.selection.verdicts import Judge
 from autopeft.search.space.candidate import keeps_within
 from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
-from autopeft.search.strategies.registry import get_strategy
+from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 from autopeft.tasks.scored import ScoredSplit
 
@@ -272,7 +272,7 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
         first=[] if begun else _first(ready, notify),
         past=past,
     )
-    return get_strategy(ready.arguments.strategy).open(context)
+    return STRATEGIES.find(ready.arguments.strategy).open(context)
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:

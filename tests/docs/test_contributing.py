@@ -57,7 +57,7 @@ from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.space import Space
 from autopeft.search.strategies.contract import StrategyContext
-from autopeft.search.strategies.registry import STRATEGIES, get_strategy
+from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric, metrics_of
@@ -219,7 +219,7 @@ def stage_of(folder: Path, past: list[TrialRecord]) -> Stage:
     """A controller with the strategy of the page."""
     events, store = Events(), MemoryCheckpoints()
     records: list[TrialRecord] = []
-    strategy = get_strategy("draws").open(context(folder, past, store))
+    strategy = STRATEGIES.find("draws").open(context(folder, past, store))
     controller = Controller(strategy, EFFORT, [], events, store, records.append, seed=0, workers=2)
     return Stage(controller, events, store, records)
 
@@ -256,7 +256,7 @@ def test_a_strategy_runs_through_the_controller(
 
 def test_a_strategy_ends_without_time_and_with_failures(take: Import, tmp_path: Path) -> None:
     take("strategy")
-    strategy: Any = get_strategy("draws").open(context(tmp_path, [], MemoryCheckpoints()))
+    strategy: Any = STRATEGIES.find("draws").open(context(tmp_path, [], MemoryCheckpoints()))
     job = strategy.next(room=True)
     assert strategy.next(room=False) is None
     assert not strategy.finished

@@ -229,8 +229,11 @@ class Controller:
         for final in self._finals:
             final.open(plan, best)
         races = [stage.runs for stage in self._baselines]
-        later = sum(race.sweep_left + race.later(self.effort.seeds) for race in races)
-        self._reporter.on_phase("confirm", min(self.effort.top, len(best)) * self.effort.seeds + later)
+        runs = sum(
+            race.sweep_left + (0 if race.started else race.baseline.fresh_runs(self.effort.seeds))
+            for race in races
+        )
+        self._reporter.on_phase("confirm", min(self.effort.top, len(best)) * self.effort.seeds + runs)
 
     def _final_work(self) -> FinalWork:
         best = choose_finalists(self.strategy.candidates(self.strategy.launched), self.effort.top)
@@ -270,7 +273,7 @@ class Controller:
     def progress(self, job: str, step: int, loss: float) -> None:
         """See `JobSource`."""
         if job in self._running:
-            self.time_budget.progress(job, step)
+            self.time_budget.steps[job] = step
             self._reporter.on_step(self._running[job][0], step, loss, self._remaining())
 
     def complete(self, result: JobResult) -> None:

@@ -22,6 +22,7 @@ from autopeft.search.optimization.pareto import front_csv, front_json, pareto_fr
 from autopeft.search.planning.resume import resume_command
 from autopeft.search.selection.answers import Answer, answers, finding, origin
 from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns
+from autopeft.search.selection.resource_use import resource_uses
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
     Comparison,
@@ -30,8 +31,8 @@ from autopeft.search.selection.significance import (
     compare_with_constant,
     selection_bias,
 )
-from autopeft.search.selection.stages import weights_job
-from autopeft.search.selection.taken import taken
+from autopeft.search.selection.stages import RETRAINED
+from autopeft.search.selection.verdicts import best_baseline
 
 if TYPE_CHECKING:
     from autopeft.search.planning.prepare import Prepared
@@ -60,7 +61,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
             f"{folder.name} …` starts from them, and {resume_command(folder.path, vars(ready.arguments))} "
             "retrains the best."
         )
-    final, trial, baselines = won.final, won.trial, selection.baselines()
+    final, trial = won.final, won.trial
+    baselines = [stage.runs.contender() for stage in selection.baselines if stage.runs.runs]
     recipe, margin = Recipe.from_dict(dict(won.recipe)), ready.arguments.margin / 100
     test, constant = ScoredSplit.of(ready.task), ready.summary.constant
     comparisons: tuple[Comparison, ...] = ()
@@ -78,7 +80,9 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
             for baseline in baselines
             if baseline.recipe != final.recipe
         )
-        found = dict(answers(selection.verdicts, selection.best_baseline, controller.trial_metric))
+        leader = best_baseline([stage.runs for stage in selection.baselines])
+        beside = None if leader is None else leader.contender()
+        found = answers(selection.verdicts, beside, controller.trial_metric)
         if constant is not None:
             over_constant = compare_with_constant(
                 final.by_seed,
@@ -123,7 +127,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         constant=constant,
         over_constant=over_constant,
         remarks=(*ready.summary.remarks, *_remarks(controller)),
-        taken=taken(rows, ready.spec, partial(ready.predictor, everything=True)),
+        taken=resource_uses(rows, ready.spec, partial(ready.predictor, everything=True)),
         within=ready.within,
         origin=won.origin,
         goal=ready.goal,
@@ -170,10 +174,10 @@ def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], be
     found = None if first is None else _kept_run(first, store)
     if first is not None and found is not None:
         (run, files), final = found, first.contender()
+        # Of its best run, or of the next that has kept some.
+        samples = next((run.samples for run in first.good if run.samples), ())
         trial = None if first.number is None else by_number[first.number]
-        won = _Won(
-            final.recipe, origin(final), run.counts or final.counts, trial, final, files, first.samples
-        )
+        won = _Won(final.recipe, origin(final), run.counts or final.counts, trial, final, files, samples)
     else:
         # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
         kept = controller.best.files()
@@ -187,7 +191,7 @@ def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], be
 def _kept_run(side: RepeatedRuns, store: CheckpointStore) -> tuple[FreshRun, Mapping[str, bytes]] | None:
     """The best run of a recipe whose weights are there, and these."""
     for run in side.good:
-        for key in (run.job, weights_job(run.job)):
+        for key in (run.job, f"{RETRAINED}{run.job}"):
             files = store.get(key)
             if files and files.get(WEIGHTS):
                 return run, files
@@ -234,7 +238,8 @@ def _finding(
         elif len(ended) == len(runs) and not any(run.select is not None for run in runs):
             why = _all_failed(len(runs))
         return f"This is the best so far and not the {ready.goal}: {why}."
-    beside, recipe = selection.best_baseline, won.final.recipe
+    compared, recipe = [stage.runs for stage in selection.baselines], won.final.recipe
+    beside = best_baseline(compared)
     took_part = [verdict.runs.name for verdict in selection.verdicts()]
     named = {c.baseline: c for c in comparisons}
     return finding(
@@ -242,7 +247,7 @@ def _finding(
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
         # A trial may be the very recipe of a baseline.
-        returned=next((b.name for b in selection.baselines() if b.recipe == recipe), None),
+        returned=next((r.name for r in compared if r.runs and r.recipe == recipe), None),
         by_trial=won.final.number is not None,
         head_alone=not trained_entries(Recipe.from_dict(dict(won.recipe))),
         highest=None if beside is None or beside.name in took_part else beside.name,
@@ -274,14 +279,21 @@ def _remarks(controller: Controller) -> list[str]:
         told.append(f"{_all_failed(len(runs)).capitalize()}: {errors[0]}")
     numbers = (effort.top, planned.top, "finalists"), (effort.seeds, planned.seeds, "fresh seeds")
     told += [f"There was time for {had} of {all_} {what}." for had, all_, what in numbers if had < all_]
-    if out := selection.left_out:
+    compared = [stage.runs for stage in selection.baselines]
+    if out := [stage.runs.name for stage in selection.baselines if stage.left_out]:
         told.append(f"There was no time for these baselines: {', '.join(out)}.")
-    if without := selection.failed:
+    if without := [each.name for each in compared if each.failed]:
         told.append(f"Nothing is compared with {', '.join(without)}: all trainings of it failed.")
-    if once := selection.swept_once:
+    if once := [stage.swept_once for stage in selection.baselines if stage.swept_once is not None]:
         told.append(f"There was no time to try {', '.join(once)} with a second seed: one seed alone chose.")
-    told += selection.lost_seeds
-    goal, beside = selection.judge.goal, selection.best_baseline
+    told += [each.lost_seed for each in compared if each.lost_seed is not None]
+    told += [
+        f"{each.name} is not returned where another recipe has all of its seeds: "
+        f"{len(each.runs) - len(each.good)} of its {len(each.runs)} failed."
+        for each in compared
+        if each.prior and each.complete and not each.whole
+    ]
+    goal, beside = selection.judge.goal, best_baseline(compared)
     if goal != "best" and beside is not None and any(v.untold for v in selection.verdicts()):
         told.append(
             f"The {selection.judge.select.rows:,} rows of select are too few to tell which recipes are "

@@ -25,7 +25,7 @@ from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.finals import FinalWork
 from autopeft.search.selection.time_budget import TimeBudget
 from autopeft.search.space.candidate import candidate, share_within
-from autopeft.search.strategies.registry import get_strategy
+from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds import get_metric
 from autopeft.training.samples import HANDFUL, MOST_TOKENS
@@ -142,7 +142,7 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
             ready.spec, kind.encoder.positions(task.splits["train"], ready.source, ready.plan.max_length)
         ),
         ready.effort,
-        planned_steps=get_strategy(ready.arguments.strategy).planned_steps(ready.effort, ready.rungs),
+        planned_steps=STRATEGIES.find(ready.arguments.strategy).planned_steps(ready.effort, ready.rungs),
         batch_size=ready.plan.batch_size,
         at_once=ready.plan.micro_rows,
         weight_bytes=2 if ready.arguments.precision == "bf16" else 4,

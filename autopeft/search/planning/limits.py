@@ -22,6 +22,7 @@ from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooled
 from autopeft.resources import Limits, StepCost
 from autopeft.resources.calibration import Calibration, calibrate
 from autopeft.resources.files import Head
@@ -145,7 +146,7 @@ def step_cost_of(calibration: Calibration, bound: BoundSpace, budget: Budget) ->
     mid-point of the space where the backbone has no place for LoRA."""
     lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
     if lora is not None:
-        recipe = Recipe.from_dict(dict(lora.pooled(bound.pooling).candidates[0]))
-        return StepCost(calibration, bound.spec, recipe, lora.title(0))
+        recipe = pooled(Recipe.from_dict(dict(lora.candidates[0])), bound.pooling)
+        return StepCost(calibration, bound.spec, recipe, lora.titles[0])
     member = middle(bound, budget, 1)[0]
     return StepCost(calibration, bound.spec, member.recipe, member.title)

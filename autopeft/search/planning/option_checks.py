@@ -85,15 +85,15 @@ def servings() -> Iterable[str]:
 
 
 def strategies() -> Iterable[str]:
-    from autopeft.search.strategies.registry import strategy_names
+    from autopeft.search.strategies.registry import STRATEGIES
 
-    return strategy_names()
+    return STRATEGIES.names()
 
 
 def check_strategy(name: str) -> object:
-    from autopeft.search.strategies.registry import get_strategy
+    from autopeft.search.strategies.registry import STRATEGIES
 
-    return get_strategy(name)
+    return STRATEGIES.find(name)
 
 
 def samplers() -> Iterable[str]:

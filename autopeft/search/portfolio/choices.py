@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,11 +38,6 @@ class Choice:
     def key(self) -> Key:
         """Its template and rate."""
         return Key(self.fitted.template, self.fitted.rate)
-
-    @property
-    def merit(self) -> float:
-        """What it is ranked by."""
-        return 0.0 if self.estimate is None else self.estimate.lower_quartile
 
 
 @dataclass(frozen=True)
@@ -110,8 +105,13 @@ def rank(
             return Ranking((), None, f"no recipe of the portfolio can be served as {serve}: {why[0]}")
         found = [m for m, reason in zip(found, why, strict=True) if reason is None]
     first = reference_of([Key(m.template, m.rate) for m in found])
+    if first is None and found:
+        return Ranking(
+            (), None, f"no LoRA of the portfolio's sizes fits the budget {budget}, and gains are over LoRA"
+        )
     if first is None:
-        return Ranking((), None, _nothing(found, budget, most))
+        room = f"the budget {budget} ({most:,} parameters) on this backbone"
+        return Ranking((), None, f"no recipe of the portfolio fits {room}")
     target = Target(most / spec.parameters, rows)
     over = partial(estimates, evidence, target, leave_out=leave_out)
     known = over(reference=first)
@@ -119,46 +119,36 @@ def rank(
     if better:
         first = max(better, key=lambda key: better[key])
         known = over(reference=first)
-    costs = _costs(evidence, target.share, first)
-    choices = [
-        Choice(m, known.get(key), costs.get(key))
-        for m in found
-        if (key := Key(m.template, m.rate)) in known or key == first
-    ]
-    choices.sort(key=lambda c: (-c.merit, c.key != first))
-    choices = [replace(c, cost=1.0) if c.key == first else c for c in choices]
-    reference = next(c for c in choices if c.key == first)
-    return Ranking(tuple(choices), reference, _reason(choices, first, known, target))
 
-
-def _costs(evidence: Evidence, share: float, first: Key) -> Mapping[Key, float]:
-    """What steps take beside those of `first`: for each backbone at the recorded budget that is nearest, of
-    several backbones the median."""
-    known: dict[str, dict[Key, float]] = defaultdict(dict)
-    far = lambda item: abs(math.log(item[0][0].share / share))  # noqa: E731
-    for (here, key), cost in sorted(evidence.costs.items(), key=far):
-        known[here.model].setdefault(key, cost)
-    found: dict[Key, list[float]] = defaultdict(list)
-    for costs in known.values():
+    # What steps take beside those of plain LoRA: for each backbone at the recorded budget that is nearest.
+    steps: dict[str, dict[Key, float]] = defaultdict(dict)
+    far = lambda item: abs(math.log(item[0][0].share / target.share))  # noqa: E731
+    for (here, key), step in sorted(evidence.costs.items(), key=far):
+        steps[here.model].setdefault(key, step)
+    ratios: dict[Key, list[float]] = defaultdict(list)
+    for costs in steps.values():
         if (own := costs.get(first)) is not None:
-            for key, cost in costs.items():
-                found[key].append(cost / own)
-    return {key: statistics.median(costs) for key, costs in found.items()}
+            for key, step in costs.items():
+                ratios[key].append(step / own)
 
-
-def _reason(choices: Sequence[Choice], first: Key, known: Collection[Key], target: Target) -> str | None:
-    """Why nothing but plain LoRA is recommended; `None` where something is."""
+    # Best first by what the gain exceeds with some probability; of equals plain LoRA.
+    ranked: list[tuple[float, bool, Choice]] = []
+    for member in found:
+        key = Key(member.template, member.rate)
+        if key in known or key == first:
+            estimate = known.get(key)
+            cost = statistics.median(ratios[key]) if key in ratios else None
+            choice = Choice(member, estimate, 1.0 if key == first else cost)
+            ranked.append((0.0 if estimate is None else -estimate.lower_quartile, key != first, choice))
+    ranked.sort(key=lambda place: place[:2])
+    choices = [choice for *_, choice in ranked]
+    reference = next(c for c in choices if c.key == first)
+    reason = None
     if not known:
-        return (
+        reason = (
             f"there is no evidence from two clusters of tasks near a budget of {100 * target.share:.3g} % "
             f"and {target.rows:,} rows"
         )
-    if choices[0].key.template == first.template:
-        return "the evidence shows no other recipe to be better, with a probability of 75 %"
-    return None
-
-
-def _nothing(found: Sequence[FittedRecipe], budget: Budget, most: int) -> str:
-    if found:
-        return f"no LoRA of the portfolio's sizes fits the budget {budget}, and gains are over LoRA"
-    return f"no recipe of the portfolio fits the budget {budget} ({most:,} parameters) on this backbone"
+    elif choices[0].key.template == first.template:
+        reason = "the evidence shows no other recipe to be better, with a probability of 75 %"
+    return Ranking(tuple(choices), reference, reason)

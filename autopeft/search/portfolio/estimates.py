@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from scipy.special import stdtrit
 
 from autopeft.search.portfolio.evidence import BackboneShare, Evidence, Key, Observation, Setting
 
-__all__ = ["FAR", "MOST", "Estimate", "Target", "clipped", "estimates", "nearness"]
+__all__ = ["FAR", "MOST", "Estimate", "Target", "estimates", "nearness"]
 
 _WIDTH = 1.0
 """Of the weights, in natural logarithms of the budget's share and of the rows: what is 2.7 times as large or
@@ -116,14 +116,28 @@ def estimates(
         Estimates of the recipes with near evidence from two clusters at least; the reference itself, whose
         gain is zero, is not among them.
     """
-    seen = evidence.steps * evidence.batch_size
+    # Gains over `reference` instead of what the evidence has gains over. A budget that is too small for it
+    # has gains over a weaker LoRA, which look larger: these are left out.
+    found, plain = evidence.observations, evidence.references
+    base = {(o.setting, o.share): o for o in found if o.key == reference}
+    gains: list[tuple[Observation, Key, float]] = []
+    for o in found:
+        at = base.get((o.setting, o.share))
+        own = reference is None or plain.get(BackboneShare(o.setting.model, o.share)) == reference
+        if o.key != reference and (own or at is not None):
+            gains.append((o, o.key, o.gain - (0.0 if at is None else at.gain)))
+    gains += [(o, plain[BackboneShare(o.setting.model, o.share)], -o.gain) for o in base.values()]
+
     # A training that several budgets lead to is one, of the budget that is nearest.
+    seen = evidence.steps * evidence.batch_size
     nearest: dict[tuple[Key, Setting, int], tuple[Observation, float]] = {}
-    for o in _over(evidence, reference):
+    for o, key, gain in gains:
+        o = replace(o, key=key, gain=min(MOST, max(-MOST, gain)))
         near = nearness(o.share, o.setting.rows, target, seen)
         training = (o.key, o.setting, o.recipe)
         if o.cluster not in leave_out and near >= max(FAR, nearest.get(training, (o, 0.0))[1]):
             nearest[training] = o, near
+
     weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
     for o, near in nearest.values():
         weights[o.key].append((o, near))
@@ -135,26 +149,6 @@ def estimates(
     pooled = {key: _pooled(m, sigma2, tau2) for key, m in means.items()}
     priors = {sign: _prior(list(pooled.values()), sign) for sign in (1, -1)}
     return {key: _estimate(p, priors[1 if p.mean > 0 else -1], weights[key]) for key, p in pooled.items()}
-
-
-def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
-    """The observations with gains over `reference`, which itself is not among them, while what the evidence
-    has gains over is; of `MOST` points at most. A budget that is too small for it has gains over a weaker
-    LoRA, which look larger: these are left out."""
-    found, plain = evidence.observations, evidence.references
-    base = {(o.setting, o.share): o for o in found if o.key == reference}
-    for o in found:
-        at = base.get((o.setting, o.share))
-        own = reference is None or plain.get(BackboneShare(o.setting.model, o.share)) == reference
-        if o.key != reference and (own or at is not None):
-            yield replace(o, gain=clipped(o.gain - (0.0 if at is None else at.gain)))
-    for o in base.values():
-        yield replace(o, key=plain[BackboneShare(o.setting.model, o.share)], gain=clipped(-o.gain))
-
-
-def clipped(gain: float) -> float:
-    """A gain of `MOST` points at most, either way."""
-    return min(MOST, max(-MOST, gain))
 
 
 def _by_cluster(found: Sequence[tuple[Observation, float]]) -> _Means:

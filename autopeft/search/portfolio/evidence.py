@@ -8,11 +8,11 @@ backbone, task, rows and seed, under the same budget.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe.pooling import Pooling, told_by
@@ -127,9 +127,9 @@ class Evidence:
 
     def without(self, clusters: Collection[str]) -> Evidence:
         """The evidence of all other clusters."""
-        trainings = {s: n for s, n in self.trainings.items() if _cluster(s.task) not in clusters}
+        trainings = {s: n for s, n in self.trainings.items() if cluster_of(s.task) not in clusters}
         kept = tuple(o for o in self.observations if o.cluster not in clusters)
-        readings = {s: r for s, r in self.readings.items() if _cluster(s.task) not in clusters}
+        readings = {s: r for s, r in self.readings.items() if cluster_of(s.task) not in clusters}
         return replace(self, observations=kept, trainings=trainings, readings=readings)
 
 
@@ -149,13 +149,13 @@ def read_evidence(text: str) -> Evidence:
     Raises:
         AutoPEFTError: it is of another format, or a task is in no cluster.
     """
-    told = json.loads(text)
-    if told.get("format") != FORMAT:
-        raise AutoPEFTError(f"The evidence has format {told.get('format')!r}, and {FORMAT} is read here.")
-    observations: list[Observation] = []
+    data = json.loads(text)
+    if data.get("format") != FORMAT:
+        raise AutoPEFTError(f"The evidence has format {data.get('format')!r}, and {FORMAT} is read here.")
+
     references: dict[BackboneShare, Key] = {}
     costs: dict[tuple[BackboneShare, Key], float] = {}
-    for name, model in told["models"].items():
+    for name, model in data["models"].items():
         keys = [Key(template, rate) for template, rate, *_ in model["recipes"]]
         for share, members in model["budgets"]:
             first = reference_of([keys[i] for i in members])
@@ -163,13 +163,30 @@ def read_evidence(text: str) -> Evidence:
                 continue
             references[here := BackboneShare(name, share)] = first
             costs |= {(here, keys[i]): cost for i in members if (cost := model["recipes"][i][3])}
-    for line in told["settings"]:
-        observations += _observed(line, told["models"][line["model"]])
-    trainings = {_setting(line): sum(s is not None for s in line["scores"]) for line in told["settings"]}
-    sizes = (told["steps"], told["batch_size"])
-    readings = {
-        _setting(x): (x["readings"][0], x["readings"][1]) for x in told["settings"] if "readings" in x
-    }
+
+    observations: list[Observation] = []
+    trainings: dict[Setting, int] = {}
+    readings: dict[Setting, tuple[float, float]] = {}
+    for line in data["settings"]:
+        setting = Setting(line["model"], line["task"], line["rows"], line["seed"])
+        scores: Sequence[float | None] = line["scores"]
+        trainings[setting] = sum(score is not None for score in scores)
+        if "readings" in line:
+            readings[setting] = line["readings"][0], line["readings"][1]
+        cluster = cluster_of(setting.task)
+        if cluster is None:
+            raise AutoPEFTError(f"The evidence has the task {setting.task!r}, which is in no cluster.")
+        model = data["models"][setting.model]
+        for share, members in model["budgets"]:
+            known = {Key(*model["recipes"][i][:2]): i for i in members}
+            first = reference_of(known)
+            if first is None or (base := scores[known[first]]) is None:
+                continue
+            for key, i in known.items():
+                if key != first and (score := scores[i]) is not None:
+                    gain = 100 * (score - base)
+                    observations.append(Observation(key, setting, cluster, share, gain, i))
+    sizes = (data["steps"], data["batch_size"])
     return Evidence(tuple(observations), references, costs, *sizes, trainings, readings)
 
 
@@ -177,31 +194,3 @@ def reference_of(keys: Collection[Key]) -> Key | None:
     """Plain LoRA at its middle rate among the recipes that a budget leads to, of two at the higher one."""
     found = (sorted(k for k in keys if k.template == name) for name in REFERENCES)
     return next((rates[len(rates) // 2] for rates in found if rates), None)
-
-
-def _setting(line: Mapping[str, Any]) -> Setting:
-    return Setting(line["model"], line["task"], line["rows"], line["seed"])
-
-
-def _cluster(task: str) -> str:
-    found = cluster_of(task)
-    if found is None:
-        raise AutoPEFTError(f"The evidence has the task {task!r}, which is in no cluster.")
-    return found
-
-
-def _observed(line: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[Observation]:
-    """Gains of one setting, under each budget."""
-    setting = _setting(line)
-    cluster = _cluster(setting.task)
-    scores: Sequence[float | None] = line["scores"]
-    for share, members in model["budgets"]:
-        known = {Key(*model["recipes"][i][:2]): i for i in members}
-        first = reference_of(known)
-        if first is None or (base := scores[known[first]]) is None:
-            continue
-        del known[first]
-        for key, i in known.items():
-            score = scores[i]
-            if score is not None:
-                yield Observation(key, setting, cluster, share, 100 * (score - base), i)

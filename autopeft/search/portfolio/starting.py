@@ -8,7 +8,7 @@ from typing import Any
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
-from autopeft.search.portfolio.choices import Ranking, rank
+from autopeft.search.portfolio.choices import rank
 from autopeft.search.portfolio.evidence import shipped_evidence
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import values_of
@@ -49,33 +49,28 @@ def portfolio_points(
     """
     wanted = min(MOST, 2 * trials // 3)
     ranking = rank(shipped_evidence(), bound.spec, budget, rows, leave_out=leave_out, serve=serve)
+    plain = None if ranking.reference is None else ranking.reference.key.template
+    promising = [
+        (c.estimate.gain, c.fitted)
+        for c in ranking.choices
+        if c.estimate is not None and c.estimate.high > 0 and c.fitted.template != plain
+    ]
+    # The best recipe of each template: two rates of one structure would spend a trial on little.
+    best: dict[str, Recipe] = {}
+    for _, fitted in sorted(promising, key=lambda pair: -pair[0]):
+        best.setdefault(fitted.template, fitted.recipe)
     points: dict[str, dict[str, Any]] = {}
-    for choice in _by_template(ranking)[:_TRIED]:
+    for recipe in list(best.values())[:_TRIED]:
         if len(points) >= wanted:
             break
         try:
-            match = values_of(choice, bound)
+            match = values_of(recipe, bound)
         except AutoPEFTError:  # nothing of it is in this space
             continue
         if match.exact or match.overlap >= NEAR:
-            points[str(choice.name)] = match.values
+            points[str(recipe.name)] = match.values
     if not points:
         return [], None
     names = ", ".join(points)
     line = f"Among the first trials are the portfolio's: {names} (see autopeft recommend)."
     return list(points.values()), line
-
-
-def _by_template(ranking: Ranking) -> list[Recipe]:
-    """The best recipe of each template that may be better than plain LoRA, without LoRA itself; two
-    rates of one structure would spend a trial on little."""
-    plain = None if ranking.reference is None else ranking.reference.key.template
-    known = [
-        (c.estimate.gain, c.fitted)
-        for c in ranking.choices
-        if c.estimate is not None and c.estimate.high > 0 and c.fitted.template != plain
-    ]
-    found: dict[str, Recipe] = {}
-    for _, fitted in sorted(known, key=lambda pair: -pair[0]):
-        found.setdefault(fitted.template, fitted.recipe)
-    return list(found.values())

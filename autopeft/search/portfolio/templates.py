@@ -8,7 +8,7 @@ layers, at which rate for which size) and leaves the size to the budget.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -65,7 +65,7 @@ class Template:
     def space(self) -> Space:
         """The template as a search space, whose only parameter is the size."""
         groups = {name: {"learning_rate": rate} for name, rate in {**_HEAD, **self.tree["groups"]}.items()}
-        told = {
+        data = {
             "autopeft": 2,
             "name": "portfolio",
             "vars": {"size": {"choice": list(self.sizes)}},
@@ -74,8 +74,8 @@ class Template:
             "training": {"groups": groups},
         }
         if not self.sizes:
-            del told["vars"]
-        return Space.from_yaml(json.dumps(told), f"{_FILE}: {self.name}")
+            del data["vars"]
+        return Space.from_yaml(json.dumps(data), f"{_FILE}: {self.name}")
 
 
 @dataclass(frozen=True)
@@ -100,52 +100,39 @@ class FittedRecipe:
 @lru_cache(maxsize=1)
 def templates() -> tuple[Template, ...]:
     """The templates of the package, in the order of their file."""
-    text = files(__package__).joinpath(_FILE).read_text(encoding="utf-8")
-    return tuple(_template(name, tree) for name, tree in read_yaml(text, _FILE).items())
-
-
-def _template(name: str, tree: Mapping[str, Any]) -> Template:
-    rates = tree["rates"]
-    return Template(
-        name,
-        tuple(tree.get("sizes", ())),
-        Rates(tuple(rates["at"]), rates.get("size", 1), rates.get("power", 0.0)),
-        {
+    found = []
+    for name, tree in read_yaml(
+        files(__package__).joinpath(_FILE).read_text(encoding="utf-8"), _FILE
+    ).items():
+        rates = tree["rates"]
+        recipe = {
             "layers": tree.get("layers", []),
             "model": tree.get("model", []),
             "groups": tree.get("groups", {}),
-        },
-    )
+        }
+        at = Rates(tuple(rates["at"]), rates.get("size", 1), rates.get("power", 0.0))
+        found.append(Template(name, tuple(tree.get("sizes", ())), at, recipe))
+    return tuple(found)
 
 
 def fitted(template: Template, spec: BackboneSpec, budget: Budget) -> list[FittedRecipe]:
     """The template's recipes on a backbone, one for each rate, as large as the budget's upper limit allows;
     none where even the smallest is too large, or the backbone lacks a site that it needs."""
-    most = budget.limits(spec)[1]
-    for size, recipe in _by_size(template, spec):
-        if count(recipe, spec).deployed <= most:
-            return [_at_rate(template, i, size, recipe, spec) for i in range(len(template.rates.at))]
-    return []
-
-
-def _by_size(template: Template, spec: BackboneSpec) -> Iterator[tuple[int | None, Recipe]]:
-    """The template's recipes from the largest to the smallest."""
-    bound = template.space.bind(spec)
+    most, bound = budget.limits(spec)[1], template.space.bind(spec)
     for size in reversed(template.sizes) if template.sizes else (None,):
         try:
-            yield size, bound.materialize({} if size is None else {"size": size})
+            recipe = bound.materialize({} if size is None else {"size": size})
         except EmptyRecipe:
-            return
+            return []
         except AutoPEFTError:  # a size that is larger than the backbone is wide
-            if size is None:
-                return
-
-
-def _at_rate(
-    template: Template, index: int, size: int | None, recipe: Recipe, spec: BackboneSpec
-) -> FittedRecipe:
-    told = recipe.to_dict()
-    training = {**told.get("training", {}), "learning_rate": template.rates.of(size)[index]}
-    found = Recipe.from_dict({**told, "name": template.name, "training": training})
-    key = build_graph(found, spec).trial_hash()
-    return FittedRecipe(template.name, index, size, found, count(found, spec), key)
+            continue
+        if count(recipe, spec).deployed > most:
+            continue
+        members, data = [], recipe.to_dict()
+        for index, rate in enumerate(template.rates.of(size)):
+            training = {**data.get("training", {}), "learning_rate": rate}
+            member = Recipe.from_dict({**data, "name": template.name, "training": training})
+            key = build_graph(member, spec).trial_hash()
+            members.append(FittedRecipe(template.name, index, size, member, count(member, spec), key))
+        return members
+    return []

@@ -66,22 +66,13 @@ class Answer:
         if self.baseline is None:
             return f"{', '.join(said)}."
         if self.cost_share is not None:
-            said.append(f"{share_text(self.cost_share)} of the training cost of {self.baseline}{self._how}")
+            how = "" if self.measured else " (predicted)"
+            said.append(f"{share_text(self.cost_share)} of the training cost of {self.baseline}{how}")
         if self.difference is not None:
             said.append(f"{points(self.difference, sign=True)} points to it")
         if self.within is not None:
             said.append(f"within the margin with a probability of {self.within:.0%}".replace("%", " %"))
         return f"{', '.join(said)}."
-
-    @property
-    def _how(self) -> str:
-        return "" if self.measured else " (predicted)"
-
-    def share(self) -> tuple[float | None, str]:
-        """What it takes of that which its goal makes small, beside the baseline, and how that is known."""
-        if self.goal == "cheapest":
-            return self.cost_share, self._how
-        return self.size_share, ""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-able."""
@@ -108,33 +99,31 @@ def answers(
         baseline: the best one.
         metric: that scores *select*, where it is another than the task's.
     """
-    verdicts = {goal: chosen(goal, found(goal)) for goal in GOALS}
-    return {goal: None if v is None else _answer(goal, v, baseline, metric) for goal, v in verdicts.items()}
-
-
-def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None, metric: str | None) -> Answer:
-    mine = verdict.runs.contender()
-    told = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select, metric=metric)
-    if baseline is None or verdict.beside is None:
-        return told
-    cost, measured = _cost_share(mine, verdict, baseline)
-    return replace(
-        told,
-        baseline=baseline.name,
-        difference=verdict.beside.difference,
-        within=verdict.beside.within if verdict.beside.weight >= LEAST_WEIGHT else None,
-        size_share=_share(verdict.deployed, baseline.counts.get("deployed")),
-        cost_share=cost,
-        measured=measured,
-    )
-
-
-def _cost_share(mine: Contender, verdict: Verdict, baseline: Contender) -> tuple[float | None, bool]:
-    """What a step takes beside the baseline's, and whether it was measured in both."""
-    found = _share(mine.measured.get("step_time"), baseline.measured.get("step_time"))
-    if found is not None:
-        return found, True
-    return _share(verdict.step_cost, verdict.baseline_cost), False
+    told: dict[Goal, Answer | None] = {}
+    for goal in GOALS:
+        verdict = chosen(goal, found(goal))
+        if verdict is None:
+            told[goal] = None
+            continue
+        mine = verdict.runs.contender()
+        answer = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select, metric=metric)
+        if baseline is not None and verdict.beside is not None:
+            # What a step takes beside the baseline's, measured where it was measured in both.
+            cost = _share(mine.measured.get("step_time"), baseline.measured.get("step_time"))
+            measured = cost is not None
+            if cost is None:
+                cost = _share(verdict.step_cost, verdict.baseline_cost)
+            answer = replace(
+                answer,
+                baseline=baseline.name,
+                difference=verdict.beside.difference,
+                within=verdict.beside.within if verdict.beside.weight >= LEAST_WEIGHT else None,
+                size_share=_share(verdict.deployed, baseline.counts.get("deployed")),
+                cost_share=cost,
+                measured=measured,
+            )
+        told[goal] = answer
+    return told
 
 
 def _share(value: float | None, whole: float | None) -> float | None:
@@ -206,7 +195,9 @@ def finding(
             f"{nothing} is as good as {comparison.baseline} ({near}), as far as select tells: what "
             f"promises most is returned. {comparison.sentence()}"
         )
-    share, how = answer.share()
+    share, how = answer.size_share, ""
+    if goal == "cheapest":
+        share, how = answer.cost_share, "" if answer.measured else " (predicted)"
     beside = "" if share is None else f" at {share_text(share)} of its {takes}{how}"
     if comparison.as_good:
         return f"As good as {comparison.baseline} ({near}, 95 %){beside}."

@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -33,7 +33,7 @@ from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.method import get_method
-from autopeft.recipe import CompositionItem, Item, Recipe
+from autopeft.recipe import CompositionItem, Recipe
 from autopeft.runs.files import write_atomic
 from autopeft.runs.records import CountTable
 from autopeft.spec import BackboneSpec
@@ -86,10 +86,6 @@ class RunKey:
     rank_by: str
     versions: str
 
-    def digest(self) -> str:
-        """SHA-256 of the whole key."""
-        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
-
 
 @dataclass(frozen=True)
 class KeptScores:
@@ -123,7 +119,17 @@ class RunKeys:
     ) -> None:
         self._spec, self._metric = spec, task.metric
         self._own = task.task_kind.built_in and get_metric(task.metric).built_in
-        self._data, self._backbone = _data_hash(task), _backbone_id(source)
+        described = [task.kind, list(task.labels), task.metric, task.class_weights]
+        splits = [task.splits[name] for name in SPLIT_NAMES]
+        rows = [rows_sha256(s.texts, s.pairs, s.labels, s.fields) for s in splits]
+        self._data = hashlib.sha256(_canonical([described, rows]).encode()).hexdigest()
+        self._backbone: str | None = None
+        snapshot = _SNAPSHOT.search(Path(source.path).as_posix())
+        how = f" in {source.quantize}" if source.quantize else ""
+        if source.sha256 is not None:
+            self._backbone = f"{source.alias or 'folder'} {source.sha256}{how}"
+        elif snapshot is not None:
+            self._backbone = f"hub {snapshot[1]}{how}"
         self._plan = _canonical({k: v for k, v in asdict(plan).items() if k not in ("seed", "steps")})
 
     def of(
@@ -143,7 +149,16 @@ class RunKeys:
         methods, compositions, kinds of tasks and metrics of other packages, whose code may change unseen.
         """
         parsed = Recipe.from_dict(dict(recipe))
-        if self._backbone is None or not self._own or not _is_own(parsed):
+        names = [e.method for e in parsed.entries()] + [p.method for p in parsed.training.policies]
+        used: list[type] = [get_method(name) for name in names]
+        items = [*parsed.model, *(item for block in parsed.layers for item in block.attach)]
+        while items:
+            item = items.pop()
+            if isinstance(item, CompositionItem):
+                used.append(get_composition(item.kind))
+                items += item.children
+        own = self._own and all(str(cls.__module__).startswith(_OWN) for cls in used)
+        if self._backbone is None or not own:
             return None
         trial = build_graph(parsed, self._spec).trial_hash()
         return RunKey(
@@ -191,28 +206,30 @@ class BaselineCache:
             return None
         try:
             path = self._path(key)
-            found = _read(path, key)
+            content = _content(path)
+            found = None if content is None else _kept(content, key)
             if found is not None:
                 with suppress(OSError):  # a cache that cannot be written
                     os.utime(path)
             elif self._notify is not None and not path.is_file():
-                self._tell_outdated(path.parent, key)
+                # The first time that a run is missing: how many like it other code has kept.
+                notify, self._notify = self._notify, None
+                outdated = 0
+                for other in map(_content, path.parent.glob("*.json")):
+                    of = None if other is None else other.get("key")
+                    if isinstance(of, dict) and isinstance(of.get("versions"), str):
+                        same = of.get("data") == key.data and of.get("backbone") == key.backbone
+                        outdated += same and of["versions"] != key.versions
+                if outdated:
+                    notify(
+                        f"{outdated} baseline {'run' if outdated == 1 else 'runs'} of this task and backbone "
+                        f"were kept by an earlier version of autopeft, {', '.join(_PACKAGES[:-1])} or "
+                        f"{_PACKAGES[-1]}: they are trained again, since their scores could differ."
+                    )
         except (OSError, AutoPEFTError) as error:
             _log.info("a kept baseline run cannot be read: %s", error)
             return None
         return found
-
-    def _tell_outdated(self, folder: Path, key: RunKey) -> None:
-        """Tell, the first time that a run is missing, how many like it other code has kept."""
-        notify, self._notify = self._notify, None
-        outdated = sum(_is_outdated(content, key) for content in map(_content, folder.glob("*.json")))
-        if notify is not None and outdated:
-            runs = "run" if outdated == 1 else "runs"
-            notify(
-                f"{outdated} baseline {runs} of this task and backbone were kept by an earlier version of "
-                f"autopeft, {', '.join(_PACKAGES[:-1])} or {_PACKAGES[-1]}: they are trained again, since "
-                "their scores could differ."
-            )
 
     def put(self, key: RunKey | None, run: KeptScores, seconds: float) -> None:
         """Keep the scores of a run, beside those of other splits that are known already.
@@ -234,7 +251,7 @@ class BaselineCache:
             "counts": run.counts or known.counts,
             "seconds": round(seconds, 3),
         }
-        content["sha256"] = _sum(content)
+        content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         try:
             path = self._path(key)
@@ -246,7 +263,7 @@ class BaselineCache:
     def _path(self, key: RunKey) -> Path:
         folder = cache_folder("baselines") if self._folder is None else self._folder
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{key.digest()}.json"
+        return folder / f"{hashlib.sha256(_canonical(asdict(key)).encode()).hexdigest()}.json"
 
 
 def _content(path: Path) -> dict[str, Any] | None:
@@ -263,26 +280,23 @@ def _content(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         return None
-    return content if content.get("sha256") == _sum(content) else None
-
-
-def _sum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what a file says, its sum left out."""
     said = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return content if content.get("sha256") == found else None
 
 
-def _read(path: Path, key: RunKey) -> KeptScores | None:
-    """What a file holds, or `None` where it is missing or not wholly as `put` writes it."""
-    content = _content(path)
-    if content is None or content.get("key") != asdict(key):
-        return None
+def _kept(content: Mapping[str, Any], key: RunKey) -> KeptScores | None:
+    """The scores that a file holds of a run, or `None` where it is not wholly as `put` writes it."""
     scores = content.get("scores")
-    if not isinstance(scores, dict) or not scores or not _sound(scores, key):
+    if content.get("key") != asdict(key) or not isinstance(scores, dict) or not scores:
+        return None
+    if not _sound(scores, key):
         return None
     parts = [content.get(name, []) for name in ("pseudo_values", "select_values")]
-    if not all(map(_are_parts, parts)):
-        return None
+    for values in parts:
+        short = isinstance(values, list) and len(values) <= _MOST_PARTS
+        if not short or not all(map(_is_finite, values)):
+            return None
     merit = content.get("merit")
     if merit is not None and not _is_finite(merit):
         return None
@@ -296,74 +310,25 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
     return KeptScores(found, test, select, None if merit is None else float(merit), took, str(place), counts)
 
 
-def _are_parts(values: Any) -> bool:
-    return isinstance(values, list) and len(values) <= _MOST_PARTS and all(map(_is_finite, values))
-
-
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_outdated(content: Mapping[str, Any] | None, key: RunKey) -> bool:
-    """Whether a file holds a run of the same rows and backbone that other code or other versions trained."""
-    found = None if content is None else content.get("key")
-    if not isinstance(found, dict) or not isinstance(found.get("versions"), str):
-        return False
-    same = found.get("data") == key.data and found.get("backbone") == key.backbone
-    return same and found["versions"] != key.versions
-
-
 def _sound(scores: Mapping[Any, Any], key: RunKey) -> bool:
     """Whether every score is a finite number that its metric can give, of a split that exists."""
-
-    def possible(split: str, score: float) -> bool:
+    for split, score in scores.items():
+        if split not in SPLIT_NAMES or not _is_finite(score):
+            return False
         bounds = METRICS[key.select_metric if split == "select" else key.metric]
-        return bounds.low <= score <= bounds.high
-
-    return all(
-        split in SPLIT_NAMES and _is_finite(score) and possible(split, score)
-        for split, score in scores.items()
-    )
-
-
-def _data_hash(task: Task) -> str:
-    described = [task.kind, list(task.labels), task.metric, task.class_weights]
-    splits = [task.splits[name] for name in SPLIT_NAMES]
-    rows = [rows_sha256(s.texts, s.pairs, s.labels, s.fields) for s in splits]
-    return hashlib.sha256(_canonical([described, rows]).encode()).hexdigest()
-
-
-def _backbone_id(source: ModelSource) -> str | None:
-    how = f" in {source.quantize}" if source.quantize else ""
-    if source.sha256 is not None:
-        return f"{source.alias or 'folder'} {source.sha256}{how}"
-    snapshot = _SNAPSHOT.search(Path(source.path).as_posix())
-    return None if snapshot is None else f"hub {snapshot[1]}{how}"
-
-
-def _is_own(recipe: Recipe) -> bool:
-    """Whether every method, policy and composition of a recipe comes with this package."""
-    items = [*recipe.model, *(item for block in recipe.layers for item in block.attach)]
-    names = [e.method for e in recipe.entries()] + [p.method for p in recipe.training.policies]
-    used = [*map(get_method, names), *map(get_composition, _compositions(items))]
-    return all(str(cls.__module__).startswith(_OWN) for cls in used)
-
-
-def _compositions(items: Iterable[Item]) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, CompositionItem):
-            yield item.kind
-            yield from _compositions(item.children)
+        if not bounds.low <= score <= bounds.high:
+            return False
+    return True
 
 
 @cache
 def _versions() -> str:
-    found = {package: version(package) for package in _PACKAGES}
-    return _canonical({**found, "autopeft": _code_hash()})
-
-
-def _code_hash() -> str:
-    """SHA-256 of this package's code that takes part in a run: scores of other code are other scores."""
+    """Versions of the packages, and SHA-256 of this package's code that takes part in a run: scores of other
+    code are other scores."""
     root = Path(__file__).parents[2]
     methods = Path(next(iter(importlib.import_module(_METHODS).__path__)))
     own = [p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _OUTSIDE]
@@ -373,7 +338,7 @@ def _code_hash() -> str:
     digest = hashlib.sha256()
     for name, path in sorted(named.items()):
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return _canonical({**{p: version(p) for p in _PACKAGES}, "autopeft": digest.hexdigest()})
 
 
 def _canonical(value: Any) -> str:

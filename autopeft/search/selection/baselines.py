@@ -26,7 +26,7 @@ next to it at the best place: six places take two trainings more than two places
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -38,7 +38,6 @@ from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.recipe.training import address
 from autopeft.runs.records import CountTable
-from autopeft.search.selection.baseline_rates import Sweep, rounded, spread, with_rates
 from autopeft.search.selection.baseline_recipes import (
     REFERENCE,
     BaselineRecipe,
@@ -58,12 +57,13 @@ __all__ = [
     "BASELINE_KINDS",
     "Baseline",
     "BaselineKind",
+    "Sweep",
     "baselines",
-    "default_kinds",
-    "head_only",
     "lora_baseline",
     "lora_rates",
     "parse_kinds",
+    "spread",
+    "swept",
     "untrained",
 ]
 
@@ -81,6 +81,9 @@ _SINGLE_RATES = {"quick": 1, "normal": 1}
 # on `trec`, rank 1 was best at 2.5e-2 and lost six points at 3e-3.
 _LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
 _LORA_RANK, _LORA_POWER, _LORA_FASTEST = 12, 0.75, 3e-2
+# A sweep whose best rate is its first or last goes on by this factor, so many times at most. A rate that is
+# hardly larger than the one before is not worth a training.
+_STRIDE, _FURTHER, _LARGER = 3.0, 2, 1.2
 # Of a sweep, so many at most are trained with a second seed; one seed's luck shall not choose.
 _SECOND = 6
 _HEAD_RATES, _HEAD_FASTEST = (1e-3, 5e-3, 2e-2), 1e-1
@@ -95,7 +98,7 @@ _HEAD = {"head": {"learning_rate": 1e-2}}
 _HIDDEN = {"head.hidden": {"learning_rate": 3e-4}}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Baseline:
     """Recipes that stand for one way to do without a search.
 
@@ -105,10 +108,15 @@ class Baseline:
         counts: those of the first candidate; with `each` the means.
         each: every candidate is a run of its own, with a fresh seed of its own, and the baseline is their
             mean: there is no sweep and nothing to choose.
-        titles, tables: name and counts of each candidate, where they differ.
+        titles, tables: name and counts of each candidate; by default those of the baseline.
         shots: rows of train before each prompt where nothing is trained; `None` where something is.
         beyond: by candidate, those of the same recipe with the next rates, which are tried only where this
             one is best.
+        first_runs: candidates that the sweep trains with its first seed in any case, which come before those
+            that it may go on to: none where there is no choice.
+        second_runs: candidates that it trains with a second seed: the better half of these.
+        sweep_runs: training runs that it takes to choose, whichever candidate is best; where the best one has
+            further rates that others have not, a few more follow.
     """
 
     name: str
@@ -121,25 +129,18 @@ class Baseline:
     shots: int | None = None
     beyond: Mapping[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
-    @property
-    def first_runs(self) -> int:
-        """Candidates that the sweep trains with its first seed in any case, which come before those that it
-        may go on to: none where there is no choice."""
-        if self.each or len(self.candidates) == 1:
-            return 0
-        return len(self.candidates) - sum(map(len, self.beyond.values()))
+    first_runs: int = field(init=False)
+    second_runs: int = field(init=False)
+    sweep_runs: int = field(init=False)
 
-    @property
-    def second_runs(self) -> int:
-        """Candidates that it trains with a second seed: the better half of these."""
-        return min(self.first_runs, _SECOND, max(2, math.ceil(self.first_runs / 2)))
-
-    @property
-    def sweep_runs(self) -> int:
-        """Training runs that it takes to choose, whichever candidate is best; where the best one has further
-        rates that others have not, a few more follow."""
+    def __post_init__(self) -> None:
+        self.titles = self.titles or (self.name,) * len(self.candidates)
+        self.tables = self.tables or (self.counts,) * len(self.candidates)
+        first = len(self.candidates) - sum(map(len, self.beyond.values()))
+        self.first_runs = 0 if self.each or len(self.candidates) == 1 else first
+        self.second_runs = min(self.first_runs, _SECOND, max(2, math.ceil(self.first_runs / 2)))
         further = min((len(self.beyond.get(i, ())) for i in range(self.first_runs)), default=0)
-        return self.first_runs + further + self.second_runs
+        self.sweep_runs = self.first_runs + further + self.second_runs
 
     def fresh_runs(self, seeds: int) -> int:
         """Runs with fresh seeds, where each choice is trained with `seeds` of them. What neither trains nor
@@ -148,30 +149,8 @@ class Baseline:
             return 1
         return len(self.candidates) if self.each else seeds
 
-    def pooled(self, pooling: Pooling) -> Baseline:
-        """The same with heads that read so."""
-        if pooling == "own":
-            return self
-        found = (pooled(Recipe.from_dict(dict(recipe)), pooling).to_dict() for recipe in self.candidates)
-        return replace(self, candidates=tuple(found))
-
-    def with_head(self, head: int) -> Baseline:
-        """The same with so many parameters of the task head in its counts."""
-        tables = tuple({**table, "head": head} for table in self.tables)
-        return replace(self, counts={**self.counts, "head": head}, tables=tables)
-
-    def title(self, index: int) -> str:
-        """What the baseline is called with that candidate chosen."""
-        return self.titles[index] if self.titles else self.name
-
-    def counts_of(self, index: int) -> CountTable:
-        """Counts of a candidate."""
-        return self.tables[index] if self.tables else self.counts
-
     def remaining(self, kept: Sequence[int]) -> tuple[str, CountTable]:
         """Name and mean counts of some candidates, where each is a run of its own."""
-        if not self.tables:
-            return self.name, self.counts
         return _several(len(kept)), _means([self.tables[i] for i in kept])
 
     def label(self, index: int) -> str:
@@ -181,34 +160,30 @@ class Baseline:
             None
         }
         rate = rates.pop() if len(rates) == 1 else training.learning_rate
-        return f"{self.title(index)}, learning rate {rate:.3g}"
-
-
-def default_kinds(effort: str) -> tuple[BaselineKind, ...]:
-    """The kinds that an effort pays for: LoRA, the head and what trains nothing in `quick`, all of them in
-    any other. Those that a task cannot have are left out later (see `baselines`)."""
-    return _QUICK if effort == "quick" else BASELINE_KINDS
+        return f"{self.titles[index]}, learning rate {rate:.3g}"
 
 
 def parse_kinds(text: str | Sequence[str] | None, effort: str) -> tuple[BaselineKind, ...]:
-    """Read `all`, `none` or a list such as `lora,head`; `None` means what the effort pays for.
+    """Read `all`, `none` or a list such as `lora,head`; `None` means what the effort pays for: LoRA,
+    the head and what trains nothing in `quick`, all of them in any other. Those that a task cannot have are
+    left out later (see `baselines`).
 
     Raises:
         UsageError: a kind is unknown.
     """
     if text is None:
-        return default_kinds(effort)
+        return _QUICK if effort == "quick" else BASELINE_KINDS
     words = text.split(",") if isinstance(text, str) else list(text)
-    asked = [word.strip().lower() for word in words]
-    if asked in (["all"], ["none"]):
-        return BASELINE_KINDS if asked == ["all"] else ()
-    for word in asked:
+    named = [word.strip().lower() for word in words]
+    if named in (["all"], ["none"]):
+        return BASELINE_KINDS if named == ["all"] else ()
+    for word in named:
         if word not in BASELINE_KINDS:
             raise UsageError(
                 f"There is no baseline {word!r}.{near(word, BASELINE_KINDS)} "
                 f"Write all, none, or some of {', '.join(BASELINE_KINDS)}, separated by commas."
             )
-    return tuple(kind for kind in BASELINE_KINDS if kind in asked)
+    return tuple(kind for kind in BASELINE_KINDS if kind in named)
 
 
 def baselines(
@@ -251,8 +226,23 @@ def baselines(
     found: list[Baseline | None] = []
     for kind in wanted:
         if kind == "lora":
-            places, deep = _PLACES.get(effort, 3), _hidden_apart(bound)
-            found.append(_lora_within(budget, spec, rates, places, deep=deep, pooling=bound.pooling))
+            # A head's hidden layers have a rate of their own beside LoRA as in the space, and where that has
+            # no rate for the head at all.
+            training = bound.training(bound.middle())
+            groups = training.get("groups") if isinstance(training, dict) else None
+            apart = not groups or "head" not in groups or "head.hidden" in groups
+            vllm = isinstance(budget, ResourceBudget) and budget.within.serve == "vllm"
+            lora = lora_baseline(
+                spec,
+                budget.limits(spec),
+                rates,
+                places=_PLACES.get(effort, 3),
+                most_rank=VLLM_RANKS[-1] if vllm else _MAX_RANK,
+                admits=partial(keeps_within, budget=budget, spec=spec),
+                pooling=bound.pooling,
+                deep=bound.deep_head and apart,
+            )
+            found.append(lora)
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -261,44 +251,24 @@ def baselines(
         elif kind == "middle":
             found.append(_from_space("mid-point of the space", kind, middle(bound, budget, rates)))
         elif kind == "head":
-            found.append(head_only(spec, rates) if new_head else None)
+            if new_head:
+                base: dict[str, Any] = {"autopeft": 2, "name": "head-only"}
+                counts = count(Recipe.from_dict(base), spec)
+                rated = Sweep("head only", base, counts, spread(_HEAD_RATES, rates), _HEAD_FASTEST)
+                found.append(swept(None, "head", [rated]))
         elif not new_head and (kind == "untuned" or prompts):
             found.append(untrained(spec, 0 if kind == "untuned" else _SHOTS))
-    return [b.pooled(bound.pooling).with_head(head) for b in found if b is not None]
-
-
-def _most_rank(budget: Budget) -> int:
-    """The largest rank that LoRA may have where it is to be served."""
-    vllm = isinstance(budget, ResourceBudget) and budget.within.serve == "vllm"
-    return VLLM_RANKS[-1] if vllm else _MAX_RANK
-
-
-def _hidden_apart(bound: BoundSpace) -> bool:
-    """Whether a head's hidden layers have a rate of their own beside LoRA: as in the space, and where that
-    has no rate for the head at all."""
-    training = bound.training(bound.middle())
-    groups = training.get("groups") if isinstance(training, dict) else None
-    return bound.deep_head and (not groups or "head" not in groups or "head.hidden" in groups)
-
-
-def _lora_within(
-    budget: Budget, spec: BackboneSpec, rates: int, places: int, *, deep: bool, pooling: Pooling
-) -> Baseline | None:
-    """The LoRA baseline of a budget, inside the limits that it has beside the parameters with a head that
-    reads so: the mean of all tokens takes more than a state that the last layer gives alone."""
-
-    def admits(recipe: Mapping[str, Any]) -> bool:
-        return keeps_within(pooled(Recipe.from_dict(dict(recipe)), pooling), budget, spec)
-
-    return lora_baseline(
-        spec,
-        budget.limits(spec),
-        rates,
-        places=places,
-        most_rank=_most_rank(budget),
-        admits=admits,
-        deep=deep,
-    )
+    made = []
+    for baseline in found:
+        if baseline is not None:
+            recipes = baseline.candidates
+            if bound.pooling != "own":
+                parsed = (Recipe.from_dict(dict(recipe)) for recipe in recipes)
+                recipes = tuple(pooled(recipe, bound.pooling).to_dict() for recipe in parsed)
+            tables = tuple({**table, "head": head} for table in baseline.tables)
+            whole = {**baseline.counts, "head": head}
+            made.append(replace(baseline, candidates=recipes, counts=whole, tables=tables))
+    return made
 
 
 def lora_baseline(
@@ -308,7 +278,8 @@ def lora_baseline(
     *,
     places: int = 1,
     most_rank: int = _MAX_RANK,
-    admits: Callable[[Mapping[str, Any]], bool] = lambda recipe: True,
+    admits: Callable[[Recipe], bool] = lambda recipe: True,
+    pooling: Pooling = "own",
     deep: bool = False,
 ) -> Baseline | None:
     """LoRA of the largest rank that fits the budget, at the first `places` of: q and v, the whole attention,
@@ -325,53 +296,38 @@ def lora_baseline(
     Args:
         admits: whether a recipe keeps the limits beside the budget; on the same layers a smaller rank does
             where a larger one does. Where no LoRA keeps them, it is as large as the budget allows.
+        pooling: what the heads read of the recipes that it is asked about: the mean of all tokens takes more
+            than a state that the last layer gives alone.
         deep: whether the head's hidden layers have a rate of their own.
     """
-    fitting: list[_Fitting] = []
-    tiny = _is_tiny(spec, limits[1])
-    for place, sites, depths in _lora_places(spec, places, tiny):
-        here: list[_Fitting] = []
+    # Rank 1 at the first place may be too large on all layers.
+    (_, first, _), *_ = _lora_places(spec, 1, tiny=False)
+    try:
+        tiny = count(Recipe.from_dict(_lora(1, first, "all")), spec).deployed > limits[1]
+    except SiteError:
+        tiny = False
+    fitting: list[Sweep] = []
+    for place, sites, depths in _lora_places(spec, places, tiny=tiny):
+        here: list[tuple[int, str]] = []
         for layers in depths:
-            found = _largest_lora(spec, limits, sites, layers, most_rank, admits)
-            if found is None or found in [(f.rank, f.at) for f in here]:
+            largest = _largest_lora(spec, limits, sites, layers, most_rank, admits, pooling)
+            if largest is None or largest in here:
                 continue
             # Fewer layers of the same rank are a part of what is tried already.
-            if tiny and (len(here) == _TINY_DEPTHS or any(f.rank >= found[0] for f in here)):
+            rank, at = largest
+            if tiny and (len(here) == _TINY_DEPTHS or any(known >= rank for known, _ in here)):
                 continue
-            base = _lora(found[0], sites, found[1], deep)
-            here.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
-        fitting += here
-    reaching = [f for f in fitting if f.counts.deployed >= limits[0]]
-    inside = [f for f in reaching if admits(f.recipe)] or reaching or fitting
-    sweeps = [
-        Sweep(f.title, f.recipe, f.counts, lora_rates(f.rank, rates), _LORA_FASTEST, middle_first=tiny)
-        for f in inside
-    ]
-    return _swept("LoRA rank sweep" if len(inside) > 1 else None, "lora", sweeps)
-
-
-def _is_tiny(spec: BackboneSpec, most: int) -> bool:
-    """Whether rank 1 at LoRA's first place is too large on all layers."""
-    (_, sites, _), *_ = _lora_places(spec, 1, False)
-    try:
-        return count(Recipe.from_dict(_lora(1, sites, "all")), spec).deployed > most
-    except SiteError:
-        return False
-
-
-class _Fitting(NamedTuple):
-    """A LoRA inside the budget."""
-
-    place: str
-    rank: int
-    at: str
-    recipe: dict[str, Any]
-    counts: Counts
-
-    @property
-    def title(self) -> str:
-        layers = {"all": "all layers", "last 1": "the last layer"}.get(self.at, f"the {self.at} layers")
-        return f"LoRA rank {self.rank} on {self.place} of {layers}"
+            here.append(largest)
+            on = {"all": "all layers", "last 1": "the last layer"}.get(at, f"the {at} layers")
+            title, recipe = f"LoRA rank {rank} on {place} of {on}", _lora(rank, sites, at, deep)
+            counts = count(Recipe.from_dict(recipe), spec)
+            fitting.append(
+                Sweep(title, recipe, counts, lora_rates(rank, rates), _LORA_FASTEST, middle_first=tiny)
+            )
+    reaching = [sweep for sweep in fitting if sweep.counts.deployed >= limits[0]]
+    inside = [s for s in reaching if admits(pooled(Recipe.from_dict(dict(s.recipe)), pooling))]
+    sweeps = inside or reaching or fitting
+    return swept("LoRA rank sweep" if len(sweeps) > 1 else None, "lora", sweeps)
 
 
 def lora_rates(rank: int, count: int) -> list[float]:
@@ -379,16 +335,6 @@ def lora_rates(rank: int, count: int) -> list[float]:
     factor = max(1.0, (_LORA_RANK / rank) ** _LORA_POWER)
     scaled = [min(rate * factor, _LORA_FASTEST) for rate in _LORA_RATES]
     return rounded(spread(scaled, count))
-
-
-def head_only(spec: BackboneSpec, rates: int) -> Baseline:
-    """The task head on the frozen backbone."""
-    base: dict[str, Any] = {"autopeft": 2, "name": "head-only"}
-    counts = count(Recipe.from_dict(base), spec)
-    sweep = Sweep("head only", base, counts, spread(_HEAD_RATES, rates), _HEAD_FASTEST)
-    found = _swept(None, "head", [sweep])
-    assert found is not None
-    return found
 
 
 def untrained(spec: BackboneSpec, shots: int) -> Baseline:
@@ -408,7 +354,7 @@ class _Place(NamedTuple):
     depths: list[list[str]]
 
 
-def _lora_places(spec: BackboneSpec, places: int, tiny: bool) -> list[_Place]:
+def _lora_places(spec: BackboneSpec, places: int, *, tiny: bool) -> list[_Place]:
     """The first `places` for LoRA, and beside them single maps where the budget is `tiny`."""
     have = spec.site_names()
     layers = min(s.layers for s in spec.stacks)
@@ -434,7 +380,8 @@ def _largest_lora(
     sites: list[str] | None,
     layers: Sequence[str],
     most_rank: int,
-    admits: Callable[[Mapping[str, Any]], bool],
+    admits: Callable[[Recipe], bool],
+    pooling: Pooling,
 ) -> tuple[int, str] | None:
     """Rank and layers of the largest LoRA, of these layers on the first that all limits allow; else on the
     first that rank 1 and the lower limit allow."""
@@ -448,26 +395,18 @@ def _largest_lora(
             return None
         rank = min(most // unit, most_rank, min(s.hidden for s in spec.stacks)) if unit else 0
         if rank and rank * unit >= least:
-            kept = _largest_rank(rank, partial(_lora, sites=sites, at=at), admits)
+            # The largest rank up to this one that is admitted, as those of smaller ones are; 0 for none.
+            kept, over, tried = 0, rank + 1, rank
+            while kept + 1 < over:
+                recipe = pooled(Recipe.from_dict(_lora(tried, sites, at)), pooling)
+                kept, over = (tried, over) if admits(recipe) else (kept, tried)
+                tried = (kept + over) // 2
             if kept and kept * unit >= least:
                 return kept, at
             reaching = reaching or (rank, at)
         if rank:
             fallback = fallback or (rank, at)
     return reaching or fallback
-
-
-def _largest_rank(
-    most: int, made: Callable[[int], Mapping[str, Any]], admits: Callable[[Mapping[str, Any]], bool]
-) -> int:
-    """The largest rank up to `most` whose recipe is admitted, as those of smaller ones are; 0 for none."""
-    if admits(made(most)):
-        return most
-    kept, over = 0, most
-    while over - kept > 1:
-        middle = (kept + over) // 2
-        kept, over = (middle, over) if admits(made(middle)) else (kept, middle)
-    return kept
 
 
 def _lora(rank: int, sites: list[str] | None, at: str, deep: bool = False) -> dict[str, Any]:
@@ -480,14 +419,76 @@ def _lora(rank: int, sites: list[str] | None, at: str, deep: bool = False) -> di
     }
 
 
-def _swept(name: str | None, kind: BaselineKind, sweeps: Sequence[Sweep]) -> Baseline | None:
-    """A baseline of these recipes with their rates."""
-    members, beyond = with_rates(sweeps)
-    found = _assemble(name, kind, members)
-    return None if found is None else replace(found, beyond=beyond)
+class Sweep(NamedTuple):
+    """A recipe with several learning rates in ascending order, none of them above `fastest`; with
+    `middle_first` the others are tried only where the middle one is the best of all recipes."""
+
+    title: str
+    recipe: Mapping[str, Any]
+    counts: Counts
+    rates: Sequence[float]
+    fastest: float
+    middle_first: bool = False
 
 
-def _assemble(name: str | None, kind: BaselineKind, members: Sequence[BaselineRecipe]) -> Baseline | None:
+def swept(name: str | None, kind: BaselineKind, sweeps: Sequence[Sweep]) -> Baseline | None:
+    """A baseline of these recipes: each with the rates that come first, and after all of these those with
+    further rates, which the sweep goes on to where the first or the last rate is the best. A single rate has
+    none."""
+    planned: list[tuple[Sweep, Sequence[float], list[float], list[float]]] = []
+    for sweep in sweeps:
+        first, middle = sweep.rates, len(sweep.rates) // 2
+        powers = [_STRIDE**i for i in range(1, _FURTHER + 1)] if len(first) > 1 else []
+        above = [first[-1]]
+        for power in powers:
+            rate = min(first[-1] * power, sweep.fastest)
+            if rate > _LARGER * above[-1]:
+                above.append(rate)
+        slower, faster = rounded(first[0] / power for power in powers), rounded(above[1:])
+        if sweep.middle_first:
+            slower, faster = [*first[:middle][::-1], *slower], [*first[middle + 1 :], *faster]
+            first = first[middle : middle + 1]
+        planned.append((sweep, first, slower, faster))
+
+    pairs = [(sweep, rate) for sweep, first, *_ in planned for rate in first]
+    beyond: dict[int, tuple[int, ...]] = {}
+    start = 0
+    for sweep, first, slower, faster in planned:
+        last = start + len(first) - 1
+        for end, further in ((start, slower), (last, faster)):
+            for rate in further:
+                beyond[end] = (*beyond.get(end, ()), len(pairs))
+                end = len(pairs)
+                pairs.append((sweep, rate))
+        start = last + 1
+
+    members = []
+    for sweep, rate in pairs:
+        training = {**sweep.recipe.get("training", {}), "learning_rate": rate}
+        recipe = Recipe.from_dict({**sweep.recipe, "training": training})
+        members.append(BaselineRecipe(sweep.title, recipe, sweep.counts))
+    return _assemble(name, kind, members, beyond)
+
+
+def spread(rates: Sequence[float], count: int) -> list[float]:
+    """`count` learning rates spread geometrically over the range of `rates`; one alone is the middle."""
+    if count == 1:
+        return [rates[len(rates) // 2]]
+    low, high = rates[0], rates[-1]
+    return rounded(low * (high / low) ** (i / (count - 1)) for i in range(count))
+
+
+def rounded(rates: Iterable[float]) -> list[float]:
+    """Rates as they are written in recipes: with three digits."""
+    return [float(f"{rate:.3g}") for rate in rates]
+
+
+def _assemble(
+    name: str | None,
+    kind: BaselineKind,
+    members: Sequence[BaselineRecipe],
+    beyond: Mapping[int, tuple[int, ...]] | None = None,
+) -> Baseline | None:
     """A baseline of these candidates, called after the first where it has no name; `None` without any."""
     if not members:
         return None
@@ -498,6 +499,7 @@ def _assemble(name: str | None, kind: BaselineKind, members: Sequence[BaselineRe
         kind=kind,
         titles=tuple(m.title for m in members),
         tables=tuple(m.counts.to_dict() for m in members),
+        beyond=beyond or {},
     )
 
 

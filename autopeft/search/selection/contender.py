@@ -8,18 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autopeft.runs.records import CountTable, Sample, TrialRecord
-from autopeft.search.core.jobs import LOSS, FailureKind, Job, JobResult, TrainJob
+from autopeft.runs.records import CountTable, Sample
+from autopeft.search.core.jobs import FailureKind, Job, JobResult, TrainJob
 
 __all__ = [
     "LOST",
     "SEED_STRIDE",
     "Contender",
     "FreshRun",
+    "FreshScores",
     "RepeatedRuns",
     "fresh_seeds",
     "mean_sd",
-    "ranked_by",
 ]
 
 SEED_STRIDE = 1000
@@ -42,17 +42,11 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return [seed + SEED_STRIDE + i for i in range(count)]
 
 
-def ranked_by(record: TrialRecord) -> str | None:
-    """The measure of a record's rank (see `JobResult.ranked_by`)."""
-    return LOSS if str(record.steps) in record.merits else record.metric
-
-
 @dataclass
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
     `pseudo_values` and `select_values` are the contributions of groups of *test* and of *select* rows,
-    `merit` is what the run is ranked by where that is not its score on *select*, and `metric` is that of
-    the score on *select* where it is not the task's.
+    `rank` is what the run is ranked by, higher is better, and `ranked_by` its measure (see `JobResult`).
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """
@@ -66,24 +60,37 @@ class FreshRun:
     counts: CountTable | None = None
     pseudo_values: tuple[float, ...] = ()
     select_values: tuple[float, ...] = ()
-    merit: float | None = None
-    metric: str | None = None
+    rank: float = 0.0
+    ranked_by: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
-    @property
-    def rank(self) -> float:
-        """What the run is ranked by, higher is better."""
-        return (self.select or 0.0) if self.merit is None else self.merit
+
+class FreshScores:
+    """Mean and standard deviation of scores with fresh seeds; `None` where there are too few."""
+
+    select: tuple[float, ...]
+    test: tuple[float, ...]
 
     @property
-    def ranked_by(self) -> str | None:
-        """See `JobResult.ranked_by`."""
-        return self.metric if self.merit is None else LOSS
+    def select_mean(self) -> float | None:
+        return mean_sd(self.select)[0]
+
+    @property
+    def select_sd(self) -> float | None:
+        return mean_sd(self.select)[1]
+
+    @property
+    def test_mean(self) -> float | None:
+        return mean_sd(self.test)[0]
+
+    @property
+    def test_sd(self) -> float | None:
+        return mean_sd(self.test)[1]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(FreshScores):
     """What a table shows of a winner or a baseline.
 
     Attributes:
@@ -104,27 +111,6 @@ class Contender:
     by_seed: Mapping[int, float | None] = field(default_factory=dict, repr=False)
     parts: Mapping[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
-
-    @property
-    def select_mean(self) -> float | None:
-        return mean_sd(self.select)[0]
-
-    @property
-    def select_sd(self) -> float | None:
-        return mean_sd(self.select)[1]
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean_sd(self.test)[0]
-
-    @property
-    def test_sd(self) -> float | None:
-        return mean_sd(self.test)[1]
-
-
-def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for run in runs for name in run)
-    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
 
 
 class RepeatedRuns:
@@ -170,7 +156,7 @@ class RepeatedRuns:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
             run.pseudo_values, run.select_values = result.pseudo_values, result.select_values
-            run.measured, run.merit, run.metric = result.measured, result.merit, result.metric
+            run.measured, run.rank, run.ranked_by = result.measured, result.rank or 0.0, result.ranked_by
             run.samples = result.samples
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
@@ -178,9 +164,11 @@ class RepeatedRuns:
             self.counts = left
 
     @property
-    def step_time(self) -> float | None:
-        """Median seconds of a training step over its runs; `None` where it was not measured here."""
-        return _medians([run.measured for run in self.runs.values()]).get("step_time")
+    def measured(self) -> dict[str, float]:
+        """What its runs took, the median of each figure that was measured here, such as `step_time`."""
+        found = [run.measured for run in self.runs.values()]
+        names = dict.fromkeys(name for figures in found for name in figures)
+        return {name: statistics.median(f[name] for f in found if name in f) for name in names}
 
     @property
     def ranks(self) -> list[float]:
@@ -207,11 +195,6 @@ class RepeatedRuns:
         """Whether all of its runs have a score."""
         return len(self.good) == len(self.runs)
 
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Answers that its best run wrote, or the next that has kept some."""
-        return next((run.samples for run in self.good if run.samples), ())
-
     def contender(self) -> Contender:
         runs = list(self.runs.values())
         return Contender(
@@ -224,5 +207,5 @@ class RepeatedRuns:
             errors=tuple(r.error for r in runs if r.error is not None),
             by_seed={r.seed: r.test for r in runs},
             parts={r.seed: r.pseudo_values for r in runs if r.pseudo_values},
-            measured=_medians([r.measured for r in runs]),
+            measured=self.measured,
         )

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.goals import Cost
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import LOSS, Job
 from autopeft.search.optimization.pareto import nondominated, order
-from autopeft.search.selection.contender import RepeatedRuns, ranked_by
+from autopeft.search.selection.contender import RepeatedRuns
 
 __all__ = ["Finalist", "choose_finalists", "choose_frugal", "promise"]
 
@@ -27,7 +27,9 @@ class Finalist(RepeatedRuns):
         numbered = record.number is not None
         super().__init__(f"finalist {record.number}" if numbered else record.label, "confirm")
         self.recipe, self.counts, self.number = record.recipe, record.counts or {}, record.number
-        self.searched = [] if record.rank is None else [(ranked_by(record), record.rank)]
+        if record.rank is not None:
+            measure = LOSS if str(record.steps) in record.merits else record.metric
+            self.searched = [(measure, record.rank)]
         self._prefix = f"confirm-{record.number if numbered else record.job}"
 
     def jobs(self, seeds: Iterable[int], steps: int) -> list[Job]:

@@ -121,7 +121,7 @@ class FinalWork:
         while jobs := race.sweep_jobs(self._seed, steps):
             for job in jobs:
                 if (result := self._known(job)) is not None:
-                    race.take_sweep(result)
+                    race.take(result)
                 else:
                     left.append(job)
         if race.swept:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scipy.special import ndtr, stdtr
@@ -91,7 +91,8 @@ def non_inferiority(
     means = [math.fsum(side.values()) / len(side) for side in scores]
     difference = means[0] - means[1]
     parts = [{run.seed: run.select_values for run in side.good} for side in (mine, other)]
-    rows = _rows(parts, scores, split, means)
+    groups = matched_groups((parts[0], parts[1]), scores[0], scores[1], split)
+    rows = math.fsum(map(split.variance, means)) if groups is None else rows_variance(*groups, split)
     if not math.isfinite(rows):
         return None
     seed = noise.variance if noise.degrees else rows / 2
@@ -99,22 +100,13 @@ def non_inferiority(
     prior = max(2 * seed, margin**2)
     weight = prior / (prior + variance) if prior else 1.0
     spread = math.sqrt(weight * variance)
-    within, level = (_above(weight * difference + m, spread, noise.degrees) for m in (margin, 0.0))
+    # How probable it is that the true difference is above minus the margin, and above 0.
+    probable = []
+    for mean in (weight * difference + margin, weight * difference + 0.0):
+        if spread == 0:
+            probable.append(float(mean >= 0))
+        else:
+            t = mean / spread
+            probable.append(float(stdtr(noise.degrees, t) if noise.degrees else ndtr(t)))
+    within, level = probable
     return NonInferiority(difference, within, level, weight)
-
-
-def _rows(
-    parts: Sequence[Mapping[int, Sequence[float]]],
-    scores: Sequence[Mapping[int, float]],
-    split: ScoredSplit,
-    means: Sequence[float],
-) -> float:
-    groups = matched_groups((parts[0], parts[1]), scores[0], scores[1], split)
-    return math.fsum(map(split.variance, means)) if groups is None else rows_variance(*groups, split)
-
-
-def _above(mean: float, spread: float, degrees: int) -> float:
-    """Probability that what has this mean and spread is above 0."""
-    if spread == 0:
-        return float(mean >= 0)
-    return float(stdtr(degrees, mean / spread) if degrees else ndtr(mean / spread))

@@ -15,16 +15,16 @@ from autopeft.runs.records import CountTable, Sample, TrialRecord
 from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection.answers import Answer
-from autopeft.search.selection.contender import Contender, mean_sd
+from autopeft.search.selection.contender import Contender, FreshScores
+from autopeft.search.selection.resource_use import ResourceUse
 from autopeft.search.selection.significance import Comparison, SelectionBias
-from autopeft.search.selection.taken import Taken
 from autopeft.tasks.summary import Constant
 
 __all__ = ["SearchResult"]
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(FreshScores):
     """What a search found; the same is in its run folder.
 
     Attributes:
@@ -87,7 +87,7 @@ class SearchResult:
     constant: Constant | None = None
     over_constant: Comparison | None = None
     remarks: tuple[str, ...] = ()
-    taken: tuple[Taken, ...] = ()
+    taken: tuple[ResourceUse, ...] = ()
     within: Limits = Limits()  # noqa: RUF009 (frozen)
     origin: str = ""
     goal: Goal = "best"
@@ -97,22 +97,6 @@ class SearchResult:
     samples: tuple[Sample, ...] = field(default=(), repr=False)
     precision: str = "fp32"
     finalists: int = 0
-
-    @property
-    def select_mean(self) -> float | None:
-        return mean_sd(self.select)[0]
-
-    @property
-    def select_sd(self) -> float | None:
-        return mean_sd(self.select)[1]
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean_sd(self.test)[0]
-
-    @property
-    def test_sd(self) -> float | None:
-        return mean_sd(self.test)[1]
 
     @property
     def headline(self) -> str:
@@ -183,6 +167,23 @@ class SearchResult:
             *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant", "over_constant"),
             *("taken", "within", "answers", "samples"),
         }
+        compared = [{**asdict(c), "text": c.sentence()} for c in self.comparisons]
+        constant = self.over_constant
+        over = None if constant is None else {**asdict(constant), "text": constant.sentence()}
+        baselines = []
+        for b in self.baselines:
+            means = {k: getattr(b, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
+            shown = {k: v for k, v in vars(b).items() if k not in ("parts", "measured")}
+            baselines.append(shown | means)
+        resources = [
+            {
+                "name": one.name,
+                "predicted": one.predicted.to_dict(),
+                "measured": one.measured.to_dict(),
+                "text": one.sentence(self.within) or None,
+            }
+            for one in self.taken
+        ]
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
         data.update(
@@ -193,12 +194,12 @@ class SearchResult:
             test_mean=self.test_mean,
             test_sd=self.test_sd,
             answers={goal: None if a is None else a.to_dict() for goal, a in self.answers.items()},
-            comparisons=[_comparison_dict(c) for c in self.comparisons],
-            over_constant=None if self.over_constant is None else _comparison_dict(self.over_constant),
-            selection_bias=None if self.bias is None else self.bias.value,
+            comparisons=compared,
+            over_constant=over,
+            selection_bias=None if self.bias is None else self.bias.select - self.bias.test,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),
-            baselines=[_contender_dict(c) for c in self.baselines],
-            resources=[one.to_dict(self.within) for one in self.taken],
+            baselines=baselines,
+            resources=resources,
             resource_limits=self.within.to_dict(),
             constant=None if self.constant is None else self.constant.to_dict(),
             samples=[asdict(sample) for sample in self.samples],
@@ -210,12 +211,3 @@ class SearchResult:
             },
         )
         return data
-
-
-def _comparison_dict(c: Comparison) -> dict[str, Any]:
-    return {**asdict(c), "text": c.sentence()}
-
-
-def _contender_dict(c: Contender) -> dict[str, Any]:
-    means = {k: getattr(c, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
-    return {k: v for k, v in vars(c).items() if k not in ("parts", "measured")} | means

@@ -62,7 +62,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -199,7 +200,7 @@ def compare(
     seeds = len(mine), len(other)
     if not mine or not other:
         return Comparison(name, None, None, None, seeds, False, split.rows, None, margin, texts=split.texts)
-    a, b = _mean(mine.values()), _mean(other.values())
+    a, b = statistics.fmean(mine.values()), statistics.fmean(other.values())
     difference = round(a - b, _DIGITS)
     groups = None if parts is None else matched_groups(parts, mine, other, split)
     if groups is None:
@@ -284,30 +285,25 @@ def rows_variance(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
         if len(side) > 1:
             rest = side - side.mean(1, keepdims=True)
             found -= float(np.var(rest, axis=0, ddof=1).sum()) / (groups * (groups - 1)) / len(side)
-    return max(found, 0.0) + _Z**2 * _row_apart(mine, other, split)
 
+    # How far a text of each group moves the score, beside one of all texts, (groups,): root mean squares of
+    # their sizes. 1 where no row is a copy.
+    weights: Numbers | float = 1.0
+    if split.sizes:
+        group_of, squares = groups_of(split.sizes), np.square(split.sizes, dtype=np.float64)
+        weights = np.sqrt(np.bincount(group_of, squares) / np.bincount(group_of) / squares.mean())
 
-def _row_apart(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
-    """The square of what a text on which the sides differ adds to a score; infinite where none does and
-    nothing is known of the metric's range."""
-    weights = _weights(split)
-    worth, apart = _typical((mine.mean(0) - other.mean(0)) / weights)  # both 0 where only single seeds differ
-    by_seed, differing = _typical((mine[:, None] - other) / weights)
-    if not differing:
-        return split.least_variance
-    if min(apart, differing / (len(mine) * len(other))) < _Z**2:
-        worth = max(worth, by_seed)
-    return float(worth / mine.shape[1] ** 2)
-
-
-def _weights(split: ScoredSplit) -> Numbers | float:
-    """How far a text of each group moves the score, beside one of all texts, (groups,): root mean squares of
-    their sizes. 1 where no row is a copy."""
-    if not split.sizes:
-        return 1.0
-    groups, squares = groups_of(split.sizes), np.square(split.sizes, dtype=np.float64)
-    weights: Numbers = np.sqrt(np.bincount(groups, squares) / np.bincount(groups) / squares.mean())
-    return weights
+    # The square of what a text on which the sides differ adds to a score; infinite where none does and
+    # nothing is known of the metric's range.
+    worth, differing = _typical(apart / weights)  # both 0 where only single seeds differ
+    by_seed, each = _typical((mine[:, None] - other) / weights)
+    if not each:
+        further = split.least_variance
+    else:
+        if min(differing, each / (len(mine) * len(other))) < _Z**2:
+            worth = max(worth, by_seed)
+        further = float(worth / groups**2)
+    return max(found, 0.0) + _Z**2 * further
 
 
 def _typical(apart: Numbers) -> tuple[float, float]:
@@ -322,26 +318,19 @@ def _typical(apart: Numbers) -> tuple[float, float]:
 
 def _seeds_half(mine: Mapping[int, float], other: Mapping[int, float], *, paired: bool) -> float:
     """The seeds' part of the interval; 0 where they do not vary at all."""
+    samples = [list(mine.values()), list(other.values())]
     if paired:
-        parts = [_variance_of_mean([mine[seed] - other[seed] for seed in mine])]
-    else:
-        parts = [_variance_of_mean(list(mine.values())), _variance_of_mean(list(other.values()))]
+        samples = [[mine[seed] - other[seed] for seed in mine]]
+    parts: list[tuple[float, int]] = []  # estimated variance of each mean, and its degrees of freedom
+    for values in samples:
+        mean, size = statistics.fmean(values), len(values)
+        parts.append((math.fsum((v - mean) ** 2 for v in values) / (size - 1) / size, size - 1))
     total = math.fsum(variance for variance, _ in parts)
     if total == 0:
         return 0.0
     # Welch and Satterthwaite's formula; of a single part its own degrees of freedom. Shares avoid underflow.
     freedom = 1 / math.fsum((variance / total) ** 2 / degrees for variance, degrees in parts)
     return float(stdtrit(freedom, (1 + _LEVEL) / 2)) * math.sqrt(total)
-
-
-def _variance_of_mean(values: Sequence[float]) -> tuple[float, int]:
-    """Estimated variance of the mean, and its degrees of freedom."""
-    mean, size = _mean(values), len(values)
-    return math.fsum((v - mean) ** 2 for v in values) / (size - 1) / size, size - 1
-
-
-def _mean(values: Collection[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _finite(scores: Scores) -> dict[int, float]:
@@ -373,19 +362,15 @@ class SelectionBias:
     test: float
     noise: float | None = None
 
-    @property
-    def value(self) -> float:
-        """Select minus test."""
-        return self.select - self.test
-
     def sentence(self) -> str:
         """The bias in one plain sentence."""
-        small = 0 < abs(self.value) < 0.001
-        text = f"Selection bias, select minus test: {points(self.value, small, sign=True)} points"
+        bias = self.select - self.test
+        small = 0 < abs(bias) < 0.001
+        text = f"Selection bias, select minus test: {points(bias, small, sign=True)} points"
         if self.noise is None:
             return f"{text}."
         chance = f"the choice of rows alone moves this by up to ±{points(self.noise, small)}"
-        return f"{text}; {chance}{'.' if abs(self.value) <= self.noise else ', so it is more than chance.'}"
+        return f"{text}; {chance}{'.' if abs(bias) <= self.noise else ', so it is more than chance.'}"
 
 
 def selection_bias(

@@ -21,12 +21,13 @@ from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob, tested
 from autopeft.search.core.stages import Priority, Room, Stage
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
-from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.contender import FreshRun, RepeatedRuns, fresh_seeds
 from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
 from autopeft.search.selection.finals import Finals
-from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
+from autopeft.search.selection.verdicts import Judge, Verdict, chosen, verdicts
 
 __all__ = [
+    "RETRAINED",
     "STAGES",
     "BaselineStage",
     "FinalContext",
@@ -34,10 +35,10 @@ __all__ = [
     "FinalistStage",
     "WinnerStage",
     "register_stage",
-    "weights_job",
 ]
 
-_WEIGHTS = "weights-"
+RETRAINED = "weights-"
+"""Prefix of the job that trains a baseline's run again for its weights."""
 _SPARES = 3  # finalists in the place of those that failed: where more fail, it is not the recipes' doing
 OnPhase = Callable[[str, int], None]
 
@@ -102,7 +103,9 @@ class BaselineStage(_Final):
             self._leave_out()
         elif not plan.second and self.runs.shorten():
             self.swept_once = self.runs.name
-        self.runs.keep_seeds(self._seeds)
+        if self.runs.untuned:  # its score, which no seed changes, is shown for these seeds alone
+            runs = self.runs.runs
+            self.runs.runs = {job: run for job, run in runs.items() if run.seed in self._seeds}
 
     def _leave_out(self) -> None:
         self.left_out = True
@@ -112,12 +115,24 @@ class BaselineStage(_Final):
     def next(self, room: Room) -> Job | None:
         """See `Stage`. What decides nothing comes only where there is time for it; without a run of its
         sweep, or without any, the baseline is left out."""
-        if self._closed:
-            return None
-        if self._others and not self._ready:
-            self._try_others(room)
-        self._fill()
-        while self._ready:
+        if self._others and not self._ready and not self._closed:
+            # Another LoRA is trained with all its seeds, or with none of them.
+            others, self._others = self._others, ()
+            if room.fits(others):
+                self._on_phase("another LoRA", len(others))
+                self._ready.extend(others)
+            else:
+                self.runs.drop_other("there was no time for")
+        while not self._closed:
+            if not self._ready and not self.left_out:
+                if self.runs.untuned and not self.runs.started:
+                    self._ready.extend(self.runs.jobs(self._seeds, 0))
+                elif not self.runs.swept:
+                    self._ready.extend(self.runs.sweep_jobs(self._seed, self._steps))
+                elif self._opened and not self.runs.started:
+                    self._ready.extend(self.runs.jobs(self._seeds, self._steps))
+            if not self._ready:
+                break
             job = self._ready.popleft()
             if self.priority is not Priority.IDLE or room.fits([job]):
                 return job
@@ -125,38 +140,14 @@ class BaselineStage(_Final):
                 self.runs.drop(job.id)
             if not self.runs.runs:
                 self._leave_out()
-            self._fill()
         return None
-
-    def _fill(self) -> None:
-        """Make ready what can begin."""
-        if self._ready or self.left_out:
-            return
-        if self.runs.untuned and not self.runs.started:
-            self._ready.extend(self.runs.jobs(self._seeds, 0))
-        elif not self.runs.swept:
-            self._ready.extend(self.runs.sweep_jobs(self._seed, self._steps))
-        elif self._opened and not self.runs.started:
-            self._ready.extend(self.runs.jobs(self._seeds, self._steps))
-
-    def _try_others(self, room: Room) -> None:
-        """Let another LoRA be trained with all its seeds, or none of them."""
-        others, self._others = self._others, ()
-        if room.fits(others):
-            self._on_phase("another LoRA", len(others))
-            self._ready.extend(others)
-        else:
-            self.runs.drop_other("there was no time for")
 
     def done(self, job: Job, result: JobResult) -> None:
         """See `Stage`; what was cut off has not ended, and decides nothing."""
         self._records.append(job.record(result))
         if result.failure == "stopped":
             return
-        if job.id in self.runs.sweep:
-            self.runs.take_sweep(result)
-        elif self.runs.owns(job.id):  # else it was left out meanwhile
-            self.runs.take(result)
+        self.runs.take(result)
         self._others = self._others or self.runs.other_jobs(self._seeds, self._steps)
 
 
@@ -220,21 +211,21 @@ class FinalistStage(_Final):
 
     def next(self, room: Room) -> Job | None:
         """See `Stage`."""
-        if not self.finalists and self._trials and not self._closed:
-            self.finalists = [Finalist(record) for record in self._choose()]
-            self._ready.extend(job for finalist in self.finalists for job in self._jobs(finalist))
-        if not self._ready and (spare := self._spare()) is not None:
-            jobs = self._jobs(spare)
+        first, new = not self.finalists, list[Finalist]()
+        if first and self._trials and not self._closed:
+            new = [Finalist(record) for record in self._choose()]
+        elif not self._ready and (spare := self._spare()) is not None:
+            new = [spare]
+        seeds = fresh_seeds(self._seed, self._effort.seeds)
+        jobs = [job for finalist in new for job in finalist.jobs(seeds, self._effort.steps)]
+        if new and not first:
             if room.fits(jobs):
                 self._on_phase("another finalist", len(jobs))
-                self.finalists.append(spare)
-                self._ready.extend(jobs)
             else:
-                self._closed = True
+                self._closed, new, jobs = True, [], []
+        self.finalists += new
+        self._ready.extend(jobs)
         return self._ready.popleft() if self._ready else None
-
-    def _jobs(self, finalist: Finalist) -> list[Job]:
-        return finalist.jobs(fresh_seeds(self._seed, self._effort.seeds), self._effort.steps)
 
     def _choose(self) -> list[TrialRecord]:
         """What is trained again; nothing while a sweep decides that and has not ended."""
@@ -287,6 +278,7 @@ class WinnerStage(_Final):
         has_weights: whether the weights of a run are kept, by its job.
 
     Attributes:
+        baselines: what the winner is compared with.
         winner: the finalist, LoRA or the head alone, that reaches the goal on *select*.
         passed_over: what would have won and cannot be returned, as the training of its weights failed; and
             the error.
@@ -304,7 +296,7 @@ class WinnerStage(_Final):
         has_weights: Callable[[str], bool],
     ) -> None:
         super().__init__(on_phase)
-        self._finals, self._baselines, self.judge = finals, baselines, judge
+        self._finals, self.baselines, self.judge = finals, baselines, judge
         self._steps, self._has_weights = effort.steps, has_weights
         self.winner: RepeatedRuns | None = None
         self.passed_over: list[tuple[RepeatedRuns, str]] = []
@@ -313,7 +305,25 @@ class WinnerStage(_Final):
     def next(self, room: Room) -> Job | None:
         """See `Stage`."""
         if not self._chosen and not self._closed and self._decided:
-            self._choose()
+            winner = self._pick()
+            if isinstance(winner, Finalist):
+                self._ready.extend(self._tests(winner, winner.good))
+            elif winner is not None and not self._has_weights(winner.good[0].job):
+                best = winner.good[0]
+                self._ready.append(
+                    TrainJob(
+                        id=f"{RETRAINED}{best.job}",
+                        kind="confirm",
+                        label=f"{winner.name}, seed {best.seed}, for its weights",
+                        recipe=winner.recipe,
+                        seed=best.seed,
+                        steps=self._steps,
+                        keep_above=-math.inf,
+                        samples=True,
+                    )
+                )
+            if self._ready:
+                self._on_phase("test", len(self._ready))
         return self._ready.popleft() if self._ready else None
 
     @property
@@ -324,7 +334,7 @@ class WinnerStage(_Final):
 
     @property
     def _decided(self) -> bool:
-        awaited = (stage.runs.ended for stage in self._baselines if stage.awaited)
+        awaited = (stage.runs.ended for stage in self.baselines if stage.awaited)
         return all(stage.ended for stage in self._finals) and all(awaited)
 
     def conclude(self) -> None:
@@ -332,7 +342,7 @@ class WinnerStage(_Final):
         which are given up."""
         for final in self._finals:
             final.close()
-        for stage in self._baselines:
+        for stage in self.baselines:
             stage.runs.drop_other("the search ended before")
         if not self._chosen and self._decided:
             self._pick()
@@ -342,29 +352,6 @@ class WinnerStage(_Final):
         failed = [side for side, _ in self.passed_over]
         self.winner = self.choose(lambda side: side not in failed)
         return self.winner
-
-    def _choose(self) -> None:
-        winner = self._pick()
-        if winner is None:
-            return
-        if isinstance(winner, Finalist):
-            self._ready.extend(self._tests(winner, winner.good))
-        elif not self._has_weights(winner.good[0].job):
-            best = winner.good[0]
-            self._ready.append(
-                TrainJob(
-                    id=weights_job(best.job),
-                    kind="confirm",
-                    label=f"{winner.name}, seed {best.seed}, for its weights",
-                    recipe=winner.recipe,
-                    seed=best.seed,
-                    steps=self._steps,
-                    keep_above=-math.inf,
-                    samples=True,
-                )
-            )
-        if self._ready:
-            self._on_phase("test", len(self._ready))
 
     def _tests(self, winner: RepeatedRuns, runs: Iterable[FreshRun]) -> list[Job]:
         return [
@@ -391,10 +378,10 @@ class WinnerStage(_Final):
             run.test, run.error = result.scores.get("test"), result.error or run.error
             run.pseudo_values, run.samples = result.pseudo_values, result.samples
         else:
-            self.winner.runs[job.id.removeprefix(_WEIGHTS)].samples = result.samples
+            self.winner.runs[job.id.removeprefix(RETRAINED)].samples = result.samples
             if result.error is not None:
                 self.passed_over.append((self.winner, result.error))
-                self._choose()
+                self._chosen = False  # the next best is asked for
 
     # Reading
     # ------------------------------------------------------------------------------------------------------
@@ -408,54 +395,13 @@ class WinnerStage(_Final):
         """What is known of all that may win, what promises most first; where a goal is named, as if the
         search had it."""
         judge = self.judge if goal is None else replace(self.judge, goal=goal)
-        return verdicts(self.finalists, [stage.runs for stage in self._baselines], judge)
+        return verdicts(self.finalists, [stage.runs for stage in self.baselines], judge)
 
     def choose(self, among: Callable[[RepeatedRuns], bool]) -> RepeatedRuns | None:
         """What reaches the goal of some of those that may win, else what promises most of them."""
         found = [verdict for verdict in self.verdicts() if among(verdict.runs)]
         verdict = chosen(self.judge.goal, found) or next(iter(found), None)
         return None if verdict is None else verdict.runs
-
-    @property
-    def best_baseline(self) -> Contender | None:
-        """The baseline of one recipe that ranks highest on *select*."""
-        found = best_baseline([stage.runs for stage in self._baselines])
-        return None if found is None else found.contender()
-
-    def baselines(self) -> list[Contender]:
-        """Every baseline that has at least one run with a fresh seed."""
-        return [stage.runs.contender() for stage in self._baselines if stage.runs.runs]
-
-    @property
-    def left_out(self) -> list[str]:
-        """Names of the baselines for which there was no time."""
-        return [stage.runs.name for stage in self._baselines if stage.left_out]
-
-    @property
-    def swept_once(self) -> list[str]:
-        """Names of the baselines that one seed alone chose among."""
-        return [stage.swept_once for stage in self._baselines if stage.swept_once is not None]
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of the baselines of which all trainings failed."""
-        return [stage.runs.name for stage in self._baselines if stage.runs.failed]
-
-    @property
-    def lost_seeds(self) -> list[str]:
-        """What baselines lost of their fresh seeds and what came of it, a sentence each."""
-        races = [stage.runs for stage in self._baselines]
-        return [race.lost_seed for race in races if race.lost_seed is not None] + [
-            f"{race.name} is not returned where another recipe has all of its seeds: "
-            f"{len(race.runs) - len(race.good)} of its {len(race.runs)} failed."
-            for race in races
-            if race.prior and race.complete and not race.whole
-        ]
-
-
-def weights_job(run: str) -> str:
-    """The job that trains a baseline's run again for its weights."""
-    return f"{_WEIGHTS}{run}"
 
 
 # Stages of other packages

@@ -38,6 +38,9 @@ class TimeBudget:
         test_share: rows of *test* for each of *select*.
         spent: seconds that earlier processes of the run took.
         clock: monotonic seconds.
+
+    Attributes:
+        steps: how far each running job is.
     """
 
     def __init__(
@@ -54,20 +57,16 @@ class TimeBudget:
         self.workers, self.limit, self._clock = max(workers, 1), limit, clock
         self._full, self._expected = effort.steps, float(expected_steps or effort.steps)
         self._start, self._test_share = clock() - spent, test_share
-        self._steps: dict[str, int] = {}  # of running jobs
+        self.steps: dict[str, int] = {}  # of running jobs
         self._sums: dict[str, tuple[float, float]] = {}  # by kind: seconds, and full trainings
         self._beside = 0.0, 0  # seconds that trials took beside their steps, and parts of trials
 
     # Learning
     # ------------------------------------------------------------------------------------------------------
 
-    def progress(self, job: str, step: int) -> None:
-        """Note how far a running job is."""
-        self._steps[job] = step
-
     def finished(self, job: Job, seconds: float, step_time: float | None = None) -> None:
         """Note how long a job took, and each of its steps."""
-        self._steps.pop(job.id, None)
+        self.steps.pop(job.id, None)
         kind, work = job.kind if job.steps else _SCORED, self._work(job)
         others = math.fsum((self._mean(k) or 0.0) * n for k, n in work.items() if k != kind)
         before, count = self._sums.get(kind, (0.0, 0.0))
@@ -200,7 +199,7 @@ class TimeBudget:
             work += steps_left / self._expected * trial
         for job in running:
             seconds, (start, steps) = self.seconds([job]), _part(job)
-            done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
+            done = min(1.0, (self.steps.get(job.id, start) - start) / steps) if steps else 0.0
             if job.kind == "trial":
                 # What goes on is in the expected steps already, what begins is not.
                 work += seconds * (1.0 - done) - (seconds if steps_left is not None and start > 0 else 0.0)

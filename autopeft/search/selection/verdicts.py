@@ -39,7 +39,6 @@ from autopeft.search.selection.contender import LOST, RepeatedRuns
 from autopeft.search.selection.finalists import Finalist, promise
 from autopeft.search.selection.non_inferiority import (
     NonInferiority,
-    SeedNoise,
     non_inferiority,
     seed_noise,
     without_lost,
@@ -102,6 +101,7 @@ class Verdict:
         sure: whether it counts as within the margin.
         dearer: whether its steps take longer than those of the best baseline, as predicted or as measured in
             the runs with fresh seeds of both.
+        place: sorts what promises most first.
     """
 
     runs: RepeatedRuns
@@ -112,27 +112,12 @@ class Verdict:
     sure: bool
     baseline_cost: float | None = None
     dearer: bool = False
+    place: tuple[bool, float, bool, float] = (False, 0.0, False, 0.0)
 
     @property
     def untold(self) -> bool:
         """Whether it might be within the margin, and *select* has too few rows to tell."""
         return self.beside is not None and self.beside.within >= ENOUGH and not self.sure
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of its runs have a score."""
-        return self.runs.whole
-
-    @property
-    def head_alone(self) -> bool:
-        """Whether it is the baseline that trains the head alone."""
-        return isinstance(self.runs, BaselineRuns) and self.runs.head_alone
-
-    @property
-    def place(self) -> tuple[bool, float, bool, float]:
-        """Sorts what promises most first."""
-        first, size, _ = order(self.promise, self.deployed)
-        return not self.whole, first, isinstance(self.runs, Finalist), size
 
 
 def best_baseline(races: Sequence[BaselineRuns]) -> BaselineRuns | None:
@@ -151,8 +136,13 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     promises most stands for it.
     """
     leader = best_baseline(races)
-    taking_part = [race for race in races if _may_win(race, judge, leader)]
-    runs: list[RepeatedRuns] = [side for side in (*taking_part, *finalists) if side.good]
+    runs: list[RepeatedRuns] = []
+    for race in races:
+        dear = judge.cost is not None and race is leader and race.trained
+        may_win = race.prior or race.head_alone or dear
+        if race.good and race.recipe and may_win and judge.inside(race.recipe):
+            runs.append(race)
+    runs += [finalist for finalist in finalists if finalist.good]
     if not runs:
         return []
     expected = dict(zip(map(id, runs), promise([side.ranks for side in runs]), strict=True))
@@ -160,19 +150,17 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     everyone = [*runs, *([] if any(side is reference for side in runs) else [reference])]
     # Without predictions, what steps took, as far as all were measured in this search.
     trains = {id(side): not isinstance(side, BaselineRuns) or side.trained for side in everyone}
-    unknown = any(side.step_time is None and trains[id(side)] for side in everyone)
+    step_time = {id(side): side.measured.get("step_time") for side in everyone}
+    unknown = any(step_time[id(side)] is None and trains[id(side)] for side in everyone)
     predicted = judge.step_cost is not None or unknown
-    cost = (lambda side: judge.cost_of_step(side.recipe)) if predicted else (lambda side: side.step_time)
+    cost = {id(s): judge.cost_of_step(s.recipe) if predicted else step_time[id(s)] for s in everyone}
     found = []
-
-    def beside(side: RepeatedRuns, other: RepeatedRuns) -> NonInferiority | None:
-        noise = _noise((side, other), everyone, LOST * judge.select.span)
-        return non_inferiority(side, other, noise, judge.select, judge.margin)
-
     for side in runs:
         same = side is reference
-        seen = None if same else beside(side, reference)
-        own, others = cost(side), cost(reference) if trains[id(reference)] else None
+        seen = None if same else _beside(side, reference, everyone, judge)
+        own, others = cost[id(side)], cost[id(reference)] if trains[id(reference)] else None
+        times = (own, others), (step_time[id(side)], step_time[id(reference)])
+        first, size, _ = order(expected[id(side)], side.counts.get("deployed"))
         found.append(
             Verdict(
                 side,
@@ -182,17 +170,32 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
                 own,
                 same or _is_sure(seen),
                 others,
-                _above(own, others) or _above(side.step_time, reference.step_time),
+                any(mine is not None and other is not None and mine > other for mine, other in times),
+                (not side.whole, first, isinstance(side, Finalist), size),
             )
         )
+
     found.sort(key=lambda verdict: verdict.place)
-    if judge.cost is None and found[0].whole:
-        for head in [v for v in found[1:] if v.head_alone and v.whole]:
-            seen = beside(head.runs, found[0].runs)
-            if _is_sure(seen) and seen.level >= _NOISE:
-                found.remove(head)
-                found.insert(0, head)
+    if judge.cost is None and found[0].runs.whole:
+        for head in found[1:]:
+            if isinstance(head.runs, BaselineRuns) and head.runs.head_alone and head.runs.whole:
+                seen = _beside(head.runs, found[0].runs, everyone, judge)
+                if _is_sure(seen) and seen.level >= _NOISE:
+                    found.remove(head)
+                    found.insert(0, head)
     return found
+
+
+def _beside(
+    side: RepeatedRuns, other: RepeatedRuns, everyone: Sequence[RepeatedRuns], judge: Judge
+) -> NonInferiority | None:
+    """What *select* says of a recipe beside another one. A seed of a third recipe that fell far below the
+    others of it says nothing of how much seeds vary."""
+    scores = []
+    for one in everyone:
+        own = [run.select for run in one.good if run.select is not None]
+        scores.append(own if one is side or one is other else without_lost(own, LOST * judge.select.span))
+    return non_inferiority(side, other, seed_noise(scores), judge.select, judge.margin)
 
 
 def _is_sure(seen: NonInferiority | None) -> TypeGuard[NonInferiority]:
@@ -200,28 +203,12 @@ def _is_sure(seen: NonInferiority | None) -> TypeGuard[NonInferiority]:
     return seen is not None and seen.within >= ENOUGH and seen.weight >= LEAST_WEIGHT
 
 
-def _above(mine: float | None, other: float | None) -> bool:
-    return mine is not None and other is not None and mine > other
-
-
-def _noise(pair: Sequence[RepeatedRuns], everyone: Sequence[RepeatedRuns], fall: float) -> SeedNoise:
-    """Of a seed, for a pair of recipes: one that fell far below the others says nothing of other recipes."""
-    scores = {id(side): [run.select for run in side.good if run.select is not None] for side in everyone}
-    own = set(map(id, pair))
-    return seed_noise(found if key in own else without_lost(found, fall) for key, found in scores.items())
-
-
-def _may_win(race: BaselineRuns, judge: Judge, leader: BaselineRuns | None) -> bool:
-    named = race.prior or race.head_alone or (judge.cost is not None and race is leader and race.trained)
-    return bool(race.recipe) and named and judge.inside(race.recipe)
-
-
 def chosen(goal: Goal, found: Sequence[Verdict]) -> Verdict | None:
     """What reaches a goal, of verdicts in order; `None` where nothing is known that could tell."""
     cost = OBJECTIVES[GOALS[goal]]
     if cost is None:
         return found[0] if found else None
-    known = [v for v in found if v.sure and v.whole and getattr(v, cost) is not None]
+    known = [v for v in found if v.sure and v.runs.whole and getattr(v, cost) is not None]
     if cost == "step_cost":
         # All are dearer where the best baseline lies outside the limits, and cannot be returned.
         known = [v for v in known if not v.dearer] or known

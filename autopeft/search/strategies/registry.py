@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from autopeft.errors import UsageError
 from autopeft.plugins import Registry, import_modules
 from autopeft.search.strategies.contract import StrategyClass
 
-__all__ = ["DEFAULT", "STRATEGIES", "get_strategy", "register", "strategy_names"]
+__all__ = ["DEFAULT", "STRATEGIES", "register"]
 
 DEFAULT = "trials"
-STRATEGIES: Registry[Any] = Registry(
+STRATEGIES: Registry[type[StrategyClass]] = Registry(
     error=UsageError,
     malformed="A strategy's name is a lower-case identifier, but got {name!r}.",
     taken="The strategy name {name!r} is taken by {by}.",
@@ -44,18 +44,3 @@ def register(name: str) -> Callable[[_C], _C]:
         return cls
 
     return enter
-
-
-def get_strategy(name: str) -> type[StrategyClass]:
-    """The strategy registered under `name`.
-
-    Raises:
-        UsageError: there is none; the message names near matches.
-    """
-    found: type[StrategyClass] = STRATEGIES.find(name)
-    return found
-
-
-def strategy_names() -> tuple[str, ...]:
-    """Names of all registered strategies, sorted."""
-    return STRATEGIES.names()

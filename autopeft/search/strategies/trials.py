@@ -52,8 +52,8 @@ class Trials:
             study.rungs, effort.trials, objectives=study.objectives, least=effort.top
         )
         self._running: set[str] = set()
-        self._updates: list[TrialRecord] = []
-        self.launched = study.trained
+        self._updates: list[TrialRecord] = []  # without their seed
+        self.launched, self.expected_steps = study.trained, study.rungs.expected
         self._promoted = 0  # steps that were trained above the first rung
         self._failures_in_row = 0
         self._closing = self.finished = self.exhausted = self.out_of_time = False
@@ -110,9 +110,15 @@ class Trials:
             return None
         found = self.halving.candidate(closing=self._closing)
         if found is None and not self._closing:
-            job = self._new(room)
-            if job is not None:
-                return job
+            # A new trial, unless all were begun, none can be trained, or there is no time for one.
+            if self.launched < self._effort.trials and self._failures_in_row < _STUCK:
+                if room:
+                    proposal = self.study.propose()
+                    self._updates += self.study.take_duplicates()
+                    if proposal is not None:
+                        self.launched += 1
+                        return self._part(proposal.number, proposal.recipe, 0)
+                self.exhausted, self.out_of_time = room, self.out_of_time or not room
             self._closing = True
             found = self.halving.candidate(closing=True)
         if found is not None and (room or len(self.candidates(self._effort.top)) < self._effort.top):
@@ -126,23 +132,9 @@ class Trials:
             self.finished = True
             for number in list(self.study.paused):
                 self._checkpoints.drop(f"trial-{number}")
-                self._update(self.study.stop(number))
-            self._tell_duplicates()
+                self._updates.append(self.study.stop(number))
+            self._updates += self.study.take_duplicates()
         return None
-
-    def _new(self, room: bool) -> Job | None:
-        if self.launched >= self._effort.trials or self._failures_in_row >= _STUCK:
-            return None
-        if not room:
-            self.out_of_time = True
-            return None
-        proposal = self.study.propose()
-        self._tell_duplicates()
-        if proposal is None:
-            self.exhausted = True
-            return None
-        self.launched += 1
-        return self._part(proposal.number, proposal.recipe, 0)
 
     def _part(self, number: int, recipe: Mapping[str, object], step: int) -> TrainJob:
         """The part of a trial from one rung (or the start, step 0) to the next."""
@@ -180,46 +172,33 @@ class Trials:
         if result.failure == "stopped" and number in self.study.paused:
             return  # it waits on its rung for a search that goes on
         if result.paused and job.until is not None:
-            self._pause(job.until, number, result)
-        elif self.study.record(number, result):
-            self._end(number)
-
-    def _pause(self, step: int, number: int, result: JobResult) -> None:
-        # The checkpoint first: a trial that the journal has on a rung can then go on from it.
-        self._checkpoints.put(f"trial-{number}", result.files)
-        if not self.study.pause(number, step, result):
-            return
-        self._failures_in_row = 0
-        record = self.study.get(number)
-        self._reach(record, step)
-        for hopeless in self.halving.hopeless():
-            self._checkpoints.drop(f"trial-{hopeless}")
-        # Make room: drop checkpoints of the trials least likely to go on. One that does all the same begins
-        # anew.
-        room = max(_ROOM, _ROOM_EACH * self._effort.trials)
-        spare = self.halving.queue()[_KEPT:]
-        while self._checkpoints.size > room and spare:
-            self._checkpoints.drop(f"trial-{spare.pop()}")
-        self._update(record)
-
-    def _end(self, number: int) -> None:
-        self._checkpoints.drop(f"trial-{number}")
-        record = self.study.get(number)
-        if record.state == "complete" and record.score is not None:
+            # The checkpoint first: a trial that the journal has on a rung can then go on from it.
+            self._checkpoints.put(f"trial-{number}", result.files)
+            if not self.study.pause(number, job.until, result):
+                return
             self._failures_in_row = 0
-            self._reach(record, self.study.rungs.full)
-        else:
-            self.halving.drop(number)
-            self._failures_in_row += 1
-        self._update(record)
-        self._tell_duplicates()
-
-    def _update(self, record: TrialRecord) -> None:
-        self._updates.append(replace(record, seed=self._seed))
-
-    def _tell_duplicates(self) -> None:
-        for record in self.study.take_duplicates():
-            self._update(record)
+            record = self.study.get(number)
+            self._reach(record, job.until)
+            for hopeless in self.halving.hopeless():
+                self._checkpoints.drop(f"trial-{hopeless}")
+            # Make room: drop checkpoints of the trials least likely to go on. One that does all the same
+            # begins anew.
+            space = max(_ROOM, _ROOM_EACH * self._effort.trials)
+            spare = self.halving.queue()[_KEPT:]
+            while self._checkpoints.size > space and spare:
+                self._checkpoints.drop(f"trial-{spare.pop()}")
+            self._updates.append(record)
+        elif self.study.record(number, result):
+            self._checkpoints.drop(f"trial-{number}")
+            record = self.study.get(number)
+            if record.state == "complete" and record.score is not None:
+                self._failures_in_row = 0
+                self._reach(record, self.study.rungs.full)
+            else:
+                self.halving.drop(number)
+                self._failures_in_row += 1
+            self._updates.append(record)
+            self._updates += self.study.take_duplicates()
 
     # Reading
     # ------------------------------------------------------------------------------------------------------
@@ -227,7 +206,7 @@ class Trials:
     def updates(self) -> list[TrialRecord]:
         """See `Strategy`."""
         found, self._updates = self._updates, []
-        return found
+        return [replace(record, seed=self._seed) for record in found]
 
     def records(self) -> list[TrialRecord]:
         """See `Strategy`."""
@@ -239,11 +218,6 @@ class Trials:
     def candidates(self, n: int) -> list[TrialRecord]:
         """See `Strategy`."""
         return self.study.best(n)
-
-    @property
-    def expected_steps(self) -> float:
-        """See `Strategy`."""
-        return self.study.rungs.expected
 
     @property
     def steps_left(self) -> float:

@@ -47,7 +47,7 @@ def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -
     assert all(job.recipe == winner.recipe for job in tested if job.kind == "test")
     contender = winner.contender()
     assert len(contender.select) == len(contender.test) == 2
-    assert [len(b.test) for b in stage.controller.selection.baselines()] == [2]
+    assert [len(b.runs.contender().test) for b in stage.controller.selection.baselines] == [2]
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Make) -> None:
@@ -118,7 +118,7 @@ def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     assert stage.controller.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.controller.selection.baselines() == []
+    assert not any(b.runs.runs for b in stage.controller.selection.baselines)
     assert stage.controller.selection.winner is None
 
 
@@ -305,7 +305,8 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     assert before.winner is not None
     assert after.winner is not None
     assert after.winner.contender() == before.winner.contender()
-    assert after.baselines() == before.baselines()
+    ours, theirs = ([b.runs.contender() for b in side.baselines] for side in (after, before))
+    assert ours == theirs
     assert [r.kept for r in again.records if r.kind != "trial"].count(False) == 1
 
 
@@ -365,11 +366,12 @@ def test_baselines_keep_to_the_time_budget_too(make_stage: Make, minutes: int) -
     kinds = timed.play()
     assert 0.75 * minutes <= timed.clock.now / 60 <= minutes
     assert kinds["trial"] >= 4
-    confirmation = timed.stage.controller.selection
-    shown = {LORA, SINGLE, RANDOM}.difference(confirmation.left_out)
-    assert {contender.name for contender in confirmation.baselines()} == shown
+    stages = timed.stage.controller.selection.baselines
+    shown = {LORA, SINGLE, RANDOM}.difference(b.runs.name for b in stages if b.left_out)
+    assert {b.runs.name for b in stages if b.runs.runs} == shown
     assert LORA in shown
-    assert all(c.test and None not in c.by_seed.values() for c in confirmation.baselines())
+    shown_runs = [b.runs.contender() for b in stages if b.runs.runs]
+    assert all(c.test and None not in c.by_seed.values() for c in shown_runs)
 
 
 def test_trials_but_the_first_two_have_to_end_in_time(make_stage: Make) -> None:
@@ -458,7 +460,7 @@ def test_known_baselines_are_no_work_to_come(make_stage: Make) -> None:
     effort = timed.stage.controller.effort
     assert (effort.top, effort.seeds) == (3, 3)
     assert 28 <= kinds["trial"] < 32, "40 would leave 0 of 800 s for 9 finalists' runs and the test"
-    assert timed.stage.controller.selection.left_out == []
+    assert not any(b.left_out for b in timed.stage.controller.selection.baselines)
     assert 700 < timed.clock.now <= 800.0
 
 

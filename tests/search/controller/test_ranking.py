@@ -55,6 +55,6 @@ def test_baselines_choose_by_it(make_stage: Make, rank_by: str, chosen: float) -
 
     stage = make_stage(rank_by=rank_by)
     stage.play(outcome)
-    (baseline,) = stage.controller.selection.baselines()
+    (baseline,) = (b.runs.contender() for b in stage.controller.selection.baselines)
     assert baseline.recipe.get("training", {}).get("learning_rate", 1e-3) == chosen
     assert all(score > 0.5 for score in baseline.select)

@@ -28,7 +28,7 @@ from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.optimization.successive_halving import FIDELITIES
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.selection.baselines import BASELINE_KINDS
-from autopeft.search.strategies.registry import DEFAULT, strategy_names
+from autopeft.search.strategies.registry import DEFAULT, STRATEGIES
 from autopeft.search.tracking.reporter import TRACKERS
 
 
@@ -89,7 +89,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ("option", "registered"),
     [
         ("sampler", SAMPLERS),
-        ("strategy", strategy_names()),
+        ("strategy", STRATEGIES.names()),
         ("effort", EFFORTS),
         ("fidelity", FIDELITIES),
         ("goal", GOALS),
@@ -149,7 +149,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "effort": st.sampled_from(sorted(EFFORTS)),
     "trials": counts,
     "time": st.sampled_from(["90s", "30m", "2h", "1h30m"]),
-    "strategy": st.sampled_from(strategy_names()),
+    "strategy": st.sampled_from(STRATEGIES.names()),
     "sampler": st.sampled_from(sorted(SAMPLERS)),
     "fidelity": st.sampled_from(FIDELITIES),
     "goal": st.sampled_from(sorted(GOALS)),

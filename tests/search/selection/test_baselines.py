@@ -91,7 +91,7 @@ def test_lora_is_the_largest_that_fits(family: str, most: int) -> None:
         assert most < width * 2 * 2 * len(spec.stacks), "something would have fitted"
         return
     for i, recipe in enumerate(baseline.candidates):
-        assert 0 < deployed(spec, recipe) == baseline.counts_of(i)["deployed"] <= most
+        assert 0 < deployed(spec, recipe) == baseline.tables[i]["deployed"] <= most
     layers = baseline.candidates[0]["layers"][0]
     config = layers["attach"][0]["lora"]
     if layers.get("at", "all") == "all" and config["rank"] < 64:
@@ -103,7 +103,7 @@ def test_known_size() -> None:
     baseline = lora_baseline(MINILM, (0, 113_566), rates=3)
     assert baseline is not None
     assert baseline.counts["deployed"] == 110_592
-    assert [baseline.title(i) for i in (0, 3)] == [
+    assert [baseline.titles[i] for i in (0, 3)] == [
         "LoRA rank 12 on q, v of all layers",
         "LoRA rank 24 on q, v of the last 3 layers",
     ]
@@ -188,7 +188,7 @@ def test_every_baseline_counts_the_head() -> None:
     every = found(BERT, "0.5%", kinds=["all"], head=66)
     assert {baseline.kind for baseline in every} == {"lora", "single", "random", "middle", "head"}
     for baseline in every:
-        tables = [baseline.counts, *map(baseline.counts_of, range(len(baseline.candidates)))]
+        tables = [baseline.counts, *baseline.tables]
         tables.append(baseline.remaining([0])[1])
         assert {table["head"] for table in tables} == {66}
 
@@ -212,7 +212,7 @@ def test_all_but_the_head_lie_inside_the_budget(
     assert [b.kind for b in several][-1] == "head"
     for baseline in several[:-1]:
         sizes = [deployed(spec, c) for c in baseline.candidates]
-        assert sizes == [baseline.counts_of(i)["deployed"] for i in range(len(sizes))]
+        assert sizes == [baseline.tables[i]["deployed"] for i in range(len(sizes))]
         assert all(0 < size <= most for size in sizes)
         if baseline.kind in ("random", "middle"):
             assert all(size >= least for size in sizes)
@@ -238,7 +238,7 @@ def test_lora_goes_from_place_to_place() -> None:
     baseline = lora_baseline(MINILM, (0, 113_566), rates=2, places=3)
     assert baseline is not None
     assert baseline.name == "LoRA rank sweep"
-    assert [baseline.title(i) for i in (0, 2, 4, 6)] == [
+    assert [baseline.titles[i] for i in (0, 2, 4, 6)] == [
         "LoRA rank 12 on q, v of all layers",
         "LoRA rank 24 on q, v of the last 3 layers",
         "LoRA rank 6 on q, k, v, o of all layers",
@@ -379,7 +379,7 @@ def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:
     gpt2 = SPECS["gpt2"]
     parts = lora_baseline(gpt2, (0, 20_000), rates=1, places=3)
     assert parts is not None
-    assert [parts.title(i).split(" on ")[1] for i in range(4)] == [
+    assert [parts.titles[i].split(" on ")[1] for i in range(4)] == [
         "q, v of all layers",
         "q, v of the last layer",
         "q, k, v, o of all layers",
@@ -389,7 +389,7 @@ def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:
     whole = replace(gpt2, sites=tuple(s for s in gpt2.sites if s.name not in ("q", "k", "v")))
     fused = lora_baseline(whole, (0, 20_000), rates=1, places=3)
     assert fused is not None
-    assert [fused.title(i).split(" on ")[1] for i in range(4)] == [
+    assert [fused.titles[i].split(" on ")[1] for i in range(4)] == [
         "qkv of all layers",
         "qkv of the last layer",
         "qkv, o of all layers",
@@ -402,11 +402,11 @@ def test_lora_that_misses_the_range_gives_way_to_one_that_reaches_it() -> None:
     baseline = lora_baseline(MINILM, (100_000, 113_566), rates=1, places=3)
     assert baseline is not None
     last = len(baseline.candidates) - 1
-    assert baseline.title(last) == "LoRA rank 3 on every linear map of the last 5 layers"
+    assert baseline.titles[last] == "LoRA rank 3 on every linear map of the last 5 layers"
     narrow = lora_baseline(MINILM, (4_700, 6_500), rates=1, places=3)
     assert narrow is not None
     assert {table["deployed"] for table in narrow.tables} == {6_144}
-    assert narrow.title(0) == "LoRA rank 1 on q, v of the last 4 layers"
+    assert narrow.titles[0] == "LoRA rank 1 on q, v of the last 4 layers"
 
 
 def limited(budget: str, predict: Any, **limits: Any) -> list[Baseline]:
@@ -420,7 +420,7 @@ def file_of(graph: CompositionGraph) -> Resources:
 
 def test_lora_is_the_largest_that_keeps_the_limits() -> None:
     (baseline,) = limited("0.5%", file_of, file=300_000)
-    assert [baseline.title(i) for i in range(3)] == [
+    assert [baseline.titles[i] for i in range(3)] == [
         "LoRA rank 8 on q, v of all layers",
         "LoRA rank 16 on q, v of the last 3 layers",
         "LoRA rank 4 on q, k, v, o of all layers",
@@ -433,7 +433,7 @@ def test_where_all_layers_take_too_much_lora_sits_on_fewer() -> None:
         return Resources(step_time=float(6 - first_layer(graph)))
 
     (baseline,) = limited("0.5%", step_of, step_time=2.0)
-    assert baseline.title(0) == "LoRA rank 36 on q, v of the last 2 layers"
+    assert baseline.titles[0] == "LoRA rank 36 on q, v of the last 2 layers"
     assert all(title.endswith("of the last 2 layers") for title in baseline.titles)
 
 
@@ -449,7 +449,7 @@ def test_lora_keeps_the_limits_with_what_its_head_reads() -> None:
     )
     bound = SPACES["lora"].with_pooling("mean").bind(MINILM)
     (baseline,) = baselines(bound, MINILM, within, rates=1, seed=0, kinds=["lora"])
-    assert baseline.title(0) == "LoRA rank 36 on q, v of the last 2 layers"
+    assert baseline.titles[0] == "LoRA rank 36 on q, v of the last 2 layers"
     assert all(keeps_within(Recipe.from_dict(dict(c)), within, MINILM) for c in baseline.candidates)
 
 
@@ -477,11 +477,11 @@ def test_every_method_of_the_space_stands_alone() -> None:
         "vera", "serial_adapter", "compacter", "parallel_adapter", "p_tuning_v2", "ia3", "ssf", "hiwi",
         "mov", "prompt_tuning", "bitfit", "fish_mask", "pafi",
     }  # fmt: skip
-    sizes = {name: baseline.counts_of(i)["deployed"] for i, names in enumerate(alone) for name in names}
+    sizes = {name: baseline.tables[i]["deployed"] for i, names in enumerate(alone) for name in names}
     assert sizes["lora"] == 110_592
     assert sizes["serial_adapter"] == sizes["parallel_adapter"] == 113_040
     assert sizes["prompt_tuning"] == 32 * 384, "the longest prompt of the space"
-    assert baseline.title(0) == "best single method: lora"
+    assert baseline.titles[0] == "best single method: lora"
 
 
 def test_a_method_alone_is_where_the_search_starts() -> None:

@@ -144,7 +144,7 @@ def test_an_interruption_before_the_other_lora_has_ended_keeps_what_was_confirme
 def test_where_cost_decides_all_loras_may_be_finalists_and_none_is_trained_twice(make_stage: Make) -> None:
     stage = unstable_stage(make_stage, judge=judge("cheapest"), objectives=2, cost="step_cost")
     stage.play(unstable)
-    assert stage.controller.selection.lost_seeds == []
+    assert not any(b.runs.lost_seed for b in stage.controller.selection.baselines)
     trained = Counter(
         (json.dumps(job.recipe), job.seed) for job in stage.jobs if job.id.startswith("baseline-0-")
     )
@@ -318,9 +318,9 @@ def test_the_untuned_model_is_scored_whatever_the_time(
     stage = make_stage(ranks=(40, 50), baselines=[baseline(99, kind="single"), untuned, baseline(30)])
     monkeypatch.setattr(stage.controller.time_budget, "fits", lambda job: False)
     stage.play(honest, workers=1)
-    confirmation = stage.controller.selection
-    assert [b.name for b in confirmation.baselines()] == ["untuned", "LoRA of rank 30"]
-    assert confirmation.left_out == ["LoRA of rank 99"]
+    stages = stage.controller.selection.baselines
+    assert [b.runs.name for b in stages if b.runs.runs] == ["untuned", "LoRA of rank 30"]
+    assert [b.runs.name for b in stages if b.left_out] == ["LoRA of rank 99"]
     assert [job.id for job in stage.jobs if job.id.startswith("baseline-1")] == ["baseline-1-0-s1000"]
     assert stage.jobs[0].id == "baseline-1-0-s1000", "it needs nothing, and tells how long answers take"
 

@@ -51,7 +51,7 @@ def test_a_running_job_counts_for_what_is_left_of_it() -> None:
     time_budget = budget_of()
     time_budget.finished(job(), 10.0)
     whole = remaining(time_budget, 30.0, job(name="b"))
-    time_budget.progress("b", 5)
+    time_budget.steps["b"] = 5
     half = remaining(time_budget, 30.0, job(name="b"))
     assert whole is not None
     assert half is not None

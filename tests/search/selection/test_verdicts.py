@@ -337,7 +337,7 @@ def test_a_sweep_by_another_metric_chooses_and_counts_for_nothing_more() -> None
     while jobs := race.sweep_jobs(0, 10):
         for job in jobs:
             score = {"a": 0.25, "b": 0.75}[job.recipe["name"]]
-            race.take_sweep(JobResult(job.id, {"select": score}, metric="likelihood"))
+            race.take(JobResult(job.id, {"select": score}, metric="likelihood"))
     (record, _) = race.swept_candidates(10)
     assert (record.metric, record.score, record.merits) == ("likelihood", 0.75, {})
     (job,) = race.jobs((1000,), 10)

@@ -29,7 +29,7 @@ from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.stages import STAGES
 from autopeft.search.strategies.contract import StrategyContext
-from autopeft.search.strategies.registry import STRATEGIES, get_strategy, register, strategy_names
+from autopeft.search.strategies.registry import STRATEGIES, register
 from autopeft.search.strategies.trials import Trials
 
 TOYS = Path(__file__).parents[2] / "plugins" / "toys"
@@ -70,7 +70,7 @@ def stage(tmp_path: Path, past: list[TrialRecord], name: str = "toy", **more: An
         first=[] if past else [SPACE.middle()],
         past=past,
     )
-    strategy = get_strategy(name).open(context)
+    strategy = STRATEGIES.find(name).open(context)
     baselines = [Baseline("baseline", (lora(100).to_dict(),), {"deployed": 5})]
     controller = Controller(
         strategy, EFFORT, baselines, events, checkpoints, records.append, seed=3, workers=2, **more
@@ -237,14 +237,14 @@ def test_its_jobs_are_run_by_its_own_runner(toys: Any, monkeypatch: pytest.Monke
 
 
 def test_names_and_what_a_strategy_needs(own_registry: None) -> None:
-    assert strategy_names()[-1] == "trials"
-    assert get_strategy("trials") is Trials
+    assert STRATEGIES.names()[-1] == "trials"
+    assert STRATEGIES.find("trials") is Trials
     with pytest.raises(UsageError, match=r"no strategy 'trails'\. Did you mean 'trials'"):
-        get_strategy("trails")
+        STRATEGIES.find("trails")
     with pytest.raises(UsageError, match="'trials' is taken by autopeft"):
         register("trials")(type("Other", (), {}))
     with pytest.raises(UsageError, match="lower-case identifier, but got 'My own'"):
         register("My own")(type("Other", (), {}))
     with pytest.raises(UsageError, match=r"\(Other\) lacks open"):
         register("other")(type("Other", (), {}))
-    assert "other" not in strategy_names()
+    assert "other" not in STRATEGIES.names()

@@ -9,14 +9,14 @@ from typing import Any
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
-from autopeft.resources import FIGURES, Limits, Resources
+from autopeft.resources import Limits, Resources
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Taken", "taken"]
+__all__ = ["ResourceUse", "resource_uses"]
 
 
 @dataclass(frozen=True)
-class Taken:
+class ResourceUse:
     """What one recipe takes.
 
     Attributes:
@@ -32,7 +32,17 @@ class Taken:
     def sentence(self, limits: Limits) -> str:
         """What was predicted and measured of each figure that is limited, and which limits it is over; empty
         where nothing can be said."""
-        said = [self._figure(f.name) for f, _ in limits.set()]
+        said = []
+        for figure, _ in limits.set():
+            before, after = getattr(self.predicted, figure.name), getattr(self.measured, figure.name)
+            predicted = "" if before is None else f"{figure.text(before)} predicted"
+            if before is not None and after is None:
+                said.append(f"{figure.title} {predicted}, not measured")
+            elif before is None and after is not None:
+                said.append(f"{figure.title} {figure.text(after)} measured")
+            elif before is not None:
+                off = f", {after / before - 1:+.0%}" if before else ""
+                said.append(f"{figure.title} {predicted}, {figure.text(after)} measured{off}")
         if limits.serve:
             reason, way = self.predicted.unservable, limits.serve
             said.append(
@@ -40,42 +50,20 @@ class Taken:
             )
         if limits.quantize and self.predicted.on_packed:
             said.append(f"not for a backbone in {limits.quantize}: {self.predicted.on_packed}")
-        told = "; ".join(part for part in said if part)
-        return f"{self.name}: {told}.{self._over(limits)}" if told else ""
-
-    def _figure(self, name: str) -> str:
-        figure = next(f for f in FIGURES if f.name == name)
-        before, after = getattr(self.predicted, name), getattr(self.measured, name)
-        if before is None and after is None:
+        if not said:
             return ""
-        if after is None:
-            return f"{figure.title} {figure.text(before)} predicted, not measured"
-        if before is None:
-            return f"{figure.title} {figure.text(after)} measured"
-        off = f", {after / before - 1:+.0%}" if before else ""
-        return f"{figure.title} {figure.text(before)} predicted, {figure.text(after)} measured{off}"
-
-    def _over(self, limits: Limits) -> str:
-        known = self.predicted.to_dict() | self.measured.to_dict()
         # Whether it can be served is said by then.
-        broken = replace(limits, serve=None, quantize=None).broken(Resources(**known))
-        return f" It is over the limit: {'; '.join(broken)}." if broken else ""
-
-    def to_dict(self, limits: Limits) -> dict[str, Any]:
-        """Everything that is known, and in words what is limited."""
-        found = {
-            "name": self.name,
-            "predicted": self.predicted.to_dict(),
-            "measured": self.measured.to_dict(),
-        }
-        return {**found, "text": self.sentence(limits) or None}
+        known = Resources(**(self.predicted.to_dict() | self.measured.to_dict()))
+        broken = replace(limits, serve=None, quantize=None).broken(known)
+        over = f" It is over the limit: {'; '.join(broken)}." if broken else ""
+        return f"{self.name}: {'; '.join(said)}.{over}"
 
 
-def taken(
+def resource_uses(
     recipes: Iterable[tuple[str, Mapping[str, Any], Mapping[str, float]]],
     spec: BackboneSpec,
     predict: Callable[[CompositionGraph], Resources],
-) -> tuple[Taken, ...]:
+) -> tuple[ResourceUse, ...]:
     """What recipes take, by name, recipe and measurements. A baseline that is no single recipe has an empty
     one, and is measured alone; so is one that has no graph."""
     found = []
@@ -84,5 +72,5 @@ def taken(
             predicted = predict(build_graph(Recipe.from_dict(dict(recipe)), spec)) if recipe else Resources()
         except AutoPEFTError:
             predicted = Resources()
-        found.append(Taken(name, predicted, Resources.from_dict(measured)))
+        found.append(ResourceUse(name, predicted, Resources.from_dict(measured)))
     return tuple(found)
