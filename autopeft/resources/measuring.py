@@ -18,9 +18,9 @@ from autopeft.resources.features import Shape
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.tokens import mask_of
 from autopeft.training import TrainingPlan, train
+from autopeft.training.contexts import evaluation_mode, head_kept
 from autopeft.training.forward import Forward
 from autopeft.training.metering import PeakMemory, resident, timed
-from autopeft.training.modes import evaluation_mode, head_kept
 
 __all__ = ["Bench", "Measured", "latency_of", "typical_rows"]
 

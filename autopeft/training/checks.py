@@ -13,8 +13,8 @@ from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.kinds.generation import room_of
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
+from autopeft.training.distributed import team_of
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.together import team_of
 
 __all__ = ["check", "check_positions", "check_recipe"]
 

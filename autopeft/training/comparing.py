@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of
 from autopeft.hybrid import Hybrid
-from autopeft.training.modes import generator_state
+from autopeft.training.contexts import generator_state
 
 __all__ = ["alike", "drawn", "draws", "is_rough", "moved"]
 

@@ -39,12 +39,12 @@ from autopeft.tasks.kinds import get_metric
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
 from autopeft.training.asked import asked_task
+from autopeft.training.contexts import check_checkpointing
 from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
 from autopeft.training.forward import sharing_forward
 from autopeft.training.head_start import start_head
 from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
-from autopeft.training.modes import check_checkpointing
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.samples import asked_in
 from autopeft.training.scoring import score_by_rows

@@ -24,13 +24,13 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.tokens import mask_of
 from autopeft.training.comparing import alike, drawn, draws, is_rough, moved
+from autopeft.training.contexts import evaluation_mode, generators_kept, training_mode
 from autopeft.training.contracts import Trainable
+from autopeft.training.distributed import team_of
 from autopeft.training.losses import logits_of
-from autopeft.training.modes import evaluation_mode, generators_kept, training_mode
 from autopeft.training.packing import Packing, check_packing
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.shared import SharedInGroups, SharedPrefix, Unshareable, is_by_position, may_share
-from autopeft.training.together import team_of
 from autopeft.training.trunk import Level, Trunk
 
 __all__ = ["Forward", "packed_forward", "sharing_forward", "shortest_forward"]

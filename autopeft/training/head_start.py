@@ -34,10 +34,10 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import IGNORED, Loss
+from autopeft.training.contexts import evaluation_mode
 from autopeft.training.forward import shortest_forward
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.modes import evaluation_mode
 from autopeft.training.plan import TrainingPlan
 
 __all__ = ["HeadFit", "Probe", "fit_head", "fitted_head", "last_linear", "start_head"]

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make_room, warn_once
 from autopeft.errors import AssetError
 from autopeft.tasks.encode import EncodedTask
+from autopeft.training.distributed import team_of
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.together import team_of
 
 __all__ = ["KeptMeasurements"]
 

@@ -17,9 +17,9 @@ from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, get_metric, writing_scorer
+from autopeft.training.contexts import evaluation_mode, generators_kept
 from autopeft.training.forward import Forward
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.modes import evaluation_mode, seeded
 from autopeft.training.samples import Asked, sampled, samples_of, told_of
 
 __all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
@@ -92,7 +92,7 @@ def _written(
     scorer = writing_scorer(get_kind(split.kind).scorer)
     order = np.argsort(-split.prompt_lengths, kind="stable")
     texts = np.empty(len(split), dtype=object)
-    with seeded(how.seed, place):
+    with generators_kept(place, seed=how.seed):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             one = told if len(split) == 1 else None

@@ -78,7 +78,7 @@ def test_a_trial_leaves_no_trace_and_repeats_bitwise(restored: Any) -> None:
     assert first.scores == second.scores
     assert list(first.scores) == ["select", "test"]
     assert first.score == first.scores["select"]
-    assert first.train_loss == first.train.losses[-1]
+    assert first.train.final_loss == first.train.losses[-1]
     assert run_trial(restored, MIXED, data, replace(PLAN, seed=3)).train.losses != first.train.losses
 
 

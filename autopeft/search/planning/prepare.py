@@ -48,7 +48,7 @@ from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
 from autopeft.training.checks import check_positions
-from autopeft.training.modes import check_checkpointing
+from autopeft.training.contexts import check_checkpointing
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions", "worker_setup"]
 
