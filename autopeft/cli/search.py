@@ -111,7 +111,7 @@ def _print_result(result: SearchResult) -> None:
     from autopeft.graph import build_graph, draw_text
     from autopeft.report.search import ending, outcome_sheet, winner_text
     from autopeft.runs.folder import RunFolder, as_typed
-    from autopeft.training.next_steps import next_steps
+    from autopeft.training.commands import next_steps
 
     manifest = RunFolder(result.run).manifest()
     data = manifest["data"]

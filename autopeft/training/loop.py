@@ -107,9 +107,21 @@ def train(
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
             gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
             training = _Training(
-                hybrid, data, plan, device, dropout, gradient, result, on_step, on_score, on_phase,
-                should_stop, until, resume, hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
-            )  # fmt: skip
+                hybrid=hybrid,
+                data=data,
+                plan=plan,
+                device=device,
+                dropout=dropout,
+                gradient=gradient,
+                result=result,
+                on_step=on_step,
+                on_score=on_score,
+                on_phase=on_phase,
+                should_stop=should_stop,
+                until=until,
+                resume=resume,
+                revision=hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
+            )
             with (
                 generators_kept(device, seed=plan.seed),
                 training_mode(hybrid.model, modules.values(), dropout=dropout),
@@ -144,7 +156,7 @@ def train(
         return result
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Training:
     """A training under way.
 

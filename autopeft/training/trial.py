@@ -21,7 +21,7 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contexts import head_kept
 from autopeft.training.contracts import Trainable
 from autopeft.training.forward import sharing_forward, shortest_forward
-from autopeft.training.full import FullFineTuning
+from autopeft.training.full_tuning import FullFineTuning
 from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, train
 from autopeft.training.plan import TrainingPlan

@@ -23,7 +23,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
-from autopeft.training.full import FullFineTuning
+from autopeft.training.full_tuning import FullFineTuning
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import predict
 from autopeft.training.trial import full_fine_tuning, head_only, run_trial
