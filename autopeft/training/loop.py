@@ -204,7 +204,7 @@ class _Training:
             if span.begins:
                 self.begun[part] = result.steps
         if self.on_phase is not None:
-            self.on_phase(stage.said(), stage.steps)
+            self.on_phase(stage.label(), stage.steps)
         before = self.follow()
         if phase.begin is not None:
             phase.begin()

@@ -62,7 +62,7 @@ class Stage:
         """The name of its output."""
         return f"{self.owner}.{self.phase.name}" if self.apart else self.phase.name
 
-    def said(self) -> str:
+    def label(self) -> str:
         """The phase in a few words for those who watch: `training`, `search of autolora`, `retrain of
         autolora, from the first values`."""
         if self.owner is None or (self.alone and not self.apart):
