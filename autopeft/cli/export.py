@@ -33,7 +33,7 @@ def export(
     from autopeft.assets import quiet_libraries
     from autopeft.export.api import export as write
     from autopeft.export.package import find_saved
-    from autopeft.training.next_steps import predict_command, train_command
+    from autopeft.training.commands import predict_command, train_command
 
     quiet_libraries()
     found = write(run, out, notify=notify, **given)

@@ -72,7 +72,7 @@ def search(
     from autopeft.runs.folder import RunFolder, as_typed
     from autopeft.search.api import search as run_search
     from autopeft.search.planning.resume import resume_command
-    from autopeft.training.next_steps import next_steps
+    from autopeft.training.commands import next_steps
 
     quiet_libraries()
     stream = sys.stderr if as_json else sys.stdout

@@ -25,8 +25,8 @@ def train(given: Given, as_json: Json = False) -> None:
     from autopeft.cli.train_progress import watch_training
     from autopeft.report.train import kept_text, train_sheet
     from autopeft.runs.folder import RunFolder, as_typed
+    from autopeft.training.commands import next_steps
     from autopeft.training.fixed import train as train_recipe
-    from autopeft.training.next_steps import next_steps
 
     quiet_libraries()
     # The result alone goes to stdout.

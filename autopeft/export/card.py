@@ -23,7 +23,7 @@ from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain
 from autopeft.tasks.kinds import METRICS
-from autopeft.training.next_steps import predict_command, train_command
+from autopeft.training.commands import predict_command, train_command
 
 if TYPE_CHECKING:
     from autopeft.export.manifest import Card

@@ -22,8 +22,8 @@ from autopeft.graph import VLLM_RANKS as RANKS
 from autopeft.hybrid.merging import Rest
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds import get_kind
+from autopeft.training.contexts import evaluation_mode
 from autopeft.training.forward import Forward
-from autopeft.training.modes import evaluation_mode
 from autopeft.training.scoring import Scored, score_by_rows
 
 if TYPE_CHECKING:

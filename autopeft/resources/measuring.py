@@ -18,9 +18,9 @@ from autopeft.resources.features import Shape
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.tokens import mask_of
 from autopeft.training import TrainingPlan, train
+from autopeft.training.contexts import evaluation_mode, head_kept
 from autopeft.training.forward import Forward
-from autopeft.training.metering import PeakMemory, resident, timed
-from autopeft.training.modes import evaluation_mode, head_kept
+from autopeft.training.metering import PeakMemory, clock, resident
 
 __all__ = ["Bench", "Measured", "latency_of", "typical_rows"]
 
@@ -115,8 +115,9 @@ def latency_of(
     forward, seconds = Forward(model, kind=kind), list[float]()
     with evaluation_mode(model), torch.no_grad():
         for _ in range(count):
-            with timed(seconds, device):
-                forward(batch)
+            start = clock(device)
+            forward(batch)
+            seconds.append(clock(device) - start)
     return min(seconds[1:] or seconds)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.method import OuterStep
+from autopeft.training.contexts import generator_state, learning, restore_generator
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.gradient import Gradient
-from autopeft.training.modes import generator_state, learning, restore_generator
 from autopeft.training.optimizer import PhaseOptimizer
 
 __all__ = ["Outer"]
@@ -85,21 +85,10 @@ class _Step:
         now = generator_state(device)
         again = level in self._draws
         restore_generator(self._draws.setdefault(level, now), device)
-        found = self._gradients(batch, owners, wanted)
+        with torch.enable_grad(), learning(self.outer.learners, wanted):
+            loss, found = self.outer.gradient.of(batch, owners, wanted)
+        if not np.isfinite(loss):
+            raise NonFiniteLoss("loss", loss, self.step + 1, self.outer.optimizer.highest_rate)
         if again:
             restore_generator(now, device)
         return found
-
-    def _gradients(self, batch: Batch, owners: Sequence[Any], wanted: Sequence[nn.Parameter]) -> list[Tensor]:
-        outer = self.outer
-        for parameter in wanted:
-            parameter.grad = None
-        with torch.enable_grad(), learning(outer.learners, wanted):
-            try:
-                loss = outer.gradient.accumulate(batch, owners, wanted)
-                if not np.isfinite(loss):
-                    raise NonFiniteLoss("loss", loss, self.step + 1, outer.optimizer.highest_rate)
-                return [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
-            finally:
-                for parameter in wanted:
-                    parameter.grad = None

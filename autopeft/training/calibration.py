@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import Loss
+from autopeft.training.batches import share_of_rows
+from autopeft.training.contexts import evaluation_mode, generators_kept, training_mode
 from autopeft.training.contracts import Trainable
 from autopeft.training.forward import Forward
 from autopeft.training.losses import logits_of, slice_rows
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.modes import evaluation_mode, seeded, training_mode
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.rows import rows_of
 
-__all__ = ["TaskObjective", "conclude", "concluding", "prepare", "single_examples"]
+__all__ = ["TaskObjective", "conclude", "prepare", "single_examples"]
 
 Batch = dict[str, Tensor]
 _T = TypeVar("_T")
@@ -127,7 +127,7 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     hybrid.model.to(device)
     plain = Forward(hybrid.model, kind=data.task.task_kind)
     objective = TaskObjective(hybrid.model, data.task.loss(), plain, plan.micro_rows)
-    with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
+    with generators_kept(device, seed=plan.seed), training_mode(hybrid.model, (), dropout=False):
         kept = KeptMeasurements(hybrid.model, data, plan)
 
         def batches(rows: int | None) -> Iterable[Batch]:
@@ -142,11 +142,6 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
             )
 
         hybrid.prepare(batches, objective, kept=kept)
-
-
-def concluding(hybrid: Trainable) -> list[Concludes]:
-    """The modules that learn something after training."""
-    return [module for module in hybrid.modules.values() if isinstance(module, Concludes)]
 
 
 def conclude(
@@ -167,7 +162,7 @@ def conclude(
     Raises:
         OutOfMemory: it does not suffice for single rows.
     """
-    modules = concluding(hybrid)
+    modules = [module for module in hybrid.modules.values() if isinstance(module, Concludes)]
     if not modules:
         return
     device = plan.torch_device()
@@ -183,9 +178,9 @@ def conclude(
                 shuffle=True,
                 seed=plan.seed,
                 device=device,
-                among=rows_of(data.train, plan),
+                among=share_of_rows(data.train, plan),
             )
-            with seeded(plan.seed, device), evaluation_mode(hybrid.model), torch.enable_grad():
+            with generators_kept(device, seed=plan.seed), evaluation_mode(hybrid.model), torch.enable_grad():
                 module.conclude(batches, objective)
 
     rows = plan.micro_rows if micro_rows is None else micro_rows

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
-from autopeft.training.modes import generator_state, restore_generator
+from autopeft.training.contexts import generator_state, restore_generator
 from autopeft.training.optimizer import PhaseOptimizer
 
 __all__ = ["Checkpoint"]

@@ -13,8 +13,8 @@ from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.kinds.generation import room_of
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
+from autopeft.training.distributed import team_of
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.together import team_of
 
 __all__ = ["check", "check_positions", "check_recipe"]
 
@@ -22,15 +22,45 @@ __all__ = ["check", "check_positions", "check_recipe"]
 def check(
     hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, until: int | None, resume: Checkpoint | None
 ) -> None:
-    """Refuse all that `train` refuses before it begins."""
-    _check_pause(hybrid, plan, until, resume)
+    """Refuse all that `train` refuses before it begins: a pause, or a checkpoint to go on from, that it does
+    not allow, a recipe that cannot work, and rows, of any split, that what is attached has no room for."""
+    start = 0 if resume is None else resume.step
+    if until is not None and not start < until <= plan.steps:
+        raise UsageError(f"A training of {plan.steps} steps at step {start} cannot pause at {until=}.")
+    if resume is not None and not start < plan.steps:
+        raise UsageError(f"This checkpoint is at step {start} of {plan.steps}: nothing is left to train.")
+    if resume is not None and not isinstance(hybrid, Hybrid):
+        raise UsageError(f"Only an attached recipe goes on from a checkpoint, not {type(hybrid).__name__}.")
+    if plan.patience is not None and (until is not None or resume is not None):
+        raise UsageError("A training with `patience` does not pause: what it waits for is not kept.")
+
     check_recipe(hybrid, data.task.task_kind)
-    _check_lengths(hybrid, data)
+    if not isinstance(hybrid, Hybrid):
+        return
+    spec, modules = hybrid.spec, hybrid.modules.values()
+    name, longest = check_positions(spec, data)
+    room = room_of(hybrid.model)
+    prompts = spec.max_positions is not None and any(hasattr(module, "prompt") for module in modules)
+    limited = prompts or any(isinstance(module, LimitsTexts) for module in modules)
+    if room is not None and limited and longest > room:
+        raise UsageError(
+            f"A row of {name} has {longest:,} tokens, and {hybrid.recipe.name} has room for {room:,}, "
+            f"the rows of its prompts left out; shorten the texts to {room:,} (max length), or its "
+            "prompts, or let its methods take longer texts."
+        )
 
 
 def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
     """Refuse what has nothing to act on, or cannot work with models of the kind or in several processes."""
-    _check_together(hybrid)
+    count = team_of(hybrid.model).size
+    if count > 1:  # and each has a part of the backbone
+        whole = f"{hybrid.recipe.name} trains the whole backbone"
+        why = on_sharded(hybrid.graph) if isinstance(hybrid, Hybrid) else whole
+        if why is not None:
+            raise UsageError(
+                f"This training has {count} processes, each with a part of the backbone and of the rows, and "
+                f"{why}; train it in one process (--processes-per-trial 1), or leave it out."
+            )
     Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
     if not isinstance(hybrid, Hybrid):
         return
@@ -68,73 +98,23 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
         )
 
 
-def check_positions(spec: BackboneSpec, data: EncodedTask) -> None:
+def check_positions(spec: BackboneSpec, data: EncodedTask) -> tuple[str, int]:
     """Refuse rows, of any split, that have more tokens than the backbone has positions.
+
+    Returns:
+        The split with the longest row, and its tokens, of those that the first stack reads.
 
     Raises:
         UsageError: there is one.
     """
-    name, longest = _longest(spec, data)
+    found = [("train", 0)]
+    for split_name, split in data.splits.items():
+        lengths = split.lengths if len(spec.stacks) == 1 else split.prompt_lengths
+        found.append((split_name, int(lengths.max()) if len(lengths) else 0))
+    name, longest = max(found, key=lambda one: one[1])
     if spec.max_positions is not None and longest > spec.max_positions:
         raise UsageError(
             f"A row of {name} has {longest:,} tokens, and the backbone has positions for "
             f"{spec.max_positions:,}: cut the rows with --max-length {spec.max_positions} (max_length)."
         )
-
-
-def _check_lengths(hybrid: Trainable, data: EncodedTask) -> None:
-    """Refuse rows, of any split, that are longer than what is attached leaves room for."""
-    if not isinstance(hybrid, Hybrid):
-        return
-    spec, modules = hybrid.spec, hybrid.modules.values()
-    check_positions(spec, data)
-    prompts = spec.max_positions is not None and any(hasattr(module, "prompt") for module in modules)
-    room = room_of(hybrid.model)
-    if room is None or not (prompts or any(isinstance(module, LimitsTexts) for module in modules)):
-        return
-    name, longest = _longest(spec, data)
-    if longest > room:
-        raise UsageError(
-            f"A row of {name} has {longest:,} tokens, and {hybrid.recipe.name} has room for {room:,}, "
-            f"the rows of its prompts left out; shorten the texts to {room:,} (max length), or its "
-            "prompts, or let its methods take longer texts."
-        )
-
-
-def _longest(spec: BackboneSpec, data: EncodedTask) -> tuple[str, int]:
-    """The split with the longest row, in tokens that the first stack reads."""
-    found = [("train", 0)]
-    for name, split in data.splits.items():
-        lengths = split.lengths if len(spec.stacks) == 1 else split.prompt_lengths
-        found.append((name, int(lengths.max()) if len(lengths) else 0))
-    return max(found, key=lambda one: one[1])
-
-
-def _check_together(hybrid: Trainable) -> None:
-    """Refuse what cannot be trained on a backbone that lies in parts in several processes."""
-    count = team_of(hybrid.model).size
-    if count == 1:
-        return
-    why = f"{hybrid.recipe.name} trains the whole backbone"
-    if isinstance(hybrid, Hybrid):
-        found = on_sharded(hybrid.graph)
-        if found is None:
-            return
-        why = found
-    raise UsageError(
-        f"This training has {count} processes, each with a part of the backbone and of the rows, and {why}; "
-        "train it in one process (--processes-per-trial 1), or leave it out."
-    )
-
-
-def _check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
-    """Refuse a pause, or a checkpoint to go on from, that the training does not allow."""
-    start = 0 if resume is None else resume.step
-    if until is not None and not start < until <= plan.steps:
-        raise UsageError(f"A training of {plan.steps} steps at step {start} cannot pause at {until=}.")
-    if resume is not None and not start < plan.steps:
-        raise UsageError(f"This checkpoint is at step {start} of {plan.steps}: nothing is left to train.")
-    if resume is not None and not isinstance(hybrid, Hybrid):
-        raise UsageError(f"Only an attached recipe goes on from a checkpoint, not {type(hybrid).__name__}.")
-    if plan.patience is not None and (until is not None or resume is not None):
-        raise UsageError("A training with `patience` does not pause: what it waits for is not kept.")
+    return name, longest

@@ -38,16 +38,16 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_metric
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
-from autopeft.training.asked import asked_task
+from autopeft.training.contexts import check_checkpointing
 from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
 from autopeft.training.forward import sharing_forward
 from autopeft.training.head_start import start_head
-from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
-from autopeft.training.modes import check_checkpointing
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import History
 from autopeft.training.samples import asked_in
 from autopeft.training.scoring import score_by_rows
+from autopeft.training.task_loading import task_from_arguments
 
 __all__ = ["FixedOutcome", "train"]
 
@@ -200,7 +200,7 @@ def _whole_or_none(folder: RunFolder) -> Iterator[None]:
 def _task(given: TrainArguments, spec: BackboneSpec, notify: Notify | None) -> tuple[Task, Effort]:
     effort = choose_effort(given.effort, steps=given.steps)
     rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
-    task = asked_task(given, notify, rows, spec)
+    task = task_from_arguments(given, notify, rows, spec)
     return task.cut(rows.train, rows.select, rows.test, seed=given.seed), effort
 
 

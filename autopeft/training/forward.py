@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,22 +24,28 @@ from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.tokens import mask_of
-from autopeft.training.comparing import alike, drawn, draws, is_rough, moved
+from autopeft.training.contexts import evaluation_mode, generator_state, generators_kept, training_mode
 from autopeft.training.contracts import Trainable
+from autopeft.training.distributed import team_of
 from autopeft.training.losses import logits_of
-from autopeft.training.modes import evaluation_mode, generators_kept, training_mode
 from autopeft.training.packing import Packing, check_packing
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.shared import SharedInGroups, SharedPrefix, Unshareable, is_by_position, may_share
-from autopeft.training.together import team_of
+from autopeft.training.shared_prefix import (
+    SharedInGroups,
+    SharedPrefix,
+    Unshareable,
+    is_by_position,
+    may_share,
+)
 from autopeft.training.trunk import Level, Trunk
 
-__all__ = ["Forward", "packed_forward", "sharing_forward", "shortest_forward"]
+__all__ = ["Forward", "alike", "packed_forward", "sharing_forward", "shortest_forward"]
 
 _PREFIX = "trunk_"
 _DENSE = 0.5  # of the backbone's parameters
 
 
+@dataclass(kw_only=True, eq=False)
 class Forward:
     """What turns batches into logits. Without arguments beyond the model, the model's plain forward.
 
@@ -50,6 +57,7 @@ class Forward:
         shares: computes once what the rows of a batch begin with; without it each row has its own.
         groups: computes once what the rows of a group begin with that the kind says (`Encoder.begin_alike`),
             where no gradient is asked for; given up where the first such batch has other logits by it.
+        groups_hold: whether that batch had the same.
         packs: lays several texts in one row; everything else is then computed.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
@@ -57,22 +65,17 @@ class Forward:
             made anew in each forward and kept for the backward, and two forwards would keep them twice.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        trunk: Trunk | None = None,
-        rows: ReadRows | None = None,
-        untouched: Callable[[], bool] = lambda: True,
-        kind: TaskKind | None = None,
-        shares: bool = False,
-        dense: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
-        self.kind, self.shares, self.dense = kind, shares, dense
-        self.ends = self.groups = False
-        self.packs: Packing | None = None
-        self._groups_hold: bool | None = None
+    model: nn.Module = field(kw_only=False)
+    trunk: Trunk | None = None
+    rows: ReadRows | None = None
+    untouched: Callable[[], bool] = lambda: True
+    kind: TaskKind | None = None
+    shares: bool = False
+    dense: Callable[[], bool] = lambda: False
+    ends: bool = False
+    groups: bool = False
+    groups_hold: bool = False
+    packs: Packing | None = None
 
     def batches(
         self,
@@ -100,37 +103,32 @@ class Forward:
             return self.logits(self.packs(batch), {})
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = self.inputs(batch) if states else batch
-        together = None if torch.is_grad_enabled() or states else self._by_groups(plain)
-        if together is not None:
-            return together
-        apart = not self.shares or (torch.is_grad_enabled() and self.dense())
-        shared = None if apart else self.shared_prefix()
-        length = shared.length(plain) if shared is not None else 0
-        if shared is not None and length:
-            return shared(plain, states, length)
-        return self.logits(plain, states)
 
-    def _by_groups(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """Logits of a batch whose rows begin alike in groups; `None` where they do not, or it saves too
-        little."""
-        groups = self.kind.encoder.begin_alike(batch) if self.groups and self.kind is not None else None
-        if groups is None or self._groups_hold is False:
-            return None
-        shared = SharedInGroups(self.model, self.logits, 0)
-        lengths = shared.lengths(batch, groups)
-        if lengths is None:
-            return None
-        try:
-            found = shared.run(batch, groups, lengths)
-        except Unshareable:
-            self._groups_hold = False
-            return None
-        if self._groups_hold is None:
-            plain = self.logits(batch, {})
-            same = found.shape == plain.shape and alike(found, plain, cast(PreTrainedModel, self.model))
-            self._groups_hold = same
-            return plain
-        return found
+        # What the rows of a group begin with. The first such batch is compared with the plain forward.
+        if self.groups and self.kind is not None and not (states or torch.is_grad_enabled()):
+            groups = self.kind.encoder.begin_alike(plain)
+            grouped = SharedInGroups(self.model, self.logits, 0)
+            lengths = None if groups is None else grouped.lengths(plain, groups)
+            if groups is not None and lengths is not None:
+                try:
+                    found = grouped.run(plain, groups, lengths)
+                except Unshareable:
+                    self.groups = False
+                else:
+                    if self.groups_hold:
+                        return found
+                    logits, model = self.logits(plain, {}), cast(PreTrainedModel, self.model)
+                    self.groups_hold = found.shape == logits.shape and alike(found, logits, model)
+                    self.groups = self.groups_hold
+                    return logits
+
+        # What all rows begin with.
+        if self.shares and not (torch.is_grad_enabled() and self.dense()):
+            shared = self.shared_prefix()
+            length = shared.length(plain)
+            if length:
+                return shared(plain, states, length)
+        return self.logits(plain, states)
 
     def whole(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits of a batch that is not as its split has it, with every layer and position computed: of what
@@ -202,9 +200,24 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
     plain = Forward(hybrid.model, kind=kind)
     if dropout or not plan.shortcuts or not isinstance(hybrid, Hybrid) or not len(data.train):
         return plain
+    injection, revision = hybrid.injection, hybrid.injection.revision
     # The draws of calibration and training go on from where they are.
-    with generators_kept(_device_of(hybrid)):
-        found = _Shortcuts(hybrid, data.train, kind).forward()
+    with generators_kept(next(hybrid.model.parameters()).device):
+        pair = _two_rows(hybrid, data.train, kind)
+        # Of several processes each runs the layers as often, whichever rows are stored or begin alike.
+        alone = team_of(hybrid.model).size == 1
+        found = Forward(hybrid.model, kind=kind)
+        if kind.encoder.tokenwise_trunk and alone:
+            found.trunk = _trunk(pair)
+        last = injection.layout.stacks[-1]
+        answered = 0 if found.trunk is None else found.trunk.depths.get(last.map.name, 0)
+        if answered < len(last.layers):
+            found.rows = _read_rows(pair)
+        if kind.head.causal:
+            _leave_out(pair, found, ends=True, shares=alone)
+    # A method that moves its mask while it trains may reach further down than it did.
+    found.untouched = lambda: injection.revision == revision
+    found.dense = partial(_is_dense, hybrid)
     if found.trunk is not None:
         found.trunk.rows_at_once = plan.micro_batch
     return found
@@ -217,15 +230,15 @@ def packed_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Fo
         UsageError: something has to tell texts apart by rows (see `check_packing`), or the model gives two of
             the split's texts other logits where they share a row.
     """
-    model = hybrid.model
+    model, device = hybrid.model, next(hybrid.model.parameters()).device
     check_packing(hybrid, model, kind)
     found, plain = Forward(model, kind=kind), Forward(model, kind=kind)
     order = np.argsort(split.lengths, kind="stable")
-    batch = split.collate(np.array([order[0], order[-1]] * 2), device=_device_of(hybrid))
+    batch = split.collate(np.array([order[0], order[-1]] * 2), device=device)
     # Two rows of two texts: what is right in one alone may be wrong in several.
     found.packs = Packing(int(split.lengths[order[0]] + split.lengths[order[-1]]))
     away = moved(hybrid) if isinstance(hybrid, Hybrid) else nullcontext()
-    with generators_kept(_device_of(hybrid)), torch.no_grad(), evaluation_mode(model), away:
+    with generators_kept(device), torch.no_grad(), evaluation_mode(model), away:
         if not alike(found(batch).float(), plain(batch).float(), cast(PreTrainedModel, model)):
             raise UsageError(
                 f"{type(model).__name__} gives texts that share a row other logits than texts with a row of "
@@ -235,256 +248,247 @@ def packed_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Fo
     return found
 
 
-def _device_of(hybrid: Trainable) -> torch.device:
-    return next(hybrid.model.parameters()).device
-
-
 def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Forward:
     """The plain way, but for what the rows of a batch begin with, which is computed once where that gives the
     plain logits of two rows of the split."""
     found = Forward(hybrid.model, kind=kind)
     if isinstance(hybrid, Hybrid) and kind.head.causal and len(split):
-        with generators_kept(_device_of(hybrid)):
-            shortcuts = _Shortcuts(hybrid, split, kind)
-            shortcuts.shorten(found, ends=False, shares=True)
-            found.groups = shortcuts.may_share_in_groups()
+        with generators_kept(next(hybrid.model.parameters()).device):
+            _leave_out(_two_rows(hybrid, split, kind), found, ends=False, shares=True)
     return found
 
+
+# Trying what can be left out
+# ----------------------------------------------------------------------------------------------------------
 
 _READERS: WeakKeyDictionary[nn.Module, Reader | None] = WeakKeyDictionary()
 _CHECKED: WeakKeyDictionary[nn.Module, dict[Any, tuple[bool, dict[str, int]]]] = WeakKeyDictionary()
 
 
-class _Shortcuts:
-    """Finds what can be left out for one hybrid, and tries it on two rows."""
+class _TwoRows(NamedTuple):
+    """An attached hybrid, and two rows of a split on which it is tried what can be left out.
 
-    def __init__(self, hybrid: Hybrid, split: EncodedSplit, kind: TaskKind) -> None:
-        self.hybrid, self.kind = hybrid, kind
-        self.model: PreTrainedModel = hybrid.model
-        self.layout = hybrid.injection.layout
-        self.device = _device_of(hybrid)
-        lengths = split.lengths
-        # Of rows that are all as long, two that differ.
-        pair = np.array([int(lengths.argmin()), len(lengths) - 1 - int(lengths[::-1].argmax())])
-        self.batch = split.collate(pair, device=self.device)
-        self._positions = lambda stack: int(split.layout(pair, self.device, stack)[1].shape[1])
-        read = kind.head.reads(self.batch)
-        self.read = read if read is not None and bool(read.any()) else None
-        self._plain: Tensor | None = None
+    Attributes:
+        rows: their places in the split.
+        batch: the two as a batch.
+        read: the positions (2, L) that are read, where some are and the kind of task says which.
+        checkpointed: the modules that compute their activations again in the backward.
+    """
 
-    def forward(self) -> Forward:
-        # Of several processes each runs the layers as often, whichever rows are stored or begin alike.
-        alone = team_of(self.model).size == 1
-        trunk = self._trunk() if self.kind.encoder.tokenwise_trunk and alone else None
-        whole = trunk is not None and any(
-            len(level.layers) == len(self.layout.stacks[-1].layers)
-            for level in trunk.levels
-            if level.stack == self.layout.stacks[-1].map.name
-        )
-        rows = None if whole else self._rows()
-        injection, revision = self.hybrid.injection, self.hybrid.injection.revision
-        # A method that moves its mask while it trains may reach further down than it did.
-        untouched = lambda: injection.revision == revision  # noqa: E731
-        found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
-        if self.kind.head.causal:
-            self.shorten(found, ends=self._may_end(), shares=alone)
-            found.groups = alone and self.may_share_in_groups()
-        found.dense = self._dense
-        return found
+    hybrid: Hybrid
+    kind: TaskKind
+    split: EncodedSplit
+    rows: NDArray[np.int64]
+    batch: dict[str, Tensor]
+    read: Tensor | None
+    checkpointed: list[nn.Module]
 
-    def _dense(self) -> bool:
-        trained = sum(p.numel() for p in self.hybrid.root.parameters() if p.requires_grad)
-        return trained > _DENSE * self.hybrid.graph.spec.parameters
 
-    def _logits(self) -> Tensor:
-        return logits_of(self.model, self.batch, self.kind).float()
+def _two_rows(hybrid: Hybrid, split: EncodedSplit, kind: TaskKind) -> _TwoRows:
+    """The shortest row and the longest; of rows that are all as long, two that differ."""
+    lengths, model = split.lengths, hybrid.model
+    rows = np.array([int(lengths.argmin()), len(lengths) - 1 - int(lengths[::-1].argmax())])
+    batch = split.collate(rows, device=next(model.parameters()).device)
+    read = kind.head.reads(batch)
+    if read is not None and not read.any():
+        read = None
+    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    return _TwoRows(hybrid, kind, split, rows, batch, read, checkpointed)
 
-    def plain(self) -> Tensor:
-        """Logits of the two rows; to be asked for before a shortcut is in place."""
-        if self._plain is None:
-            with evaluation_mode(self.model):
-                self._plain = self._logits()
-        return self._plain
 
-    def _equal(self, logits: Tensor, plain: Tensor) -> bool:
-        return alike(logits, plain, self.model)
-
-    # The trunk
-    # ------------------------------------------------------------------------------------------------
-
-    def _trunk(self) -> Trunk | None:
-        depths = trunk_depths(self.hybrid.injection)
-        base = base_model_of(self.model)
-        levels = [
-            Level.of(base, stack, depths[stack.map.name])
-            for stack in self.layout.stacks
-            if depths[stack.map.name] > 0
-        ]
-        # A reentrant checkpoint gives no gradient where no input requires one, and stored states do not.
-        if not levels or any(_reentrant(m) for m in self._checkpointed()):
-            return None
-        trunk = Trunk(self.model, levels, lambda batch: logits_of(self.model, batch, self.kind))
-        key = ("trunk", tuple(sorted(trunk.depths.items())))
-        sound, tuples = self._remembered(key, lambda: self._try_trunk(trunk))
-        trunk.tuples.update(tuples)
-        if not sound:
-            return None
-        trunk.shares, _ = self._remembered(("front", *key), lambda: (self._try_front(trunk), {}))
-        return trunk
-
-    def _try_trunk(self, trunk: Trunk) -> tuple[bool, dict[str, int]]:
-        with evaluation_mode(self.model):
-            plain, states = self.plain(), trunk.compute(self.batch)
-            if len(states) < len(trunk.levels):
-                return False, {}
+def _trunk(pair: _TwoRows) -> Trunk | None:
+    """The layers that a hybrid leaves untouched, where their stored states give the plain logits."""
+    hybrid, kind, batch = pair.hybrid, pair.kind, pair.batch
+    model: PreTrainedModel = hybrid.model
+    depths, base, stacks = (
+        trunk_depths(hybrid.injection),
+        base_model_of(model),
+        hybrid.injection.layout.stacks,
+    )
+    levels = [Level.of(base, stack, depths[stack.map.name]) for stack in stacks if depths[stack.map.name] > 0]
+    # A reentrant checkpoint gives no gradient where no input requires one, and stored states do not.
+    if not levels or any(_reentrant(m) for m in pair.checkpointed):
+        return None
+    trunk = Trunk(model, levels, lambda batch: logits_of(model, batch, kind))
+    known, key = _CHECKED.setdefault(model, {}), ("trunk", tuple(sorted(trunk.depths.items())))
+    if key not in known:
+        with evaluation_mode(model):
+            plain, states = logits_of(model, batch, kind).float(), trunk.compute(batch)
             # States are stored by the positions that the rows say.
-            if any(found.shape[1] != self._positions(stack) for stack, found in states.items()):
-                return False, {}
-            with trunk.laid(states):
-                return self._equal(self._logits(), plain), dict(trunk.tuples)
+            sound = len(states) == len(levels) and all(
+                found.shape[1] == pair.split.layout(pair.rows, found.device, stack)[1].shape[1]
+                for stack, found in states.items()
+            )
+            if sound:
+                with trunk.laid(states):
+                    sound = alike(logits_of(model, batch, kind).float(), plain, model)
+        known[key] = sound, dict(trunk.tuples)
+    sound, tuples = known[key]
+    if not sound:
+        return None
+    trunk.tuples.update(tuples)
 
-    def _try_front(self, trunk: Trunk) -> bool:
-        """Whether what the two rows begin with can be computed once below the hybrid."""
-        if not self.kind.head.causal or len(self.layout.stacks) > 1 or self._checkpointed():
-            return False
-        length = SharedPrefix.common(self.batch)
-        if not length:
-            return False
-        with evaluation_mode(self.model):
-            plain = trunk.compute(self.batch)
-            try:
-                found = trunk.front(self.batch, length).with_rest(self.batch)
-            except Unshareable:
-                return False
-            return all(self._equal(found[stack], states) for stack, states in plain.items())
+    # What two rows begin with may be computed once below the hybrid too.
+    front = ("front", *key)
+    if front not in known:
+        causal = kind.head.causal and len(stacks) == 1 and not pair.checkpointed
+        length = SharedPrefix.common(batch) if causal else 0
+        same = False
+        if length:
+            with evaluation_mode(model), suppress(Unshareable):
+                whole, found = trunk.compute(batch), trunk.front(batch, length).with_rest(batch)
+                same = all(alike(found[stack], states, model) for stack, states in whole.items())
+        known[front] = same, {}
+    trunk.shares, _ = known[front]
+    return trunk
 
-    def _remembered(
-        self, key: Any, attempt: Callable[[], tuple[bool, dict[str, int]]]
-    ) -> tuple[bool, dict[str, int]]:
-        known = _CHECKED.setdefault(self.model, {})
-        if key not in known:
-            known[key] = attempt()
-        return known[key]
 
-    # The last layer
-    # ------------------------------------------------------------------------------------------------
+def _read_rows(pair: _TwoRows) -> ReadRows | None:
+    """The last layer for the positions that are read alone, where that gives the plain logits."""
+    hybrid, kind, batch, read = pair.hybrid, pair.kind, pair.batch, pair.read
+    model: PreTrainedModel = hybrid.model
+    stack, base, mask = hybrid.injection.layout.stacks[-1], base_model_of(model), mask_of(batch)
+    # Recomputation runs the layer again when the batch's positions are no longer at hand.
+    if not last_layer_is_rowwise(hybrid.graph, stack) or pair.checkpointed:
+        return None
+    reader = None
+    if kind.head.pooled and int(mask.sum(dim=1).max()) > 1:  # rows of one token do not tell which is read
+        if model not in _READERS:
+            with evaluation_mode(model):
+                _READERS[model] = reader_of(
+                    base.get_submodule(stack.layers[-1]),
+                    lambda: logits_of(model, batch, kind).float(),
+                    mask,
+                    _slots(hybrid, stack, layers=False),
+                )
+        reader = _READERS[model]
+    if reader is None and (read is None or some_of(read) is None):
+        return None
+    slots = _slots(hybrid, stack, layers=True)
+    rows = ReadRows(base, stack, reader, partial(_slots, hybrid, stack, layers=True))
+    methods = sorted({e.method.name for e in hybrid.graph.entries.values()})
+    known = _CHECKED.setdefault(model, {})
+    key = ("rows", reader, bool(slots), all(slot.in_front for slot in slots), *methods)
+    if key not in known:
+        with evaluation_mode(model):
+            plain = logits_of(model, batch, kind).float()
+            with rows.of(mask, read):
+                found = logits_of(model, batch, kind).float()
+        if read is not None and plain.ndim > 2:  # else the kind has taken what is read already
+            found, plain = found[read], plain[read]
+        known[key] = alike(found, plain, model), {}
+    return rows if known[key][0] else None
 
-    def _rows(self) -> ReadRows | None:
-        stack = self.layout.stacks[-1]
-        graph = self.hybrid.graph
-        # Recomputation runs the layer again when the batch's positions are no longer at hand.
-        if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
-            return None
-        reader = self._reader(stack) if self.kind.head.pooled else None
-        if reader is None and (self.read is None or some_of(self.read) is None):
-            return None
-        slots = self._slots(stack, layers=True)
-        rows = ReadRows(base_model_of(self.model), stack, reader, partial(self._slots, stack, layers=True))
-        kinds = sorted({e.method.name for e in graph.entries.values()})
-        key = ("rows", reader, bool(slots), all(slot.in_front for slot in slots), *kinds)
-        sound, _ = self._remembered(key, lambda: (self._try_rows(rows), {}))
-        return rows if sound else None
 
-    def _reader(self, stack: StackPlaces) -> Reader | None:
-        """Which position of each row the head reads; `None` where rows of one token do not tell."""
-        if int(mask_of(self.batch).sum(dim=1).max()) < 2:
-            return None
-        if self.model not in _READERS:
-            layer = base_model_of(self.model).get_submodule(stack.layers[-1])
-            with evaluation_mode(self.model):
-                mask = mask_of(self.batch)
-                _READERS[self.model] = reader_of(layer, self._logits, mask, self._slots(stack, layers=False))
-        return _READERS[self.model]
+def _leave_out(pair: _TwoRows, forward: Forward, *, ends: bool, shares: bool) -> None:
+    """Let a forward of a causal stack leave out what rows end with, and compute once what they begin with, as
+    far as that is asked for and gives the logits of the two rows.
 
-    def _try_rows(self, rows: ReadRows) -> bool:
-        plain, read = self.plain(), self.read
-        with evaluation_mode(self.model), rows.of(mask_of(self.batch), read):
-            found = self._logits()
-        if read is None or plain.ndim < 3:  # the kind has taken what is read already
-            return self._equal(found, plain)
-        return self._equal(found[read], plain[read])
+    Tried with the modules in training, so that draws of their own (dropout) show, and away from their start,
+    where many change nothing. In 16 bits draws do not show beside rounding: what draws shares nothing there.
+    """
+    hybrid, batch, graph = pair.hybrid, pair.batch, pair.hybrid.graph
+    model: PreTrainedModel = hybrid.model
+    stacks = hybrid.injection.layout.stacks
+    single = len(stacks) == 1 and not pair.checkpointed
+    shares = shares and single and may_share(graph, stacks[-1])
+    # A window counts places in the cache, of which some would hold no token of a group.
+    forward.groups = shares and graph.spec.stack(stacks[-1].map.name).window is None
+    length = forward.shared_prefix().common(batch) if shares else 0
+    ends = ends and single and pair.read is not None and is_by_position(graph, stacks[-1])
+    # Rows that stand before the end of each text would move.
+    ends = ends and all(slot.in_front for slot in _slots(hybrid, stacks[-1], layers=True))
+    if not (ends or length):
+        return
+    with torch.no_grad(), training_mode(model, hybrid.modules.values(), dropout=False):
+        states = {} if forward.trunk is None else forward.trunk.compute(batch)
+        whole = partial(forward.logits, batch, states)
+        first = next(base_model_of(model).parameters())
+        if length and first.dtype.itemsize < 4 and draws(whole, first.device):
+            length = 0
+        tried = dict.fromkeys(((ends, bool(length)), (ends, False), (False, bool(length))))
+        tried.pop((False, False), None)
+        with moved(hybrid):
+            plain = drawn(whole)
+            for forward.ends, forward.shares in tried:
+                prefix = partial(forward.shared_prefix(), batch, states, length)
+                with suppress(Unshareable):
+                    if alike(drawn(prefix if forward.shares else whole), plain, model):
+                        return
+    forward.ends = forward.shares = False
 
-    # What rows begin and end with
-    # ------------------------------------------------------------------------------------------------
 
-    def shorten(self, forward: Forward, *, ends: bool, shares: bool) -> None:
-        """Let a forward leave out what rows end with, and compute once what they begin with, as far as that
-        is asked for and gives the logits of the two rows.
+def _is_dense(hybrid: Hybrid) -> bool:
+    """Whether about as much trains as the backbone has."""
+    trained = sum(p.numel() for p in hybrid.root.parameters() if p.requires_grad)
+    return trained > _DENSE * hybrid.graph.spec.parameters
 
-        Tried with the modules in training, so that draws of their own (dropout) show, and away from their
-        start, where many change nothing. In 16 bits draws do not show beside rounding: what draws shares
-        nothing there.
-        """
-        length = self._begins_alike(forward) if shares else 0
-        if not (ends or length):
-            return
-        with torch.no_grad(), training_mode(self.model, self.hybrid.modules.values(), dropout=False):
-            states = {} if forward.trunk is None else forward.trunk.compute(self.batch)
 
-            def whole() -> Tensor:
-                return forward.logits(self.batch, states)
-
-            if length and is_rough(self.model) and draws(whole, _device_of(self.hybrid)):
-                length = 0
-            tried = dict.fromkeys(((ends, bool(length)), (ends, False), (False, bool(length))))
-            tried.pop((False, False), None)
-            with moved(self.hybrid):
-                plain = drawn(whole)
-                for forward.ends, forward.shares in tried:
-                    with suppress(Unshareable):
-                        if self._equal(drawn(lambda: self._shorter(forward, states, length)), plain):
-                            return
-        forward.ends = forward.shares = False
-
-    def _shorter(self, forward: Forward, states: Mapping[str, Tensor], length: int) -> Tensor:
-        if forward.shares:
-            return forward.shared_prefix()(self.batch, states, length)
-        return forward.logits(self.batch, states)
-
-    def _begins_alike(self, forward: Forward) -> int:
-        """How many tokens the two rows begin with that may be computed once."""
-        return forward.shared_prefix().common(self.batch) if self.may_share() else 0
-
-    def may_share_in_groups(self) -> bool:
-        """Whether what the rows of groups begin with may be: not where a window counts places in the cache,
-        some of which would hold no token."""
-        stack = self.hybrid.graph.spec.stack(self.layout.stacks[-1].map.name)
-        return self.may_share() and stack.window is None
-
-    def may_share(self) -> bool:
-        """Whether what rows begin with may be computed once."""
-        stack = self.layout.stacks[-1]
-        single = len(self.layout.stacks) == 1 and not self._checkpointed()
-        return single and may_share(self.hybrid.graph, stack)
-
-    def _may_end(self) -> bool:
-        """Whether the tokens behind the last one that is read might be left out."""
-        stack = self.layout.stacks[-1]
-        if len(self.layout.stacks) > 1 or self.read is None or self._checkpointed():
-            return False
-        if not is_by_position(self.hybrid.graph, stack):
-            return False
-        # Rows that stand before the end of each text would move.
-        return all(slot.in_front for slot in self._slots(stack, layers=True))
-
-    def _checkpointed(self) -> list[nn.Module]:
-        return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
-
-    def _slots(self, stack: StackPlaces, *, layers: bool) -> list[Slot]:
-        """The rows that prompts have in the last layer of a stack, or, without those that enter at `layers`,
-        behind it."""
-        modules: Any = self.hybrid.modules
-        return [
-            slot
-            for entry in self.hybrid.graph.entries.values()
-            for site in entry.sites
-            if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
-            for slot in modules[entry.name].slots(site)
-            if not slot.renews
-        ]
+def _slots(hybrid: Hybrid, stack: StackPlaces, *, layers: bool) -> list[Slot]:
+    """The rows that prompts have in the last layer of a stack, or, without those that enter at `layers`,
+    behind it."""
+    modules: Any = hybrid.modules
+    return [
+        slot
+        for entry in hybrid.graph.entries.values()
+        for site in entry.sites
+        if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
+        for slot in modules[entry.name].slots(site)
+        if not slot.renews
+    ]
 
 
 def _reentrant(module: nn.Module) -> bool:
     """Whether a module's gradient checkpointing is of the reentrant kind (torch's own default)."""
     function: Any = getattr(module, "_gradient_checkpointing_func", None)
     return function is not None and bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+
+
+# Whether another way gives the same logits
+# ----------------------------------------------------------------------------------------------------------
+
+# Of the largest logit; the same arithmetic on other shapes rounds differently.
+_TOLERANCE = 1e-5
+_ROUGH_TOLERANCE = 5e-2  # of backbones in 16 bits
+_STEP = 0.02
+
+
+def alike(logits: Tensor, plain: Tensor, model: PreTrainedModel) -> bool:
+    """Whether logits are the plain ones up to rounding; not where there are none."""
+    if not plain.numel():
+        return False
+    size = next(base_model_of(model).parameters()).dtype.itemsize
+    tolerance = _ROUGH_TOLERANCE if size < 4 else _TOLERANCE
+    limit = tolerance * max(1.0, float(plain.abs().max()))
+    return bool((logits - plain).abs().max() <= limit)
+
+
+def drawn(logits: Callable[[], Tensor]) -> Tensor:
+    """Logits in fp32, with draws from one seed."""
+    torch.manual_seed(0)
+    return logits().float()
+
+
+def draws(logits: Callable[[], Tensor], device: torch.device) -> bool:
+    """Whether something draws while logits are computed."""
+    before = generator_state(device)
+    logits()
+    after = generator_state(device)
+    pairs = zip(before, after, strict=True)
+    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+
+
+@contextmanager
+def moved(hybrid: Hybrid) -> Iterator[None]:
+    """Within, the hybrid's parameters are a small step from where they were; its buffers are kept too."""
+    parameters = list(hybrid.root.parameters())
+    before = [(t, t.detach().clone()) for t in (*parameters, *hybrid.root.buffers())]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(torch.randn_like(parameter), alpha=_STEP)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)

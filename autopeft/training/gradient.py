@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from autopeft.hybrid.events import loss_terms
 from autopeft.hybrid.loss_step import Step
 from autopeft.tasks.kinds import Loss
+from autopeft.training.contexts import generator_state, restore_generator
+from autopeft.training.distributed import team_of
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.losses import slice_rows
-from autopeft.training.modes import generator_state, restore_generator
-from autopeft.training.together import team_of
 
 __all__ = ["Gradient"]
 
@@ -58,9 +59,13 @@ class Gradient:
             OutOfMemory: it did not suffice even then.
         """
         state = generator_state(self.device)
+        rows = len(batch["labels"])
         for attempt in range(RETRIES + 1):
             try:
-                return self._summed(batch, owners, parameters)
+                loss = self.team.all_reduce(self._pass(batch, owners), parameters)
+                if rows % self.team.size:  # the processes may have drawn differently often
+                    restore_generator(self.team.first(generator_state(self.device)), self.device)
+                return loss
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error) or self.team.size > 1:
                     raise
@@ -74,27 +79,34 @@ class Gradient:
                 parameter.grad = None
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.micro_rows = max(1, min(self.micro_rows, _rows(batch)) // 2)
+            self.micro_rows = max(1, min(self.micro_rows, rows) // 2)
             restore_generator(state, self.device)
         raise AssertionError("unreachable")
 
-    def _summed(
-        self, batch: Mapping[str, Tensor], owners: Sequence[Any], parameters: Sequence[nn.Parameter]
-    ) -> float:
-        """Gradient and loss of a batch, of all processes together."""
-        loss = self.team.add(self._pass(batch, owners), parameters)
-        if not self.team.even(_rows(batch)):  # they may have drawn differently often
-            restore_generator(self.team.first(generator_state(self.device)), self.device)
-        return loss
+    def of(
+        self, batch: Mapping[str, Tensor], owners: Sequence[Any], wanted: Sequence[nn.Parameter]
+    ) -> tuple[float, list[Tensor]]:
+        """The loss of a batch, and its gradient for each of the `wanted`, which hold none afterwards.
+
+        Raises:
+            OutOfMemory: see `accumulate`.
+        """
+        for parameter in wanted:
+            parameter.grad = None
+        try:
+            loss = self.accumulate(batch, owners, wanted)
+            return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
+        finally:
+            for parameter in wanted:
+                parameter.grad = None
 
     def _pass(self, batch: Mapping[str, Tensor], owners: Sequence[Any]) -> Tensor:
         """Gradient and loss of this process' part of a batch."""
-        rows = _rows(batch)
-        weight = self.loss.weight(batch)
+        rows, weight = len(batch["labels"]), self.loss.weight(batch)
         total = torch.zeros((), device=self.device)
         for start, stop, counts in self.team.parts(rows, self.micro_rows):
             part = slice_rows(batch, start, stop)
-            share = _rows(part) / rows
+            share = len(part["labels"]) / rows
             step = Step(
                 self.forward.model,
                 self.forward.inputs(part),
@@ -104,28 +116,18 @@ class Gradient:
                 divisor=weight * share,
             )
             terms = loss_terms(owners, step)
-            loss = self.loss.total(step.logits, step.batch) / weight / step.draws
-            # A term of the parameters alone counts once in all, one of the activations as the mean over rows.
-            if terms is not None:
-                loss = loss + terms * share
-            total += _backward(loss, counts)
-            # Each has its own backward, so that the graph of one of them is kept at a time.
-            for logits in step.further_draws():
+            # Each draw has its own backward, so that the graph of one of them is kept at a time.
+            for logits in chain([step.logits], step.further_draws()):
                 loss = self.loss.total(logits, step.batch) / weight / step.draws
-                total += _backward(loss, counts)
+                # A term of the parameters alone counts once in all, one of activations as the mean over rows.
+                if terms is not None:
+                    loss, terms = loss + terms * share, None
+                if not counts:
+                    loss = 0 * loss
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         return total
 
     def _further(self, part: Mapping[str, Tensor], batch: Mapping[str, Any], altered: bool) -> Tensor:
         """Logits of another batch than the part, or of the part with what is stored of it."""
         return self.forward.whole(batch) if altered else self.forward(part)
-
-
-def _backward(loss: Tensor, counts: bool) -> Tensor:
-    """Add the gradient of a loss, of zero where it does not count; returns that loss."""
-    loss = loss if counts else 0 * loss
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
-
-
-def _rows(batch: Mapping[str, Tensor]) -> int:
-    return int(batch["labels"].shape[0])

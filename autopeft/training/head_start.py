@@ -34,10 +34,10 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import IGNORED, Loss
+from autopeft.training.contexts import evaluation_mode
 from autopeft.training.forward import shortest_forward
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.modes import evaluation_mode
 from autopeft.training.plan import TrainingPlan
 
 __all__ = ["HeadFit", "Probe", "fit_head", "fitted_head", "last_linear", "start_head"]
@@ -361,8 +361,19 @@ def fit_head(
     constant = fits.held_out()
     drawn = fits.solution()[1] if loss.in_units else None
     fit = HeadFit(None, 0.0, not of_tokens, drawn, fits.unit)
-    weights, held_out = _over_strengths(fits)
-    chosen = _weakest_needed(held_out)
+    # The map for each λ, and its losses on held-out rows; each starts where the stronger one ended.
+    weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
+    for strength in STRENGTHS:
+        fits.minimise(strength)
+        held_out.append(fits.held_out())
+        weights.append(fits.solution())
+        if len(held_out) > 2 and bool(held_out[-1].mean() > 1.2 * min(h.mean() for h in held_out)):
+            break
+    # The strongest λ whose mean held-out loss is within one standard error of the best.
+    means = torch.stack([losses.mean() for losses in held_out])
+    best = int(means.argmin())
+    error = float(held_out[best].std() / len(held_out[best]) ** 0.5)
+    chosen = int((means <= means[best] + error).nonzero()[0])
     saved = constant - held_out[chosen]
     chance = float(stdtrit(len(saved) - 1, _SURE)) * float(saved.std()) / len(saved) ** 0.5
     losses = tuple(float(h.mean()) for h in held_out)
@@ -376,26 +387,6 @@ def fit_head(
     offset = None if offset is None else offset - weight @ centre
     probe = Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
     return fit._replace(probe=probe)
-
-
-def _over_strengths(fits: _Fits) -> tuple[list[tuple[Tensor, Tensor | None]], list[Tensor]]:
-    """The map for each λ, and its losses on held-out rows; each starts where the stronger one ended."""
-    weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
-    for strength in STRENGTHS:
-        fits.minimise(strength)
-        held_out.append(fits.held_out())
-        weights.append(fits.solution())
-        if len(held_out) > 2 and bool(held_out[-1].mean() > 1.2 * min(h.mean() for h in held_out)):
-            break
-    return weights, held_out
-
-
-def _weakest_needed(held_out: Sequence[Tensor]) -> int:
-    """The strongest λ whose mean held-out loss is within one standard error of the best."""
-    means = torch.stack([losses.mean() for losses in held_out])
-    best = int(means.argmin())
-    error = float(held_out[best].std() / len(held_out[best]) ** 0.5)
-    return int((means <= means[best] + error).nonzero()[0])
 
 
 def _folds(labels: Tensor, copies: Tensor) -> Tensor:
@@ -452,7 +443,7 @@ class _Fits:
         """Find the best constant answers: only the biases learn."""
         if self._loss.in_units:
             self._begin_at_means()
-        self._descend(self._biases, 0.0)
+        self.minimise(0.0, self._biases)
         with torch.no_grad():
             found = float(self._mean(len(self._used) - 1, *self._used[-1])) ** 0.5
             before, self.unit = self.unit, found if found > 0 else 1.0
@@ -468,10 +459,6 @@ class _Fits:
             if bias.requires_grad:
                 bias.fill_(float(labels.double().mean()) / self.unit)
 
-    def minimise(self, strength: float) -> None:
-        """Go on from the present values to the minimum for λ."""
-        self._descend([*self._weights, *self._biases], strength)
-
     def _mean(self, index: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a fit on some rows."""
         logits = (inputs @ self._weights[index].T + self._biases[index]) * self.unit
@@ -479,8 +466,9 @@ class _Fits:
             return self._loss.mean(logits[:, None], {"labels": labels[:, None]})
         return self._loss.mean(logits, {"labels": labels})
 
-    def _descend(self, parameters: Sequence[Tensor], strength: float) -> None:
-        """Minimise over some of the parameters; the problems share none."""
+    def minimise(self, strength: float, among: Sequence[Tensor] | None = None) -> None:
+        """Go on from the present values to the minimum for λ, over all parameters or `among` some."""
+        parameters = [*self._weights, *self._biases] if among is None else among
         learned = [p for p in parameters if p.requires_grad]
         if not learned:
             return

@@ -3,67 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autopeft.errors import DataError, UsageError
+from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid, answering
 from autopeft.hybrid.events import finish, fire, settled
 from autopeft.hybrid.policies import Policies
+from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import get_metric
+from autopeft.training.batches import Rows, batch_stream, held_out_rows, share_of_rows
 from autopeft.training.bilevel import Outer
-from autopeft.training.calibration import conclude, concluding, prepare
+from autopeft.training.calibration import conclude, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.checks import check
+from autopeft.training.contexts import checkpointing, generators_kept, learning, training_mode
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
-from autopeft.training.metering import PeakMemory, timed
-from autopeft.training.modes import (
-    checkpointing,
-    generator_state,
-    learning,
-    restore_generator,
-    seeded,
-    training_mode,
-)
+from autopeft.training.metering import PeakMemory, clock
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import EventSteps, Phase, Stage, StartingValues, stages_of, values_of
+from autopeft.training.phases import Stage, return_to_start, stages_of, values_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.result import TrainResult
-from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
-from autopeft.training.session import PhaseSession, Steps
+from autopeft.training.session import PhaseSession
 from autopeft.training.stopping import BestState
-from autopeft.training.written import Samples
 
-__all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
+__all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "train"]
 
 OnStep = Callable[[int, float], None]
 OnScore = Callable[[int, float], None]
 OnPhase = Callable[[str, int], None]
 ShouldStop = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Whom a training tells what."""
-
-    step: OnStep | None
-    score: OnScore | None
-    phase: OnPhase | None
-    should_stop: ShouldStop | None
-
-    def begins(self, name: str, steps: int = 0) -> None:
-        if self.phase is not None:
-            self.phase(name, steps)
 
 
 def train(
@@ -105,354 +85,305 @@ def train(
         OutOfMemory: memory does not suffice for smaller micro-batches either.
         PhaseError: the phases of the modules cannot be run.
     """
-    started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
+    started = time.perf_counter()
     with answering(hybrid) if isinstance(hybrid, Hybrid) else nullcontext():
         check(hybrid, data, plan, until, resume)
         device = plan.torch_device()
         hybrid.model.to(device)
         peak = PeakMemory(device)
+
+        # Calibrate, or return to where the training was paused.
+        if isinstance(hybrid, Hybrid) and resume is not None:
+            resume.fill(hybrid)
+        elif calibrate:
+            if hybrid.needs_prepare and on_phase is not None:
+                on_phase("calibration", 0)
+            prepare(hybrid, data, plan)
+
+        # Train phase by phase: without phases of its modules, a training is one phase of everything.
+        modules, result = hybrid.modules, TrainResult()
         dropout = plan.trains_with_dropout(hybrid.recipe.training)
-        _begin(hybrid, data, plan, told, resume=resume, calibrate=calibrate)
         with checkpointing(hybrid.model, plan.memory_saving):
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-            run = _Run(hybrid, data, plan, forward, device, told)
-            run.until, run.resume = until, resume
+            gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
+            training = _Training(
+                hybrid=hybrid,
+                data=data,
+                plan=plan,
+                device=device,
+                dropout=dropout,
+                gradient=gradient,
+                result=result,
+                on_step=on_step,
+                on_score=on_score,
+                on_phase=on_phase,
+                should_stop=should_stop,
+                until=until,
+                resume=resume,
+                revision=hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
+            )
             with (
-                seeded(plan.seed, device),
-                training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
+                generators_kept(device, seed=plan.seed),
+                training_mode(hybrid.model, modules.values(), dropout=dropout),
             ):
-                run.all_phases()
-        run.conclude()
-        run.result.memory = peak.bytes()
-        run.result.seconds = time.perf_counter() - started
-        return run.result
+                stages = stages_of(modules, plan.steps)
+                gradient.team.align(values_of(modules, hybrid.parameter_groups()))
+                if resume is not None and len(stages) > 1:
+                    raise DataError("A training in several phases cannot go on from a checkpoint.")
+                starts: dict[bool | str, dict[tuple[str, str], Tensor]] = {}
+                for i, stage in enumerate(stages):
+                    altered = return_to_start(stages[i:], starts, modules, hybrid.parameter_groups())
+                    if altered and isinstance(hybrid, Hybrid):
+                        hybrid.refresh()
+                    training.run(stage)
+                    if result.stopped in ("asked", "paused"):
+                        break
+                if result.checkpoint is None:  # also where a pause has no way back
+                    acting = training.follow()
+                    with torch.no_grad():
+                        finish(modules.values())
+                    training.follow(acting)
+                gradient.team.check_equal(values_of(modules, hybrid.parameter_groups()))
+
+        # Let methods conclude from the rows, where the training came to its end.
+        result.micro_rows = gradient.micro_rows
+        if result.stopped in ("done", "patience"):
+            if on_phase is not None and any(isinstance(module, Concludes) for module in modules.values()):
+                on_phase("conclusion", 0)
+            conclude(hybrid, data, plan, forward=gradient.forward, micro_rows=result.micro_rows)
+        result.memory = peak.bytes()
+        result.seconds = time.perf_counter() - started
+        return result
 
 
-def _begin(
-    hybrid: Trainable,
-    data: EncodedTask,
-    plan: TrainingPlan,
-    told: _Told,
-    *,
-    resume: Checkpoint | None,
-    calibrate: bool,
-) -> None:
-    if isinstance(hybrid, Hybrid) and resume is not None:
-        resume.fill(hybrid)
-    elif calibrate:
-        if hybrid.needs_prepare:
-            told.begins("calibration")
-        prepare(hybrid, data, plan)
+@dataclass(kw_only=True)
+class _Training:
+    """A training under way.
 
+    Attributes:
+        dropout: whether the backbone's own dropout acts.
+        gradient: of a batch, by the shortest forward of what is attached at present.
+        revision: of the injection that this forward was found for.
+        begun: the step at which events began to count, for the phase's owner and for the others.
+        stage, policies, modules, owners, optimizer, outer, best, stream, acting: of the present phase: where
+            it stands in the training, the recipe's policies, the modules that events fire on, those whose
+            loss terms count, the optimizer, the upper level, the best state so far, batches without end, and
+            where modules act.
+    """
 
-class _Run:
-    """One training under way."""
+    hybrid: Trainable
+    data: EncodedTask
+    plan: TrainingPlan
+    device: torch.device
+    dropout: bool
+    gradient: Gradient
+    result: TrainResult
+    on_step: OnStep | None
+    on_score: OnScore | None
+    on_phase: OnPhase | None
+    should_stop: ShouldStop | None
+    until: int | None
+    resume: Checkpoint | None
+    revision: int
+    begun: dict[str, int] = field(default_factory=dict)
+    stage: Stage = field(init=False)
+    policies: Policies = field(init=False)
+    modules: dict[str, nn.Module] = field(init=False)
+    owners: list[Any] = field(init=False)
+    optimizer: PhaseOptimizer = field(init=False)
+    outer: Outer | None = field(init=False)
+    best: BestState | None = field(init=False)
+    stream: Iterator[dict[str, Tensor]] = field(init=False)
+    acting: list[Collection[object]] = field(init=False)
 
-    until: int | None = None
-    resume: Checkpoint | None = None
-    policies: Policies  # of the phase
-
-    def __init__(
-        self,
-        hybrid: Trainable,
-        data: EncodedTask,
-        plan: TrainingPlan,
-        forward: Forward,
-        device: torch.device,
-        told: _Told,
-    ) -> None:
-        self.hybrid, self.data, self.plan, self.device, self.told = hybrid, data, plan, device, told
-        self.result = TrainResult()
-        self.events = EventSteps()
-        self.forward = forward
-        self.revision = hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0
-        self.dropout = plan.trains_with_dropout(hybrid.recipe.training)
-        self.gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
-
-    def all_phases(self) -> None:
-        modules = self.hybrid.modules
-        stages = stages_of(modules, self.plan.steps)
-        self.gradient.team.align(values_of(modules, self.hybrid.parameter_groups()))
-        if self.resume is not None and len(stages) > 1:
-            raise DataError("A training in several phases cannot go on from a checkpoint.")
-        starts = StartingValues(stages)
-        for stage in stages:
-            if starts.returned_to(stage, modules, self.hybrid.parameter_groups()):
-                self.refresh()
-            self.one_stage(stage)
-            if self.result.stopped in ("asked", "paused"):
-                break
-        if self.result.checkpoint is None:  # also where a pause has no way back
-            acted = self._acting()
-            with torch.no_grad():
-                finish(modules.values())
-            self._follow(acted)
-        self.gradient.team.check_equal(values_of(modules, self.hybrid.parameter_groups()))
-
-    def one_stage(self, stage: Stage) -> None:
-        """From where a phase begins to its output."""
-        phase = stage.phase
-        self.events.enter(stage, self.result.steps)
-        self.told.begins(stage.said(), stage.steps)
-        acted = self._acting()
+    def run(self, stage: Stage) -> None:
+        """Run a phase from where it begins to its output, with an optimizer of its own."""
+        hybrid, plan, result, phase = self.hybrid, self.plan, self.result, stage.phase
+        self.stage = stage
+        for part, span in (("own", stage.own), ("others", stage.others)):
+            if span.begins:
+                self.begun[part] = result.steps
+        if self.on_phase is not None:
+            self.on_phase(stage.label(), stage.steps)
+        before = self.follow()
         if phase.begin is not None:
             phase.begin()
-        acted = self._follow(acted)
-        self._shorten()
-        self.phase(stage)
-        if phase.output is not None:
-            with torch.no_grad():
-                self.result.outputs[stage.key] = phase.output()
-        self._follow(acted)
+        before = self.follow(before)
+        if isinstance(hybrid, Hybrid) and hybrid.injection.revision != self.revision:
+            self.gradient.forward = shortest_forward(hybrid, self.data, plan, dropout=self.dropout)
+            self.revision = hybrid.injection.revision
 
-    def _acting(self) -> list[Collection[object]]:
-        """The backbone's tensors that each module alters, and what acts where on activations and rows."""
-        if not isinstance(self.hybrid, Hybrid):
-            return []
-        found = (getattr(module, "weight_targets", tuple) for module in self.hybrid.modules.values())
-        return [*(tuple(t.key for t in targets()) for targets in found), self.hybrid.injection.acting()]
-
-    def _follow(self, before: list[Collection[object]]) -> list[Collection[object]]:
-        """Act where modules act now, where this is elsewhere than `before`."""
-        now = self._acting()
-        if now != before:
-            self.refresh()
-        return now
-
-    def refresh(self) -> None:
-        """Act where modules act now."""
-        if isinstance(self.hybrid, Hybrid):
-            self.hybrid.refresh()
-
-    def _shorten(self) -> None:
-        """Find the shortest forward anew, where modules act elsewhere than when it was found."""
-        if not isinstance(self.hybrid, Hybrid) or self.hybrid.injection.revision == self.revision:
-            return
-        self.forward = shortest_forward(self.hybrid, self.data, self.plan, dropout=self.dropout)
-        self.gradient.forward, self.revision = self.forward, self.hybrid.injection.revision
-
-    def conclude(self) -> None:
-        """Let methods conclude from the rows what they do, where the training came to its end."""
-        self.result.micro_rows = self.gradient.micro_rows
-        if self.result.stopped not in ("done", "patience"):
-            return
-        if concluding(self.hybrid):
-            self.told.begins("conclusion")
-        rows = self.result.micro_rows
-        conclude(self.hybrid, self.data, self.plan, forward=self.forward, micro_rows=rows)
-
-    def phase(self, stage: Stage) -> None:
-        """Run a phase with an optimizer of its own."""
-        training, phase = self.hybrid.recipe.training, stage.phase
-        everything = self.hybrid.parameter_groups()
-        # Policies may rename what they split off, so they act on groups that are already chosen.
-        self.policies = Policies(training)
-        groups = self.policies.adjust(stage.groups(everything), self.hybrid.modules)
-        optimizer = PhaseOptimizer(groups, training, stage.steps, self.hybrid.modules.values())
-        modules = stage.modules(self.hybrid.modules)
-        patience = self.plan.patience
-        buffers = [b for module in modules.values() for b in module.buffers()]
-        best = None if patience is None else BestState([*optimizer.parameters, *buffers], patience)
-        first, since = self._go_on(optimizer)
-        trained_on, held_out = rows_apart(self._split(phase), self.plan, phase)
-        stream = self._batches(phase, trained_on, since=since, skip=first - since)
+        # What trains. Policies may rename what they split off, so they act on groups that are already chosen.
+        everything = hybrid.parameter_groups()
+        self.policies = Policies(hybrid.recipe.training)
+        groups = self.policies.adjust(stage.groups(everything), hybrid.modules)
+        modules = self.modules = stage.modules(hybrid.modules)
+        self.owners = [*modules.values(), *self.policies.terms]
+        optimizer = self.optimizer = PhaseOptimizer(
+            groups, hybrid.recipe.training, stage.steps, hybrid.modules.values()
+        )
         # A module may hold parameters back from its groups, to train them itself.
         learners = [p for g in everything for p in g["params"]]
-        learners += [p for module in self.hybrid.modules.values() for p in module.parameters()]
-        outer = None
-        if phase.outer is not None:
-            batches = self._batches(phase, held_out)
-            owners = [*modules.values(), *self.policies.terms]
-            outer = Outer(phase.outer, self.gradient, owners, optimizer, batches, learners)
-        self.result.stopped = "done"
-        acted = self._acting()
+        learners += [p for module in hybrid.modules.values() for p in module.parameters()]
+        self.best = None
+        if plan.patience is not None:
+            buffers = [b for module in modules.values() for b in module.buffers()]
+            self.best = BestState([*optimizer.parameters, *buffers], plan.patience)
 
-        def take(local: int, given: Mapping[str, Tensor] | None) -> None:
-            nonlocal acted
-            if phase.run is not None:  # which may have moved a mask since
-                acted = self._follow(acted)
-            batch = next(stream) if given is None else dict(given)
-            with timed(self.result.step_seconds, self.device):
-                self.step(batch, local, optimizer, modules, outer)
-            self._is_over(best, modules)
+        # Where it goes on from: a checkpoint, with batches from the step at which the share of rows began.
+        first = since = 0
+        if self.resume is not None:
+            self.resume.rewind(optimizer, self.device)
+            result.losses, result.scores = list(self.resume.losses), list(self.resume.scores)
+            self.gradient.micro_rows = min(self.gradient.micro_rows, self.resume.micro_rows)
+            first = self.resume.step
+            since = self.resume.since if self.resume.share == plan.train_share else first
 
-        steps = Steps(stage.steps, first, take, lambda: self.result.stopped != "done")
-        with learning(learners, optimizer.parameters):
-            try:
-                if phase.run is not None:
-                    phase.run(self._session(stage, trained_on, steps, optimizer, learners))
-                else:
-                    while steps.take_next():
-                        pass
-            finally:
-                optimizer.zero_grad()
-        if outer is None and phase.resumes:  # what the upper level remembers is not kept
-            self._keep(optimizer, stage.steps, since)
-        if best is not None:
-            best.restore()
-        if phase.run is not None:  # a mask may be where it was before the last step
-            self._follow([])
-
-    def _session(
-        self,
-        stage: Stage,
-        among: Rows | None,
-        steps: Steps,
-        optimizer: PhaseOptimizer,
-        learners: Sequence[nn.Parameter],
-    ) -> PhaseSession:
-        """What a phase that drives itself is handed."""
-        hybrid, plan, split = self.hybrid, self.plan, self._split(stage.phase)
-        plain = Forward(hybrid.model, kind=self.data.task.task_kind)
-        if among is None:
-            among = rows_of(split, plan)
-
-        def rows(count: int | None) -> Iterator[dict[str, Tensor]]:
-            size = plan.batch_size if count is None else count
-            return plain.batches(split, size, shuffle=True, seed=plan.seed, device=self.device, among=among)
-
-        return PhaseSession(
-            own=steps,
-            optimizer=optimizer,
-            backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
-            forward=plain,
-            gradient=self.gradient,
-            batches_of=rows,
-            drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=self.dropout),
-            learners=learners,
-            writing=Samples(hybrid.model, self.data.task, split, among, plan, self.device),
-        )
-
-    def _keep(self, optimizer: PhaseOptimizer, steps: int, since: int) -> None:
-        """Make the checkpoint of a training that was paused in its only phase."""
-        hybrid, result = self.hybrid, self.result
-        if result.stopped == "paused" and steps == self.plan.steps and isinstance(hybrid, Hybrid):
-            rows, share = self.gradient.micro_rows, self.plan.train_share
-            made = Checkpoint.of(hybrid, optimizer, result.losses, rows, self.device, share, since)
-            result.checkpoint = replace(made, scores=tuple(result.scores))
-
-    def _go_on(self, optimizer: PhaseOptimizer) -> tuple[int, int]:
-        """Return to the checkpoint; the phase's first step, and the one from which its rows were drawn."""
-        if self.resume is None:
-            return 0, 0
-        self.resume.rewind(optimizer, self.device)
-        self.result.losses, self.result.scores = list(self.resume.losses), list(self.resume.scores)
-        self.gradient.micro_rows = min(self.gradient.micro_rows, self.resume.micro_rows)
-        first = self.resume.step
-        return first, self.resume.since if self.resume.share == self.plan.train_share else first
-
-    def step(
-        self,
-        batch: dict[str, Tensor],
-        local: int,
-        optimizer: PhaseOptimizer,
-        modules: Mapping[str, nn.Module],
-        outer: Outer | None,
-    ) -> None:
-        """One optimizer step; `local` counts within the phase, events over the span, callbacks over all."""
-        taken = len(self.result.losses)
-        optimizer.schedule(local)
-        self._event("before_step", optimizer, modules, taken)
-        if outer is not None:
-            outer(batch, taken)
-        owners = [*modules.values(), *self.policies.terms]
-        loss = self.gradient.accumulate(batch, owners, optimizer.parameters)
-        if not np.isfinite(loss):
-            raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
-        self._event("after_backward", optimizer, modules, taken)
-        optimizer.clip(taken)
-        self._event("before_update", optimizer, modules, taken)
-        optimizer.step()
-        self._event("after_step", optimizer, modules, taken)
-        optimizer.zero_grad()
-        self.result.losses.append(loss)
-        if self.told.step is not None:
-            self.told.step(taken + 1, loss)
-
-    def _event(
-        self, event: str, optimizer: PhaseOptimizer, modules: Mapping[str, nn.Module], taken: int
-    ) -> None:
-        """Tell modules, then policies."""
-        for name, module in modules.items():
-            fire(event, [module], *self.events.at(name, taken))
-        self.policies.fire(event, optimizer.inner.param_groups, *self.events.at(None, taken))
-
-    def _is_over(self, best: BestState | None, modules: Mapping[str, nn.Module]) -> bool:
-        """Score where it is due, and tell whether to end before all steps are done."""
-        done = self.result.steps
-        every = self.plan.eval_every
-        if every is not None and done % every == 0:
-            score = self._score()
-            self.result.scores.append((done, score))
-            if self.told.score is not None:
-                self.told.score(done, score)
-            over = all(settled(module, *self.events.at(name, done)) for name, module in modules.items())
-            if best is not None and over and best.update(score):
-                self.result.stopped = "patience"
-        if done == self.until and done < self.plan.steps:
-            self.result.stopped = "paused"
-        if self.told.should_stop is not None and self.gradient.team.first(self.told.should_stop()):
-            self.result.stopped = "asked"
-        return self.result.stopped != "done"
-
-    def _score(self) -> float:
-        """A score on the way, by what stands for a metric that would have the model write."""
-        task = self.data.task
-        metric = task.task_kind.scorer.trial_metric(get_metric(task.metric)).name
-        state = generator_state(self.device)
-        score = evaluate(
-            self.hybrid.model,
-            self.data.select,
-            metric,
-            batch_size=self.plan.eval_rows,
-            device=self.device,
-            forward=self.forward,
-        )
-        restore_generator(state, self.device)
-        return score
-
-    def _split(self, phase: Phase) -> EncodedSplit:
+        # Which rows it trains on, and which the upper level sees.
         splits: dict[str, EncodedSplit] = {str(k): v for k, v in self.data.splits.items()}
         if phase.split not in splits or phase.split == "test":
             raise PhaseError(
                 f"Phase {phase.name!r} wants to train on split {phase.split!r}; "
                 "it may train on 'train' or 'select'."
             )
-        return splits[phase.split]
-
-    def _batches(
-        self, phase: Phase, among: Rows | None, *, since: int = 0, skip: int = 0
-    ) -> Iterator[dict[str, Tensor]]:
-        split, plan = self._split(phase), self.plan
-        return batch_stream(split, plan, self.device, self.forward, since=since, skip=skip, among=among)
-
-
-def batch_stream(
-    split: EncodedSplit,
-    plan: TrainingPlan,
-    device: torch.device,
-    forward: Forward,
-    *,
-    since: int = 0,
-    skip: int = 0,
-    among: Rows | None = None,
-) -> Iterator[dict[str, Tensor]]:
-    """Batches for `forward` without end: every row of the plan's share, or of those `among`, once in each
-    epoch, in a new order each time. `since` is the step at which this share began; the first `skip` batches
-    are left out.
-
-    Raises:
-        UsageError: the split has no rows or no labels.
-    """
-    if not len(split) or split.labels is None:
-        raise UsageError("Training needs labelled rows, but the split has none.")
-    among = rows_of(split, plan) if among is None else among
-    rows = len(split) if among is None else len(among)
-    epoch, skip = divmod(skip, -(-rows // plan.batch_size))
-    entropy = (plan.seed, since) if since else (plan.seed,)
-    while True:
-        order = int(np.random.SeedSequence((*entropy, epoch)).generate_state(1)[0])
-        yield from forward.batches(
-            split, plan.batch_size, shuffle=True, seed=order, device=device, among=among, skip=skip
+        split = splits[phase.split]
+        rows, held_out = held_out_rows(split, plan, phase)
+        self.stream = batch_stream(
+            split, plan, self.device, self.gradient.forward, since=since, skip=first - since, among=rows
         )
-        epoch, skip = epoch + 1, 0
+        self.outer = None
+        if phase.outer is not None:
+            batches = batch_stream(split, plan, self.device, self.gradient.forward, among=held_out)
+            self.outer = Outer(phase.outer, self.gradient, self.owners, optimizer, batches, learners)
+
+        # Its steps: of the loop, or of a phase that drives itself.
+        result.stopped = "done"
+        self.acting = self.follow()
+        with learning(learners, optimizer.parameters):
+            try:
+                if phase.run is not None:
+                    phase.run(self.session(split, rows, first, learners))
+                else:
+                    for step in range(first, stage.steps):
+                        self.step(step)
+                        if self.result.stopped != "done":
+                            break
+            finally:
+                optimizer.inner.zero_grad(set_to_none=True)
+
+        # What it leaves: a checkpoint where a training of one phase was paused, the best state, an output.
+        resumes = self.outer is None and phase.resumes  # what the upper level remembers is not kept
+        paused = self.result.stopped == "paused" and stage.steps == plan.steps
+        if paused and resumes and isinstance(hybrid, Hybrid):
+            rows_at_once, share = self.gradient.micro_rows, plan.train_share
+            made = Checkpoint.of(hybrid, optimizer, result.losses, rows_at_once, self.device, share, since)
+            result.checkpoint = replace(made, scores=tuple(result.scores))
+        if self.best is not None:
+            self.best.restore()
+        if phase.run is not None:  # a mask may be where it was before the last step
+            self.follow([])
+        if phase.output is not None:
+            with torch.no_grad():
+                result.outputs[stage.key] = phase.output()
+        self.follow(before)
+
+    def session(
+        self, split: EncodedSplit, rows: Rows | None, first: int, learners: list[nn.Parameter]
+    ) -> PhaseSession:
+        """What a phase that drives itself is handed."""
+        hybrid, plan = self.hybrid, self.plan
+        return PhaseSession(
+            steps=self.stage.steps,
+            taken=first,
+            take=self.step,
+            result=self.result,
+            optimizer=self.optimizer,
+            backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
+            forward=Forward(hybrid.model, kind=self.data.task.task_kind),
+            gradient=self.gradient,
+            drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=self.dropout),
+            learners=learners,
+            task=self.data.task,
+            split=split,
+            among=share_of_rows(split, plan) if rows is None else rows,
+            plan=plan,
+        )
+
+    def follow(self, before: list[Collection[object]] | None = None) -> list[Collection[object]]:
+        """Where modules act now: the backbone's tensors that each alters, and what acts where on activations
+        and rows. The hybrid follows them where that is elsewhere than `before`."""
+        if not isinstance(self.hybrid, Hybrid):
+            return []
+        targets = (getattr(module, "weight_targets", tuple) for module in self.hybrid.modules.values())
+        now = [*(tuple(t.key for t in found()) for found in targets), self.hybrid.injection.acting()]
+        if before is not None and now != before:
+            self.hybrid.refresh()
+        return now
+
+    def step(self, step: int, batch: Mapping[str, Tensor] | None = None) -> None:
+        """One optimizer step, and the score that is due after it. `step` counts within the phase, events over
+        their span, callbacks over all.
+
+        Args:
+            batch: what it trains on in place of the next rows.
+
+        Raises:
+            NonFiniteLoss: the loss or its gradient is NaN or infinite.
+        """
+        plan, result, optimizer = self.plan, self.result, self.optimizer
+        if self.stage.phase.run is not None:  # which may have moved a mask since
+            self.acting = self.follow(self.acting)
+        given = next(self.stream) if batch is None else dict(batch)
+        taken, start = result.steps, clock(self.device)
+        optimizer.schedule(step)
+        self.tell("before_step", taken)
+        if self.outer is not None:
+            self.outer(given, taken)
+        loss = self.gradient.accumulate(given, self.owners, optimizer.parameters)
+        if not np.isfinite(loss):
+            raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
+        self.tell("after_backward", taken)
+        optimizer.clip(taken)
+        self.tell("before_update", taken)
+        optimizer.inner.step()
+        self.tell("after_step", taken)
+        optimizer.inner.zero_grad(set_to_none=True)
+        result.losses.append(loss)
+        if self.on_step is not None:
+            self.on_step(taken + 1, loss)
+        result.step_seconds.append(clock(self.device) - start)
+
+        # Score where it is due, by what stands for a metric that would have the model write.
+        done = result.steps
+        if plan.eval_every is not None and done % plan.eval_every == 0:
+            task = self.data.task
+            metric = task.task_kind.scorer.trial_metric(get_metric(task.metric)).name
+            with generators_kept(self.device):
+                score = evaluate(
+                    self.hybrid.model, self.data.select, metric,
+                    batch_size=plan.eval_rows, device=self.device, forward=self.gradient.forward,
+                )  # fmt: skip
+            result.scores.append((done, score))
+            if self.on_score is not None:
+                self.on_score(done, score)
+            over = all(settled(module, *self.counted(name, done)) for name, module in self.modules.items())
+            if self.best is not None and over and self.best.update(score):
+                result.stopped = "patience"
+
+        # End before all steps are done.
+        if done == self.until and done < plan.steps:
+            result.stopped = "paused"
+        if self.should_stop is not None and self.gradient.team.first(self.should_stop()):
+            result.stopped = "asked"
+
+    def tell(self, event: str, taken: int) -> None:
+        """Tell modules of an event, then policies."""
+        for name, module in self.modules.items():
+            fire(event, [module], *self.counted(name, taken))
+        self.policies.fire(event, self.optimizer.inner.param_groups, *self.counted(None, taken))
+
+    def counted(self, name: str | None, taken: int) -> tuple[int, int]:
+        """Step and total, over the span that events count, for a module of that name (`None`: a policy)."""
+        own = name is not None and self.stage.part_of(name) == "own"
+        span = self.stage.own if own else self.stage.others
+        return taken - self.begun["own" if own else "others"], span.steps

@@ -43,7 +43,8 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
     if kind is not None:
         inputs |= kind.head.inputs(model, batch)
     names = parameters_of(model)
-    hands_on = None in names and _has_modules(model)
+    modules: Any = getattr(model, "autopeft", nn.Module())
+    hands_on = None in names and any(True for _ in modules.children())
     if "task_id" in batch and hands_on:
         inputs["task_id"] = batch["task_id"]
     if said and not hands_on:
@@ -92,10 +93,6 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str | None]:
 def parameters_of(model: nn.Module) -> frozenset[str | None]:
     """Names of the parameters of a model's forward, and `None` where it takes further keywords."""
     return _parameters(type(model).forward)
-
-
-def _has_modules(model: nn.Module) -> bool:
-    return any(True for _ in getattr(model, "autopeft", nn.Module()).children())
 
 
 def slice_rows(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:

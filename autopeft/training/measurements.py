@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make_room, warn_once
 from autopeft.errors import AssetError
 from autopeft.tasks.encode import EncodedTask
+from autopeft.training.distributed import team_of
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.together import team_of
 
 __all__ = ["KeptMeasurements"]
 
@@ -52,7 +52,13 @@ class KeptMeasurements:
         self.identity = {
             "format": _FORMAT,
             "backbone": self.team.backbone or backbone_fingerprint(model),
-            "head": _digest({n: t for h in head_names(model) for n, t in _named(model, h).items()}),
+            "head": _digest(
+                {
+                    f"{head}.{name}": tensor
+                    for head in head_names(model)
+                    for name, tensor in model.get_submodule(head).state_dict().items()
+                }
+            ),
             "rows": data.train.fingerprint,
             "labels": data.train.labels_fingerprint,
             "loss": [data.task.kind, data.task.class_weights],
@@ -63,27 +69,20 @@ class KeptMeasurements:
 
     def get(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """What was measured before, or `None`; the same in all processes of a training."""
-        return self.team.first(self._read(method, measurement))
-
-    def _read(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        file = self._file(method, measurement)
-        if file is None or not file.is_file():
-            return None
+        file, found = self._file(method, measurement), None
         try:
-            if file.stat().st_size > _LIMIT:
-                return None
-            with suppress(OSError):  # a cache that cannot be written
-                os.utime(file)
-            with safe_open(file, framework="pt") as kept:
-                digest = (kept.metadata() or {}).get(_SUM)
-            found = load_file(file)
+            if file is not None and file.is_file() and file.stat().st_size <= _LIMIT:
+                with suppress(OSError):  # a cache that cannot be written
+                    os.utime(file)
+                with safe_open(file, framework="pt") as kept:
+                    digest = (kept.metadata() or {}).get(_SUM)
+                found = load_file(file)
+                if _digest(found) != digest:
+                    _log.warning("the kept measurement %s is damaged and is made anew", file)
+                    found = None
         except (OSError, SafetensorError) as error:
             _log.warning("a kept measurement cannot be read and is made anew: %s", error)
-            return None
-        if _digest(found) != digest:
-            _log.warning("the kept measurement %s is damaged and is made anew", file)
-            return None
-        return found
+        return self.team.first(found)
 
     def put(self, method: str, measurement: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None:
         """Keep what was measured."""
@@ -118,10 +117,6 @@ class KeptMeasurements:
             warn_once(f"Measurements are not kept, and are made each time: {error}")
             return None
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-
-
-def _named(model: PreTrainedModel, head: str) -> dict[str, Tensor]:
-    return {f"{head}.{n}": t for n, t in model.get_submodule(head).state_dict().items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from autopeft.training.contexts import generator_state, restore_generator
+from autopeft.training.distributed import team_of
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
-from autopeft.training.modes import generator_state, restore_generator
-from autopeft.training.together import team_of
 
 __all__ = ["with_fewer_rows"]
 

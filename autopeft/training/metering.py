@@ -10,15 +10,12 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
-__all__ = ["PeakMemory", "clock", "resident", "timed"]
+__all__ = ["PeakMemory", "clock", "resident"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK, _NOW = "VmHWM", "VmRSS"
@@ -30,14 +27,6 @@ def clock(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-@contextmanager
-def timed(into: list[float], device: torch.device) -> Iterator[None]:
-    """Append the seconds that the block took, where it ends without an error."""
-    start = clock(device)
-    yield
-    into.append(clock(device) - start)
 
 
 class PeakMemory:
@@ -80,16 +69,7 @@ def _status(name: str) -> int | None:
 
 def give_back() -> None:
     """Hand memory that was freed back to the system, where the C library can: it would count as held."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    # Of the C library that this process has: looking for it by name would start other programs.
-    with suppress(OSError):
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return None
+    if sys.platform.startswith("linux"):
+        # Of the C library that this process has: looking for it by name would start other programs.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

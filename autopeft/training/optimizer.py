@@ -60,9 +60,6 @@ class PhaseOptimizer:
         """The present learning rate of each parameter."""
         return [float(g["lr"]) for g in self.inner.param_groups for _ in g["params"]]
 
-    def zero_grad(self) -> None:
-        self.inner.zero_grad(set_to_none=True)
-
     def forget(self, parameters: Sequence[nn.Parameter]) -> None:
         """Drop what is kept for these parameters: they go on as if they had not been trained before."""
         for parameter in parameters:
@@ -79,6 +76,3 @@ class PhaseOptimizer:
             norm = float(nn.utils.clip_grad_norm_(parameters, limit))
             if not norm < float("inf"):
                 raise NonFiniteLoss("gradient's norm", norm, step + 1, self.highest_rate)
-
-    def step(self) -> None:
-        self.inner.step()

@@ -6,11 +6,13 @@ Each is a type with its `Option`; the function's own `Arguments` give it a name 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from autopeft.arguments import Option
-from autopeft.errors import TaskError, UsageError, near
+from autopeft.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -73,11 +75,14 @@ _ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`, a loaded
 _TASK = "autopeft.tasks.task"
 
 
-def efforts() -> Iterable[str]:
-    """Names of the efforts."""
-    from autopeft.effort import EFFORTS
+def _constant(module: str, name: str) -> Any:
+    """A constant of a module that is imported when it is asked for."""
+    return getattr(import_module(module), name)
 
-    return EFFORTS
+
+efforts = partial(_constant, "autopeft.effort", "EFFORTS")
+_precisions = partial(_constant, "autopeft.assets.precision", "PRECISIONS")
+_quantized = partial(_constant, "autopeft.assets.quantizing", "QUANTIZED")
 
 
 def check_effort(name: str) -> object:
@@ -86,26 +91,10 @@ def check_effort(name: str) -> object:
     return choose_effort(name)
 
 
-def _head_starts() -> Iterable[str]:
-    return HEAD_STARTS
-
-
-def _precisions() -> Iterable[str]:
-    from autopeft.assets.precision import PRECISIONS
-
-    return PRECISIONS
-
-
 def _check_precision(name: str) -> object:
     from autopeft.assets.precision import dtype_of
 
     return dtype_of(name)
-
-
-def _quantized() -> Iterable[str]:
-    from autopeft.assets.quantizing import QUANTIZED
-
-    return QUANTIZED
 
 
 def _check_quantize(name: str) -> object:
@@ -120,14 +109,6 @@ def _other_quantized() -> Iterable[str]:
 
 def _check_other_quantize(name: str) -> object:
     return name if name == "none" else _check_quantize(name)
-
-
-def _check_head_start(name: str) -> object:
-    if name not in HEAD_STARTS:
-        raise UsageError(
-            f"The head starts as one of {', '.join(HEAD_STARTS)}, but got {name!r}.{near(name, HEAD_STARTS)}"
-        )
-    return name
 
 
 def _check_metric(value: str | MetricFunction) -> object:
@@ -474,8 +455,7 @@ HeadStart = Annotated[
         help="{choices}: a new head begins fitted to the frozen backbone's features of the training rows (a "
         "linear probe, where held-out rows show that it knows enough), or as the seed draws it.",
         panel=TRAINING,
-        choices=_head_starts,
-        check=_check_head_start,
+        choices=partial(_constant, __name__, "HEAD_STARTS"),
     ),
 ]
 Out = Annotated[

@@ -13,7 +13,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.training.losses import parameters_of
-from autopeft.training.shared import is_by_position
+from autopeft.training.shared_prefix import is_by_position
 
 __all__ = ["Packing", "check_packing"]
 

@@ -15,11 +15,10 @@ from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
 __all__ = [
-    "EventSteps",
     "Phase",
     "Span",
     "Stage",
-    "StartingValues",
+    "return_to_start",
     "spans_of",
     "stages_of",
     "step_counts",
@@ -63,7 +62,7 @@ class Stage:
         """The name of its output."""
         return f"{self.owner}.{self.phase.name}" if self.apart else self.phase.name
 
-    def said(self) -> str:
+    def label(self) -> str:
         """The phase in a few words for those who watch: `training`, `search of autolora`, `retrain of
         autolora, from the first values`."""
         if self.owner is None or (self.alone and not self.apart):
@@ -96,15 +95,11 @@ class Stage:
 
         A module with several groups names them `<entry>.<group>`.
         """
-        if _is_of(name, "head"):
+        if f"{name}.".startswith("head."):
             return "head"
-        if self.owner is None or _is_of(name, self.owner):
+        if self.owner is None or f"{name}.".startswith(f"{self.owner}."):
             return "own"
-        return None if any(_is_of(name, other) for other in self.apart) else "others"
-
-
-def _is_of(name: str, entry: str) -> bool:
-    return name == entry or name.startswith(f"{entry}.")
+        return None if any(f"{name}.".startswith(f"{other}.") for other in self.apart) else "others"
 
 
 def stages_of(modules: Modules, total: int) -> list[Stage]:
@@ -193,74 +188,47 @@ def spans_of(phases: Sequence[Phase], steps: Sequence[int], part: PhasePart) -> 
     return spans
 
 
-class EventSteps:
-    """At which step of how many modules are, as events tell them."""
-
-    def __init__(self) -> None:
-        self._stage: Stage | None = None
-        self._begun = {"own": 0, "others": 0}
-
-    def enter(self, stage: Stage, taken: int) -> None:
-        """Begin a stage, `taken` steps after the training began."""
-        self._stage = stage
-        for part, span in (("own", stage.own), ("others", stage.others)):
-            if span.begins:
-                self._begun[part] = taken
-
-    def at(self, name: str | None, taken: int) -> tuple[int, int]:
-        """Step and total for a module of that name (`None`: a policy), `taken` steps after the training
-        began."""
-        assert self._stage is not None
-        own = name is not None and self._stage.part_of(name) == "own"
-        span = self._stage.own if own else self._stage.others
-        return taken - self._begun["own" if own else "others"], span.steps
-
-
-class StartingValues:
-    """What phases start anew from: copies of what an entry's first phase began with, or another that a later
-    one names. They are held as long as some phase will need them."""
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._kept: dict[bool | str, FirstValues] = {}
-
-    def returned_to(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
-        """Put what a stage trains back to where it starts from, and keep what later ones start from; whether
-        some buffer had other values. To be called once for each stage, in order."""
-        coming = self._stages[self._stages.index(stage) :]
-        wanted = {s.phase.anew for s in coming if s.owner == stage.owner}
-        self._kept = {} if stage.first else {w: kept for w, kept in self._kept.items() if w in wanted}
-        if stage.first and True in wanted:
-            self._kept[True] = FirstValues(modules, groups)
-        back = self._kept.get(stage.phase.anew)
-        altered = back is not None and back.restore(stage, modules, groups)
-        if stage.phase.name in wanted:
-            self._kept[stage.phase.name] = FirstValues(modules, groups)
-        return altered
-
-
-class FirstValues:
-    """Copies of what a phase starts from.
+@torch.no_grad()
+def return_to_start(
+    coming: Sequence[Stage],
+    starts: dict[bool | str, dict[tuple[str, str], Tensor]],
+    modules: Modules,
+    groups: Sequence[dict[str, Any]],
+) -> bool:
+    """Put what a stage trains back to where it starts from, and keep copies of what later ones start from.
 
     Parameters and buffers of the modules are found again by name; those that have changed shape are left.
+
+    Args:
+        coming: the stage and those after it.
+        starts: copies of what the owner's first phase began with (`True`), and of what a phase began with
+            that a later one names. They are held here as long as some phase will need them.
+
+    Returns:
+        Whether some buffer had other values.
     """
-
-    def __init__(self, modules: Modules, groups: Sequence[dict[str, Any]]) -> None:
-        self._kept = {key: tensor.detach().clone() for key, tensor in values_of(modules, groups)}
-
-    @torch.no_grad()
-    def restore(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
-        """Put what a stage trains back to its first values; whether some buffer had others."""
+    stage = coming[0]
+    wanted = {s.phase.anew for s in coming if s.owner == stage.owner}
+    for name in list(starts):
+        if stage.first or name not in wanted:
+            del starts[name]
+    if stage.first and True in wanted:
+        starts[True] = {key: tensor.detach().clone() for key, tensor in values_of(modules, groups)}
+    altered = False
+    if stage.phase.anew in starts:
+        kept = starts[stage.phase.anew]
         chosen = {id(p) for g in stage.groups(groups) for p in g["params"]}
         buffers = {id(b) for module in stage.modules(modules).values() for b in module.buffers()}
-        altered = False
         for key, tensor in values_of(modules, groups):
-            kept = self._kept.get(key)
-            if id(tensor) not in chosen | buffers or kept is None or kept.shape != tensor.shape:
+            if id(tensor) not in chosen | buffers or key not in kept or kept[key].shape != tensor.shape:
                 continue
-            altered = altered or (id(tensor) in buffers and not torch.equal(tensor, kept))
-            tensor.copy_(kept)
-        return altered
+            altered = altered or (id(tensor) in buffers and not torch.equal(tensor, kept[key]))
+            tensor.copy_(kept[key])
+    if stage.phase.name in wanted:
+        starts[stage.phase.name] = {
+            key: tensor.detach().clone() for key, tensor in values_of(modules, groups)
+        }
+    return altered
 
 
 def values_of(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
@@ -268,5 +236,5 @@ def values_of(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tu
     for owner, module in modules.items():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             yield (owner, name), tensor
-    head = [p for g in groups if _is_of(str(g["name"]), "head") for p in g["params"]]
+    head = [p for g in groups if f"{g['name']}.".startswith("head.") for p in g["params"]]
     yield from ((("head", str(i)), p) for i, p in enumerate(head))

@@ -69,11 +69,6 @@ class TrainingPlan:
     head_start: str = "random"
 
     def __post_init__(self) -> None:
-        problems = [*self._number_problems(), *self._choice_problems()]
-        if problems:
-            raise UsageError(" ".join(problems))
-
-    def _number_problems(self) -> list[str]:
         lowest = {
             "steps": 1, "batch_size": 1, "micro_batch": 1, "eval_batch_size": 1,
             "max_length": 2, "seed": 0, "eval_every": 1, "patience": 1,
@@ -86,10 +81,6 @@ class TrainingPlan:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 problems.append(f"`{name}` must be an integer of at least {low}, but got {name}={value!r}.")
-        return problems
-
-    def _choice_problems(self) -> list[str]:
-        problems = []
         if str(self.device).split(":")[0] not in _DEVICES:
             hint = near(str(self.device), _DEVICES)
             problems.append(
@@ -104,7 +95,8 @@ class TrainingPlan:
             problems.append(f"`train_share` lies above 0, at most 1, but got {self.train_share!r}.")
         if self.patience is not None and self.eval_every is None:
             problems.append("`patience` counts scores taken while training: set `eval_every` as well.")
-        return problems
+        if problems:
+            raise UsageError(" ".join(problems))
 
     @property
     def micro_rows(self) -> int:

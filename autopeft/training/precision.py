@@ -20,8 +20,8 @@ from autopeft.recipe import Recipe
 from autopeft.spec import LINEAR_SITES, BackboneSpec
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import Loss
+from autopeft.training.contexts import evaluation_mode, head_kept
 from autopeft.training.forward import Forward
-from autopeft.training.modes import evaluation_mode, head_kept
 from autopeft.training.plan import TrainingPlan
 
 __all__ = ["FASTER", "ROUGHER", "PrecisionProbe", "probe_precision"]

@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -30,21 +34,22 @@ import torch
 import torch.distributed as dist
 
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.training.errors import OutOfMemory
-from autopeft.training.together import Team, at_work, disband
+from autopeft.training.distributed import Team, forget_teams, working_in
+from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 
-__all__ = ["Failed", "ProcessLost", "Processes", "Settings", "joined"]
+__all__ = ["ProcessLost", "Processes", "serve"]
 
 _T = TypeVar("_T")
 _START_SECONDS = 120.0  # for imports, and for each step of the rendezvous
 _APART_SECONDS = 10.0  # that the processes may be apart in what they all come to
 _GRACE_SECONDS = 2.0  # until the end of another is seen, where it was the reason of an error here
 _LOOK_SECONDS = 0.2
+_PARENT_SECONDS = 1.0  # between two looks whether the first process is still there
 _TAIL = 2000
 # What a new interpreter runs: it finds the same packages as this one, whatever this one's script is.
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from autopeft.training.peer import serve; serve(int(sys.argv[1]))"
+    "from autopeft.training.processes import serve; serve(int(sys.argv[1]))"
 )
 # Processes on one machine find each other on loopback, where nobody else can reach them.
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
@@ -93,7 +98,7 @@ def joined(settings: Settings) -> Iterator[Team]:
     try:
         yield Team(settings.rank, settings.size, device)
     finally:
-        disband()
+        forget_teams()
         if dist.is_initialized():  # it may have been cut
             dist.destroy_process_group()
 
@@ -229,7 +234,7 @@ class Processes:
             with contextlib.suppress(BrokenPipeError, ConnectionError):  # seen when its reply is looked for
                 peer.pipe.send_bytes(message)
         try:
-            with self._watched(), at_work(self._team):
+            with self._watched(), working_in(self._team):
                 found = function(*args) if here is None else here()
         except Exception as error:
             own = isinstance(error, AutoPEFTError)
@@ -354,3 +359,44 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+# In the other processes
+# ----------------------------------------------------------------------------------------------------------
+
+
+def serve(handle: int) -> None:
+    """Call functions that come by a pipe, until it closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first process heeds them, and is followed
+    pipe = Connection(handle)
+    settings: Settings = pipe.recv()
+    work: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, work, settings), daemon=True).start()
+    pipe.send(True)
+    with joined(settings) as team, working_in(team):
+        while True:
+            pipe.send(_done(work.get()))
+
+
+def _done(message: bytes) -> Failed | bool:
+    try:
+        function, args = pickle.loads(message)
+        function(*args)
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        return Failed(type(error).__name__, str(error), trace, ran_out_of_memory(error))
+    return True
+
+
+def _listen(pipe: Connection, work: SimpleQueue[bytes], settings: Settings) -> None:
+    """Hand on what comes; end at once with the first process, also in the middle of work."""
+    first = os.getppid()
+    try:
+        while os.getppid() == first:
+            if pipe.poll(_PARENT_SECONDS):
+                work.put(pipe.recv_bytes())
+    except (EOFError, OSError):
+        first = -1  # it has closed the pipe, or ended
+    shutil.rmtree(Path(settings.store).parent, ignore_errors=True)
+    os._exit(1)

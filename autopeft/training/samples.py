@@ -17,7 +17,7 @@ from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, writing_s
 from autopeft.tasks.split import Split
 from autopeft.tasks.task import Task
 from autopeft.tasks.tokens import EncodedSplit
-from autopeft.training.modes import evaluation_mode
+from autopeft.training.contexts import evaluation_mode
 
 __all__ = ["HANDFUL", "MOST_TOKENS", "Asked", "asked_in", "sampled", "samples_of", "shortened", "told_of"]
 

@@ -16,10 +16,10 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, get_metric, writing_scorer
+from autopeft.tasks.kinds import Generation, Scorer, get_kind, get_metric, writing_scorer
+from autopeft.training.contexts import evaluation_mode, generators_kept
 from autopeft.training.forward import Forward
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.modes import evaluation_mode, seeded
 from autopeft.training.samples import Asked, sampled, samples_of, told_of
 
 __all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
@@ -92,18 +92,12 @@ def _written(
     scorer = writing_scorer(get_kind(split.kind).scorer)
     order = np.argsort(-split.prompt_lengths, kind="stable")
     texts = np.empty(len(split), dtype=object)
-    with seeded(how.seed, place):
+    with generators_kept(place, seed=how.seed):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             one = told if len(split) == 1 else None
             texts[rows] = scorer.generate(model, split, rows, how, device=place, told=one)
     return texts
-
-
-def _generation(metrics: Sequence[Metric]) -> Generation | None:
-    """How to write what the metrics compare: the most probable token each time; `None` where they compare no
-    texts."""
-    return Generation() if any(metric.generated for metric in metrics) else None
 
 
 def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **options: Any) -> dict[str, float]:
@@ -116,7 +110,8 @@ def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **opti
     if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, scorer = [get_metric(metric) for metric in metrics], get_kind(split.kind).scorer
-    outputs = predict(model, split, generation=_generation(known), **options)
+    how = Generation() if any(metric.generated for metric in known) else None
+    outputs = predict(model, split, generation=how, **options)
     return {metric.name: scorer.score(metric, outputs, split.truth) for metric in known}
 
 
@@ -170,7 +165,7 @@ def score_by_rows(
     if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, scorer = get_metric(metric), get_kind(split.kind).scorer
-    how = _generation([known])
+    how = Generation() if known.generated else None
     alone = how is not None and not loss
     outputs = predict(model, split, generation=how, texts_alone=alone, **options)
     found = () if text_ids is None else scorer.pseudo_values(known, outputs, split.truth, text_ids)

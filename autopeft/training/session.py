@@ -1,4 +1,4 @@
-"""A phase that drives itself: its steps, its rows, and the losses and gradients that it asks for."""
+"""What a phase that drives itself is handed: its steps, losses, gradients, and what the model writes."""
 
 from __future__ import annotations
 
@@ -6,51 +6,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autopeft.method import Sample
-from autopeft.tasks.kinds import Generation
+from autopeft.tasks import Task
+from autopeft.tasks.kinds import Generation, get_metric, writing_scorer
+from autopeft.tasks.kinds.generation import room_of
+from autopeft.tasks.tokens import EncodedSplit
+from autopeft.training.batches import Rows
+from autopeft.training.contexts import evaluation_mode, learning
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import slice_rows
-from autopeft.training.modes import evaluation_mode, learning
+from autopeft.training.memory import with_fewer_rows
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.written import Samples
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.result import TrainResult
 
-__all__ = ["PhaseSession", "Steps"]
+__all__ = ["PhaseSession"]
 
 Batch = dict[str, Tensor]
-
-
-@dataclass
-class Steps:
-    """The steps of a phase, taken one by one.
-
-    Attributes:
-        total: of the phase.
-        taken: how many of them so far, those before a pause included.
-        take: takes the step of this number, from 0, on a batch or on the next rows.
-        ended: whether the training is to end.
-    """
-
-    total: int
-    taken: int
-    take: Callable[[int, Mapping[str, Tensor] | None], None]
-    ended: Callable[[], bool]
-
-    @property
-    def over(self) -> bool:
-        """Whether there will be no further one."""
-        return self.taken == self.total or self.ended()
-
-    def take_next(self, batch: Mapping[str, Tensor] | None = None) -> bool:
-        """Take one, or say that none is left."""
-        if self.over:
-            return False
-        self.take(self.taken, batch)
-        self.taken += 1
-        return True
 
 
 @dataclass
@@ -58,45 +35,50 @@ class PhaseSession:
     """See `autopeft.method.Session`.
 
     Attributes:
-        own: the phase's steps.
+        steps: of the phase.
+        taken: how many of them so far, those before a pause included.
+        take: takes the step of this number, from 0, on a batch or on the next rows.
+        result: of the training, which says whether it is to end.
         optimizer: of the phase.
         backbone: the backbone's own parameters, by name.
         forward: the model's plain forward: states that come from the trunk have no gradient.
         gradient: of the training, whose loss, micro-batches and way out of full memory are shared.
-        batches_of: gives batches of so many rows, by default the plan's.
         drawing: within, modules draw as they do in a step.
         learners: everything that may require gradients in this phase.
-        writing: what the model writes to the phase's rows.
+        task: says how texts are written, and what a text is worth: its metric.
+        split: which the rows of the phase are of.
+        among: the rows that are trained on; `None` for all.
     """
 
-    own: Steps
+    steps: int
+    taken: int
+    take: Callable[[int, Mapping[str, Tensor] | None], None]
+    result: TrainResult
     optimizer: PhaseOptimizer
     backbone: Mapping[str, nn.Parameter]
     forward: Forward
     gradient: Gradient
-    batches_of: Callable[[int | None], Iterator[Batch]]
     drawing: Callable[[], AbstractContextManager[None]]
     learners: Sequence[nn.Parameter]
-    writing: Samples
-
-    @property
-    def steps(self) -> int:
-        return self.own.total
-
-    @property
-    def taken(self) -> int:
-        return self.own.taken
+    task: Task
+    split: EncodedSplit
+    among: Rows | None
+    plan: TrainingPlan
 
     @property
     def over(self) -> bool:
-        return self.own.over
+        return self.taken == self.steps or self.result.stopped != "done"
 
     @property
     def rows(self) -> int:
-        return self.writing.plan.batch_size
+        return self.plan.batch_size
 
     def step(self, batch: Mapping[str, Tensor] | None = None) -> bool:
-        return self.own.take_next(batch)
+        if self.over:
+            return False
+        self.take(self.taken, batch)
+        self.taken += 1
+        return True
 
     def write(
         self,
@@ -106,16 +88,48 @@ class PhaseSession:
         top_p: float = 1.0,
         most: int | None = None,
     ) -> list[Sample]:
-        return self.writing.write(rows, Generation(most, temperature, top_p))
+        """Rows of like length are written to together."""
+        model, labels = self.forward.model, self.split.truth
+        among = np.arange(len(self.split)) if self.among is None else np.asarray(self.among)
+        if rows is not None and rows < len(among):
+            among = np.sort(among[torch.randperm(len(among))[:rows].numpy()])
+        scorer, metric = writing_scorer(self.task.task_kind.scorer), get_metric(self.task.metric)
+        assert labels is not None  # of rows that are trained on
+        scorer.rewards(metric, [], labels[:0])  # refused before anything is written
+        order = among[np.argsort(self.split.prompt_lengths[among], kind="stable")]
+        how = Generation(most, temperature, top_p)
+
+        def written(size: int) -> list[Sample]:
+            found = list[Sample]()
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                texts = scorer.sample(model, self.split, chosen, how, device=self.gradient.device)
+                rewards = scorer.rewards(metric, [text for _, text in texts], labels[chosen])
+                made = zip(chosen, texts, rewards, strict=True)
+                found += [Sample(int(row), *own, float(reward)) for row, own, reward in made]
+            return found
+
+        with evaluation_mode(model):
+            return with_fewer_rows(written, self.plan.eval_rows, model, doing="Writing")
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
-        return self.writing.batch(samples)
+        rows, tokens = [sample.row for sample in samples], [sample.tokens for sample in samples]
+        split = self.split.with_answers(rows, tokens, room_of(self.forward.model))
+        return split.collate(range(len(samples)), device=self.gradient.device)
 
     def forget(self, parameters: Sequence[nn.Parameter]) -> None:
         self.optimizer.forget(parameters)
 
     def batches(self, rows: int | None = None) -> Iterator[Batch]:
-        return self.batches_of(rows)
+        size = self.plan.batch_size if rows is None else rows
+        return self.forward.batches(
+            self.split,
+            size,
+            shuffle=True,
+            seed=self.plan.seed,
+            device=self.gradient.device,
+            among=self.among,
+        )
 
     def losses(self, batch: Mapping[str, Tensor], *, training: bool = False) -> Tensor:
         loss, found = self.gradient.loss, []
@@ -129,18 +143,11 @@ class PhaseSession:
     def gradients(
         self, batch: Mapping[str, Tensor], wanted: Sequence[nn.Parameter], *, training: bool = False
     ) -> list[Tensor]:
-        model = self.forward.model
-        mode = self.drawing() if training else evaluation_mode(model)
-        gradient = Gradient(
-            self.forward, self.gradient.loss, micro_rows=self.gradient.micro_rows, device=self.gradient.device
-        )
-        for parameter in wanted:
-            parameter.grad = None
+        mode = self.drawing() if training else evaluation_mode(self.forward.model)
+        own = self.gradient
+        gradient = Gradient(self.forward, own.loss, micro_rows=own.micro_rows, device=own.device)
         with mode, torch.enable_grad(), learning([*self.learners, *wanted], wanted):
             try:
-                gradient.accumulate(batch, (), wanted)
-                return [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
+                return gradient.of(batch, (), wanted)[1]
             finally:
                 self.gradient.micro_rows = gradient.micro_rows
-                for parameter in wanted:
-                    parameter.grad = None

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import backbone_fingerprint, quantization_of
 from autopeft.backbones import base_model_of, layout_of
 from autopeft.errors import UsageError
-from autopeft.training.together import dealt, present
+from autopeft.training.distributed import current_team, set_team
 
 __all__ = ["held_bytes", "shard"]
 
@@ -33,7 +33,7 @@ def shard(model: PreTrainedModel) -> None:
     Raises:
         UsageError: there is one process, or the model is quantised, or it has a hybrid.
     """
-    team = present()
+    team = current_team()
     if team is None:
         raise UsageError("A model is sharded over several processes: call it in `Processes.run`.")
     found = quantization_of(model)
@@ -57,7 +57,7 @@ def shard(model: PreTrainedModel) -> None:
     held = {p for layer in layers for p in layer.parameters()}
     for root in dict.fromkeys(base.get_submodule(stack.map.root) for stack in stacks):
         fully_shard(root, mesh=mesh, ignored_params=set(root.parameters()) - held)
-    dealt(model, replace(team, backbone=fingerprint))
+    set_team(model, replace(team, backbone=fingerprint))
 
 
 def held_bytes(model: nn.Module) -> int:

@@ -18,12 +18,12 @@ from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
+from autopeft.training.contexts import head_kept
 from autopeft.training.contracts import Trainable
-from autopeft.training.forward import Forward, sharing_forward, shortest_forward
-from autopeft.training.full import FullFineTuning
+from autopeft.training.forward import sharing_forward, shortest_forward
+from autopeft.training.full_tuning import FullFineTuning
 from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, train
-from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.result import TrainResult
 from autopeft.training.samples import asked_in
@@ -68,11 +68,6 @@ class TrialOutcome:
         """Score on the first split, higher is better."""
         return next(iter(self.scores.values()))
 
-    @property
-    def train_loss(self) -> float:
-        """Mean training loss of the last tenth of the steps."""
-        return self.train.final_loss
-
 
 def run_trial(
     model: PreTrainedModel,
@@ -89,6 +84,7 @@ def run_trial(
     until: int | None = None,
     resume: Checkpoint | None = None,
     samples: bool = False,
+    full: bool = False,
 ) -> TrialOutcome:
     """Start head and modules from the plan's seed, calibrate, train, score, take everything off again.
 
@@ -102,22 +98,81 @@ def run_trial(
             hybrid.
         samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
         until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
+        full: every weight trains in place of what the recipe attaches, at the rates of its training section.
 
     Raises:
         UsageError: the recipe does not fit the model, or a split does not exist.
         NonFiniteLoss, OutOfMemory, PhaseError: see `train`.
     """
 
-    def finished(hybrid: Trainable, scores: Mapping[str, float]) -> None:
-        if keep is not None and isinstance(hybrid, Hybrid):
-            keep(hybrid, scores)
+    started = time.perf_counter()
+    known: dict[str, EncodedSplit] = {str(k): v for k, v in data.splits.items()}
+    if not splits or isinstance(splits, str):
+        raise UsageError(f"`splits` lists at least one of {', '.join(known)}, but got {splits=}.")
+    for name in splits:
+        if name not in known:
+            raise UsageError(f"There is no split {name!r}.{near(name, known)} Splits: {', '.join(known)}.")
 
-    make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
-    options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
-    options |= {"until": until, "resume": resume, "pooling": pooling_of(recipe), "metric": metric}
-    options["alone"] = not trained_entries(recipe)
-    options["samples"] = samples
-    return _trial(model, make, data, plan, splits, finished, **options)
+    splits = list(dict.fromkeys(splits))
+    device, task, scored = plan.torch_device(), data.task, dict[str, Scored]()
+    model.to(device)  # type: ignore[arg-type]
+    with head_kept(model):
+        # The head starts from the plan's seed, or from a probe of the backbone.
+        if task.task_kind.head.new_head:
+            reset_head(model, plan.seed)
+            if plan.head_start == "probe":
+                alone = not full and not trained_entries(recipe)
+                start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
+
+        hybrid: Trainable = (
+            FullFineTuning(model, recipe.training) if full else attach(model, recipe, seed=plan.seed)
+        )
+        try:
+            result = train(
+                hybrid,
+                data,
+                plan,
+                on_step=on_step,
+                on_score=on_score,
+                should_stop=should_stop,
+                until=until,
+                resume=resume,
+            )
+
+            # Score by the shortest forward, but the test rows once, by the model as it will be used.
+            dropout = plan.trains_with_dropout(hybrid.recipe.training)
+            shortest = shortest_forward(hybrid, data, plan, dropout=dropout)
+            for name in splits:
+                test, last = name == "test", name == splits[-1]
+                scored[name] = score_by_rows(
+                    model,
+                    known[name],
+                    task.metric if test else metric or task.metric,
+                    forward=sharing_forward(hybrid, known[name], task.task_kind) if test else shortest,
+                    text_ids=task.text_ids(name),  # type: ignore[arg-type]  # splits that tasks have
+                    loss=not test,
+                    asked=asked_in(task, name) if samples and last else None,
+                    batch_size=plan.eval_rows,
+                    device=device,
+                )
+            scores = {name: found.score for name, found in scored.items()}
+            counts = hybrid.counts()
+            if keep is not None and isinstance(hybrid, Hybrid):
+                keep(hybrid, scores)
+        finally:
+            hybrid.detach()
+    return TrialOutcome(
+        scores=scores,
+        counts=counts,
+        seconds=time.perf_counter() - started,
+        train=result,
+        parts={name: found.pseudo_values for name, found in scored.items()},
+        losses={name: s.loss for name, s in scored.items() if s.loss is not None},
+        calibrated_losses={
+            name: s.calibrated_loss for name, s in scored.items() if s.calibrated_loss is not None
+        },
+        samples=scored[splits[-1]].samples,
+    )
 
 
 def head_only(
@@ -139,89 +194,10 @@ def full_fine_tuning(
     plan: TrainingPlan,
     *,
     training: TrainingSection | None = None,
-    splits: Sequence[str] = ("select",),
-    on_step: OnStep | None = None,
-    on_score: OnScore | None = None,
-    should_stop: ShouldStop | None = None,
-) -> TrialOutcome:
-    """The baseline in which every weight trains (default rate 5e-5); afterwards the model is as before."""
-    section = training or TrainingSection(learning_rate=5e-5)
-    make = lambda: FullFineTuning(model, section)  # noqa: E731
-    options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
-    return _trial(model, make, data, plan, splits, lambda _h, _s: None, **options)
-
-
-def _trial(
-    model: PreTrainedModel,
-    make: Callable[[], Trainable],
-    data: EncodedTask,
-    plan: TrainingPlan,
-    splits: Sequence[str],
-    finished: Callable[[Trainable, Mapping[str, float]], None],
-    *,
-    alone: bool = False,
-    pooling: Recipe | None = None,
-    metric: str | None = None,
-    samples: bool = False,
     **options: Any,
 ) -> TrialOutcome:
-    started = time.perf_counter()
-    wanted = _wanted(data, splits)
-    device = plan.torch_device()
-    model.to(device)  # type: ignore[arg-type]
-    with head_kept(model):
-        if data.task.task_kind.head.new_head:
-            reset_head(model, plan.seed)
-            if plan.head_start == "probe":
-                start_head(model, data, plan, alone=alone, pooling=pooling)
-        hybrid = make()
-        try:
-            result = train(hybrid, data, plan, **options)
-            dropout = plan.trains_with_dropout(hybrid.recipe.training)
-            forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-            last = list(wanted)[-1]
-            asked = asked_in(data.task, last) if samples else None
-            found = {
-                # The test rows are scored once, by the model as it will be used.
-                name: _score(
-                    sharing_forward(hybrid, split, data.task.task_kind) if name == "test" else forward,
-                    split,
-                    data.task.metric if name == "test" else metric or data.task.metric,
-                    plan,
-                    text_ids=data.task.text_ids(name),  # type: ignore[arg-type]  # splits that tasks have
-                    loss=name != "test",
-                    asked=asked if name == last else None,
-                )
-                for name, split in wanted.items()
-            }
-            scores = {name: scored.score for name, scored in found.items()}
-            counts = hybrid.counts()
-            finished(hybrid, scores)
-        finally:
-            hybrid.detach()
-    parts = {name: scored.pseudo_values for name, scored in found.items()}
-    losses = {name: s.loss for name, s in found.items() if s.loss is not None}
-    calibrated = {name: s.calibrated_loss for name, s in found.items() if s.calibrated_loss is not None}
-    seconds = time.perf_counter() - started
-    return TrialOutcome(scores, counts, seconds, result, parts, losses, calibrated, found[last].samples)
-
-
-def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:
-    known: dict[str, EncodedSplit] = {str(k): v for k, v in data.splits.items()}
-    if not splits or isinstance(splits, str):
-        raise UsageError(f"`splits` lists at least one of {', '.join(known)}, but got {splits=}.")
-    for name in splits:
-        if name not in known:
-            raise UsageError(f"There is no split {name!r}.{near(name, known)} Splits: {', '.join(known)}.")
-    return {name: known[name] for name in splits}
-
-
-def _score(
-    forward: Forward,
-    split: EncodedSplit,
-    metric: str,
-    plan: TrainingPlan,
-    **wanted: Any,
-) -> Scored:
-    options: dict[str, Any] = {"batch_size": plan.eval_rows, "device": plan.torch_device()}
-    return score_by_rows(forward.model, split, metric, forward=forward, **options, **wanted)
+    """The baseline in which every weight trains (default rate 5e-5); options are those of `run_trial`."""
+    section = training or TrainingSection(learning_rate=5e-5)
+    return run_trial(
+        model, Recipe(name="full-fine-tuning", training=section), data, plan, full=True, **options
+    )

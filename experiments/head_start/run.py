@@ -45,8 +45,8 @@ from autopeft.recipe.pooling import pooling_of
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.contexts import head_kept
 from autopeft.training.head_start import start_head
-from autopeft.training.modes import head_kept
 
 __all__ = ["RECIPES", "Training", "collapses", "differences", "needed", "pooled"]
 

@@ -30,9 +30,9 @@ from autopeft.hybrid import attach
 from autopeft.method import Call, Context, Phase, get_method, method_names, reserved_rows
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import train
-from autopeft.training.modes import head_kept
+from autopeft.training.batches import held_out_rows
+from autopeft.training.contexts import head_kept
 from autopeft.training.phases import stages_of
-from autopeft.training.rows import rows_apart
 
 __all__ = [
     "Part",
@@ -194,7 +194,7 @@ def steps_of(
 def lora(bench: Any, part: Part) -> Runs:
     """Steps of LoRA on q and v, on the rows of a part, whose texts are longer by its tokens."""
     data, phase = lengthened(bench.data, part.rows), Phase(part.phase, held_out=part.held_out)
-    among, _ = rows_apart(data.train, bench.plan(1), phase)
+    among, _ = held_out_rows(data.train, bench.plan(1), phase)
     if among is not None:
         data = replace(data, splits={**data.splits, "train": data.train.take(among)})
     return steps_of(bench, _lora_recipe(bench), data, bench.options.steps)[0]

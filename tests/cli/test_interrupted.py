@@ -254,7 +254,9 @@ SMALL = ("--trials", "3", "--steps", "10")
 WHERE: dict[str, tuple[tuple[str, ...], str, Signals | None]] = {
     "imports": (("methods",), SLOW_IMPORT, SIGTERM),
     "data are loading": (
-        (*SEARCH, "--workers", "0"), SLEEP.format(module="autopeft.training.asked", name="load_task"), SIGINT
+        (*SEARCH, "--workers", "0"),
+        SLEEP.format(module="autopeft.training.task_loading", name="load_task"),
+        SIGINT,
     ),
     "ray starts": (
         (*SEARCH, *SMALL, "--workers", "1"),

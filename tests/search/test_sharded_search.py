@@ -41,7 +41,8 @@ def test_a_search_on_ray_finds_what_one_without_further_processes_finds(
         assert found.train_loss == pytest.approx(expected.train_loss, abs=1e-5)
     assert both.test == pytest.approx(one.test)
     assert any("2 processes" in line for line in said)
-    left = [p for p in psutil.process_iter(["cmdline"]) if "autopeft.training.peer" in str(p.info["cmdline"])]
+    begun = "autopeft.training.processes import serve"
+    left = [p for p in psutil.process_iter(["cmdline"]) if begun in str(p.info["cmdline"])]
     assert left == []
 
 

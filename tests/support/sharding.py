@@ -21,8 +21,8 @@ from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask, load_task
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, full_fine_tuning, run_trial
+from autopeft.training.distributed import current_team
 from autopeft.training.sharded import held_bytes, shard
-from autopeft.training.together import present
 
 from .families import FAMILIES
 from .language import save_decoder, write_chats
@@ -85,7 +85,7 @@ def trained(
         for path in layers
         for p in base_model_of(model).get_submodule(path).parameters()
     )
-    if present() is not None:
+    if current_team() is not None:
         shard(model)
     kept: dict[str, Tensor] = {}
 
@@ -103,7 +103,7 @@ def trained(
         metric=metric,
         keep=keep,
     )
-    team = present()
+    team = current_team()
     return Seen(
         outcome.train.losses, outcome.scores, kept, held_bytes(model), size, 1 if team is None else team.size
     )
@@ -113,7 +113,7 @@ def written(family: str) -> tuple[list[list[int]], list[Tensor]]:
     """What a tiny model writes before its first forward as a whole, and a LoRA's gradients behind that."""
     torch.manual_seed(0)
     model, ids = FAMILIES[family].model(FAMILIES[family].config()).eval(), torch.arange(3, 17).view(2, 7)
-    if present() is not None:
+    if current_team() is not None:
         shard(model)
     texts = model.generate(ids, max_new_tokens=3, do_sample=False)
     recipe = Recipe.from_dict({"name": "lora", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
@@ -135,7 +135,7 @@ def wandering() -> None:
     shard(model)
 
     def alter(step: int, loss: float) -> None:
-        team = present()
+        team = current_team()
         if team is not None and team.rank == 1:
             with torch.no_grad():
                 next(model.get_submodule("autopeft").parameters()).add_(1.0)
@@ -146,24 +146,24 @@ def wandering() -> None:
 
 def killed(rank: int) -> None:
     """End one process by SIGKILL while all of them wait for each other."""
-    team = present()
+    team = current_team()
     assert team is not None
     if team.rank == rank:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
     team.first(None)
-    team.add(torch.zeros(()), [])
+    team.all_reduce(torch.zeros(()), [])
     time.sleep(0.1)
-    team.add(torch.zeros(()), [])
+    team.all_reduce(torch.zeros(()), [])
 
 
 def raised(rank: int, error: Exception) -> None:
     """Raise an error in one process while the others wait, or in all of them (-1)."""
-    team = present()
+    team = current_team()
     assert team is not None
     if rank in (team.rank, -1):
         raise error
-    team.add(torch.zeros(()), [])
+    team.all_reduce(torch.zeros(()), [])
 
 
 def spec_of_classifier() -> BackboneSpec:

@@ -14,9 +14,9 @@ from autopeft.hybrid import attach
 from autopeft.method import OuterStep
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds.classification import CrossEntropy
+from autopeft.training.contexts import learning
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.loop import train
-from autopeft.training.modes import learning
 from autopeft.training.phases import Phase
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.result import TrainResult

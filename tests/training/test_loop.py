@@ -14,9 +14,10 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import attach, attach_many
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
+from autopeft.training.batches import batch_stream
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.forward import Forward
-from autopeft.training.loop import batch_stream, train
+from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import evaluate, predict
 

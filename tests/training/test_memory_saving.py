@@ -16,7 +16,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.training import TrainingPlan, train
-from autopeft.training.modes import checkpointing
+from autopeft.training.contexts import checkpointing
 
 RECIPES = {
     "everywhere": Recipe.from_dict(

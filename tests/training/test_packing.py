@@ -27,8 +27,7 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.training import TrainingPlan
-from autopeft.training.comparing import alike
-from autopeft.training.forward import Forward, packed_forward, shortest_forward
+from autopeft.training.forward import Forward, alike, packed_forward, shortest_forward
 from autopeft.training.packing import Packing, check_packing
 
 CAUSAL = get_kind("causal_lm")

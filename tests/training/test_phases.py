@@ -130,7 +130,7 @@ def stage(phase: Phase, owner: str | None = "a", apart: tuple[str, ...] = ()) ->
 def test_without_phases_there_is_one_of_everything() -> None:
     (only,) = stages_of({"a": nn.Linear(1, 1)}, 5)
     assert (only.owner, only.phase, only.steps, only.own.steps) == (None, Phase("train"), 5, 5)
-    assert only.said() == "training"
+    assert only.label() == "training"
     groups = [{"name": n, "params": [1]} for n in ("a", "b.x", "head")]
     assert only.groups(groups) == groups
 

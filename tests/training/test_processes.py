@@ -17,9 +17,9 @@ import torch.distributed as dist
 from support.sharding import killed, raised
 
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.training.distributed import Team, current_team
 from autopeft.training.errors import OutOfMemory
 from autopeft.training.processes import Processes, ProcessLost
-from autopeft.training.together import Team, present
 
 SOON = 30.0  # seconds, on a machine that is busy; by itself it takes less than three
 
@@ -32,7 +32,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     yield
     assert set(psutil.Process().children(recursive=True)) <= before
     assert not dist.is_initialized()
-    assert present() is None
+    assert current_team() is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,8 +41,8 @@ def test_they_do_the_same_and_this_one_tells() -> None:
     with Processes(2) as processes:
         assert processes.run(os.getpid) == os.getpid()
         assert processes.run(len, "abc", here=lambda: 7) == 7
-        assert processes.run(present) == Team(0, 2)
-        assert present() is None
+        assert processes.run(current_team) == Team(0, 2)
+        assert current_team() is None
         with pytest.raises(UsageError, match="group already"):
             Processes(2)
         assert processes.run(len, "ab") == 2, "another group that was refused ended this one"

@@ -32,7 +32,7 @@ from autopeft.tasks.kinds import get_kind
 from autopeft.tasks.kinds.choices import CHOICE_OF, EncodedChoices
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import Forward, sharing_forward, shortest_forward
-from autopeft.training.shared import SharedInGroups
+from autopeft.training.shared_prefix import SharedInGroups
 
 KIND = get_kind("multiple_choice")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}

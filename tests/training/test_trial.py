@@ -23,7 +23,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
-from autopeft.training.full import FullFineTuning
+from autopeft.training.full_tuning import FullFineTuning
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import predict
 from autopeft.training.trial import full_fine_tuning, head_only, run_trial
@@ -78,7 +78,7 @@ def test_a_trial_leaves_no_trace_and_repeats_bitwise(restored: Any) -> None:
     assert first.scores == second.scores
     assert list(first.scores) == ["select", "test"]
     assert first.score == first.scores["select"]
-    assert first.train_loss == first.train.losses[-1]
+    assert first.train.final_loss == first.train.losses[-1]
     assert run_trial(restored, MIXED, data, replace(PLAN, seed=3)).train.losses != first.train.losses
 
 

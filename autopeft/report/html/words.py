@@ -26,7 +26,7 @@ from autopeft.search.space.space import Space, space_names
 from autopeft.search.strategies.registry import DEFAULT
 from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
-from autopeft.training.next_steps import predict_command
+from autopeft.training.commands import predict_command
 
 _BUILT_IN = SearchArguments.model_fields["space"].default
 

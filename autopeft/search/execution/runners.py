@@ -157,7 +157,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     return JobResult(
         job.id,
         scores,
-        train_loss=outcome.train_loss,
+        train_loss=outcome.train.final_loss,
         counts=outcome.counts.to_dict(),
         files=files,
         paused=outcome.train.stopped == "paused",

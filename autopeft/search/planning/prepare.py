@@ -46,9 +46,9 @@ from autopeft.tasks import Rows, Task, get_metric
 from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
-from autopeft.training.asked import asked_task
 from autopeft.training.checks import check_positions
-from autopeft.training.modes import check_checkpointing
+from autopeft.training.contexts import check_checkpointing
+from autopeft.training.task_loading import task_from_arguments
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions", "worker_setup"]
 
@@ -264,7 +264,7 @@ def prepare(
     check_feasible(space.bind(spec), parameters)
 
     rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
-    whole = asked_task(a, notify, rows, spec)
+    whole = task_from_arguments(a, notify, rows, spec)
     kind = whole.task_kind
     if anew:  # a resumed run keeps the rank of its trials
         check_rank_for(kind, a.rank_by)

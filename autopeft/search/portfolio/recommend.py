@@ -29,7 +29,7 @@ from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, cluster_of
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan
-from autopeft.training.asked import asked_task
+from autopeft.training.task_loading import task_from_arguments
 
 __all__ = ["Recommendation", "own_clusters", "recommend"]
 
@@ -190,7 +190,7 @@ def _task_of(
             options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
             raise UsageError(f"{options} (in Python {', '.join(named)}) say how to read a task; name --task.")
         return None, asked.rows or ROWS, False
-    task = asked_task(asked, tell, backbone=spec)
+    task = task_from_arguments(asked, tell, backbone=spec)
     rows = len(task.splits["train"])
     if asked.rows is None or asked.rows >= rows:
         return task, asked.rows or rows, False

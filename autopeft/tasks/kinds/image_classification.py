@@ -161,7 +161,7 @@ class ImageHead(ClassHead):
     hub_pipeline = "image-classification"
 
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
-        """See `Head.refused`; `asked_task` compares modalities."""
+        """See `Head.refused`; `task_from_arguments` compares modalities."""
         return None
 
     def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

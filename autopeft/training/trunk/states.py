@@ -30,7 +30,7 @@ from autopeft.injection.attention import attention_behind
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds.generation import LEAST
 from autopeft.training.memory import with_fewer_rows
-from autopeft.training.shared import SharedPrefix
+from autopeft.training.shared_prefix import SharedPrefix
 from autopeft.training.trunk.store import Rows, StateStore, open_store
 
 __all__ = ["Front", "Level", "Trunk"]
@@ -38,6 +38,10 @@ __all__ = ["Front", "Level", "Trunk"]
 States = Mapping[str, Tensor]
 _KEPT_OPEN = 16
 _log = logging.getLogger("autopeft")
+
+
+# Stores stay open between trials: each row's checksum is compared once in a process.
+_OPEN: OrderedDict[tuple[str, str, str], StateStore] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,15 @@ class Level:
 
     @classmethod
     def of(cls, base: nn.Module, stack: StackPlaces, depth: int) -> Level:
+        """The first `depth` layers of a stack."""
         layers = tuple(base.get_submodule(p) for p in stack.layers[:depth])
-        return cls(stack.map.name, layers, stack.hidden, _embeddings(base, stack))
-
-
-def _embeddings(base: nn.Module, stack: StackPlaces) -> nn.Module | None:
-    """The module around the table of a stack's embeddings that adds positions and normalises.
-
-    Its output counts as the first layer's input only where nothing could lie in between: the widths agree.
-    """
-    table = next((p for p in stack.places if p.site.name == "embeddings"), None)
-    if table is None or table.site.out_features != stack.hidden or stack.embeddings in (None, table.exit):
-        return None
-    return base.get_submodule(str(stack.embeddings))
+        # The module around the table adds positions and normalises. Its output counts as the first layer's
+        # input only where nothing could lie in between: the widths agree.
+        table = next((p for p in stack.places if p.site.name == "embeddings"), None)
+        embeddings = None
+        if table is not None and table.site.out_features == stack.hidden and stack.embeddings != table.exit:
+            embeddings = None if stack.embeddings is None else base.get_submodule(stack.embeddings)
+        return cls(stack.map.name, layers, stack.hidden, embeddings)
 
 
 class _Reached(Exception):  # noqa: N818
@@ -83,6 +83,8 @@ class Trunk:
         forward: logits of a plain batch; it is left once the states are there.
 
     Attributes:
+        depths: layers answered from the store, by stack.
+        tuples: how many elements the output of a stack's layers has; 0 where it is no tuple.
         shares: whether what all rows of a split begin with is computed once, as causal stacks allow.
         rows_at_once: rows of one length that are computed at once, by default all; halved where memory does
             not suffice.
@@ -97,16 +99,12 @@ class Trunk:
         self.model, self.levels, self.forward = model, tuple(levels), forward
         first = next(base_model_of(model).parameters())
         self.device, self.dtype = first.device, first.dtype
-        self.tuples: dict[str, int] = {}  # how many elements a layer's output has; 0 where it is no tuple
+        self.depths = {level.stack: len(level.layers) for level in self.levels}
+        self.tuples: dict[str, int] = {}
         self.shares = False
         self.rows_at_once: int | None = None
         self._stores: dict[int, dict[str, StateStore] | None] = {}
         self._fronts: dict[int, Front | None] = {}
-
-    @property
-    def depths(self) -> dict[str, int]:
-        """Layers answered from the store, by stack."""
-        return {level.stack: len(level.layers) for level in self.levels}
 
     # Computing
     # ------------------------------------------------------------------------------------------------
@@ -116,23 +114,19 @@ class Trunk:
         """The states (B, L, width) of a batch, by stack, from the model's own layers."""
         found: dict[str, Tensor] = {}
 
-        def watched(level: Level) -> Callable[..., Any]:
-            layer = level.layers[-1]
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                output = type(layer).forward(layer, *args, **kwargs)
-                found[level.stack] = output[0] if isinstance(output, tuple) else output
-                self.tuples[level.stack] = len(output) if isinstance(output, tuple) else 0
-                if level is self.levels[-1]:
-                    raise _Reached
-                return output
-
-            return forward
-
-        watching = {level.layers[-1]: watched(level) for level in self.levels}
+        watching = {level.layers[-1]: partial(self._watched, level, found) for level in self.levels}
         with _instead(watching), suppress(_Reached):
             self.forward(batch)
         return found
+
+    def _watched(self, level: Level, found: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The last layer of a level as it is; its states are noted."""
+        output = type(level.layers[-1]).forward(level.layers[-1], *args, **kwargs)
+        found[level.stack] = output[0] if isinstance(output, tuple) else output
+        self.tuples[level.stack] = len(output) if isinstance(output, tuple) else 0
+        if level is self.levels[-1]:
+            raise _Reached
+        return output
 
     # Answering
     # ------------------------------------------------------------------------------------------------
@@ -178,22 +172,21 @@ class Trunk:
                 self.model,
                 doing="Reading the layers that nothing changes",
             )
-        return not any(store.beyond(rows) for store in stores.values())
+        return not any(store.beyond[rows].any() for store in stores.values())
 
     def _put(self, split: EncodedSplit, stores: dict[str, StateStore], alike: Rows, at_once: int) -> None:
         for start in range(0, len(alike), at_once):
             rows = alike[start : start + at_once]
             batch = {k: v.to(self.device) for k, v in split.collate(rows).items()}
-            for stack, states in self._behind_front(split, batch).items():
+            # What all rows of the split begin with is computed once.
+            if id(split) not in self._fronts:
+                length = _common(split) if self.shares else 0
+                self._fronts[id(split)] = self.front(batch, length) if length >= LEAST else None
+            front = self._fronts[id(split)]
+            found = self.compute(batch) if front is None else front.with_rest(batch)
+            for stack, states in found.items():
                 for row, own in zip(rows, states, strict=True):
                     stores[stack].put(int(row), own)
-
-    def _behind_front(self, split: EncodedSplit, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if id(split) not in self._fronts:
-            length = _common(split) if self.shares else 0
-            self._fronts[id(split)] = self.front(batch, length) if length >= LEAST else None
-        front = self._fronts[id(split)]
-        return self.compute(batch) if front is None else front.with_rest(batch)
 
     def front(self, batch: Mapping[str, Tensor], length: int) -> Front:
         """The states of the first `length` tokens of a batch's first row, for rows that begin alike.
@@ -204,23 +197,36 @@ class Trunk:
         return Front(self, batch, length)
 
     def _open(self, split: EncodedSplit) -> dict[str, StateStore] | None:
-        if id(split) not in self._stores:
-            opened = {level.stack: _store(split, self._identity(level), level) for level in self.levels}
-            whole = {stack: store for stack, store in opened.items() if store is not None}
-            # Where the first row is beyond fp16 all are likely to be: by a huge state at the first token.
-            sound = len(whole) == len(opened) and self._filled(split, np.zeros(1, dtype=np.int64), whole)
-            self._stores[id(split)] = whole if sound else None
+        """The store of each level's states of a split; `None` where there is no room, or fp16 does not hold
+        them."""
+        if id(split) in self._stores:
+            return self._stores[id(split)]
+        self._stores[id(split)] = None
+        found: dict[str, StateStore] = {}
+        for level in self.levels:
+            identity = {
+                "backbone": backbone_fingerprint(self.model),
+                "stack": level.stack,
+                "depth": len(level.layers),
+                "device": self.device.type,
+                "attention": attention_behind(self.model.config._attn_implementation),
+                "versions": [torch.__version__, transformers.__version__],
+            }
+            # A process may be told of another cache meanwhile.
+            key = (str(cache_dir()), split.fingerprint, json.dumps(identity, sort_keys=True))
+            if key in _OPEN and not _OPEN[key].folder.exists():
+                del _OPEN[key]  # removed meanwhile to make room: what would be added to it is lost
+            store = _OPEN.get(key) or open_store(split, identity, level.width, level.stack)
+            if store is None:
+                return None
+            found[level.stack] = _OPEN[key] = store
+            _OPEN.move_to_end(key)
+            while len(_OPEN) > _KEPT_OPEN:
+                _OPEN.popitem(last=False)
+        # Where the first row is beyond fp16 all are likely to be: by a huge state at the first token.
+        if self._filled(split, np.zeros(1, dtype=np.int64), found):
+            self._stores[id(split)] = found
         return self._stores[id(split)]
-
-    def _identity(self, level: Level) -> dict[str, Any]:
-        return {
-            "backbone": backbone_fingerprint(self.model),
-            "stack": level.stack,
-            "depth": len(level.layers),
-            "device": self.device.type,
-            "attention": attention_behind(self.model.config._attn_implementation),
-            "versions": [torch.__version__, transformers.__version__],
-        }
 
     @contextmanager
     def laid(self, states: States) -> Iterator[None]:
@@ -229,11 +235,11 @@ class Trunk:
         for level in self.levels:
             if level.stack in states:
                 if level.embeddings is not None:
-                    swaps[level.embeddings] = partial(_constant, states[level.stack])
+                    swaps[level.embeddings] = partial(_answer, level.embeddings, states[level.stack], 0)
                 last = len(level.layers) - 1
                 for i, layer in enumerate(level.layers):
                     answer = states[level.stack] if i == last else None
-                    swaps[layer] = _answer(layer, answer, self.tuples[level.stack])
+                    swaps[layer] = partial(_answer, layer, answer, self.tuples[level.stack])
         with _instead(swaps):
             yield
 
@@ -269,32 +275,26 @@ def _common(split: EncodedSplit) -> int:
     return int((rows == rows[:1]).all(axis=0).cumprod().sum())
 
 
-def _constant(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return states
-
-
-def _answer(layer: nn.Module, states: Tensor | None, elements: int) -> Callable[..., Any]:
-    """A forward that returns `states` (or what came in) in place of the layer's hidden states.
+def _answer(layer: nn.Module, states: Tensor | None, elements: int, *args: Any, **kwargs: Any) -> Any:
+    """The output of a layer with `states`, or what came in, as its hidden states.
 
     What a layer returns beside them (T5's relative bias) does not depend on the row: the layer makes it from
     the first row alone.
+
+    Args:
+        elements: how many the layer's output has; 0 where it is no tuple.
     """
-
-    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        answer = hidden if states is None else states
-        if elements < 2:
-            return (answer,) if elements else answer
-        rows = len(hidden)
-        with torch.no_grad():
-            output = type(layer).forward(
-                layer,
-                hidden[:1],
-                *(_first(a, rows) for a in args),
-                **{name: _first(value, rows, name) for name, value in kwargs.items()},
-            )
-        return (answer, *output[1:])
-
-    return forward
+    answer = args[0] if states is None else states
+    if elements < 2:
+        return (answer,) if elements else answer
+    rows = len(args[0])
+    with torch.no_grad():
+        output = type(layer).forward(
+            layer,
+            *(_first(a, rows) for a in args),
+            **{name: _first(value, rows, name) for name, value in kwargs.items()},
+        )
+    return (answer, *output[1:])
 
 
 def _first(value: Any, rows: int, name: str = "") -> Any:
@@ -316,23 +316,3 @@ def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
     finally:
         for module in forwards:
             module.__dict__.pop("forward", None)
-
-
-# Stores stay open between trials: each row's checksum is compared once in a process.
-_OPEN: OrderedDict[tuple[str, str, str], StateStore] = OrderedDict()
-
-
-def _store(split: EncodedSplit, identity: dict[str, Any], level: Level) -> StateStore | None:
-    # A process may be told of another cache meanwhile.
-    key = (str(cache_dir()), split.fingerprint, json.dumps(identity, sort_keys=True))
-    if key in _OPEN and not _OPEN[key].folder.exists():
-        del _OPEN[key]  # removed meanwhile to make room: what would be added to it is lost
-    if key not in _OPEN:
-        store = open_store(split, identity, level.width, level.stack)
-        if store is None:
-            return None
-        _OPEN[key] = store
-    _OPEN.move_to_end(key)
-    while len(_OPEN) > _KEPT_OPEN:
-        _OPEN.popitem(last=False)
-    return _OPEN[key]

@@ -15,6 +15,8 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,11 @@ def size_limit() -> int:
 
 
 class StateStore:
-    """The states behind one layer of a backbone for every row of a split. Made by `open_store`."""
+    """The states behind one layer of a backbone for every row of a split. Made by `open_store`.
+
+    Attributes:
+        beyond: (rows,), whether a state of the row is known to be beyond fp16, from `missing` or `put`.
+    """
 
     def __init__(self, folder: Path, offsets: Rows, width: int) -> None:
         self.folder, self.offsets, self.width = folder, offsets, width
@@ -62,7 +68,7 @@ class StateStore:
         self._sums = np.memmap(folder / "sums", dtype=np.uint32, mode="r+", shape=(len(offsets) - 1,))
         self._out = (folder / "states").open("r+b", buffering=0), (folder / "sums").open("r+b", buffering=0)
         self._trusted = np.zeros(len(offsets) - 1, dtype=bool)
-        self._beyond = np.zeros(len(offsets) - 1, dtype=bool)
+        self.beyond = np.zeros(len(offsets) - 1, dtype=bool)
         self._tensor = torch.from_numpy(self._states)
         os.utime(folder)
 
@@ -70,17 +76,11 @@ class StateStore:
         """Those of `rows` that are not stored, or not soundly, and not known to be beyond fp16."""
         for row in rows[~self._trusted[rows]]:
             found = int(self._sums[row])
-            self._beyond[row] = found == _BEYOND
-            whole = found != _ABSENT and found == self._checksum_of(row)
-            self._trusted[row] = whole or self._beyond[row]
+            self.beyond[row] = found == _BEYOND
+            states = self._states[self.offsets[row] : self.offsets[row + 1]]
+            whole = found != _ABSENT and found == _checksum(states)
+            self._trusted[row] = whole or self.beyond[row]
         return rows[~self._trusted[rows]]
-
-    def beyond(self, rows: Rows) -> bool:
-        """Whether a state of one of `rows` is known to be beyond fp16, from `missing` or `put`."""
-        return bool(self._beyond[rows].any())
-
-    def _checksum_of(self, row: int) -> int:
-        return _checksum(self._states[self.offsets[row] : self.offsets[row + 1]])
 
     def put(self, row: int, states: Tensor) -> None:
         """Store the states (tokens, width) of a row, or that one of them is not finite in fp16.
@@ -90,9 +90,9 @@ class StateStore:
         """
         half = states.detach().to("cpu", torch.float16)
         states_file, sums_file = self._out
-        self._beyond[row] = not bool(torch.isfinite(half).all())
+        self.beyond[row] = not bool(torch.isfinite(half).all())
         noted = _BEYOND
-        if not self._beyond[row]:
+        if not self.beyond[row]:
             content = half.contiguous().numpy()
             noted = _checksum(content)
             _write_at(states_file, content.tobytes(), int(self.offsets[row]) * self.width * 2)
@@ -142,21 +142,20 @@ def open_store(
         UsageError: the limit is no size.
     """
     limit = size_limit()
-    offsets = split.offsets_of(stack)
-    size = sum(_sizes(offsets, width).values())
     if not limit:
         return None
+    offsets = split.offsets_of(stack)
+    sizes = {"states": int(offsets[-1]) * width * 2, "sums": (len(offsets) - 1) * 4}
+    size = sum(sizes.values())
     text = json.dumps([_FORMAT, width, split.fingerprint, identity], sort_keys=True)
     try:
         root = cache_folder("trunk")
         folder = root / hashlib.sha256(text.encode()).hexdigest()
-        if not _sound(folder, offsets, width) and not make_room(root, size, limit):
-            _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
-            return None
-        if not _sound(folder, offsets, width):
-            publish(
-                folder, lambda made: _fill(made, offsets, width), lambda made: _sound(made, offsets, width)
-            )
+        if not _sound(sizes, folder):
+            if not make_room(root, size, limit):
+                _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
+                return None
+            publish(folder, partial(_fill, sizes), partial(_sound, sizes))
         return StateStore(folder, offsets, width)
     except (OSError, AssetError) as error:
         # A full disk, a cache that cannot be written, or a store that another process removed in between:
@@ -165,18 +164,15 @@ def open_store(
         return None
 
 
-def _fill(folder: Path, offsets: Rows, width: int) -> None:
-    for name, size in _sizes(offsets, width).items():
+def _fill(sizes: Mapping[str, int], folder: Path) -> None:
+    for name, size in sizes.items():
         with (folder / name).open("wb") as file:
             file.truncate(size)  # sparse: takes room as rows come in
 
 
-def _sound(folder: Path, offsets: Rows, width: int) -> bool:
+def _sound(sizes: Mapping[str, int], folder: Path) -> bool:
+    """Whether the files of a store have the sizes that they should."""
     try:
-        return all((folder / n).stat().st_size == size for n, size in _sizes(offsets, width).items())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except OSError:
         return False
-
-
-def _sizes(offsets: Rows, width: int) -> dict[str, int]:
-    return {"states": int(offsets[-1]) * width * 2, "sums": (len(offsets) - 1) * 4}

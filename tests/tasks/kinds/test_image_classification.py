@@ -25,9 +25,9 @@ from autopeft.tasks.kinds import kind_of_model
 from autopeft.tasks.table import ColumnNames, Table
 from autopeft.training import TrainingPlan, train
 from autopeft.training.arguments import TrainArguments
-from autopeft.training.asked import asked_task
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.head_start import start_head
+from autopeft.training.task_loading import task_from_arguments
 
 KIND = get_kind("image_classification")
 
@@ -234,7 +234,7 @@ def test_texts_and_images_want_backbones_of_their_own(name: str, task_name: str,
     with pytest.raises(
         UsageError, match=r"is a backbone that reads (texts|images), and .* is of (images|texts)"
     ):
-        asked_task(given, backbone=spec_of(tiny_config(name)))
+        task_from_arguments(given, backbone=spec_of(tiny_config(name)))
 
 
 # Use

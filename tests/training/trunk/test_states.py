@@ -213,8 +213,8 @@ def test_what_does_not_reproduce_the_logits_is_not_used(monkeypatch: pytest.Monk
     hybrid = hybrid_on("distilbert", recipe(LORA))
     inner = trunk_states._answer
 
-    def skewed(layer: Any, states: Tensor | None, elements: int) -> Any:
-        return inner(layer, None if states is None else states + 0.1, elements)
+    def skewed(layer: Any, states: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return inner(layer, None if states is None else states + 0.1, *args, **kwargs)
 
     monkeypatch.setattr(trunk_states, "_answer", skewed)
     split = encoded_rows("distilbert")

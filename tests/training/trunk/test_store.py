@@ -92,8 +92,8 @@ def test_a_row_beyond_fp16_is_noted_and_the_others_are_kept() -> None:
     store.put(1, states(1))
     for found in (store, opened()):
         assert found.missing(ALL[:3]).tolist() == [2]
-        assert found.beyond(ALL[:2])
-        assert not found.beyond(ALL[1:])
+        assert found.beyond[ALL[:2]].any()
+        assert not found.beyond[ALL[1:]].any()
 
 
 def test_another_split_or_width_is_another_store() -> None:

@@ -21,9 +21,9 @@ from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training import TrainingPlan, evaluate, predict, run_trial
+from autopeft.training.contexts import training_mode
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
-from autopeft.training.modes import training_mode
 
 
 @given(toy_specs, st.integers(1, 8))

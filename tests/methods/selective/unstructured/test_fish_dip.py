@@ -354,7 +354,7 @@ def test_an_early_best_state_has_its_own_mask(monkeypatch: pytest.MonkeyPatch, t
         ),
     )
     scores = iter([0.9, 0.5, 0.4])
-    monkeypatch.setattr("autopeft.training.loop._Run._score", lambda run: next(scores))
+    monkeypatch.setattr("autopeft.training.loop.evaluate", lambda *_, **__: next(scores))
     batch = data.train.collate([0, 1, 2])
     with attach(tiny_bert(), recipe(), seed=0) as hybrid:
         found = train(hybrid, data, plan)

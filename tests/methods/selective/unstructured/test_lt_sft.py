@@ -21,7 +21,7 @@ from autopeft.errors import MethodError, UsageError
 from autopeft.hybrid import attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
-from autopeft.training.full import FullFineTuning
+from autopeft.training.full_tuning import FullFineTuning
 from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
 

@@ -4,23 +4,15 @@ where the hybrid needs one, into a folder that is not there yet, and on another 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 from autopeft.errors import TaskError
 from autopeft.tasks.kinds import TaskKind, get_kind
 from autopeft.training.arguments import TrainArguments
 
-__all__ = ["next_steps", "other_task", "predict_command", "train_command"]
+__all__ = ["next_steps", "predict_command", "train_command"]
 
 _OTHERS = {"text": ("trec", "movie-sentences"), "vision": ("mnist-5-to-9", "path/to/images")}
-
-
-def other_task(task: object, kind: object = None) -> str:
-    """A task with a name that is not `task`, for backbones of a kind of task that reads the same."""
-    known = _kind(kind)
-    modality = "text" if known is None else known.head.modality
-    return next(name for name in _OTHERS[modality] if name != task)
 
 
 def _kind(kind: object) -> TaskKind | None:
@@ -34,7 +26,10 @@ def _kind(kind: object) -> TaskKind | None:
 def train_command(recipe: str | Path, *, task: object, model: str, kind: object = None) -> str:
     """Trains the recipe of a hybrid on another task than `task`, on its own backbone, since another one may
     lack its layers and sites."""
-    words = ["autopeft", "train", "--recipe", str(recipe), "--task", other_task(task, kind)]
+    known = _kind(kind)
+    others = _OTHERS["text" if known is None else known.head.modality]
+    other = next(name for name in others if name != task)
+    words = ["autopeft", "train", "--recipe", str(recipe), "--task", other]
     if model and model != TrainArguments.model_fields["model"].default:
         words += ["--model", model]
     return shlex.join(words)
@@ -44,11 +39,11 @@ def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None
     """Asks a hybrid of single texts, of pairs or of what its kind reads from files; `model` is where its
     backbone is now, if it moved."""
     moved = f" --model {shlex.quote(model)}" if model else ""
-    asked = '--text "…" --text-pair "…"' if pairs else '--text "…"'
-    file = None if (known := _kind(kind)) is None else known.schema.asked_file
-    if file is not None:
-        asked = f"--file {file}"
-    return f"autopeft predict {shlex.quote(str(hybrid))} {asked}{moved}"
+    rows = '--text "…" --text-pair "…"' if pairs else '--text "…"'
+    known = _kind(kind)
+    if known is not None and known.schema.asked_file is not None:
+        rows = f"--file {known.schema.asked_file}"
+    return f"autopeft predict {shlex.quote(str(hybrid))} {rows}{moved}"
 
 
 def next_steps(run: str, *, task: object, model: str, pairs: bool, kind: object = None) -> str:
@@ -58,7 +53,9 @@ def next_steps(run: str, *, task: object, model: str, pairs: bool, kind: object 
         run: the run folder as one would type it.
         task, model, pairs, kind: what it was trained on; the kind of task by its name.
     """
-    out = next(name for name in _free_names("winner") if not Path(name).exists())
+    out, number = "winner", 2
+    while Path(out).exists():
+        out, number = f"winner-{number}", number + 1
     return "\n".join(
         (
             "Next:",
@@ -70,11 +67,3 @@ def next_steps(run: str, *, task: object, model: str, pairs: bool, kind: object 
             f"  {predict_command(run, pairs=pairs, kind=kind)}",
         )
     )
-
-
-def _free_names(stem: str) -> Iterator[str]:
-    yield stem
-    number = 2
-    while True:
-        yield f"{stem}-{number}"
-        number += 1

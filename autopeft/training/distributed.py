@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import AutoPEFTError
 
-__all__ = ["ALONE", "Part", "Team", "at_work", "dealt", "disband", "present", "team_of"]
+__all__ = ["ALONE", "Part", "Team", "current_team", "forget_teams", "set_team", "team_of", "working_in"]
 
 _T = TypeVar("_T")
 
@@ -58,11 +58,7 @@ class Team:
             stop = min(start + at_once, end)
             yield Part(start, stop, True) if start < stop else Part(0, 1, False)
 
-    def even(self, rows: int) -> bool:
-        """Whether all processes have as many of these rows."""
-        return rows % self.size == 0
-
-    def add(self, total: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    def all_reduce(self, total: Tensor, parameters: Sequence[nn.Parameter]) -> float:
         """Sum a loss (a scalar) and the parameters' gradients over the processes; returns the summed loss.
 
         A parameter without a gradient in every process has none afterwards.
@@ -136,7 +132,7 @@ _working: Team | None = None
 
 
 @contextmanager
-def at_work(team: Team) -> Iterator[None]:
+def working_in(team: Team) -> Iterator[None]:
     """Within, this process does what the others of the team do."""
     global _working
     _working = team
@@ -146,17 +142,17 @@ def at_work(team: Team) -> Iterator[None]:
         _working = None
 
 
-def disband() -> None:
+def forget_teams() -> None:
     """Forget which models lie in parts, as the other processes have ended."""
     _TEAMS.clear()
 
 
-def present() -> Team | None:
+def current_team() -> Team | None:
     """The processes that this one works with at present; `None` where it works alone."""
     return _working
 
 
-def dealt(model: nn.Module, team: Team) -> None:
+def set_team(model: nn.Module, team: Team) -> None:
     """Say that a model lies in parts in these processes."""
     _TEAMS[model] = team
 

@@ -1,4 +1,5 @@
-"""Global state that training changes, and its exact restoration: flags and random generators."""
+"""Context managers that training and scoring run under, and that restore what they change: `training` flags,
+`requires_grad`, random generators, the head."""
 
 from __future__ import annotations
 
@@ -22,7 +23,6 @@ __all__ = [
     "head_kept",
     "learning",
     "restore_generator",
-    "seeded",
     "training_mode",
 ]
 
@@ -54,7 +54,14 @@ def training_mode(model: nn.Module, modules: Iterable[nn.Module], *, dropout: bo
             yield
             return
         model.eval()
-        rates = _enable_checkpointing(model)
+        rates = []
+        for layer in model.modules():
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.training = True
+                for name, value in list(vars(layer).items()):
+                    if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                        rates.append((layer, name, value))
+                        setattr(layer, name, 0.0)
         for module in modules:
             module.train()
         try:
@@ -62,20 +69,6 @@ def training_mode(model: nn.Module, modules: Iterable[nn.Module], *, dropout: bo
         finally:
             for owner, name, rate in rates:
                 setattr(owner, name, rate)
-
-
-def _enable_checkpointing(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
-    """Set the flag of checkpointed layers, zero the rates that they read themselves, return the old rates."""
-    rates = []
-    for module in model.modules():
-        if not getattr(module, "gradient_checkpointing", False):
-            continue
-        module.training = True
-        for name, value in list(vars(module).items()):
-            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
-                rates.append((module, name, value))
-                setattr(module, name, 0.0)
-    return rates
 
 
 def check_checkpointing(model: Any) -> None:
@@ -128,19 +121,6 @@ def learning(parameters: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter])
             parameter.requires_grad_(flag)
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators (CPU and the device's) start from `seed`; restored on leaving."""
-    devices = [_index(device)] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
 def generator_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """State of the global generators, to draw the same numbers again."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -156,10 +136,13 @@ def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: t
 
 
 @contextmanager
-def generators_kept(device: torch.device) -> Iterator[None]:
-    """What is drawn within does not count: the global generators (CPU and the device's) are put back."""
+def generators_kept(device: torch.device, *, seed: int | None = None) -> Iterator[None]:
+    """The global generators (CPU and the device's) are put back on leaving; within they start from `seed`, or
+    go on from where they are."""
     state = generator_state(device)
     try:
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
     finally:
         restore_generator(state, device)

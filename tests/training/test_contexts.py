@@ -6,7 +6,7 @@ from support.training import tiny_bert
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
 
-from autopeft.training.modes import evaluation_mode, generators_kept, learning, seeded, training_mode
+from autopeft.training.contexts import evaluation_mode, generators_kept, learning, training_mode
 
 
 def mixed_flags(model: nn.Module) -> dict[str, bool]:
@@ -79,9 +79,9 @@ def test_seeded_repeats_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    with seeded(4, torch.device("cpu")):
+    with generators_kept(torch.device("cpu"), seed=4):
         first = torch.rand(3)
-    with seeded(4, torch.device("cpu")):
+    with generators_kept(torch.device("cpu"), seed=4):
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(3), expected)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.training.next_steps import next_steps, other_task, predict_command, train_command
+from autopeft.training.commands import next_steps, predict_command, train_command
 
 
-def test_the_other_task_is_another() -> None:
-    assert other_task("sst2") == "trec"
-    assert other_task("trec") == "movie-sentences"
-    assert other_task(None) == "trec"
+@pytest.mark.parametrize(("task", "other"), [("sst2", "trec"), ("trec", "movie-sentences"), (None, "trec")])
+def test_the_other_task_is_another(task: str | None, other: str) -> None:
+    assert f"--task {other}" in train_command("r.yaml", task=task, model="")
 
 
 def test_the_recipe_goes_with_its_backbone() -> None:

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from autopeft.training.history import History
-from autopeft.training.result import TrainResult
+from autopeft.training.result import History, TrainResult
 
 
 @pytest.mark.parametrize(("steps", "points"), [(1, 1), (7, 7), (100, 100), (101, 100), (1234, 100)])

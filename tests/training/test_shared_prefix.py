@@ -31,7 +31,7 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import Forward, sharing_forward, shortest_forward
-from autopeft.training.shared import SharedPrefix, Unshareable
+from autopeft.training.shared_prefix import SharedPrefix, Unshareable
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
