@@ -110,8 +110,8 @@ class Gradient:
                 loss = loss + terms * share
             total += _backward(loss, counts)
             # Each has its own backward, so that the graph of one of them is kept at a time.
-            for logits in step.further_draws():
-                loss = self.loss.total(logits, step.batch) / weight / step.draws
+            for _ in range(1, step.draws):
+                loss = self.loss.total(step.again(), step.batch) / weight / step.draws
                 total += _backward(loss, counts)
         return total
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid, answering
-from autopeft.hybrid.events import finish, fire, settled
+from autopeft.hybrid.events import fire, settled
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import get_metric
@@ -185,7 +185,7 @@ class _Run:
         if self.result.checkpoint is None:  # also where a pause has no way back
             acted = self._acting()
             with torch.no_grad():
-                finish(modules.values())
+                fire("finish", modules.values())
             self._follow(acted)
         self.gradient.team.check_equal(values_of(modules, self.hybrid.parameter_groups()))
 
