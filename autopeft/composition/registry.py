@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import MEMBERS, Member, check_members, method_names, registered_method, reserve
+from autopeft.method import MEMBERS, Member, check_members, method_names
+from autopeft.method import registry as methods
 from autopeft.plugins import Registry, import_modules, is_lower_identifier
 
 __all__ = [
@@ -88,7 +89,7 @@ def register(name: str) -> Callable[[_C], _C]:
         REGISTRY.check_name(name, cls)
         if not cls.__module__.startswith(f"{_PACKAGE}."):
             method_names()  # all methods are entered, so that none of theirs is taken away
-        if name in ("head", "children", "policies", "copies") or registered_method(name):
+        if name in ("head", "children", "policies", "copies") or methods.REGISTRY.peek(name) is not None:
             raise CompositionError(f"{name!r} already means something else; choose another composition name.")
         composition: Any = cls
         what = f"Composition {name!r} ({cls.__qualname__})"
@@ -108,7 +109,7 @@ def register(name: str) -> Callable[[_C], _C]:
                 f"Composition {name!r} has options without a default ({needed}); give each one, since a "
                 "recipe may list the children alone."
             ) from error
-        reserve(name)
+        methods.RESERVED.add(name)
         cls.kind = name  # type: ignore[attr-defined]
         REGISTRY.enter(name, cls)
         _DEFAULTS[name] = defaults
@@ -151,5 +152,4 @@ def default_options(name: str) -> dict[str, Any]:
     return dict(_DEFAULTS[name])
 
 
-for _name in _RESERVED:
-    reserve(_name)
+methods.RESERVED.update(_RESERVED)

@@ -90,7 +90,8 @@ def map_changes(hybrid: Hybrid) -> MapChanges:
         raise NotServable(f"{several} predicts with several models and a LoRA is one: {ONE_MODEL}.")
     changes, injection = hybrid.weight_changes(), hybrid.injection
     places = {p.exit: p for p in injection.places.values() if p.site.kind == "linear"}
-    maps = {injection.canonical_name(f"{path}.weight"): path for path in places}
+    names = injection.canonical_names()
+    maps = {names[f"{path}.weight"]: path for path in places}
     deltas: dict[str, Tensor] = {}
     noise: dict[str, float] = {}
     biases: dict[str, Tensor] = {}

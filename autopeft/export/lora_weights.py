@@ -298,9 +298,9 @@ class _Approximation:
 
     def _tensors(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The base model's tensors with these changes and the new biases in them."""
-        tensors = dict(self.changes.biases)
+        tensors, names = dict(self.changes.biases), self.hybrid.injection.canonical_names()
         for path, delta in deltas.items():
-            name = self.hybrid.injection.canonical_name(f"{path}.weight")
+            name = names[f"{path}.weight"]
             before = self.base.get_parameter(name)
             stored = delta.t() if self.changes.places[path].transposed else delta
             tensors[name] = before.detach().float() + stored.to(before.device)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
-from autopeft.hybrid.inputs import open_inputs, pinned
+from autopeft.hybrid.inputs import pinned, with_inputs
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.multi import MultiHybrid, answering, attach_many
 from autopeft.hybrid.prediction import predictive
-from autopeft.hybrid.store import deployed_state, deployed_tensors
+from autopeft.hybrid.store import deployed_tensors
 from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ __all__ = [
     "attach",
     "attach_many",
     "build_modules",
-    "deployed_state",
     "deployed_tensors",
     "explicit_recipe",
     "head_of",
     "load",
     "neuron_overlap",
-    "open_inputs",
     "pinned",
     "predictive",
+    "with_inputs",
 ]
 
 

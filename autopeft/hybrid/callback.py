@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
-from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.events import fire, loss_terms
 from autopeft.hybrid.loss_step import Step, Total
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
@@ -170,8 +170,8 @@ class HybridCallback(TrainerCallback):
         )
         terms = loss_terms(self._owners(), step)
         total = self._total(logits, step.batch)
-        for further in step.further_draws():
-            total = total + self._total(further, step.batch)
+        for _ in range(1, step.draws):
+            total = total + self._total(step.again(), step.batch)
         total = total / step.draws
         return total / items if terms is None else (total + terms * counted) / items
 
@@ -258,7 +258,7 @@ class HybridCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._seen.watch(None)
         with torch.no_grad():
-            finish(self.hybrid.modules.values())
+            fire("finish", self.hybrid.modules.values())
 
 
 def _by_labels(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

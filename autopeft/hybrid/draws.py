@@ -39,7 +39,9 @@ class _OwnDraws(TorchDispatchMode):
         given = kwargs or {}
         drawing = _with_generator(func)
         if drawing is not None and given.get("generator") is None:
-            device = _device_of(args, given)
+            # It draws on its first tensor's device, or on that of the tensor that it makes.
+            first = next((a for a in args if isinstance(a, Tensor)), None)
+            device = torch.device(given.get("device") or ("cpu" if first is None else first.device))
             if device.type not in _WITHOUT:
                 if device not in self._generators:
                     self._generators[device] = torch.Generator(device).manual_seed(self._seed)
@@ -52,17 +54,7 @@ def _with_generator(func: Any) -> Callable[..., Any] | None:
     """The form of an operation that takes a generator; `None` of one that draws nothing, or takes none."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return None
-    names = _names(func)
     packet = func.overloadpacket
     forms = [func, *(getattr(packet, name) for name in packet.overloads())]
-    return next((form for form in forms if _names(form) == names | {"generator"}), None)
-
-
-def _names(func: Any) -> frozenset[str]:
-    return frozenset(argument.name for argument in func._schema.arguments)
-
-
-def _device_of(args: Sequence[Any], given: dict[str, Any]) -> torch.device:
-    """The device that an operation draws on: its first tensor's, or that of the tensor that it makes."""
-    first = next((a for a in args if isinstance(a, Tensor)), None)
-    return torch.device(given.get("device") or ("cpu" if first is None else first.device))
+    names = [{argument.name for argument in form._schema.arguments} for form in forms]
+    return next((f for f, own in zip(forms, names, strict=True) if own == names[0] | {"generator"}), None)

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from autopeft.method import LossStep
 
-__all__ = ["STEP_EVENTS", "finish", "fire", "loss_terms", "settled"]
+__all__ = ["STEP_EVENTS", "fire", "loss_terms", "settled"]
 
 STEP_EVENTS = ("before_step", "after_backward", "before_update", "after_step")
 
 
-def fire(event: str, modules: Iterable[nn.Module], step: int, total: int) -> None:
-    """Call `event(step, total)` on every module that has it; `step` is 0-based."""
+def fire(event: str, modules: Iterable[nn.Module], *arguments: int) -> None:
+    """Call `event(*arguments)` on every module that has it: a step's with the step, 0-based, and how many
+    there are, `finish` without arguments."""
     for module in modules:
         handler: Any = getattr(module, event, None)
         if handler is not None:
-            handler(step, total)
+            handler(*arguments)
 
 
 def loss_terms(owners: Iterable[Any], step: LossStep) -> Tensor | None:
@@ -44,11 +45,3 @@ def settled(module: nn.Module, step: int, total: int) -> bool:
     from it or to find for it."""
     handler: Any = getattr(module, "settled", None)
     return handler is None or bool(handler(step, total))
-
-
-def finish(modules: Iterable[nn.Module]) -> None:
-    """Call `finish()` on every module that has it."""
-    for module in modules:
-        handler: Any = getattr(module, "finish", None)
-        if handler is not None:
-            handler()

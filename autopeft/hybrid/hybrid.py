@@ -20,7 +20,7 @@ from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
-from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
+from autopeft.hybrid.inputs import RUNS, start_entries, with_inputs
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -37,12 +37,10 @@ from autopeft.hybrid.optimizer import build_optimizer, groups_of, groups_of_head
 from autopeft.hybrid.persistence import Persistence
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
-from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
-from autopeft.injection import Injection, Part, changing, new_token
+from autopeft.injection import Injection, Part, changing
 from autopeft.method import Calibration, Objective
 from autopeft.recipe import Recipe
-from autopeft.spec import BackboneSpec
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
@@ -88,10 +86,21 @@ def attach(
         refuse_packed(model, layout, modules)
         hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
         base = base_model_of(model)
-        hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
+        hybrid.injection = Injection(model, base, layout, graph, modules)
         try:
+            hybrid.attached = True  # from here on detach() has something to undo
+            head = {id(p) for p in hybrid.head_parameters()}
+            for parameter in model.parameters():
+                parameter.requires_grad_(id(parameter) in head)
+            # In the model's own mode: a loaded model is in eval mode, where no dropout of ours may act.
+            hybrid.root.to(next(base.parameters()).device).train(model.training)
+            model.add_module(ROOT, hybrid.root)
+            hybrid._persistence.install()
             with seeded(seed):
-                hybrid._enter(inputs)
+                hybrid.initialise(base)
+                if inputs:  # else values follow, as where a saved hybrid is loaded
+                    start_entries(recipe, hybrid.modules, inputs, spec)
+                hybrid.injection.install()
         except BaseException:
             hybrid.detach()
             raise
@@ -105,6 +114,9 @@ class Hybrid:
         model: the model, with the modules registered as `model.autopeft`.
         recipe: what is attached.
         graph: the recipe resolved on this backbone.
+        spec: the backbone.
+        root: the module that owns all modules.
+        attached: whether it is on the model.
         prepared: whether calibration was done, by `prepare` or before the hybrid was saved.
     """
 
@@ -118,35 +130,19 @@ class Hybrid:
         root: Root,
         untouched: Untouched,
     ) -> None:
-        self.model, self.recipe, self.graph = model, recipe, graph
-        self._root = root
-        self._attached = self._merged = self.prepared = False
+        self.model, self.recipe, self.graph, self.spec = model, recipe, graph, graph.spec
+        self.root = root
+        self.attached = self._merged = self.prepared = False
         self._untouched = untouched
         self._persistence = Persistence(model, self)
 
     # Life
     # -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, inputs: Mapping[str, Artefact]) -> None:
-        self._attached = True  # from here on detach() has something to undo
-        base = base_model_of(self.model)
-        head = {id(p) for p in self.head_parameters()}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in head)
-        # In the model's own mode: a loaded model is in eval mode, where no dropout of ours may act.
-        self._root.to(next(base.parameters()).device).train(self.model.training)
-        self.model.add_module(ROOT, self._root)
-        self._persistence.install()
-        self.initialise(base)
-        if inputs:  # else values follow, as where a saved hybrid is loaded
-            start_entries(self.recipe, self.modules, inputs, self.spec)
-        self.injection.install()
-        self._untouched.settle()
-
     def initialise(self, base: PreTrainedModel) -> None:
         """Hand the modules what their init reads off the backbone."""
         for name, entry in self.graph.entries.items():
-            module: Any = self._root.get_submodule(name)
+            module: Any = self.root.get_submodule(name)
             if hasattr(module, "initialise_prompt") and self.spec.modality == "text":
                 module.initialise_prompt(embedded_words(base))
             if hasattr(module, "initialise") and "weight" in entry.ways:
@@ -168,21 +164,14 @@ class Hybrid:
         Raises:
             UsageError: another thread is in a forward of the hybrid, or attaches or detaches.
         """
-        if not self._attached:
+        if not self.attached:
             return
-        with self._changing("detach it"):
-            self._attached = False
+        with changing(self.model, "detach it", self.injection.forwards):
+            self.attached = False
             self.injection.remove()
             self._persistence.remove()
             self.model._modules.pop(ROOT, None)
             self._untouched.restore()
-
-    @contextmanager
-    def _changing(self, what: str) -> Iterator[None]:
-        """Within, no other thread is at work on the model."""
-        with changing(self.model, what):
-            self.injection.forwards.refuse_others(what)
-            yield
 
     def __enter__(self) -> Hybrid:
         return self
@@ -192,13 +181,9 @@ class Hybrid:
     ) -> None:
         self.detach()
 
-    @property
-    def attached(self) -> bool:
-        return self._attached
-
     def require_attached(self) -> None:
         """Raises `UsageError` where it is detached."""
-        if not self._attached:
+        if not self.attached:
             raise UsageError(
                 f"The hybrid {self.recipe.name!r:.80} is detached from its model, which would be at work "
                 "without it; attach its recipe again, or name the folder that it was saved in."
@@ -208,18 +193,9 @@ class Hybrid:
     # --------------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> BackboneSpec:
-        return self.graph.spec
-
-    @property
     def modules(self) -> dict[str, nn.Module]:
         """Modules of entries and compositions, by name."""
-        return dict(self._root.named_children())
-
-    @property
-    def root(self) -> nn.Module:
-        """The module that owns them all."""
-        return self._root
+        return dict(self.root.named_children())
 
     def head(self) -> dict[str, nn.Parameter]:
         """Parameters of the task head by their name in the model (see `head_of`)."""
@@ -231,7 +207,7 @@ class Hybrid:
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything that training changes: modules, then the head."""
-        return [*(p for p in self._root.parameters() if p.requires_grad), *self.head_parameters()]
+        return [*(p for p in self.root.parameters() if p.requires_grad), *self.head_parameters()]
 
     def counts(self) -> Counts:
         """The four figures, in closed form; of a `data_dependent` method what would be saved now."""
@@ -250,13 +226,13 @@ class Hybrid:
         Settings come from the recipe's training section (see `autopeft.recipe.TrainingSection.settings`).
         """
         training, groups = self.recipe.training, list[dict[str, Any]]()
-        for name, module in self._root.named_children():
+        for name, module in self.root.named_children():
             groups += groups_of(name, self.graph.kind(name), module, training)
         return groups + groups_of_head(self.model, self.head(), training)
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         """The backbone's own parameters, named from the base model as its spec names them."""
-        own = {id(p) for p in self._root.parameters()}
+        own = {id(p) for p in self.root.parameters()}
         return {n: p for n, p in self.injection.base.named_parameters() if id(p) not in own}
 
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
@@ -319,7 +295,7 @@ class Hybrid:
             single = batches if len(names) == 1 else list(batches)
             batches = lambda rows: single  # noqa: E731
         for name in names:
-            module: Any = self._root.get_submodule(name)
+            module: Any = self.root.get_submodule(name)
             calibration = getattr(module, "calibration", Calibration())
             method, measurement = self.graph.entries[name].method.name, module.measurement()
             store = None if calibration.attached else kept
@@ -363,7 +339,7 @@ class Hybrid:
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Within, nothing that is attached acts."""
-        with self._changing("measure without it"):
+        with changing(self.model, "measure without it", self.injection.forwards):
             self.injection.remove()
             try:
                 yield
@@ -432,8 +408,7 @@ class Hybrid:
         `model.save_pretrained(folder)` writes them too, and what a training goes on from
         (`autopeft.hybrid.persistence`).
         """
-        backbone = backbone_of(self.model)
-        return save_files(folder, self.graph, self.modules, self.head(), self.counts(), backbone)
+        return save_files(folder, self.model, self.graph, self.modules, self.head())
 
     def reloaded(self) -> None:
         """Take over the values that the model has loaded for the modules, as when the Trainer resumes."""
@@ -452,7 +427,7 @@ class Hybrid:
         self._refuse_packed()
         if self._merged:
             raise UsageError("This hybrid is in the backbone's weights already; merge() returned the model.")
-        with self._changing("merge it"):
+        with changing(self.model, "merge it", self.injection.forwards):
             finished = fold(self.graph, self.modules, self.injection)
             later = self._untouched.changed()  # labels of the head, which stays, the padding token, …
             self.detach()
@@ -492,4 +467,4 @@ class Hybrid:
 
     @property
     def _where(self) -> str:
-        return f"{'attached to' if self._attached else 'detached from'} {type(self.model).__name__}"
+        return f"{'attached to' if self.attached else 'detached from'} {type(self.model).__name__}"

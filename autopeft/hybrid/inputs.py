@@ -27,7 +27,7 @@ from autopeft.recipe import EntryRef, InputItem, Recipe, address_of
 from autopeft.recipe.models import validate_config
 from autopeft.spec import BackboneSpec
 
-__all__ = ["RUNS", "Artefact", "open_inputs", "pinned", "start_entries", "with_inputs"]
+__all__ = ["RUNS", "Artefact", "pinned", "start_entries", "with_inputs"]
 
 RUNS = Path("runs")
 _WINNER = "winner"
@@ -69,14 +69,10 @@ def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
 
 
 def with_inputs(recipe: Recipe, runs: str | Path = RUNS) -> tuple[Recipe, dict[str, Artefact]]:
-    """The recipe as `pinned` gives it, and its inputs (errors: see there)."""
-    inputs = open_inputs(recipe, runs)
+    """The recipe as `pinned` gives it, and its inputs by name, checked; no tensor is read yet (errors: see
+    there)."""
+    inputs = {name: _open(name, item, Path(runs)) for name, item in recipe.inputs.items()}
     return recipe.pinned({name: found.sha256 for name, found in inputs.items()}), inputs
-
-
-def open_inputs(recipe: Recipe, runs: str | Path = RUNS) -> dict[str, Artefact]:
-    """The inputs of a recipe by name, checked; no tensor is read yet (errors: see `pinned`)."""
-    return {name: _open(name, item, Path(runs)) for name, item in recipe.inputs.items()}
 
 
 def _open(name: str, item: InputItem, runs: Path) -> Artefact:

@@ -16,7 +16,7 @@ from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
 from autopeft.foreign import file_in
 from autopeft.hybrid.hybrid import Hybrid, attach
-from autopeft.hybrid.labels import Labels
+from autopeft.hybrid.labels import nameless, read_labels
 from autopeft.hybrid.modules import head_of
 from autopeft.hybrid.store import RECIPE, WEIGHTS, check_size, saved_key
 from autopeft.recipe import Recipe
@@ -47,15 +47,17 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     spec, _ = spec_of_model(model)
     stored = read_header(path / WEIGHTS)
     check_size(recipe, spec, stored, path)
-    labels = Labels.saved(path) if head_of(model) else None
-    if labels is not None:
-        labels.check(model.config, path)
+    labels = read_labels(path, model.config.num_labels) if head_of(model) else None
     hybrid = attach(model, recipe, seed=0, runs=None)
     before = [(p, p.detach().clone()) for p in hybrid.head_parameters()]
     try:
         _fill(hybrid, path / WEIGHTS, stored)
         if labels is not None:
-            labels.put(model.config)
+            config: Any = model.config
+            names, config.problem_type = labels
+            if not nameless(names):  # names that were made up do not replace others
+                config.id2label = names
+                config.label2id = {name: index for index, name in names.items()}
     except BaseException:
         hybrid.detach()
         with torch.no_grad():

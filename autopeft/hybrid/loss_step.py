@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -20,10 +21,11 @@ _EMBEDDINGS = "embeddings"
 _TABLES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
+@dataclass(eq=False)
 class Step:
     """See `autopeft.method.LossStep`.
 
-    Args:
+    Attributes:
         model: that is trained.
         batch: rows of it that went through the model, with `labels`.
         logits: of these rows.
@@ -31,21 +33,21 @@ class Step:
             place.
         total: the task's loss, summed over what counts in some rows, of logits and the batch.
         divisor: what that sum is divided by to be a term.
+        draws: over how many forwards the task's loss is the mean.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batch: Mapping[str, Tensor],
-        logits: Tensor,
-        *,
-        forward: Callable[[Mapping[str, Any], bool], Tensor],
-        total: Total,
-        divisor: float,
-    ) -> None:
-        self.batch, self.labels, self.logits = batch, batch["labels"], logits
-        self.draws = 1
-        self._model, self._forward, self._total, self._divisor = model, forward, total, divisor
+    model: nn.Module
+    batch: Mapping[str, Tensor]
+    logits: Tensor
+    _: KW_ONLY
+    forward: Callable[[Mapping[str, Any], bool], Tensor]
+    total: Total
+    divisor: float
+    draws: int = 1
+
+    @property
+    def labels(self) -> Tensor:
+        return self.batch["labels"]
 
     def again(self, **overrides: Any) -> Tensor:
         embeddings = overrides.pop(_EMBEDDINGS, None)
@@ -53,23 +55,18 @@ class Step:
         altered = bool(overrides) or embeddings is not None
         replaced: AbstractContextManager[None] = nullcontext()
         if embeddings is not None:
-            replaced = _replaced(table_of(self._model), embeddings, batch["input_ids"].shape[1])
+            replaced = _replaced(table_of(self.model), embeddings, batch["input_ids"].shape[1])
         with further_forward(), replaced:
-            return self._forward(batch if altered else self.batch, altered)
+            return self.forward(batch if altered else self.batch, altered)
 
     def loss(self, logits: Tensor) -> Tensor:
-        return self._total(logits, self.batch) / self._divisor
+        return self.total(logits, self.batch) / self.divisor
 
     def mean(self, values: Tensor) -> Tensor:
-        return values.sum() / self._divisor
+        return values.sum() / self.divisor
 
     def average(self, draws: int) -> None:
         self.draws = max(self.draws, draws)
-
-    def further_draws(self) -> Iterator[Tensor]:
-        """Logits of the forwards that were asked for beside the first, one after the other."""
-        for _ in range(1, self.draws):
-            yield self.again()
 
 
 def table_of(model: nn.Module) -> nn.Module:

@@ -314,12 +314,13 @@ def _tensors(
     not have yet."""
     injection = live.injection
     owner: nn.Module = injection.base.get_submodule(place.exit)
-    name = injection.canonical_name(f"{place.exit}.weight")
+    names = injection.canonical_names()
+    name = names[f"{place.exit}.weight"]
     weight = new[name] if name in new else live.read(name)
     bias_name = f"{place.exit}.bias"
     if getattr(owner, "bias", None) is None:
         return weight, new.get(bias_name), (name, bias_name)
-    bias_name = injection.canonical_name(bias_name)
+    bias_name = names[bias_name]
     bias = new[bias_name] if bias_name in new else live.read(bias_name)
     return weight, bias, (name, bias_name)
 

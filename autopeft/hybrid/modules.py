@@ -14,12 +14,12 @@ from autopeft.assets import is_packed, keep_differentiable, quantization_of
 from autopeft.backbones import Layout, base_model_of
 from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
-from autopeft.errors import UsageError
+from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import CompositionGraph
-from autopeft.hybrid.optimizer import check_parts
 from autopeft.injection.frames import frames
-from autopeft.method import WeightTarget, check_module
+from autopeft.method import WeightTarget, check_module, no_such_part, parts_of
 from autopeft.recipe import Recipe
+from autopeft.recipe.training import address
 from autopeft.spec import BackboneSpec
 
 __all__ = [
@@ -148,7 +148,13 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
         check: Any = getattr(modules[node.name], "check_modules", None)
         if check is not None:
             check({entry.name: modules[entry.name] for entry in graph.leaves(node)})
-    check_parts({name: graph.kind(name) for name in modules}, modules, graph.recipe.training)
+    for group in graph.recipe.training.groups:
+        name, part = address(group)
+        if part and name != "head":
+            there = [p for n, m in modules.items() if name in (n, graph.kind(n)) for p in parts_of(m)]
+            if part not in there:
+                known = list(dict.fromkeys(there))
+                raise RecipeError(f"training.groups.{group}: {no_such_part(name, part, known)}")
     return modules
 
 
@@ -210,11 +216,6 @@ class Untouched:
                 if config is not None and hasattr(config, "to_dict"):
                     configs[id(config)] = config
         self._configs = [(config, copy.deepcopy(config.__dict__)) for config in configs.values()]
-        self.settle()
-
-    def settle(self) -> None:
-        """Note the configs as attaching has left them."""
-        self._settled = [copy.deepcopy(config.__dict__) for config, _ in self._configs]
 
     def changed(self) -> list[dict[str, Any]]:
         """The plain values of each config that somebody has set since then: labels, the padding token, …."""
@@ -223,9 +224,9 @@ class Untouched:
                 name: copy.deepcopy(value)
                 for name, value in config.__dict__.items()
                 if isinstance(value, _PLAIN) and not name.startswith(_OURS)
-                if name not in settled or settled[name] != value
+                if name not in before or before[name] != value
             }
-            for (config, _), settled in zip(self._configs, self._settled, strict=True)
+            for config, before in self._configs
         ]
 
     def put(self, values: Sequence[Mapping[str, Any]]) -> None:

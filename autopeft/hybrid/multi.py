@@ -27,8 +27,8 @@ from autopeft.hybrid.modules import (
     refuse_packed,
 )
 from autopeft.hybrid.persistence import Persistence
-from autopeft.injection import LaneInjection, MultiInjection, changing, new_token, split_rows
-from autopeft.injection.frames import frames
+from autopeft.injection import LaneInjection, MultiInjection, changing, split_rows
+from autopeft.injection.frames import TOKENS, frames
 from autopeft.method import reserved_rows
 from autopeft.recipe import Recipe
 
@@ -94,7 +94,7 @@ def attach_many(
         base = base_model_of(model)
         for recipe, graph, root in zip(recipes, graphs, roots, strict=True):
             hybrid = LaneHybrid(multi, recipe, graph, root)
-            hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules, new_token())
+            hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules)
             hybrid.injection = hybrid.lane
             multi.hybrids += (hybrid,)
         try:
@@ -173,19 +173,20 @@ class MultiHybrid:
     Attributes:
         model: the model, with all modules registered as `model.autopeft`.
         hybrids: what `attach` gives, for each recipe: `parameter_groups()`, `modules`, `recipe`, `save()` …
+        attached: whether they are on the model.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.hybrids: tuple[LaneHybrid, ...] = ()
         self._injection: MultiInjection | None = None
-        self._attached = False
-        self._token = new_token()
+        self.attached = False
+        self._token = next(TOKENS)
         self.untouched = Untouched(model)
         self._persistence = Persistence(model, self)
 
     def _enter(self, seeds: Sequence[int | None], inputs: Sequence[Mapping[str, Artefact]]) -> None:
-        self._attached = True  # from here on detach() has something to undo
+        self.attached = True  # from here on detach() has something to undo
         base, head = base_model_of(self.model), head_of(self.model)
         children: dict[str, nn.Module] = {lane_name(i): hybrid.root for i, hybrid in enumerate(self.hybrids)}
         for i, hybrid in enumerate(self.hybrids):
@@ -197,7 +198,7 @@ class MultiHybrid:
         self.model.add_module(ROOT, root)
         self._persistence.install()
         for hybrid, seed, found in zip(self.hybrids, seeds, inputs, strict=True):
-            hybrid._attached = True
+            hybrid.attached = True
             with seeded(seed):
                 hybrid.initialise(base)
             start_entries(hybrid.recipe, hybrid.modules, found, hybrid.spec)
@@ -215,25 +216,18 @@ class MultiHybrid:
         Raises:
             UsageError: another thread is in a forward of them, or attaches or detaches.
         """
-        if not self._attached:
+        if not self.attached:
             return
-        with self._changing("detach them"):
-            self._attached = False
-            if self._injection is not None:
-                self._injection.remove()
+        injection = self._injection
+        with changing(self.model, "detach them", None if injection is None else injection.forwards):
+            self.attached = False
+            if injection is not None:
+                injection.remove()
             self._persistence.remove()
             self.model._modules.pop(ROOT, None)
             self.untouched.restore()
             for hybrid in self.hybrids:
-                hybrid._attached = False
-
-    @contextmanager
-    def _changing(self, what: str) -> Iterator[None]:
-        """Within, no other thread is at work on the model."""
-        with changing(self.model, what):
-            if self._injection is not None:
-                self._injection.forwards.refuse_others(what)
-            yield
+                hybrid.attached = False
 
     def __enter__(self) -> MultiHybrid:
         return self
@@ -242,10 +236,6 @@ class MultiHybrid:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
-
-    @property
-    def attached(self) -> bool:
-        return self._attached
 
     def rows(self, total: int, sizes: Sequence[int] | None = None) -> tuple[slice, ...]:
         """The slice of `total` rows that each hybrid has: equal ones, or ones of these sizes.
@@ -277,7 +267,7 @@ class MultiHybrid:
         """Within, nothing of them acts, and the model has the head of hybrid `index` for its own."""
         injection, alone = self._injection, frames.alone.get(self._token)
         assert injection is not None
-        with self._changing("measure without them"):
+        with changing(self.model, "measure without them", injection.forwards):
             injection.remove()
             try:
                 with injection.head_of(index):
@@ -298,7 +288,7 @@ class MultiHybrid:
         return [p for hybrid in self.hybrids for p in hybrid.trainable_parameters()]
 
     def __repr__(self) -> str:
-        state = "attached" if self._attached else "detached"
+        state = "attached" if self.attached else "detached"
         return f"MultiHybrid({', '.join(repr(h.recipe.name) for h in self.hybrids)}; {state})"
 
 

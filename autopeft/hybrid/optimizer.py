@@ -10,13 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import hidden_of_head
-from autopeft.errors import RecipeError, UsageError
-from autopeft.method import DecayTarget, decay, decay_targets, no_such_part, parts_of
+from autopeft.errors import UsageError
+from autopeft.method import DecayTarget, decay, decay_targets, parts_of
 from autopeft.recipe import TrainingSection
 from autopeft.recipe import optimizer as sections
-from autopeft.recipe.training import address
 
-__all__ = ["FUSED", "build_optimizer", "check_parts", "groups_of", "groups_of_head"]
+__all__ = ["FUSED", "build_optimizer", "groups_of", "groups_of_head"]
 
 FUSED = ("adamw", "adam", "sgd")
 """Optimizers that take `fused=True`."""
@@ -84,28 +83,6 @@ def groups_of_head(
     return groups
 
 
-def check_parts(
-    kinds: Mapping[str, str], modules: Mapping[str, nn.Module], training: TrainingSection
-) -> None:
-    """Check that freshly built modules have the parts that the recipe has groups for.
-
-    Args:
-        kinds: the method, or the kind of composition, of each module.
-        modules: what was built, by name.
-        training: the recipe's section.
-
-    Raises:
-        RecipeError: none that a group is for has its part; the message lists those that there are.
-    """
-    for group in training.groups:
-        name, part = address(group)
-        if part and name != "head":
-            parts = [parts_of(m) for n, m in modules.items() if name in (n, kinds[n])]
-            there = list(dict.fromkeys(p for found in parts for p in found))
-            if part not in there:
-                raise RecipeError(f"training.groups.{group}: {no_such_part(name, part, there)}")
-
-
 def build_optimizer(
     groups: Sequence[Mapping[str, Any]],
     section: sections.Optimizer,
@@ -127,33 +104,50 @@ def build_optimizer(
     Raises:
         UsageError: there is no group.
     """
+    # A group that decays is divided: towards zero, towards something else, and not at all.
     targets = decay_targets(modules)
-    divided = [part for group in groups for part in _divided(group, targets)]
+    divided: list[Group] = []
+    for group in groups:
+        parameters, strength = list(group["params"]), group.get("weight_decay", 0.0)
+        if not strength or not any(id(p) in targets for p in parameters):
+            divided.append({**group, "params": parameters})
+            continue
+        towards = {"weight_decay": 0.0, _OWN_DECAY: strength}
+        kinds: tuple[tuple[list[nn.Parameter], dict[str, float]], ...] = (
+            ([p for p in parameters if id(p) not in targets], {}),
+            ([p for p in parameters if targets.get(id(p)) is not None], towards),
+            ([p for p in parameters if targets.get(id(p), 0.0) is None], {"weight_decay": 0.0}),
+        )
+        divided += [{**group, **changed, "params": chosen} for chosen, changed in kinds if chosen]
     if not divided:
         raise UsageError(
             "There is nothing to train: the recipe has no entry with parameters, and the model no task head. "
             "Add an entry such as lora to the recipe, or load a model with a head "
             "(AutoModelForSequenceClassification)."
         )
-    kind, own = _class_of(section)
+
+    # The class, and its options but for decay, which the groups have.
+    kind: Any
+    own: dict[str, Any]
+    if isinstance(section, sections.SGD):
+        kind, own = torch.optim.SGD, {"momentum": section.momentum, "nesterov": section.nesterov}
+    elif isinstance(section, sections.Adafactor):
+        from transformers.optimization import Adafactor  # imports the Trainer's helpers
+
+        kind = Adafactor
+        own = {
+            "relative_step": False,
+            "scale_parameter": section.scale_parameter,
+            "decay_rate": section.decay_rate,
+            "clip_threshold": section.update_threshold,
+        }
+    else:
+        kind = torch.optim.AdamW if isinstance(section, sections.AdamW) else torch.optim.Adam
+        own = {"betas": section.betas, "eps": section.epsilon}
     optimizer: torch.optim.Optimizer = kind(divided, **{"weight_decay": 0.0, **own, **options})
     if any(group.get(_OWN_DECAY) for group in divided):
         optimizer.register_step_pre_hook(_Decay(targets))
     return optimizer
-
-
-def _divided(group: Mapping[str, Any], targets: Mapping[int, DecayTarget]) -> list[dict[str, Any]]:
-    """A group, or where it decays: what decays towards zero, towards something else, and not at all."""
-    parameters, strength = list(group["params"]), group.get("weight_decay", 0.0)
-    if not strength or not any(id(p) in targets for p in parameters):
-        return [{**group, "params": parameters}]
-    towards = {"weight_decay": 0.0, _OWN_DECAY: strength}
-    kinds: tuple[tuple[list[nn.Parameter], dict[str, float]], ...] = (
-        ([p for p in parameters if id(p) not in targets], {}),
-        ([p for p in parameters if targets.get(id(p)) is not None], towards),
-        ([p for p in parameters if targets.get(id(p), 0.0) is None], {"weight_decay": 0.0}),
-    )
-    return [{**group, **changed, "params": chosen} for chosen, changed in kinds if chosen]
 
 
 class _Decay:
@@ -169,20 +163,3 @@ class _Decay:
                 target = self.targets[id(parameter)]
                 if parameter.grad is not None and target is not None:
                     decay(parameter, target, share)
-
-
-def _class_of(section: sections.Optimizer) -> tuple[Any, dict[str, Any]]:
-    """An optimizer's class, and its options but for decay, which is the groups' affair."""
-    if isinstance(section, sections.SGD):
-        return torch.optim.SGD, {"momentum": section.momentum, "nesterov": section.nesterov}
-    if isinstance(section, sections.Adafactor):
-        from transformers.optimization import Adafactor  # imports the Trainer's helpers
-
-        return Adafactor, {
-            "relative_step": False,
-            "scale_parameter": section.scale_parameter,
-            "decay_rate": section.decay_rate,
-            "clip_threshold": section.update_threshold,
-        }
-    kind = torch.optim.AdamW if isinstance(section, sections.AdamW) else torch.optim.Adam
-    return kind, {"betas": section.betas, "eps": section.epsilon}

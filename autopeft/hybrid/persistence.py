@@ -13,7 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from autopeft.assets import model_name
 from autopeft.assets.heads import plain_options
 from autopeft.errors import DataError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
-from autopeft.hybrid.modules import ROOT, counts_of, head_of
-from autopeft.hybrid.store import backbone_of, save
+from autopeft.hybrid.modules import ROOT, head_of
+from autopeft.hybrid.store import save
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import plain
 
@@ -64,21 +65,22 @@ class _Piece:
     head: Mapping[str, nn.Parameter]
 
 
+@dataclass(eq=False)
 class Persistence:
     """How an attached model is saved and loaded, from `install` to `remove`.
 
     Everything is found on the model, so that copies and pickles of it are saved in the same way.
 
-    Args:
+    Attributes:
         model: what the hybrid is on.
         owner: its `reloaded` is called after values were loaded; copies of the model have none.
     """
 
-    def __init__(self, model: PreTrainedModel, owner: _Owner | None) -> None:
-        self.model, self.owner = model, owner
-        self._before: Callable[..., Any] | None = None
-        self._handles: list[RemovableHandle] = []
-        self._prefix: str | None = None
+    model: PreTrainedModel
+    owner: _Owner | None
+    _before: Callable[..., Any] | None = field(default=None, init=False)
+    _handles: list[RemovableHandle] = field(default_factory=list, init=False)
+    _prefix: str | None = field(default=None, init=False)
 
     def install(self) -> None:
         """Put `save_pretrained` and the two hooks of `load_state_dict` on the model."""
@@ -171,11 +173,8 @@ class Persistence:
             root.load_state_dict({k.removeprefix(start): v for k, v in given.items() if k.startswith(start)})
         head = self._head()
         values: Mapping[str, Any] = head if given is None else {name: given[name] for name in head}
-        backbone = backbone_of(self.model)
         for piece in _pieces(root, values):
-            size = sum(p.numel() for p in piece.head.values())
-            counts = counts_of(piece.graph, piece.modules, size)
-            save(folder / piece.folder, piece.graph, piece.modules, piece.head, counts, backbone)
+            save(folder / piece.folder, self.model, piece.graph, piece.modules, piece.head)
         whole = _whole_model(folder)
         if whole is not None:
             warnings.warn(
@@ -284,7 +283,8 @@ def _whole_model(folder: Path) -> str | None:
 
 def _readme(model: PreTrainedModel, folders: list[str]) -> str:
     """The folder's README: what is in it, and how to load it."""
-    name, kind = str(backbone_of(model)["model"] or "the backbone"), type(model).__name__
+    name = model_name(getattr(model.config, "_name_or_path", "")) or "the backbone"
+    kind = type(model).__name__
     options = plain_options(model, labels=kind.endswith("Classification"))
     each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
     several = [f"There is one hybrid in each of {', '.join(folders)}.", ""] if len(folders) > 1 else []

@@ -23,10 +23,14 @@ class Policies:
     A policy adjusts the optimizer's groups (`adjust`), hears of each step (`before_step`, `after_backward`,
     `before_update`, `after_step`), adds terms to its loss (`loss_terms`), or several of these. In a step
     modules hear of an event before policies do.
+
+    Attributes:
+        terms: those that add terms to the loss.
     """
 
     def __init__(self, training: TrainingSection) -> None:
         self._own = [(p.method, get_method(p.method)(p.method_config())) for p in training.policies]
+        self.terms: list[Any] = [policy for _, policy in self._own if hasattr(policy, "loss_terms")]
 
     def adjust(self, groups: list[dict[str, Any]], modules: _Modules) -> list[dict[str, Any]]:
         """The groups after every policy."""
@@ -34,11 +38,6 @@ class Policies:
             if hasattr(policy, "adjust"):
                 groups = policy.adjust(groups, modules)
         return groups
-
-    @property
-    def terms(self) -> list[Any]:
-        """The policies that add terms to the loss (`loss_terms`)."""
-        return [policy for _, policy in self._own if hasattr(policy, "loss_terms")]
 
     def fire(self, event: str, groups: Groups, step: int, total: int) -> None:
         """Call `event(groups, step, total)` on every policy that has it, with the optimizer's groups."""

@@ -13,23 +13,18 @@ from autopeft.errors import UsageError, near
 from autopeft.method import shortened
 from autopeft.recipe import TrainingSection
 
-__all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "group_factor", "warmup_steps"]
+__all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "group_factor"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-def warmup_steps(share: float, total: int) -> int:
-    """Steps of warm-up: a share of all steps, rounded down; at least one step runs at the full rate."""
-    return min(int(share * total), total - 1)
-
-
-def factor(schedule: str, step: int, total: int, warmup: int) -> float:
+def factor(schedule: str, step: int, total: int, share: float) -> float:
     """The factor on every group's learning rate at `step` (0-based) of `total`.
 
-    Warm-up climbs linearly through 1/(w+1) … w/(w+1); the step after it runs at 1. Then `linear` falls to
-    1/(total − w) at the last step, `cosine` follows ½(1 + cos πt), `constant` stays. No step runs at zero,
-    so none is wasted.
+    Warm-up has w steps, a share of all, rounded down; at least one step runs at the full rate. It climbs
+    linearly through 1/(w+1) … w/(w+1); the step after it runs at 1. Then `linear` falls to 1/(total − w) at
+    the last step, `cosine` follows ½(1 + cos πt), `constant` stays. No step runs at zero, so none is wasted.
 
     Raises:
         UsageError: the schedule is unknown.
@@ -38,6 +33,7 @@ def factor(schedule: str, step: int, total: int, warmup: int) -> float:
         raise UsageError(
             f"A schedule is one of {', '.join(SCHEDULES)}, but got {schedule!r}.{near(schedule, SCHEDULES)}"
         )
+    warmup = min(int(share * total), total - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":
@@ -50,7 +46,7 @@ def group_factor(group: Mapping[str, Any], training: TrainingSection, step: int,
     """`factor` for an optimizer group: by its own `schedule` and `warmup` where it has them, else the
     recipe's. A rate that is `meant_for` more steps is higher (`autopeft.method.shortened`)."""
     name, share = group.get("schedule", training.schedule), group.get("warmup", training.warmup)
-    return factor(name, step, total, warmup_steps(share, total)) * shortened(group.get("meant_for", 0), total)
+    return factor(name, step, total, share) * shortened(group.get("meant_for", 0), total)
 
 
 class RecipeSchedule:
@@ -87,7 +83,7 @@ class RecipeSchedule:
                 )
             return 1.0
         # A scheduler looks one step past the end.
-        part = factor(self.name, min(step, self.total), self.total, warmup_steps(self.warmup, self.total))
+        part = factor(self.name, min(step, self.total), self.total, self.warmup)
         return part * shortened(self.meant_for, self.total)
 
     @staticmethod

@@ -16,17 +16,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.assets import StoredTensor, model_name
-from autopeft.counting import Counts
 from autopeft.errors import DataError
 from autopeft.graph import CompositionGraph, build_graph
-from autopeft.hybrid.modules import deployed_form
+from autopeft.hybrid.modules import counts_of, deployed_form
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -35,9 +33,7 @@ __all__ = [
     "RECIPE",
     "SCAFFOLDING",
     "WEIGHTS",
-    "backbone_of",
     "check_size",
-    "deployed_state",
     "deployed_tensors",
     "save",
     "saved_key",
@@ -68,54 +64,39 @@ def deployed_tensors(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Par
     return state | {f"head.{name}": parameter.detach() for name, parameter in head.items()}
 
 
-def deployed_state(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Copies of `deployed_tensors` on the CPU."""
-    tensors = deployed_tensors(modules, head)
-    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def backbone_of(model: PreTrainedModel) -> dict[str, Any]:
-    """The manifest's entries on a model: the name of its backbone (empty where it was made from a
-    configuration), its class, and its configuration, labels included."""
-    config = model.config
-    settings = json.loads(config.to_json_string(use_diff=True))
-    labels = {str(k): str(v) for k, v in (config.id2label or {}).items()}
-    settings.update(id2label=labels, problem_type=getattr(config, "problem_type", None))
-    return {
-        "model": model_name(getattr(config, "_name_or_path", "")),
-        "architecture": type(model).__name__,
-        "config": settings,
-    }
-
-
 def save(
     folder: str | Path,
+    model: PreTrainedModel,
     graph: CompositionGraph,
     modules: Mapping[str, nn.Module],
     head: Mapping[str, nn.Parameter],
-    counts: Counts,
-    backbone: Mapping[str, Any],
 ) -> Path:
     """Write a hybrid into `folder` (made if needed); each file appears whole or not at all.
 
     Args:
         folder: where.
+        model: what it is on. The manifest has its name (empty where it was made from a configuration), its
+            class, and its configuration, labels included.
         graph: with the recipe.
         modules: of its entries and compositions, by name.
         head: the task head's parameters, by name.
-        counts: for the manifest.
-        backbone: for the manifest, from `backbone_of`.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    state = deployed_state(modules, head)
+    state = {name: t.cpu().contiguous().clone() for name, t in deployed_tensors(modules, head).items()}
+    config = model.config
+    settings = json.loads(config.to_json_string(use_diff=True))
+    labels = {str(k): str(v) for k, v in (config.id2label or {}).items()}
+    settings.update(id2label=labels, problem_type=getattr(config, "problem_type", None))
     manifest = {
         "format": _FORMAT,
         "family": graph.spec.family,
         "backbone_parameters": graph.spec.parameters,
         "structure": graph.hash(),
-        "counts": counts.to_dict(),
-        **backbone,
+        "counts": counts_of(graph, modules, sum(p.numel() for p in head.values())).to_dict(),
+        "model": model_name(getattr(config, "_name_or_path", "")),
+        "architecture": type(model).__name__,
+        "config": settings,
     }
     with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as hidden:
         temporary = Path(hidden)

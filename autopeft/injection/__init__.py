@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autopeft.injection.bind import Members
 from autopeft.injection.caching import allows_cache
-from autopeft.injection.frames import new_token
 from autopeft.injection.install import Injection
 from autopeft.injection.lanes import split_rows
 from autopeft.injection.multi import LaneInjection, MultiInjection
@@ -20,6 +19,5 @@ __all__ = [
     "Part",
     "allows_cache",
     "changing",
-    "new_token",
     "split_rows",
 ]

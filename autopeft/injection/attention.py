@@ -32,7 +32,7 @@ from autopeft.injection.bind import BoundModule
 from autopeft.injection.dispatch import first_input
 from autopeft.injection.frames import CONTEXT, PREFIX, READ, SCORES, frames
 from autopeft.injection.positions import Position, spread, take
-from autopeft.injection.scores import Scores, ScoreTerms
+from autopeft.injection.scores import Scores, scores_of
 from autopeft.method import Call, Context
 
 __all__ = [
@@ -145,28 +145,25 @@ def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True)
                 query, key, value, kwargs, prefix=length, fused=fused, scales=scales
             )
         if read is None:
-            return _cut(delegate(module, query, key, value, mask, **kwargs), width)
-        queries, keys = query.shape[2], key.shape[2]
-        if mask is None and causal:  # earlier keys, of a cache or a prefix, are seen by every query
-            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-        bias = _row(kwargs.pop("position_bias", None), read)
-        if bias is not None:  # not every function knows it
-            kwargs["position_bias"] = bias
-        output, weights = delegate(module, take(query, read, 2), key, value, _row(mask, read), **kwargs)
-        return _cut((spread(output, read, queries, 1), weights), width)
+            output, weights = delegate(module, query, key, value, mask, **kwargs)
+        else:
+            queries, keys = query.shape[2], key.shape[2]
+            if mask is None and causal:  # earlier keys, of a cache or a prefix, are seen by every query
+                seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+                mask = seen.tril(keys - queries)
+            # The read query's row of each, (1 or batch, heads, queries, keys); one row that serves all stays.
+            mask, bias = (
+                rows if rows is None or rows.shape[2] == 1 else take(rows, read, 2)
+                for rows in (mask, kwargs.pop("position_bias", None))
+            )
+            if bias is not None:  # not every function knows it
+                kwargs["position_bias"] = bias
+            output, weights = delegate(module, take(query, read, 2), key, value, mask, **kwargs)
+            output = spread(output, read, queries, 1)
+        # (batch, queries, heads, …), where features on scores have made the values wider
+        return (output if output.shape[-1] == width else output[..., :width]), weights
 
     return attend
-
-
-def _cut(attended: tuple[Tensor, Any], width: int) -> tuple[Tensor, Any]:
-    """An attention's output (batch, queries, heads, …) cut to the width of the model's values."""
-    output, weights = attended
-    return (output if output.shape[-1] == width else output[..., :width]), weights
-
-
-def _row(columns: Tensor | None, read: Position) -> Tensor | None:
-    """The read query's row of what is (1 or batch, heads, queries, keys); one row that serves all is kept."""
-    return columns if columns is None or columns.shape[2] == 1 else take(columns, read, 2)
 
 
 def attention_behind(name: str | None) -> str:
@@ -186,20 +183,22 @@ for _name, _ours in DELEGATES.items():
     AttentionMaskInterface.register(_ours, ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 
+@dataclass
 class AttentionHooks:
     """Lays down the context at an attention module, and hands its prefix and what is added to its scores to
-    the attention function."""
+    the attention function.
 
-    def __init__(
-        self, place: Place, token: int, prefixes: Sequence[Child], terms: Sequence[BoundModule] = ()
-    ) -> None:
-        self.place, self.token, self.prefixes = place, token, tuple(prefixes)
-        self.terms = ScoreTerms(token, place.site.stack, terms) if terms else None
+    Attributes:
+        place: the attention and where it is.
+        token: the hybrid's.
+        prefixes: what gives it keys and values.
+        terms: what adds to its scores.
+    """
 
-    @property
-    def acts(self) -> bool:
-        """Whether it hands the function anything."""
-        return bool(self.prefixes or self.terms)
+    place: Place
+    token: int
+    prefixes: Sequence[Child]
+    terms: Sequence[BoundModule] = ()
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -208,13 +207,13 @@ class AttentionHooks:
         stack = self.place.site.stack
         if isinstance(context, Context) and context.hybrid == self.token:
             frames.contexts[(self.token, stack)] = context
-        if not self.acts or self.token in frames.bare:
+        if not (self.prefixes or self.terms) or self.token in frames.bare:
             return args, kwargs
         x, handed = first_input(args, kwargs), dict(kwargs)
         if self.prefixes:
             handed[PREFIX] = Prefix(*self.key_values(x))
-        if self.terms is not None:
-            handed[SCORES] = self.terms.of(x)
+        if self.terms:
+            handed[SCORES] = scores_of(self.terms, self.token, x)
         return args, handed
 
     def key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autopeft.composition import Child, Value, nested
-from autopeft.graph import CompositionGraph, Leaf, Tree
+from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
 from autopeft.method import Call, Slot, WeightTarget
 from autopeft.nn import PerSite
 from autopeft.spec import Site
@@ -20,15 +19,13 @@ from autopeft.spec import Site
 __all__ = [
     "BoundComposition",
     "BoundModule",
-    "BoundTensor",
     "Members",
     "Role",
     "bind",
-    "bind_tensors",
+    "bound",
+    "has_role",
     "in_own_dtype",
-    "made_by",
-    "plays",
-    "side_of",
+    "rows_of",
 ]
 
 Role = Literal["input", "output", "kv", "scores", "weight", "prompt", "region"]
@@ -67,33 +64,36 @@ class Members(nn.Module):
         return functional_call(self, values, (member, *args))
 
 
+@dataclass(eq=False)
 class BoundModule:
     """An entry's module at one site. Computes in the module's own dtype and hands back the site's.
 
-    Args:
+    Attributes:
+        target: where it stands for one of the tensors that the module alters by name, that tensor, whichever
+            name others have for it.
         value: what its parameters become, where a composition wraps it.
+        members: the module with its parameters replaced, once a composition has wrapped it.
     """
 
-    def __init__(self, name: str, module: Any, site: Site, value: Value | None = None) -> None:
-        self.name, self.module, self.site, self._value = name, module, site, value
-        self._members: Members | None = None
+    name: str
+    module: Any
+    site: Site
+    target: WeightTarget | None = None
+    value: Value | None = None
+    members: Members | None = None
 
     def under(self, value: Value) -> BoundModule:
         """See `autopeft.composition.Child`."""
-        wrapped = copy.copy(self)
-        wrapped._value = nested(self._value, value)
-        if self._members is None:
-            self._members = wrapped._members = self._own_members()
-        return wrapped
-
-    def _own_members(self) -> Members:
-        return Members(self.module, self.site)
+        if self.members is None:
+            # Of a tensor the site only stands for one: the child that alters it may belong to another.
+            self.members = Members(self.module, self.site if self.target is None else None)
+        return replace(self, value=nested(self.value, value))
 
     def _call(self, member: str, *args: Any) -> Any:
-        if self._value is None:
+        if self.value is None:
             return getattr(self.module, member)(*args)
-        assert self._members is not None
-        return self._members.call(self._value, member, *args)
+        assert self.members is not None
+        return self.members.call(self.value, member, *args)
 
     def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
         if hasattr(self.module, "slots"):
@@ -104,7 +104,7 @@ class BoundModule:
         return self._call("reads", self.site, x, y, call) if hasattr(self.module, "reads") else x
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
-        weight: Tensor = self._call("weight", target, original, current)
+        weight: Tensor = self._call("weight", self.target or target, original, current)
         return weight
 
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -133,31 +133,19 @@ class BoundModule:
         return rows.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
-def made_by(prompts: Iterable[BoundModule], x: Tensor, call: Call) -> list[Tensor]:
+def rows_of(prompts: Iterable[BoundModule], x: Tensor, call: Call) -> list[Tensor]:
     """The rows of all prompts that have some at the moment, (batch, rows, hidden) each."""
     return [prompt.prompt(x, call) for prompt in prompts if prompt.slots]
 
 
-class BoundTensor(BoundModule):
-    """An entry's module at one of the tensors that it alters by name, whichever name others have for it."""
-
-    def __init__(self, name: str, module: Any, site: Site, target: WeightTarget) -> None:
-        super().__init__(name, module, site)
-        self.target = target
-
-    def _own_members(self) -> Members:
-        # The site only stands for one: the child that alters the tensor may belong to another.
-        return Members(self.module, None)
-
-    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
-        return super().weight(self.target, original, current)
-
-
+@dataclass(eq=False)
 class BoundComposition:
     """A composition at one site over its bound children."""
 
-    def __init__(self, name: str, module: Any, site: Site, children: Sequence[Child]) -> None:
-        self.name, self.module, self.site, self.children = name, module, site, tuple(children)
+    name: str
+    module: Any
+    site: Site
+    children: Sequence[Child]
 
     def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
         delta: Tensor = self.module.delta(self.site, self.children, x, y, call)
@@ -176,8 +164,7 @@ class BoundComposition:
 
     def under(self, value: Value) -> BoundComposition:
         """Its children with other values; its own parameters stay."""
-        children = [child.under(value) for child in self.children]
-        return BoundComposition(self.name, self.module, self.site, children)
+        return replace(self, children=tuple(child.under(value) for child in self.children))
 
 
 def in_own_dtype(
@@ -191,23 +178,12 @@ def in_own_dtype(
     return delta(x.to(dtype), y.to(dtype)).to(y.dtype)
 
 
-def side_of(module: Any, site: Site) -> Literal["input", "output"] | None:
-    """The side of a site (input or output) that a module on activations alters now, if any."""
-    side: Literal["input", "output"] | None = module.side(site)
-    return side
-
-
-def plays(graph: CompositionGraph, name: str, module: Any, site: Site, *roles: Role) -> bool:
-    """Whether an entry's module plays one of these roles at a site."""
-    return any(_plays(graph, name, module, site, role) for role in roles)
-
-
-def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Role) -> bool:
-    entry = graph.entries[name]
+def has_role(entry: Entry, module: Any, site: Site, role: Role) -> bool:
+    """Whether an entry's module acts at a site in this role."""
     if all(s.key != site.key for s in entry.sites):
         return False
     if role in ("input", "output"):
-        return "hook" in entry.ways and side_of(module, site) == role
+        return "hook" in entry.ways and module.side(site) == role
     if role not in entry.ways:
         return False
     if role == "weight":
@@ -221,42 +197,17 @@ def bind(
     graph: CompositionGraph, modules: Mapping[str, nn.Module], site: Site, role: Role
 ) -> list[BoundModule | BoundComposition]:
     """The bound trees that act at `site` in a role, in file order, cut down to the children that do."""
-
-    def leaf(name: str) -> BoundModule | None:
-        module = modules[name]
-        return BoundModule(name, module, site) if _plays(graph, name, module, site, role) else None
-
-    return _bound(graph.trees_at(site), modules, site, leaf)
+    acting = (name for name, entry in graph.entries.items() if has_role(entry, modules[name], site, role))
+    leaves = {name: BoundModule(name, modules[name], site) for name in acting}
+    found = (bound(tree, leaves, modules, site) for tree in graph.trees_at(site))
+    return [tree for tree in found if tree is not None]
 
 
-def bind_tensors(
-    graph: CompositionGraph, modules: Mapping[str, Any], canonical: Callable[[str], str]
-) -> dict[str, list[BoundModule | BoundComposition]]:
-    """The bound trees that alter each tensor by name, in file order; `canonical` gives tied tensors one
-    name."""
-    found: dict[str, dict[str, WeightTarget]] = {}
-    for name, entry in graph.entries.items():
-        for target in modules[name].weight_targets() if "weight" in entry.ways else ():
-            if target.tensor is not None:
-                found.setdefault(canonical(target.tensor), {})[name] = target
-    site = graph.spec.sites[0]
-
-    def at(targets: Mapping[str, WeightTarget]) -> list[BoundModule | BoundComposition]:
-        def leaf(name: str) -> BoundModule | None:
-            return BoundTensor(name, modules[name], site, targets[name]) if name in targets else None
-
-        return _bound(graph.trees, modules, site, leaf)
-
-    return {tensor: at(targets) for tensor, targets in found.items()}
-
-
-def _bound(
-    trees: Iterable[Tree], modules: Mapping[str, Any], site: Site, leaf: Callable[[str], BoundModule | None]
-) -> list[BoundModule | BoundComposition]:
-    def walk(tree: Tree) -> BoundModule | BoundComposition | None:
-        if isinstance(tree, Leaf):
-            return leaf(tree.name)
-        children = [c for child in tree.children if (c := walk(child)) is not None]
-        return BoundComposition(tree.name, modules[tree.name], site, children) if children else None
-
-    return [b for tree in trees if (b := walk(tree)) is not None]
+def bound(
+    tree: Tree, leaves: Mapping[str, BoundModule], modules: Mapping[str, Any], site: Site
+) -> BoundModule | BoundComposition | None:
+    """A tree over those of its leaves that are bound; `None` where none is."""
+    if isinstance(tree, Leaf):
+        return leaves.get(tree.name)
+    children = tuple(c for child in tree.children if (c := bound(child, leaves, modules, site)) is not None)
+    return BoundComposition(tree.name, modules[tree.name], site, children) if children else None

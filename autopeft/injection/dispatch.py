@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autopeft.backbones import Place
 from autopeft.composition import Child
 from autopeft.errors import CompositionError
-from autopeft.injection.bind import BoundModule, made_by
+from autopeft.injection.bind import BoundModule, rows_of
 from autopeft.injection.frames import frames
 from autopeft.method import Call
 
@@ -56,6 +56,8 @@ class SiteDispatcher:
         inputs, outputs: bound trees of each side, in file order.
         prompts: what fills the reserved rows (embeddings only).
         norm: the region's norm module, where there is one.
+        spans: whether x and y are seen at different modules.
+        depth: sorts the sites of one module: inner ones come before outer ones.
     """
 
     place: Place
@@ -64,18 +66,18 @@ class SiteDispatcher:
     outputs: Sequence[Child] = ()
     prompts: Sequence[BoundModule] = ()
     norm: nn.Module | None = None
+    spans: bool = field(init=False)
+    depth: tuple[int, bool] = field(init=False)
 
     def __post_init__(self) -> None:
+        site = self.place.site
+        self.spans = self.place.entry != self.place.exit
+        self.depth = (_DEPTH[site.kind], site.name == "layer")
         if self.inputs and self.place.out_slice is not None:
             raise CompositionError(
-                f"{self.place.site.path} is a part of a fused projection and shares its input with the other "
-                f"parts, so nothing can scale the input of it alone; use {_INSTEAD[self.place.site.name]}."
+                f"{site.path} is a part of a fused projection and shares its input with the other parts, so "
+                f"nothing can scale the input of it alone; use {_INSTEAD[site.name]}."
             )
-
-    @property
-    def spans(self) -> bool:
-        """Whether x and y are seen at different modules."""
-        return self.place.entry != self.place.exit
 
     def _call(self, x: Tensor) -> Call:
         site = self.place.site
@@ -104,12 +106,18 @@ class SiteDispatcher:
         return x
 
     def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The site's output with its output side (and, at the embeddings, the prompts) applied."""
+        """The site's output with its output side (and, at the embeddings, the prompts) applied.
+
+        A table of embeddings is altered once in a forward of its stack: GPT-2 looks its token types up in the
+        same table, and others may call it too. Embeddings that the caller gives bypass it.
+        """
         if self.token in frames.bare:
             return y
-        site = self.place.site
+        site, stack = self.place.site, (self.token, self.place.site.stack)
         if site.kind == "embeddings":
-            return self._embedded(x, y)
+            if stack in frames.embedded or frames.context(*stack).lost:
+                return y
+            frames.embedded.add(stack)
         if self.outputs:
             if self.spans:
                 x = frames.captured.pop((self.token, site.key, "x"))
@@ -117,37 +125,27 @@ class SiteDispatcher:
                 raise CompositionError(
                     f"The input of {site.path} was not seen; the site map of this family is out of date."
                 )
-            y = self._fold(x, y)
+            part = self.place.out_slice
+            inner = y if part is None else part.of(y)
+            call = self._call(x)
+            entered = frames.captured.pop((self.token, site.key, "entered"), None)
+            if entered is not None:
+                call = replace(call, entered=entered)
+            delta = self.outputs[0].delta(x, inner, call)
+            for child in self.outputs[1:]:
+                delta = delta + child.delta(x, inner, call)
+            y = y + (delta if part is None else part.spread(delta, y.shape[-1]))
             frames.captured.pop((self.token, site.key, "residual"), None)
-        return y
 
-    def _embedded(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The output of a table of embeddings, altered once in a forward of its stack: GPT-2 looks its token
-        types up in the same table, and others may call it too. Embeddings that the caller gives bypass it."""
-        stack = (self.token, self.place.site.stack)
-        if stack in frames.embedded or frames.context(*stack).lost:
+        # The reserved rows, which the embeddings alone fill.
+        if not self.prompts:
             return y
-        frames.embedded.add(stack)
-        if self.outputs and x is not None:
-            y = self._fold(x, y)
         reserved = frames.context(*stack).reserved
-        if not self.prompts or not reserved.count:
+        if not reserved.count:
             return y
-        x = y if reserved.right else reserved.text(y)  # an image was not made longer before
-        rows = torch.cat(made_by(self.prompts, x, Call(frames.context(*stack))), dim=1)
+        text = y if reserved.right else reserved.text(y)  # an image was not made longer before
+        rows = torch.cat(rows_of(self.prompts, text, Call(frames.context(*stack))), dim=1)
         return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)
-
-    def _fold(self, x: Tensor, y: Tensor) -> Tensor:
-        part = self.place.out_slice
-        inner = y if part is None else part.of(y)
-        call = self._call(x)
-        entered = frames.captured.pop((self.token, self.place.site.key, "entered"), None)
-        if entered is not None:
-            call = replace(call, entered=entered)
-        delta = self.outputs[0].delta(x, inner, call)
-        for child in self.outputs[1:]:
-            delta = delta + child.delta(x, inner, call)
-        return y + (delta if part is None else part.spread(delta, y.shape[-1]))
 
 
 @dataclass
@@ -161,16 +159,6 @@ class ModuleHooks:
     residuals: list[SiteDispatcher] = field(default_factory=list)
     entries: list[SiteDispatcher] = field(default_factory=list)
     exits: list[SiteDispatcher] = field(default_factory=list)
-
-    def sort(self) -> None:
-        """Outer sites first on the way in, inner sites first on the way out."""
-
-        def depth(dispatcher: SiteDispatcher) -> tuple[int, bool]:
-            site = dispatcher.place.site
-            return _DEPTH[site.kind], site.name == "layer"
-
-        self.entries.sort(key=depth, reverse=True)
-        self.exits.sort(key=depth)
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -190,15 +178,10 @@ class ModuleHooks:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         y: Tensor = output[0] if isinstance(output, tuple) else output
-        new = self.leave(first_input(args, kwargs) if self.reads_input else None, y)
+        new = self.leave(args[0] if args else kwargs.get("hidden_states"), y)
         if new is y:
             return output
         return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether something that ends here wants the module's input (regions have captured theirs)."""
-        return any(d.outputs and not d.spans for d in self.exits)
 
     def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The module's output with everything applied that ends here."""

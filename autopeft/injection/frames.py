@@ -32,13 +32,13 @@ __all__ = [
     "FEATURES",
     "PREFIX",
     "SCORES",
+    "TOKENS",
     "Frames",
     "Kept",
     "RowsKey",
     "Split",
     "frames",
     "further_forward",
-    "new_token",
     "reading",
 ]
 
@@ -51,12 +51,8 @@ FEATURES = "autopeft_features"
 RowsKey = tuple[int, str]
 """A hybrid, and the site of a region."""
 
-_tokens = itertools.count(1)
-
-
-def new_token() -> int:
-    """A number for a hybrid, unique in this process."""
-    return next(_tokens)
+TOKENS = itertools.count(1)
+"""Numbers for hybrids, each unique in this process."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +133,6 @@ class Frames(threading.local):
         finally:
             self.bare.discard(token)
 
-    def forget_captured(self, token: int) -> None:
-        """Drop what a recomputation that stopped early left captured (it would keep activations alive)."""
-        self.captured = {k: v for k, v in self.captured.items() if k[0] != token}
-
     def keep(self, token: int, hybrids: Iterable[int]) -> Kept:
         """A snapshot for these hybrids and the token that they have in common."""
         wanted = set(hybrids)
@@ -162,7 +154,7 @@ class Frames(threading.local):
         self.behind.pop(token, None)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
         self.embedded = {k for k in self.embedded if k[0] != token}
-        self.forget_captured(token)
+        self.captured = {k: v for k, v in self.captured.items() if k[0] != token}
 
 
 frames = Frames()

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from autopeft.backbones import Layout, Place, StackPlaces, projection_of
+from autopeft.backbones import Layout, Place, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks, configs_of
-from autopeft.injection.bind import BoundModule, Role, bind, bind_tensors, plays, side_of
+from autopeft.injection.bind import BoundModule, Role, bind, bound, has_role
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
-from autopeft.injection.frames import frames
+from autopeft.injection.frames import TOKENS, frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_room
-from autopeft.injection.logits import LogitsHook, logits_modules
+from autopeft.injection.logits import LogitsHook
 from autopeft.injection.regions import FirstRow, RegionForward, Replacing, narrowed
-from autopeft.injection.sequence import PoolerHooks, RootHooks
+from autopeft.injection.sequence import RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks, owners_of
-from autopeft.method import BARE, Slot, WeightTarget
+from autopeft.method import BARE, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection"]
@@ -39,7 +40,13 @@ class Injection:
         layout: where the sites are.
         graph: what acts where.
         modules: entries' and compositions' modules by name.
-        token: the hybrid's number.
+
+    Attributes:
+        token: the hybrid's number, unique in this process.
+        pooler: the module that reads the first row, where this base model has one.
+
+    Raises:
+        SiteError: the model lacks a site that the graph uses.
     """
 
     def __init__(
@@ -49,11 +56,18 @@ class Injection:
         layout: Layout,
         graph: CompositionGraph,
         modules: Mapping[str, nn.Module],
-        token: int,
     ) -> None:
         self.model, self.base, self.layout = model, base, layout
-        self.graph, self.modules, self.token = graph, modules, token
+        self.graph, self.modules, self.token = graph, modules, next(TOKENS)
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
+        missing = [s.path for s in graph.sites() if s.key not in self.places]
+        if missing:
+            raise SiteError(
+                f"{type(model).__name__} lacks {', '.join(missing[:5])}; load the whole model, or leave "
+                "these sites out."
+            )
+        pooler = getattr(base, layout.family.pooler or "", None)
+        self.pooler: nn.Module | None = pooler if isinstance(pooler, nn.Module) else None
         self._handles: list[RemovableHandle | OwnForward | Replacing | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
@@ -65,10 +79,9 @@ class Injection:
         """Register every hook.
 
         Raises:
-            SiteError: the model lacks a site that the graph uses.
-            CompositionError: the model's attention does not dispatch, so that prefixes would be ignored.
+            CompositionError: the model's attention does not dispatch, so that prefixes would be ignored, or a
+                region is no single module of this model.
         """
-        self.check_places()
         self._acting = self.acting()
         self.refresh_weights()
 
@@ -79,8 +92,19 @@ class Injection:
             if site_hook.exits:
                 self._handles.append(module.register_forward_hook(site_hook.after, with_kwargs=True))
 
-        attending: list[Place] = []  # attentions of the layers whose place a module takes
-        for place, child in self.regions():
+        # The regions whose place a module takes.
+        attending: list[Place] = []  # the attentions of their layers
+        for site in self.graph.sites():
+            acting = bind(self.graph, self.modules, site, "region")
+            if not acting:
+                continue
+            place, (child,) = self.places[site.key], acting  # the graph has refused several
+            if place.entry != place.exit:
+                raise CompositionError(
+                    f"{site.path} is no single module of {type(self.base).__name__}, so that {child.name} "
+                    "cannot take its place; use the site 'layer'."
+                )
+            assert isinstance(child, BoundModule)  # no composition holds such a method
             layer = (place.site.stack, place.site.layer)
             inside = [p for p in self.places.values() if (p.site.stack, p.site.layer) == layer]
             attends = [p for p in inside if p.attends]
@@ -94,7 +118,7 @@ class Injection:
             attending += attends
         self._handles += self.dispatch_to_ours(attending)
 
-        pooler = self.pooler()
+        pooler = self.pooler
         if pooler is not None and any(e.traits.skips_pooler for e in self.graph.entries.values()):
             self._handles.append(FirstRow(pooler, self.token))
 
@@ -105,13 +129,13 @@ class Injection:
             self._handles.append(
                 module.register_forward_pre_hook(attention.before, with_kwargs=True, prepend=True)
             )
-            if attention.acts:
+            if attention.prefixes or attention.terms:
                 self._handles.append(module.register_forward_hook(attention.after, with_kwargs=True))
-        self._handles += self.dispatch_to_ours([a.place for a in attentions if a.acts])
+        self._handles += self.dispatch_to_ours([a.place for a in attentions if a.prefixes or a.terms])
 
         # An altered norm in front of an attention has to know its forward when a layer is recomputed.
         stacks = {s.stack for s in self.graph.sites() if s.name == "attention_norm"}
-        checkpoints = LayerHooks(self.token, [self.token])
+        checkpoints = LayerHooks(self.token, (self.token,))
         layers = (path for s in self.layout.stacks if s.map.name in stacks for path in s.layers)
         for module in {self.base.get_submodule(path) for path in layers}:
             self._handles += [
@@ -120,11 +144,12 @@ class Injection:
             ]
 
         # In front of each layer from the first one on that a prompt puts rows in front of.
-        for stack in self.layout.stacks:
+        roots = self.root_hooks()
+        for stack, root in zip(self.layout.stacks, roots, strict=True):
             of = stack.map
             below: tuple[BoundModule, ...] = ()
             for index, path in enumerate(stack.layers):
-                prompts = self._late_prompts(stack, index)
+                prompts = tuple(prompt for prompt in root.late if prompt.site.layer == index)
                 if below or prompts:
                     late = LateHooks(of.name, self.token, of.causal, of.ones, prompts, below, of.sine_first)
                     module = self.base.get_submodule(path)
@@ -140,8 +165,9 @@ class Injection:
 
         used = {s.stack for s in self.graph.sites()}
         counted = False
-        for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
-            if stack.map.name not in used and not root.source_slots and not root.logits:
+        for stack, root in zip(self.layout.stacks, roots, strict=True):
+            lengthened = root.source is not None and bool(root.source.reserving)
+            if stack.map.name not in used and not lengthened and not root.logits:
                 continue
             counted = True
             module = self.base.get_submodule(stack.map.root)
@@ -155,14 +181,14 @@ class Injection:
                         behind = self.base.get_submodule(leaving)
                         self._handles.append(behind.register_forward_hook(root.after, with_kwargs=True))
                 if pooler is not None and stack.map.leaves is None:
-                    cutting = PoolerHooks(stack.map.name, self.token)
-                    self._handles.append(pooler.register_forward_pre_hook(cutting.before))
+                    self._handles.append(pooler.register_forward_pre_hook(root.pooled))
             self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
         if self._weights and not counted:  # what acts on weights alone needs no root
             self._handles.append(self.base.register_forward_pre_hook(self.forwards.before))
             self._handles.append(self.base.register_forward_hook(self.forwards.after, always_call=True))
 
-        on_logits, project = logits_modules(self.graph, self.modules), projection_of(self.model)
+        on_logits = [self.modules[n] for n, entry in self.graph.entries.items() if "logits" in entry.ways]
+        project = projection_of(self.model)
         if on_logits and project is not None:
             behind_all = LogitsHook(on_logits, self.token)
             self._handles.append(self.model.register_forward_pre_hook(behind_all.before, with_kwargs=True))
@@ -177,52 +203,34 @@ class Injection:
             self.remove()
             self.install()
 
-    def sides(self) -> frozenset[tuple[str, str, str]]:
-        """The entries that act on activations now, each with its sites and the ends of them."""
-        hooked = [(n, e.sites) for n, e in self.graph.entries.items() if "hook" in e.ways]
-        found = (
-            (name, site.key, side_of(self.modules[name], site)) for name, sites in hooked for site in sites
-        )
-        return frozenset((name, key, side) for name, key, side in found if side is not None)
-
-    def filled(self) -> frozenset[tuple[str, str, tuple[Slot, ...]]]:
-        """The entries that fill or renew reserved rows now, each with the sites and the rows."""
-        modules: Mapping[str, Any] = self.modules
-        filling = [(n, e.sites) for n, e in self.graph.entries.items() if "prompt" in e.ways]
-        found = (
-            (name, site.key, tuple(modules[name].slots(site))) for name, sites in filling for site in sites
-        )
-        return frozenset((name, key, slots) for name, key, slots in found if slots)
-
-    def acting(self) -> frozenset[tuple[object, ...]]:
-        """Which entries act on which activations and reserved rows now; a training phase may change it."""
-        return frozenset((*self.sides(), *self.filled()))
+    def acting(self) -> frozenset[tuple[str, str, object]]:
+        """Which entries act on which activations and reserved rows now, each with the site's key and the end
+        of the site or the rows; a training phase may change it."""
+        found: set[tuple[str, str, object]] = set()
+        for name, entry in self.graph.entries.items():
+            module: Any = self.modules[name]
+            for site in entry.sites:
+                side = module.side(site) if "hook" in entry.ways else None
+                if side is not None:
+                    found.add((name, site.key, side))
+                slots = tuple(module.slots(site)) if "prompt" in entry.ways else ()
+                if slots:
+                    found.add((name, site.key, slots))
+        return frozenset(found)
 
     def sites(self) -> tuple[Site, ...]:
         """The sites of the graph at which a module acts now, as `side` and `slots` say."""
-        acting = {(name, key) for name, key, _ in (*self.sides(), *self.filled())}
-        acting |= {
-            (name, site.key)
-            for name, entry in self.graph.entries.items()
-            for site in entry.sites
-            if plays(self.graph, name, self.modules[name], site, "kv", "scores")
-        }
+        acting = {(name, key) for name, key, _ in self.acting()}
         used = {
             site.key
             for name, entry in self.graph.entries.items()
             for site in entry.sites
-            if not entry.ways & {"hook", "prompt"} or (name, site.key) in acting
+            if not entry.ways & {"hook", "prompt"}
+            or (name, site.key) in acting
+            or has_role(entry, self.modules[name], site, "kv")
+            or has_role(entry, self.modules[name], site, "scores")
         }
         return tuple(site for site in self.graph.sites() if site.key in used)
-
-    def check_places(self) -> None:
-        """Raise SiteError if the model lacks a site that the graph uses."""
-        missing = [s.path for s in self.graph.sites() if s.key not in self.places]
-        if missing:
-            raise SiteError(
-                f"{type(self.model).__name__} lacks {', '.join(missing[:5])}; load the whole model, or "
-                f"leave these sites out."
-            )
 
     def remove(self) -> None:
         """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
@@ -263,26 +271,37 @@ class Injection:
     def patches(self) -> dict[str, ParameterPatch]:
         """For each altered parameter of the base model, by name, what alters it."""
         found: dict[str, ParameterPatch] = {}
-        canonical = self._canonical()
-        for name, whole in bind_tensors(self.graph, self.modules, canonical).items():
-            patch = found.setdefault(name, ParameterPatch())
-            patch.whole += [(WeightTarget(tensor=name), child) for child in whole]
+        canonical = self.canonical_names()
+        # What is altered by name. Tied tensors have one patch.
+        named: dict[str, dict[str, BoundModule]] = {}
+        anywhere = self.graph.spec.sites[0]
+        for name, entry in self.graph.entries.items():
+            module: Any = self.modules[name]
+            for target in module.weight_targets() if "weight" in entry.ways else ():
+                if target.tensor is not None:
+                    leaf = BoundModule(name, module, anywhere, target)
+                    named.setdefault(canonical[target.tensor], {})[name] = leaf
+        for tensor, leaves in named.items():
+            patch = found[tensor] = ParameterPatch()
+            for tree in self.graph.trees:
+                child = bound(tree, leaves, self.modules, anywhere)
+                if child is not None:
+                    patch.whole.append((WeightTarget(tensor=tensor), child))
         for site in self.graph.sites():
             children = bind(self.graph, self.modules, site, "weight")
             if children:
                 place = self.places[site.key]
                 part = Part(place.transposed, place.out_slice)
-                patch = found.setdefault(canonical(f"{place.exit}.weight"), ParameterPatch())
+                patch = found.setdefault(canonical[f"{place.exit}.weight"], ParameterPatch())
                 patch.parts.append((WeightTarget(site=site), part, children))
         return found
 
-    def canonical_name(self, name: str) -> str:
-        """The first name of the parameter's storage: tied tensors have one patch."""
-        return self._canonical()(name)
-
-    def _canonical(self) -> Callable[[str], str]:
+    def canonical_names(self) -> dict[str, str]:
+        """For each name of a parameter of the base model, the first name of its storage, which tied tensors
+        share."""
         first = {id(parameter): name for name, parameter in self.base.named_parameters()}
-        return lambda name: first[id(self.base.get_parameter(name))]
+        every = self.base.named_parameters(remove_duplicate=False)
+        return {name: first[id(parameter)] for name, parameter in every}
 
     # Activations
     # ----------------------------------------------------------------------------------------------
@@ -303,8 +322,10 @@ class Injection:
             hooks.setdefault(place.exit, ModuleHooks()).exits.append(dispatcher)
             if place.site.pre_norm and place.norm is not None and dispatcher.outputs:
                 hooks.setdefault(place.norm, ModuleHooks()).residuals.append(dispatcher)
+        # Outer sites first on the way in, inner sites first on the way out.
         for hook in hooks.values():
-            hook.sort()
+            hook.entries.sort(key=attrgetter("depth"), reverse=True)
+            hook.exits.sort(key=attrgetter("depth"))
         return hooks
 
     def _uncomposed(self, site: Site, role: Role) -> tuple[BoundModule, ...]:
@@ -321,30 +342,6 @@ class Injection:
             )
         return tuple(flat)
 
-    # Regions
-    # --------------------------------------------------------------------------------------------------
-
-    def regions(self) -> list[tuple[Place, BoundModule]]:
-        """The regions whose place a module of the hybrid takes, each with that module.
-
-        Raises:
-            CompositionError: it is no single module of this model.
-        """
-        found = []
-        for site in self.graph.sites():
-            bound = bind(self.graph, self.modules, site, "region")
-            if not bound:
-                continue
-            place, (child,) = self.places[site.key], bound  # the graph has refused several
-            if place.entry != place.exit:
-                raise CompositionError(
-                    f"{site.path} is no single module of {type(self.base).__name__}, so that {child.name} "
-                    "cannot take its place; use the site 'layer'."
-                )
-            assert isinstance(child, BoundModule)  # no composition holds such a method
-            found.append((place, child))
-        return found
-
     # Attention
     # ------------------------------------------------------------------------------------------------
 
@@ -358,8 +355,8 @@ class Injection:
             (name, site.path)
             for name, entry in self.graph.entries.items()
             for site in entry.sites
-            if plays(self.graph, name, self.modules[name], site, "kv", "scores")
-            and not self.places[site.key].attends
+            if not self.places[site.key].attends
+            and any(has_role(entry, self.modules[name], site, role) for role in ("kv", "scores"))
         ]
         if lost:
             name, path = lost[0]
@@ -405,19 +402,12 @@ class Injection:
     # Prompts and roots
     # ----------------------------------------------------------------------------------------------------
 
-    def _late_prompts(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
-        """The prompts in front of a layer.
+    def root_hooks(self) -> list[RootHooks]:
+        """One for each stack of the backbone, in order.
 
         Raises:
-            CompositionError: the stack's layers do not take rows.
+            CompositionError: prompts stand in front of a layer of a stack whose layers do not take rows.
         """
-        place = self.places.get(f"{stack.map.name}-{index}-layer")
-        prompts = () if place is None else self._uncomposed(place.site, "prompt")
-        require_room(prompts, stack, index, self.graph.spec)
-        return prompts
-
-    def root_hooks(self) -> list[RootHooks]:
-        """One for each stack of the backbone, in order."""
         two = len(self.layout.stacks) > 1
         pad_id = self.layout.padding_id(self.base.config)
         first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
@@ -429,6 +419,13 @@ class Injection:
             prompts = () if place is None else self._uncomposed(place.site, "prompt")
             bare = {e.name for e in entries if BARE in e.traits.features}
             of_bare = tuple(prompt for prompt in prompts if prompt.name in bare)
+            late: tuple[BoundModule, ...] = ()  # what may put rows in front of layers
+            for index in range(len(stack.layers)):
+                layer = self.places.get(f"{name}-{index}-layer")
+                ahead = () if layer is None else self._uncomposed(layer.site, "prompt")
+                if ahead:
+                    require_room(ahead, stack, index, self.graph.spec)
+                late += ahead
             hooks.append(
                 RootHooks(
                     stack.map,
@@ -438,20 +435,16 @@ class Injection:
                     () if place is None else tuple(bind(self.graph, self.modules, place.site, "output")),
                     keep=two and name == "encoder",
                     source=next((r for r in hooks if r.keep), None) if name == "decoder" else None,
-                    late=tuple(p for i in range(len(stack.layers)) for p in self._late_prompts(stack, i)),
+                    late=late,
                     dummy_id=1 if pad_id == 0 else 0,
                     first_position=first,
                     forwards=self.forwards,
                     prepass=bool(bare - {prompt.name for prompt in of_bare}),
                     of_bare=of_bare,
                     sees_text=any(e.traits.sees_text for e in entries),
+                    reads_text=self.graph.spec.modality == "text" or name == "decoder",
                     logits=stack is self.layout.stacks[-1]
                     and any("logits" in e.ways for e in self.graph.entries.values()),
                 )
             )
         return hooks
-
-    def pooler(self) -> nn.Module | None:
-        """The module that reads the first row, where this base model has one."""
-        pooler = getattr(self.base, self.layout.family.pooler or "", None)
-        return pooler if isinstance(pooler, nn.Module) else None

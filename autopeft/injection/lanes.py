@@ -30,8 +30,8 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.attention import AttentionHooks, Prefix
 from autopeft.injection.dispatch import ModuleHooks, first_input, with_input
 from autopeft.injection.frames import PREFIX, SCORES, Kept, Split, frames
-from autopeft.injection.scores import Features, Scores
-from autopeft.injection.sequence import RootHooks, count_from_text, cut_output, is_cached, named_inputs
+from autopeft.injection.scores import Features, Scores, scores_of
+from autopeft.injection.sequence import RootHooks, count_from_text, cut_output, named_inputs, past_length
 from autopeft.injection.threads import Forwards
 from autopeft.injection.weights import WeightHooks
 from autopeft.method import Reserved
@@ -155,7 +155,8 @@ class LaneHooks:
                 weights = cast(WeightHooks, self.lanes[i].weights)
                 with _inside(self.token, split, i), weights.swapped(module):
                     new[i] = module.forward(*sliced[i][0], **sliced[i][1])
-        reads = any(self.lanes[i].sites.reads_input for i in active)
+        exits = [dispatcher for i in active for dispatcher in self.lanes[i].sites.exits]
+        reads = any(dispatcher.outputs and not dispatcher.spans for dispatcher in exits)
         inputs = first_input(args, kwargs).split(split.sizes) if reads else [None] * len(split.sizes)
         for i in active:
             if not self.lanes[i].sites.exits:
@@ -193,12 +194,13 @@ def _slices(
     return [(tuple(v[i] for v in positional), {n: v[i] for n, v in named.items()}) for i in range(count)]
 
 
+@dataclass
 class LaneAttentionHooks:
     """Hands an attention the prefixes of all hybrids of a model, filled up to the longest, and what they add
     to its scores, filled up to the widest."""
 
-    def __init__(self, token: int, lanes: Sequence[AttentionHooks]) -> None:
-        self.token, self.lanes = token, tuple(lanes)
+    token: int
+    lanes: tuple[AttentionHooks, ...]
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -213,8 +215,8 @@ class LaneAttentionHooks:
             if lane.prefixes:
                 with _inside(self.token, split, i):
                     pairs[i] = lane.key_values(pieces[i])
-            if lane.terms is not None:
-                scores[i] = lane.terms.of(pieces[i])
+            if lane.terms:
+                scores[i] = scores_of(lane.terms, lane.token, pieces[i])
         handed = dict(kwargs)
         if pairs:
             handed[PREFIX] = _side_by_side(pairs, split)
@@ -238,7 +240,7 @@ class LaneAttentionHooks:
         return _joined(of_queries), _joined(of_keys)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        next(lane for lane in self.lanes if lane.acts).after(module, args, kwargs, output)
+        next(lane for lane in self.lanes if lane.prefixes or lane.terms).after(module, args, kwargs, output)
 
 
 def _side_by_side(pairs: dict[int, tuple[Tensor, Tensor]], split: Split) -> Prefix:
@@ -259,6 +261,7 @@ def _side_by_side(pairs: dict[int, tuple[Tensor, Tensor]], split: Split) -> Pref
     return Prefix(_joined(keys), _joined(values), None if even else _joined(visible))
 
 
+@dataclass
 class BiasHooks:
     """Hands T5's attention a position bias for each row, where one of several hybrids alters its table.
 
@@ -266,8 +269,8 @@ class BiasHooks:
     batch. A bias that is handed over is used and passed on instead.
     """
 
-    def __init__(self, token: int, weights: Sequence[WeightHooks | None]) -> None:
-        self.token, self.weights = token, tuple(weights)
+    token: int
+    weights: Sequence[WeightHooks | None]
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -350,15 +353,20 @@ class Checkpointed:
         return layer(*args, **kwargs)
 
 
+@dataclass
 class LayerHooks:
     """Keeps split and contexts of a forward with the checkpoint of a layer.
 
     Recomputation runs the layer's forward and neither its hooks nor the root's, and starts with modules that
     see no keyword arguments (a norm in front of the attention), while other forwards may have begun since.
+
+    Attributes:
+        token: the hybrid's, or the one that several hybrids have in common.
+        hybrids: the token of each hybrid.
     """
 
-    def __init__(self, token: int, hybrids: Sequence[int]) -> None:
-        self.token, self.hybrids = token, tuple(hybrids)
+    token: int
+    hybrids: tuple[int, ...]
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         function = module.__dict__.get(_FUNCTION)
@@ -491,8 +499,7 @@ class MultiRootHooks:
         self._pad_sources(inputs, parts)
         before = {i: dict(part) for i, part in parts.items()}
         for i, part in parts.items():
-            self.lanes[i].require_ids(module, part)
-            context = self.lanes[i].enter(part)
+            context = self.lanes[i].enter(module, part)
             if rows[i] < widest and self.text and context.mask is not None:
                 context = replace(context, mask=pad(context.mask, (0, widest - rows[i])))
                 frames.contexts[(context.hybrid, self.stack)] = context
@@ -517,7 +524,7 @@ class MultiRootHooks:
             inputs["position_ids"] = positions.expand(total, -1)
         if len(set(rows.values())) == 1:
             return
-        if is_cached(inputs):
+        if past_length(inputs):
             raise CompositionError(
                 f"Prompts of {sorted(set(rows.values()))} rows leave padding inside the sequence, which a "
                 "decoding step with a cache does not know of; generate with use_cache=False, or with one "
@@ -533,7 +540,11 @@ class MultiRootHooks:
 
     def _pad_sources(self, inputs: dict[str, Any], parts: dict[int, dict[str, Any]]) -> None:
         """Let a decoder's rows see what the encoder's prompts of their hybrid added, not its padding."""
-        rows = {i: sum(slot.length for slot in self.sources[i].source_slots) for i in parts}
+        sources = {i: self.sources[i].source for i in parts}
+        rows = {
+            i: 0 if source is None else sum(slot.length for slot in source.reserving)
+            for i, source in sources.items()
+        }
         widest, states = max(rows.values()), inputs.get("encoder_hidden_states")
         mask = inputs.get("encoder_attention_mask")
         if not widest or states is None or (mask is None and len(set(rows.values())) == 1):

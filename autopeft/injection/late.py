@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from autopeft.backbones import StackPlaces
 from autopeft.errors import CompositionError, MethodError
-from autopeft.injection.bind import BoundModule, made_by
+from autopeft.injection.bind import BoundModule, rows_of
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import CONTEXT, frames
 from autopeft.method import Call, Context
@@ -32,14 +32,13 @@ __all__ = ["LateHooks", "require_room"]
 
 
 def require_room(prompts: Sequence[BoundModule], stack: StackPlaces, index: int, spec: BackboneSpec) -> None:
-    """Check that prompts can put rows in front of this layer of a stack, and ask for no other place.
+    """Check that one or several prompts can put rows in front of this layer of a stack, and ask for no other
+    place.
 
     Raises:
         CompositionError: it is not known what the family hands its layers, or its layers do not take rows.
         MethodError: a prompt asks for another place than the front, or for that of rows and for new ones.
     """
-    if not prompts:
-        return
     puts = f"{prompts[0].name} puts rows in front of a layer"
     if spec.generic:
         raise CompositionError(
@@ -160,7 +159,7 @@ class LateHooks:
         if not prompts:
             return x, context
         text = context.reserved.text(x)
-        made = made_by(prompts, text, Call(context))
+        made = rows_of(prompts, text, Call(context))
         owners = tuple((p.name, rows.shape[1]) for p, rows in zip(prompts, made, strict=True))
         reserved = context.reserved.led_by(owners, text.shape[1])
         count = reserved.count - context.reserved.count

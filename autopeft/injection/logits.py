@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.graph import CompositionGraph
 from autopeft.injection.bind import in_own_dtype
 from autopeft.injection.dispatch import first_input
 from autopeft.injection.frames import frames
 from autopeft.method import Call, Context
 
-__all__ = ["LogitsHook", "logits_modules"]
+__all__ = ["LogitsHook"]
 
 _KEEP = "logits_to_keep"
-
-
-def logits_modules(graph: CompositionGraph, modules: Mapping[str, nn.Module]) -> list[Any]:
-    """The modules that act on logits, in file order."""
-    return [modules[name] for name, entry in graph.entries.items() if "logits" in entry.ways]
 
 
 class LogitsHook:

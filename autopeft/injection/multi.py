@@ -72,7 +72,6 @@ class MultiInjection:
     def install(self) -> None:
         """Register every hook; raises what `Injection.install` raises."""
         for lane in self.lanes:
-            lane.check_places()
             self._require_rows(lane)
         alone = any(lane.patches() for lane in self.lanes)
         model = ModelHooks(self.token, len(self.lanes), self.forwards, alone)
@@ -80,7 +79,7 @@ class MultiInjection:
 
         prefixed: list[Place] = []
         for attentions in zip(*(lane.attention_hooks() for lane in self.lanes), strict=True):
-            if not any(attention.acts for attention in attentions):
+            if not any(attention.prefixes or attention.terms for attention in attentions):
                 continue
             prefixed.append(attentions[0].place)
             module = self.base.get_submodule(attentions[0].place.entry)
@@ -91,14 +90,14 @@ class MultiInjection:
             ]
         self._handles += self.lanes[0].dispatch_to_ours(prefixed)
 
-        checkpoints = LayerHooks(self.token, [lane.token for lane in self.lanes])
+        checkpoints = LayerHooks(self.token, tuple(lane.token for lane in self.lanes))
         for module in {self.base.get_submodule(path) for s in self.layout.stacks for path in s.layers}:
             self._handles += [
                 module.register_forward_pre_hook(checkpoints.before),
                 module.register_forward_hook(checkpoints.after, always_call=True),
             ]
 
-        pooler = self.lanes[0].pooler()
+        pooler = self.lanes[0].pooler
         for stack, roots in zip(
             self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
         ):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -82,24 +83,36 @@ class ReadRows:
         if position is None:
             yield
             return
+        # The attention goes through our functions where each of its implementations has one, and not where
+        # none is known: its own code asks what the implementation is called.
+        configs = () if all(map(is_undispatched, self._attentions)) else self._configs
+        before = [config._attn_implementation for config in configs]
+        ours = [DELEGATES.get(attention_behind(name)) for name in before]
+        attentions = self._attentions if None not in ours else []
         handles: list[Any] = []
-        if self.reader:  # inside the sites' own hooks, one narrow row meets what they see whole
-            for entry, exit_ in self._narrowed:
-                narrow = _Narrow(position)
-                handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
-                handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
-        else:  # inside the modules themselves, so that all hooks see whole rows
-            modules = dict.fromkeys(module for pair in self._narrowed for module in pair)
-            handles += [_Several(module, position) for module in modules]
-        with _our_attention(self._configs, self._attentions) as ours:
-            for attention in self._attentions if ours else ():
+        try:
+            if self.reader:  # inside the sites' own hooks, one narrow row meets what they see whole
+                for entry, exit_ in self._narrowed:
+                    narrow = _Narrow(position)
+                    handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
+                    handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
+            else:  # inside the modules themselves, so that all hooks see whole rows
+                modules = dict.fromkeys(module for pair in self._narrowed for module in pair)
+                handles += [_Several(module, position) for module in modules]
+            handles += dispatching(attentions)
+            for attention in attentions:
                 hook = partial(_hand_on, position)
                 handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
-            try:
-                yield
-            finally:
-                for handle in reversed(handles):
-                    handle.remove()
+            if attentions:
+                for config, name in zip(configs, ours, strict=True):
+                    config._attn_implementation = {"": name}
+            yield
+        finally:
+            for handle in reversed(handles):
+                handle.remove()
+            if attentions:
+                for config, name in zip(configs, before, strict=True):
+                    config._attn_implementation = {"": name}
 
 
 def some_of(read: Tensor) -> Tensor | None:
@@ -141,36 +154,13 @@ def _hand_on(
     return (args, kwargs) if frames.bare else (args, {**kwargs, READ: position})
 
 
-@contextmanager
-def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> Iterator[bool]:
-    """Within, the stack's attention goes through our functions, and those of its modules that dispatch to
-    none do; whether it does."""
-    if not attentions:  # its own code asks what the implementation is called
-        yield False
-        return
-    configs = () if all(map(is_undispatched, attentions)) else configs
-    before = [config._attn_implementation for config in configs]
-    ours = [DELEGATES.get(attention_behind(name)) for name in before]
-    own = dispatching(attentions) if None not in ours else []
-    try:
-        for config, name in zip(configs, ours, strict=True):
-            if None not in ours:
-                config._attn_implementation = {"": name}
-        yield None not in ours
-    finally:
-        for forward in own:
-            forward.remove()
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = {"": name}
-
-
+@dataclass
 class _Narrow:
     """From all positions to the read one at the entry, back again at the exit; not while the bare backbone
     runs before a hybrid, which reads all that comes of it."""
 
-    def __init__(self, position: Position) -> None:
-        self.position = position
-        self._length = 0
+    position: Position
+    length: int = 0  # of the sequence, once it has entered
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -178,13 +168,13 @@ class _Narrow:
         if frames.bare:
             return args, kwargs
         x = first_input(args, kwargs)
-        self._length = x.shape[1]
+        self.length = x.shape[1]
         return with_input(args, kwargs, take(x, self.position, 1))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if frames.bare:
             return output
-        return spread_first(output, self.position, self._length)
+        return spread_first(output, self.position, self.length)
 
 
 class _Several(Replacing):

@@ -20,7 +20,7 @@ from autopeft.injection.bind import BoundModule
 from autopeft.injection.frames import frames
 from autopeft.method import Call, Context, Places
 
-__all__ = ["Features", "ScoreTerms", "Scores", "places_of", "side_by_side"]
+__all__ = ["Features", "Scores", "places_of", "scores_of", "side_by_side"]
 
 Features = tuple[Tensor, Tensor]
 """Of queries (1 or batch, queries, width) and of keys (1 or batch, keys, width)."""
@@ -78,37 +78,41 @@ def _widened(heads: Tensor, features: Tensor) -> Tensor:
     return torch.cat([heads, features[:, None].to(heads.dtype).expand(shape)], dim=3)
 
 
-class ScoreTerms:
-    """The terms that the modules of one hybrid add to the scores of one attention."""
+def scores_of(modules: Sequence[BoundModule], token: int, x: Tensor) -> Scores:
+    """The terms that modules of the hybrid `token` add to the scores of one attention in this forward.
 
-    def __init__(self, token: int, stack: str, modules: Sequence[BoundModule]) -> None:
-        self.token, self.stack, self.modules = token, stack, tuple(modules)
+    Args:
+        modules: those at this attention, at least one.
+        token: the hybrid's.
+        x: (batch, queries, hidden), the attention's input.
 
-    def of(self, x: Tensor) -> Scores:
-        """For the attention's input x (batch, queries, hidden) in the forward that is under way."""
-        context = frames.context(self.token, self.stack)
-        if context.lost:
-            raise CompositionError(
-                f"{self.modules[0].name} at {self.modules[0].site.path} does not know which tokens its "
-                "queries and keys are: this family hands nothing on to layers that are recomputed (then "
-                "train without gradient checkpointing), or the model calls its layers directly."
-            )
+    Raises:
+        CompositionError: nothing is known of the forward.
+    """
+    site = modules[0].site
+    context = frames.context(token, site.stack)
+    if context.lost:
+        raise CompositionError(
+            f"{modules[0].name} at {site.path} does not know which tokens its queries and keys are: this "
+            "family hands nothing on to layers that are recomputed (then train without gradient "
+            "checkpointing), or the model calls its layers directly."
+        )
 
-        def make(queries: int, keys: int) -> Features:
-            call = Call(context, places=places_of(context, x, queries, keys))
-            pairs = [module.query_key(x, call) for module in self.modules]
-            for module, pair in zip(self.modules, pairs, strict=True):
-                got = tuple(tuple(features.shape) for features in pair)
-                lengths, widths = tuple(s[1] for s in got if len(s) == 3), {s[-1] for s in got}
-                if lengths != (queries, keys) or len(widths) > 1:
-                    raise MethodError(
-                        f"{module.name} gives features {got[0]} of queries and {got[1]} of keys at "
-                        f"{module.site.path}, where there are {queries} queries and {keys} keys; return "
-                        f"(1 or batch, {queries}, width) and (1 or batch, {keys}, width)."
-                    )
-            return side_by_side(pairs)
+    def make(queries: int, keys: int) -> Features:
+        call = Call(context, places=places_of(context, x, queries, keys))
+        pairs = [module.query_key(x, call) for module in modules]
+        for module, pair in zip(modules, pairs, strict=True):
+            got = tuple(tuple(features.shape) for features in pair)
+            lengths, widths = tuple(s[1] for s in got if len(s) == 3), {s[-1] for s in got}
+            if lengths != (queries, keys) or len(widths) > 1:
+                raise MethodError(
+                    f"{module.name} gives features {got[0]} of queries and {got[1]} of keys at "
+                    f"{module.site.path}, where there are {queries} queries and {keys} keys; return "
+                    f"(1 or batch, {queries}, width) and (1 or batch, {keys}, width)."
+                )
+        return side_by_side(pairs)
 
-        return Scores(make)
+    return Scores(make)
 
 
 def side_by_side(pairs: Sequence[Features]) -> Features:

@@ -9,7 +9,7 @@ have no ids: their rows are appended to the embeddings' output, on the right.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from autopeft.backbones import StackMap
 from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.attention import has_prefixes
-from autopeft.injection.bind import BoundModule, made_by
+from autopeft.injection.bind import BoundModule, rows_of
 from autopeft.injection.caching import moving, slides_past
 from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
@@ -28,7 +28,7 @@ from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
 from autopeft.spec import BackboneSpec
 
-__all__ = ["PoolerHooks", "RootHooks", "count_from_text", "cut_output", "is_cached", "named_inputs"]
+__all__ = ["RootHooks", "count_from_text", "cut_output", "named_inputs", "past_length"]
 
 _CACHES = ("cache", "past_key_values")  # later and earlier name of transformers
 
@@ -53,6 +53,7 @@ class RootHooks:
         of_bare: prompts that are made of these; it runs first where one of them has rows.
         sees_text: whether a prompt depends on the text.
         logits: whether something acts on the logits behind this stack, which reads the forward's context.
+        reads_text: whether the stack reads tokens, as every decoder does.
     """
 
     stack: StackMap
@@ -70,12 +71,8 @@ class RootHooks:
     of_bare: tuple[BoundModule, ...] = ()
     sees_text: bool = False
     logits: bool = False
+    reads_text: bool = True
     _prefixed: bool | None = field(default=None, init=False)  # known when all hooks are there
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether this stack reads tokens, as every decoder does."""
-        return self.spec.modality == "text" or self.stack.name == "decoder"
 
     @property
     def rows(self) -> int:
@@ -93,16 +90,6 @@ class RootHooks:
         first = (Slot(self.late_rows),) if self.late_rows else ()
         return (*first, *(slot for prompt in self.prompts for slot in prompt.slots))
 
-    @property
-    def owners(self) -> tuple[tuple[str, int], ...]:
-        """The name of each prompt, and how many rows it has."""
-        return tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
-
-    @property
-    def source_slots(self) -> tuple[Slot, ...]:
-        """The rows that the encoder's prompts add to what a decoder attends to."""
-        return () if self.source is None else self.source.reserving
-
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -111,11 +98,22 @@ class RootHooks:
         self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
-        self.require_ids(module, inputs)
-        features = self._features(module, inputs, signature.parameters)
+
+        # The bare backbone's last hidden states, without gradients: not in a step from a cache, nor where no
+        # prompt that is made of them has rows at present.
+        features: dict[str, Tensor] = {}
+        if (self.prepass or any(prompt.slots for prompt in self.of_bare)) and not past_length(inputs):
+            left_out = ("task_id", FEATURES, *_CACHES)
+            plain = {name: value for name, value in inputs.items() if name not in left_out}
+            if "use_cache" in signature.parameters:
+                plain["use_cache"] = False
+            with torch.no_grad(), frames.without(self.token):
+                output = module(**plain)
+            features[BARE] = output[0] if isinstance(output, tuple) else output.last_hidden_state
+
         if self.leads(module):
             count_from_text(module, signature.parameters, inputs)
-        context = self.enter(inputs, features)
+        context = self.enter(module, inputs, features)
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
@@ -129,11 +127,20 @@ class RootHooks:
             self._prefixed = has_prefixes(module, self.token)
         return bool(self.reserving) or self._prefixed
 
-    def require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
-        """See whether what acts on embeddings would act on those that a forward of the root was given.
+    def enter(
+        self, module: nn.Module, inputs: dict[str, Any], features: Mapping[str, Tensor] | None = None
+    ) -> Context:
+        """Extend a forward's named inputs in place, and lay down its context.
+
+        Args:
+            module: the root.
+            inputs: of its forward.
+            features: what is known of the batch beside what the inputs say (`Context.features`).
 
         Raises:
-            CompositionError: the root scales those that it looks up, and not these.
+            CompositionError: the root scales the embeddings that it looks up and was given some, a mask does
+                not tell padding, a row holds several texts, or a prompt is another than the one in the cache.
+            UsageError: text and prompts are longer than the backbone's positions.
         """
         scale = getattr(module, "embed_scale", 1.0) if self.stack.scales else 1.0
         if inputs.get("inputs_embeds") is not None and scale != 1.0 and (self.rows or self.hooks):
@@ -142,36 +149,27 @@ class RootHooks:
                 "those that it is given, so that prompts and what else acts on embeddings would be another "
                 "thing there; pass input_ids."
             )
+        # What a recomputation that stopped early left captured would keep activations alive.
+        frames.captured = {k: v for k, v in frames.captured.items() if k[0] != self.token}
+        task_id, more_features = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
+        past = past_length(inputs)
+        cached = past > 0
 
-    def _features(
-        self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
-    ) -> dict[str, Tensor]:
-        """The bare backbone's last hidden states, without gradients; nothing in a step from a cache, or where
-        no prompt is made of them that has rows at present."""
-        wanted = self.prepass or any(prompt.slots for prompt in self.of_bare)
-        if not wanted or is_cached(inputs):
-            return {}
-        plain = {name: value for name, value in inputs.items() if name not in ("task_id", FEATURES, *_CACHES)}
-        if "use_cache" in known:
-            plain["use_cache"] = False
-        with torch.no_grad(), frames.without(self.token):
-            output = module(**plain)
-        return {BARE: output[0] if isinstance(output, tuple) else output.last_hidden_state}
-
-    def enter(self, inputs: dict[str, Any], features: dict[str, Tensor] | None = None) -> Context:
-        """Extend a forward's named inputs in place, and lay down its context."""
-        frames.forget_captured(self.token)
-        task_id, said = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
-        cached = is_cached(inputs)
-        if self.source_slots:
+        # The mask of what a decoder attends to, with the rows of the encoder's prompts.
+        added = () if self.source is None else self.source.reserving
+        if added:
             states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
-            rows = sum(slot.length for slot in self.source_slots)
+            rows = sum(slot.length for slot in added)
             if states is not None and mask is not None and mask.shape[1] + rows == states.shape[1]:
                 inputs["encoder_attention_mask"] = self.source_mask(mask)
+
+        # What the text says of itself, before rows are reserved.
+        slots = [slot for prompt in self.prompts for slot in prompt.slots]
         given = _mask(inputs, "attention_mask") if self.reads_text else None
+        other = _other_mask(inputs, "attention_mask")
         if self.sees_text:
-            _refuse_other_masks(inputs, "What is made of a text's tokens is told which are padding by")
-        tokens = _known_tokens(inputs, given) if self.logits else None
+            Context(other_mask=other).told("What is made of a text's tokens is told which are padding by")
+        ids = _known_tokens(inputs, given) if self.logits else None
         again = _again(inputs) if self.stack.causal and not cached else None
         if (self.rows or self.sees_text) and again is not None and bool(again):
             raise CompositionError(
@@ -179,28 +177,64 @@ class RootHooks:
                 "stand in front of the first alone, or be made of all of them; give each text a row of its "
                 "own, without packing, or use prefix_tuning or lora."
             )
-        reserved = self._reserve(inputs, cached)
+        shaped = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+        tokens = next((int(value.shape[1]) for value in shaped if value is not None), None)
+
+        # The places of the reserved rows among the positions of the mask, or of the text without a mask.
+        if self.reads_text and cached and self.stack.causal:
+            # How many tokens the shortest text had before this step. Without rows behind tokens the mask is
+            # not read: it may lie on another device.
+            shortest = 0
+            if any(slot.offset for slot in slots):
+                shortest = past - self.rows
+                if given is not None:
+                    shortest = int(given[:, : given.shape[1] - (tokens or 0)].sum(1).min())
+            why = moving(slots, sees_text=self.sees_text, tokens=shortest)
+            if why:
+                what = "A prompt" if slots else "What the head reads"
+                raise CompositionError(
+                    f"{what} {why}, which has grown since the keys and values in the cache were made; "
+                    "generate with use_cache=False."
+                )
+            if slides_past(self.spec.stack(self.stack.name), (s for p in self.late for s in p.slots)):
+                raise CompositionError(
+                    "Rows in front of a layer slide out of the window of keys and values that its cache "
+                    "keeps; generate with use_cache=False."
+                )
+        owners = tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
+        if not self.reads_text:
+            reserved = Reserved(self.rows, right=self.spec.prompt_side == "right", owners=owners)
+        elif not slots:
+            reserved = Reserved(0, tokens)
+        elif tokens is None:
+            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
+        else:
+            Context(other_mask=other).told("Prompts lengthen the sequence and need")
+            mask = inputs.get("attention_mask")
+            reserved = self.laid(mask, tokens if mask is None else int(mask.shape[1]))
+            reserved = replace(reserved, owners=owners)
         if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
+
         earlier = Reserved()
         if cached:
-            length = _past(inputs) + (_given_tokens(inputs) or 0) - reserved.count
+            length = past + (tokens or 0) - reserved.count
             earlier = replace(reserved, tokens=length if given is None else int(given.shape[1]))
         context = Context(
             mask=None if given is None else _mask(inputs, "attention_mask"),
             source_mask=_mask(inputs, "encoder_attention_mask"),
-            other_mask=_other_mask(inputs, "attention_mask") if self.reads_text else "",
+            other_mask=other if self.reads_text else "",
             other_source_mask=_other_mask(inputs, "encoder_attention_mask"),
             again=again,
             text_mask=given,
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
             earlier=earlier,
-            features={**(features or {}), **(said or {})},
-            tokens=tokens,
+            features={**(features or {}), **(more_features or {})},
+            tokens=ids,
             cache=_cache(inputs) if self.logits else None,
             cached=cached,
-            past=max(_past(inputs) - self.rows, 0),
+            past=max(past - self.rows, 0),
             hybrid=self.token,
             further=frames.further,
         )
@@ -224,37 +258,7 @@ class RootHooks:
         if not reserved.count:
             return found
         text = reserved.text(found)
-        return reserved.filled(found, torch.cat(made_by(self.prompts, text, call), dim=1))
-
-    def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
-        """The places of the reserved rows among the positions of the mask, or of the text without a mask."""
-        if not self.reads_text:
-            return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
-        tokens = _given_tokens(inputs)
-        slots = [slot for prompt in self.prompts for slot in prompt.slots]
-        if cached and self.stack.causal:
-            # Without rows behind tokens the mask is not read: it may lie on another device.
-            shortest = _shortest(inputs, self.rows) if any(slot.offset for slot in slots) else 0
-            why = moving(slots, sees_text=self.sees_text, tokens=shortest)
-            if why:
-                what = "A prompt" if slots else "What the head reads"
-                raise CompositionError(
-                    f"{what} {why}, which has grown since the keys and values in the cache were made; "
-                    "generate with use_cache=False."
-                )
-            if slides_past(self.spec.stack(self.stack.name), (s for p in self.late for s in p.slots)):
-                raise CompositionError(
-                    "Rows in front of a layer slide out of the window of keys and values that its cache "
-                    "keeps; generate with use_cache=False."
-                )
-        if not slots:
-            return Reserved(0, tokens)
-        if tokens is None:
-            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
-        _refuse_other_masks(inputs, "Prompts lengthen the sequence and need")
-        mask = inputs.get("attention_mask")
-        reserved = self.laid(mask, tokens if mask is None else int(mask.shape[1]))
-        return replace(reserved, owners=self.owners)
+        return reserved.filled(found, torch.cat(rows_of(self.prompts, text, call), dim=1))
 
     def laid(self, mask: Tensor | None, tokens: int) -> Reserved:
         """The places of its rows in texts with this mask, those in front of layers left out."""
@@ -328,6 +332,13 @@ class RootHooks:
 
         return cut_output(output, cut)
 
+    def pooled(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Drop the reserved rows before a pooler reads the first one."""
+        reserved = frames.context(self.token, self.stack.name).reserved
+        if not reserved.count or self.token in frames.bare:
+            return None
+        return (reserved.text(args[0]), *args[1:])
+
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""
         if self.token in frames.bare:
@@ -336,20 +347,6 @@ class RootHooks:
         context = frames.contexts.pop((self.token, self.stack.name), None)
         if self.logits and context is not None:
             frames.behind[self.token] = context
-
-
-@dataclass
-class PoolerHooks:
-    """Drops the reserved rows before a pooler reads the first one."""
-
-    stack: str
-    token: int
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        reserved = frames.context(self.token, self.stack).reserved
-        if not reserved.count or self.token in frames.bare:
-            return None
-        return (reserved.text(args[0]), *args[1:])
 
 
 def named_inputs(
@@ -378,38 +375,20 @@ def count_from_text(module: nn.Module, known: Collection[str], inputs: dict[str,
     new = inputs.get("inputs_embeds") if ids is None else ids
     if mask is None or new is None or inputs.get("position_ids") is not None or "position_ids" not in known:
         return
-    if mask.shape[1] != new.shape[1] and not is_cached(inputs):
+    if mask.shape[1] != new.shape[1] and not past_length(inputs):
         return  # it is as long as a cache that is still empty
     ahead = (mask.cumsum(1) == 0).sum(1, keepdim=True)
     places = (torch.arange(mask.shape[1], device=mask.device) - ahead).clamp(min=0)
     inputs["position_ids"] = places[:, -new.shape[1] :].to(new.device)
 
 
-def is_cached(inputs: dict[str, Any]) -> bool:
-    """Whether keys and values of earlier positions come from a cache."""
-    return _past(inputs) > 0
-
-
-def _past(inputs: dict[str, Any]) -> int:
-    """How many earlier positions have keys and values in a cache."""
+def past_length(inputs: Mapping[str, Any]) -> int:
+    """How many earlier positions have keys and values in a cache; above 0 in a decoding step."""
     cache = _cache(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def _given_tokens(inputs: dict[str, Any]) -> int | None:
-    """How many tokens the inputs hold, or `None` where they hold none."""
-    shaped = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
-    return next((int(value.shape[1]) for value in shaped if value is not None), None)
-
-
-def _shortest(inputs: dict[str, Any], rows: int) -> int:
-    """How many tokens the shortest text had before this step from a cache, which holds so many reserved
-    rows."""
-    mask, new = _mask(inputs, "attention_mask"), _given_tokens(inputs) or 0
-    return _past(inputs) - rows if mask is None else int(mask[:, : mask.shape[1] - new].sum(1).min())
-
-
-def _cache(inputs: dict[str, Any]) -> Any:
+def _cache(inputs: Mapping[str, Any]) -> Any:
     """The cache of keys and values that the caller gave; `None` without one."""
     return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
 
@@ -432,11 +411,6 @@ def _again(inputs: dict[str, Any]) -> Tensor | None:
         return None
     again: Tensor = (places.diff(dim=-1) != 1).any()
     return again
-
-
-def _refuse_other_masks(inputs: dict[str, Any], what: str) -> None:
-    """Refuse a mask that does not tell padding: of each pair of positions, or one for each type of layer."""
-    Context(other_mask=_other_mask(inputs, "attention_mask")).told(what)
 
 
 def _other_mask(inputs: dict[str, Any], name: str) -> str:

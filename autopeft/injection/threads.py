@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -18,26 +19,27 @@ _LOCK = threading.Lock()
 _CHANGING: dict[int, tuple[int, int]] = {}  # by a model's id: the thread that changes it, and how deep it is
 
 
+@dataclass
 class Forwards:
     """The threads that are in a forward of what is attached to a model.
 
     Each counts its own, so that none waits for another.
 
-    Args:
+    Attributes:
         name: of what is attached, for messages.
+        depths: by a thread's id, how many forwards it is in, one within another.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._open: dict[int, int] = {}
+    name: str
+    depths: dict[int, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "_open": {}}  # nobody is in a forward of a copy
+        return {"name": self.name, "depths": {}}  # nobody is in a forward of a copy
 
     def enter(self) -> None:
         """This thread's forward begins; it may begin one within another."""
         me = threading.get_ident()
-        self._open[me] = self._open.get(me, 0) + 1
+        self.depths[me] = self.depths.get(me, 0) + 1
 
     def enter_alone(self) -> None:
         """As `enter`, where two forwards at once would disturb each other.
@@ -52,11 +54,11 @@ class Forwards:
     def leave(self) -> None:
         """This thread's forward ends."""
         me = threading.get_ident()
-        left = self._open.get(me, 0) - 1
+        left = self.depths.get(me, 0) - 1
         if left > 0:
-            self._open[me] = left
+            self.depths[me] = left
         else:
-            self._open.pop(me, None)
+            self.depths.pop(me, None)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A hook: see `enter`."""
@@ -72,7 +74,7 @@ class Forwards:
         A thread that has ended, however it did, is in none.
         """
         me = threading.get_ident()
-        others = [one for one in list(self._open) if one != me]
+        others = [one for one in list(self.depths) if one != me]
         if not others:
             return
         alive = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -85,14 +87,16 @@ class Forwards:
 
 
 @contextmanager
-def changing(model: nn.Module, what: str) -> Iterator[None]:
+def changing(model: nn.Module, what: str, forwards: Forwards | None = None) -> Iterator[None]:
     """Within, this thread alone attaches to a model or detaches from it.
 
     Args:
+        model: the model.
         what: this thread wants to do.
+        forwards: of what is attached, where there is something.
 
     Raises:
-        UsageError: another thread is doing so.
+        UsageError: another thread attaches or detaches, or is in one of the forwards.
     """
     me, key = threading.get_ident(), id(model)
     with _LOCK:
@@ -106,6 +110,8 @@ def changing(model: nn.Module, what: str) -> Iterator[None]:
             f"detaching from it, so this one cannot {what}: {_WAY_OUT}."
         )
     try:
+        if forwards is not None:
+            forwards.refuse_others(what)
         yield
     finally:
         with _LOCK:

@@ -65,7 +65,7 @@ from autopeft.method.optimization import (
     shortened,
 )
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Sample, Session
-from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
+from autopeft.method.registry import get_method, method_names, register
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
 from autopeft.method.step import LossStep
 from autopeft.method.stored import StartsFrom, Stored
@@ -131,8 +131,6 @@ __all__ = [
     "part_names",
     "parts_of",
     "register",
-    "registered_method",
-    "reserve",
     "reserved_rows",
     "shortened",
 ]

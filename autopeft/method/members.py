@@ -7,7 +7,7 @@ them once; `members_table` renders it for the documents.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -453,34 +453,21 @@ def check_module(module: nn.Module, ways: Iterable[str], owner: str, peft: PeftF
     Raises:
         MethodError: a member is misspelt, takes other arguments, or is there without what belongs to it.
     """
-    acts = frozenset(ways)
     cls: type[Any] = type(module)
-    _check_module_class(cls, acts, owner)
-    known = _module_members(acts)
-    names = {m.name for m in known if _has(module, m.name)}
-    what = f"{owner} built {type(module).__qualname__}, which"
+    what = f"{owner} built {cls.__qualname__}, which"
+    known = [m for m in MEMBERS if m.owner == "module" and (not m.way or m.way in ways)]
+    check_members(cls, nn.Module, known, what)
+    # No property is run to see what is there.
+    there = {*dir(cls), *vars(module), *module._parameters, *module._buffers, *module._modules}
+    names = {m.name for m in known if m.name in there}
     lacking = {m.name: f"acts by the way {m.way!r}" for m in known if m.way and m.name not in names}
     for member in known:
         if member.name in names and member.takes is not None:
             lacking |= {b: f"has `{member.name}`" for b in member.beside if b not in names}
-    if peft is not None and not _has(module, _READ_FOR[peft.kind]):
+    if peft is not None and _READ_FOR[peft.kind] not in there:
         lacking[_READ_FOR[peft.kind]] = f"is said in peft's format {peft.kind!r}"
     for name, why in lacking.items():
-        raise MethodError(f"{what} {why} but has no `{name}`.{_suspects(type(module), [name], nn.Module)}")
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    """Whether a module has this attribute; no property is run for it."""
-    held = (vars(module), module._parameters, module._buffers, module._modules)
-    return hasattr(type(module), name) or any(name in names for names in held)
-
-
-def _module_members(ways: frozenset[str]) -> list[Member]:
-    return [m for m in MEMBERS if m.owner == "module" and (not m.way or m.way in ways)]
-
-
-def _check_module_class(cls: type[Any], ways: frozenset[str], owner: str) -> None:
-    check_members(cls, nn.Module, _module_members(ways), f"{owner} built {cls.__qualname__}, which")
+        raise MethodError(f"{what} {why} but has no `{name}`.{_suspects(cls, [name], nn.Module)}")
 
 
 def check_members(
@@ -503,57 +490,53 @@ def check_members(
         UsageError: a member is misspelt, or takes other arguments than declared.
     """
     by_name = {m.name: m for m in known}
-    for name, value in _own_members(cls, base):
-        if name in by_name:
-            _check_shape(by_name[name], value, what, error)
+    for name in _own_members(cls, base):
+        if name not in by_name:
+            close = get_close_matches(name, by_name, n=1, cutoff=_CLOSE)
+            # Where both are there, the other name is one of its own.
+            if close and not hasattr(cls, close[0]):
+                raise error(
+                    f"{what} has {name!r}, which nothing ever calls. Did you mean {close[0]!r}, "
+                    f"`{by_name[close[0]].signature}`? If it is a helper, begin its name with '_'."
+                )
             continue
-        close = get_close_matches(name, by_name, n=1, cutoff=_CLOSE)
-        # Where both are there, the other name is one of its own.
-        if close and not hasattr(cls, close[0]):
+
+        # It is a method or a value, as declared, and takes the arguments.
+        member, value = by_name[name], inspect.getattr_static(cls, name)
+        plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        if member.takes is None:
+            if inspect.isroutine(plain):
+                raise error(
+                    f"{what} has `{name}` as a method, but it is read as a value ({member.gives}); make it "
+                    "an attribute or a property."
+                )
+            continue
+        if not callable(plain):
+            kind = "a property" if isinstance(plain, property) else repr(plain)
+            raise error(f"{what} has {kind} at {name!r}, which is called as `{member.signature}`.")
+        # Bound already, or no descriptor: nothing is put in front.
+        alone = isinstance(value, staticmethod) or inspect.ismethod(plain) or not hasattr(plain, "__get__")
+        given = list(member.takes) if alone else ["self", *member.takes]
+        try:
+            signature = inspect.signature(plain)
+        except ValueError:  # built in: it does not tell
+            continue
+        try:
+            signature.bind(*given)
+        except TypeError as wrong:
             raise error(
-                f"{what} has {name!r}, which nothing ever calls. Did you mean {close[0]!r}, "
-                f"`{by_name[close[0]].signature}`? If it is a helper, begin its name with '_'."
-            )
+                f"{what} has `{name}{signature}`, which is called as `{member.signature}`: {wrong}."
+            ) from wrong
 
 
-def _own_members(cls: type[Any], base: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Public members that a class does not have from `base`, as they are stored."""
-    for name in dir(cls):
-        if not name.startswith("_") and not hasattr(base, name):
-            yield name, inspect.getattr_static(cls, name)
-
-
-def _check_shape(member: Member, value: Any, what: str, error: type[UsageError]) -> None:
-    """Check that a member is a method or a value, as declared, and takes its arguments."""
-    plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
-    if member.takes is None:
-        if inspect.isroutine(plain):
-            raise error(
-                f"{what} has `{member.name}` as a method, but it is read as a value ({member.gives}); make "
-                "it an attribute or a property."
-            )
-        return
-    if not callable(plain):
-        kind = "a property" if isinstance(plain, property) else repr(plain)
-        raise error(f"{what} has {kind} at {member.name!r}, which is called as `{member.signature}`.")
-    # Bound already, or no descriptor: nothing is put in front.
-    alone = isinstance(value, staticmethod) or inspect.ismethod(plain) or not hasattr(plain, "__get__")
-    given = list(member.takes) if alone else ["self", *member.takes]
-    try:
-        signature = inspect.signature(plain)
-    except ValueError:  # built in: it does not tell
-        return
-    try:
-        signature.bind(*given)
-    except TypeError as wrong:
-        raise error(
-            f"{what} has `{member.name}{signature}`, which is called as `{member.signature}`: {wrong}."
-        ) from wrong
+def _own_members(cls: type[Any], base: type[Any]) -> list[str]:
+    """The public names that a class does not have from `base`."""
+    return [name for name in dir(cls) if not name.startswith("_") and not hasattr(base, name)]
 
 
 def _suspects(cls: type[Any], missing: Iterable[str], base: type[Any]) -> str:
     """A sentence that names members which may be misspellings of what is missing, or nothing."""
-    own = [name for name, _ in _own_members(cls, base)]
+    own = _own_members(cls, base)
     found = {name: get_close_matches(name, own, n=1, cutoff=_CLOSE) for name in missing}
     pairs = [f"{close[0]!r} for {name!r}" for name, close in found.items() if close]
     return f" Is {' and '.join(pairs)} a misspelling?" if pairs else ""

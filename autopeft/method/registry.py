@@ -12,7 +12,7 @@ from autopeft.errors import MethodError
 from autopeft.method.members import check_method
 from autopeft.plugins import Registry, import_modules, is_lower_identifier
 
-__all__ = ["REGISTRY", "get_method", "method_names", "register", "registered_method", "reserve"]
+__all__ = ["REGISTRY", "RESERVED", "get_method", "method_names", "register"]
 
 REGISTRY: Registry[type[Any]] = Registry(
     error=MethodError,
@@ -24,7 +24,8 @@ REGISTRY: Registry[type[Any]] = Registry(
     built_in=lambda: import_modules("autopeft.methods"),
     well_formed=lambda name: is_lower_identifier(name) and not hasattr(nn.ModuleDict(), name),
 )
-_RESERVED: set[str] = set()
+RESERVED: set[str] = set()
+"""Names that compositions have or may get: no method takes them."""
 _C = TypeVar("_C", bound=type)
 
 
@@ -37,7 +38,7 @@ def register(name: str) -> Callable[[_C], _C]:
     """
 
     def enter(cls: _C) -> _C:
-        if name in _RESERVED:
+        if name in RESERVED:
             raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
         REGISTRY.check_name(name, cls)
         check_method(cls, name)
@@ -46,16 +47,6 @@ def register(name: str) -> Callable[[_C], _C]:
         return cls
 
     return enter
-
-
-def reserve(name: str) -> None:
-    """Keep `name` for a composition: no method may take it from now on."""
-    _RESERVED.add(name)
-
-
-def registered_method(name: str) -> bool:
-    """Whether a method that was imported so far has this name; imports none."""
-    return REGISTRY.peek(name) is not None
 
 
 def get_method(name: str) -> type[Any]:

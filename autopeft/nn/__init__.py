@@ -9,34 +9,24 @@ from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.gated_deltas import DiffPruningConfig, GatedDeltas, GatedEntries, HardConcrete
 from autopeft.nn.hadamard import walsh_hadamard
-from autopeft.nn.hardest_rows import hardest_rows
 from autopeft.nn.hypergradient import hypergradient
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
 from autopeft.nn.low_rank import LowRankPair, PrunedPair
-from autopeft.nn.masked_copies import MaskedCopies, Masks
-from autopeft.nn.moving_mask import MovingMask
 from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.prompt_table import PromptInit, PromptTable, prompt_width
-from autopeft.nn.quantile_pool import QuantilePool
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
-from autopeft.nn.row_delta import RowDelta
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up, plain_loras
 from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
-from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
-from autopeft.nn.slots import SlotConfig
-from autopeft.nn.small_decoder import DecoderShape, SmallDecoder
-from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
-from autopeft.nn.stacked_maps import StackedMaps
 from autopeft.nn.stored_prompts import (
     Similarity,
     mixture,
@@ -47,7 +37,6 @@ from autopeft.nn.stored_prompts import (
 from autopeft.nn.summary import Summary, summarised, summary_of
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
-from autopeft.nn.triplets import Triplets, triplets_at
 from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_curvature
 
 __all__ = [
@@ -59,7 +48,6 @@ __all__ = [
     "Bottleneck",
     "Bottlenecks",
     "ChosenEntries",
-    "DecoderShape",
     "DiffPruningConfig",
     "Fastfood",
     "GatedDeltas",
@@ -69,9 +57,6 @@ __all__ = [
     "KroneckerCurvature",
     "LowRankKronecker",
     "LowRankPair",
-    "MaskedCopies",
-    "Masks",
-    "MovingMask",
     "NestedPair",
     "PerSite",
     "PrefixConfig",
@@ -83,28 +68,21 @@ __all__ = [
     "PromptTable",
     "PrunedPair",
     "PrunedPairs",
-    "QuantilePool",
     "RankedEntries",
     "Router",
-    "RowDelta",
     "ScaledMaps",
     "ScaledPairs",
     "SearchConfig",
     "SearchedBiases",
     "SearchedEntries",
-    "Sensitivity",
     "SettledAdapter",
     "SettledPair",
     "SettledStructure",
     "Similarity",
-    "SlotConfig",
-    "SmallDecoder",
     "SparseDelta",
-    "StackedMaps",
     "Summary",
     "TensorDeltas",
     "TopEntries",
-    "Triplets",
     "UncertainPair",
     "Whole",
     "allocate",
@@ -114,7 +92,6 @@ __all__ = [
     "drop_path",
     "fit_precision",
     "generator_of",
-    "hardest_rows",
     "hypergradient",
     "kronecker_sum",
     "leading_entries",
@@ -130,12 +107,10 @@ __all__ = [
     "reach_of",
     "require_blocks",
     "requiring",
-    "soft_top_k",
     "softmax_root",
     "stored_prompt",
     "summarised",
     "summary_of",
     "top_entries",
-    "triplets_at",
     "walsh_hadamard",
 ]

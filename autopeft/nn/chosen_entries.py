@@ -23,11 +23,7 @@ class KeepConfig(MethodConfig):
 
     @field_validator("keep")
     @classmethod
-    def _is_quantity(cls, value: int | str) -> int | str:
-        return cls.checked(value)
-
-    @staticmethod
-    def checked(value: int | str) -> int | str:
+    def checked(cls, value: int | str) -> int | str:
         """The value, if it is a quantity.
 
         Raises:

@@ -131,11 +131,6 @@ class PrefixMethod:
         trained += sum(PromptEncoder.size(c.length, h, mid) for h in self._hidden(sites, spec).values())
         return ParameterCount(deployed, trained)
 
-    def _rows(self, site: Site) -> PromptRows:
-        """The rows of an attention."""
-        c = self.config
-        return PromptRows(c.length, 2 * site.kv_features, mid=c.reparameterization, std=c.std)
-
     def _encoders(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, PromptEncoder]:
         """The MLP of each type of attention."""
         c = self.config
@@ -145,5 +140,8 @@ class PrefixMethod:
         return {key: PromptEncoder(c.length, h, c.reparameterization, std=c.std) for key, h in widths}
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        rows = {site.key: self._rows(site) for site in sites}
-        return Prefixes(rows, sites, self._encoders(sites, spec), self.config.dropout)
+        c = self.config
+        rows = {
+            s.key: PromptRows(c.length, 2 * s.kv_features, mid=c.reparameterization, std=c.std) for s in sites
+        }
+        return Prefixes(rows, sites, self._encoders(sites, spec), c.dropout)

@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.counting import Counts
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, Leaf, Tree
-from autopeft.hybrid import open_inputs
+from autopeft.hybrid import with_inputs
 from autopeft.recipe import Recipe
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number, percent
@@ -33,8 +33,8 @@ def inputs_sheet(recipe: Recipe, runs: str | Path = "runs") -> Sheet:
     rows = []
     for name, item in recipe.inputs.items():
         try:
-            found = open_inputs(recipe.model_copy(update={"inputs": {name: item}}), runs)[name]
-            state, sha256 = ("there" if item.sha256 is None else "as the recipe says"), found.sha256
+            _, found = with_inputs(recipe.model_copy(update={"inputs": {name: item}}), runs)
+            state, sha256 = ("there" if item.sha256 is None else "as the recipe says"), found[name].sha256
         except UsageError as error:
             state, sha256 = str(error).partition("\n")[0], item.sha256 or "–"
         rows.append((name, str(item), state, sha256))

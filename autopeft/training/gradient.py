@@ -117,7 +117,7 @@ class Gradient:
             )
             terms = loss_terms(owners, step)
             # Each draw has its own backward, so that the graph of one of them is kept at a time.
-            for logits in chain([step.logits], step.further_draws()):
+            for logits in chain([step.logits], (step.again() for _ in range(1, step.draws))):
                 loss = self.loss.total(logits, step.batch) / weight / step.draws
                 # A term of the parameters alone counts once in all, one of activations as the mean over rows.
                 if terms is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid, answering
-from autopeft.hybrid.events import finish, fire, settled
+from autopeft.hybrid.events import fire, settled
 from autopeft.hybrid.policies import Policies
 from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
@@ -141,7 +141,7 @@ def train(
                 if result.checkpoint is None:  # also where a pause has no way back
                     acting = training.follow()
                     with torch.no_grad():
-                        finish(modules.values())
+                        fire("finish", modules.values())
                     training.follow(acting)
                 gradient.team.check_equal(values_of(modules, hybrid.parameter_groups()))
 

@@ -102,7 +102,7 @@ class Blend(nn.Module):
 @pytest.fixture(autouse=True)
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, methods.REGISTRY, compositions.REGISTRY)
-    monkeypatch.setattr(methods, "_RESERVED", set(methods._RESERVED))
+    monkeypatch.setattr(methods, "RESERVED", set(methods.RESERVED))
     monkeypatch.setattr(compositions, "_DEFAULTS", dict(compositions._DEFAULTS))
 
 

@@ -43,7 +43,7 @@ from autopeft.counting import count
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.hybrid.caching import generates_from_cache
-from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.events import fire, loss_terms
 from autopeft.hybrid.modules import deployed_form
 from autopeft.method import (
     Call,
@@ -220,7 +220,7 @@ def test_what_training_leaves_fits_the_closed_form_and_is_saved(case: str, name:
         fire("after_backward", modules, step, 10)
         optimizer.step()
         fire("after_step", modules, step, 10)
-    finish(modules)
+    fire("finish", modules)
     hybrid.root.eval()
     expected = logits(model, inputs)
     hybrid.save(tmp_path)

@@ -75,7 +75,7 @@ def take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Import]:
     keep(
         monkeypatch, methods.REGISTRY, compositions.REGISTRY, SAMPLERS, STRATEGIES, kinds.KINDS, kinds.METRICS
     )
-    monkeypatch.setattr(methods, "_RESERVED", set(methods._RESERVED))
+    monkeypatch.setattr(methods, "RESERVED", set(methods.RESERVED))
     monkeypatch.setattr(compositions, "_DEFAULTS", dict(compositions._DEFAULTS))
     monkeypatch.setattr(kinds, "_BY_KIND", {k: list(v) for k, v in kinds._BY_KIND.items()})
 

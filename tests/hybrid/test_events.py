@@ -6,7 +6,7 @@ import torch
 from support.steps import NO_STEP
 from torch import Tensor, nn
 
-from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.events import fire, loss_terms
 
 
 class _Listener(nn.Module):
@@ -35,7 +35,7 @@ def test_events_reach_the_modules_that_have_them() -> None:
     modules = [nn.Linear(1, 1), listener]
     fire("before_step", modules, 3, 9)
     fire("after_step", modules, 3, 9)
-    finish(modules)
+    fire("finish", modules)
     assert listener.heard == [("before_step", 3, 9), "finish"]
 
 

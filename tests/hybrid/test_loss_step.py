@@ -50,7 +50,7 @@ def test_other_embeddings_stand_in_place_of_the_tokens(name: str, prompt: bool) 
     """What the table itself yields changes nothing; other tokens' embeddings are those other tokens."""
     step = step_on(name)
     if prompt:
-        attach(step._model, recipe({"prompt_tuning": {"length": 3}}, level="model"), seed=0)  # type: ignore[arg-type]
+        attach(step.model, recipe({"prompt_tuning": {"length": 3}}, level="model"), seed=0)  # type: ignore[arg-type]
     plain = step.again()
     seen: list[Tensor] = []
 
@@ -74,7 +74,7 @@ def test_other_embeddings_stand_in_place_of_the_tokens(name: str, prompt: bool) 
 def test_rows_lie_where_this_forward_laid_them_and_not_where_another_did() -> None:
     """A recomputation lays down the context of an earlier forward, of any hybrid, and leaves it."""
     step = step_on("bert")
-    attach(step._model, recipe({"prompt_tuning": {"length": 3}}, level="model"), seed=0)  # type: ignore[arg-type]
+    attach(step.model, recipe({"prompt_tuning": {"length": 3}}, level="model"), seed=0)  # type: ignore[arg-type]
     plain = step.again()
     slots = [Slot(3, offset=1)]
     left = Context(hybrid=-1, reserved=reserve(slots, torch.ones(2, 9), 9))

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import UsageError
-from autopeft.hybrid.schedule import SCHEDULES, RecipeSchedule, factor, group_factor, warmup_steps
+from autopeft.hybrid.schedule import SCHEDULES, RecipeSchedule, factor, group_factor
 from autopeft.recipe import TrainingSection
 
 
 def test_linear_by_hand() -> None:
-    rates = [factor("linear", step, 8, 3) for step in range(8)]
+    rates = [factor("linear", step, 8, 3 / 8) for step in range(8)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2])
 
 
@@ -24,13 +24,13 @@ def test_cosine_by_hand() -> None:
 
 
 def test_constant_stays_after_the_warm_up() -> None:
-    assert [factor("constant", step, 4, 1) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert [factor("constant", step, 4, 1 / 4) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 400), st.floats(0, 1))
 def test_rises_to_one_then_never_rises_and_never_is_zero(name: str, total: int, share: float) -> None:
-    warmup = warmup_steps(share, total)
-    rates = [factor(name, step, total, warmup) for step in range(total)]
+    warmup = min(int(share * total), total - 1)
+    rates = [factor(name, step, total, share) for step in range(total)]
     assert rates[warmup] == 1.0 == max(rates)
     assert all(a < b for a, b in pairwise(rates[: warmup + 1]))
     assert all(a >= b for a, b in pairwise(rates[warmup:]))
@@ -38,7 +38,10 @@ def test_rises_to_one_then_never_rises_and_never_is_zero(name: str, total: int, 
 
 
 def test_warm_up_is_a_share_rounded_down() -> None:
-    assert [warmup_steps(0.06, 60), warmup_steps(0.06, 10), warmup_steps(1.0, 10)] == [3, 0, 9]
+    rates = [
+        [factor("constant", i, n, share) for i in range(n)] for share, n in ((0.06, 60), (0.06, 10), (1, 10))
+    ]
+    assert [sum(rate < 1 for rate in rising) for rising in rates] == [3, 0, 9]
 
 
 def test_unknown_schedule() -> None:
@@ -63,8 +66,7 @@ def _rates(training: TrainingSection, steps: int, begin: int = 0) -> list[float]
 @given(st.sampled_from(SCHEDULES), st.integers(1, 30), st.floats(0, 1))
 def test_a_scheduler_has_the_recipe_s_rates_at_every_step(name: str, total: int, share: float) -> None:
     training = TrainingSection(schedule=name, warmup=share)  # type: ignore[arg-type]
-    warmup = warmup_steps(share, total)
-    expected = [0.5 * factor(name, step, total, warmup) for step in range(total)]
+    expected = [0.5 * factor(name, step, total, share) for step in range(total)]
     assert _rates(training, total) == pytest.approx(expected)
     assert _rates(training, total, total // 2) == pytest.approx(expected[total // 2 :])
 

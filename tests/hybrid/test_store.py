@@ -13,7 +13,7 @@ from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import nn
 
 from autopeft.errors import DataError, UsageError
-from autopeft.hybrid import attach, deployed_state, load
+from autopeft.hybrid import attach, deployed_tensors, load
 from autopeft.recipe import Recipe
 
 RECIPE = Recipe.from_dict(
@@ -66,7 +66,7 @@ def test_keys_name_stack_layer_site_and_entry(saved: Path) -> None:
 def test_saving_does_not_change_the_hybrid() -> None:
     hybrid = attach(tiny_model("bert"), RECIPE, seed=0)
     before = {k: v.clone() for k, v in hybrid.root.state_dict().items()}
-    deployed_state(hybrid.modules, hybrid.head())
+    deployed_tensors(hybrid.modules, hybrid.head())
     after = hybrid.root.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)

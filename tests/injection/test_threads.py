@@ -194,7 +194,7 @@ def test_a_thread_that_has_ended_is_in_no_forward_and_a_copy_has_none() -> None:
     ask()
     assert len(seen) == 1
     for copied in (copy.deepcopy(forwards), pickle.loads(pickle.dumps(forwards))):
-        assert copied._open == {}
+        assert copied.depths == {}
     forwards.leave()
     ask()
     assert len(seen) == 1

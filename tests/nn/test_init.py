@@ -29,7 +29,6 @@ import autopeft.nn as bricks
 from autopeft.spec import TensorSpec
 
 TENSORS = (TensorSpec("x.0.bias", (4,), "bias"), TensorSpec("x.1.weight", (3, 5), "weight"))
-MASKS = bricks.Masks(0, "site", "A", 20, 200, copies=2, density=0.5, pattern="random")
 PAIR = {"A": KAIMING, "B": ZEROS}
 
 # name → (the brick, the law of each of its tensors)
@@ -52,12 +51,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
         lambda: _put_in(bricks.SettledAdapter(300, 1500, dropout=0.1, drop_path=0.1)),
         {"inner.down.weight": KAIMING, "inner.down.bias": linear(300), "inner.up.*": ZEROS},
     ),
-    "StackedMaps": (lambda: bricks.StackedMaps(4, 100, 60, None, shared=False), {"*": linear(100)}),
-    "StackedMaps-phm": (
-        lambda: bricks.StackedMaps(8, 100, 200, 20, shared=False),
-        {"rules": normal(0.05), "weight": normal(0.05), "bias": linear(100)},
-    ),
-    "RowDelta": (lambda: bricks.RowDelta(7, 9, 3, bias=True), {"*": ZEROS}),
     "LowRankPair-reset": (lambda: _reset(bricks.LowRankPair(100, 60, 20)), PAIR),
     "NestedPair": (
         lambda: bricks.NestedPair(100, 60, 20, dropout=0.0),
@@ -66,10 +59,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     "UncertainPair": (
         lambda: bricks.UncertainPair(100, 60, 20, dropout=0.0, curvature_rank=3),
         {**PAIR, "posterior_*": ZEROS},
-    ),
-    "Triplets": (
-        lambda: bricks.Triplets(100, 80, 20, dropout=0.0),
-        {"P": normal(0.02), "Q": normal(0.02), "E": ZEROS},
     ),
     "LowRankKronecker": (
         lambda: bricks.LowRankKronecker(4, 800, 400, 4),
@@ -92,24 +81,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     "PromptTable": (lambda: bricks.PromptTable(200, 100, "uniform"), {"table": uniform(0.5)}),
     "PromptTable-normal": (lambda: bricks.PromptTable(200, 100, "normal"), {"table": normal(0.02)}),
     "Router": (lambda: bricks.Router(400, 8), {"weight": normal(0.02)}),
-    "MaskedCopies": (
-        lambda: bricks.MaskedCopies(MASKS, torch.randn(20, 200)),
-        {"values": NORMAL},
-    ),
     "TensorDeltas": (lambda: bricks.TensorDeltas(TENSORS), {"values.*": ZEROS}),
     "GatedDeltas": (
         lambda: bricks.GatedDeltas(TENSORS, bricks.HardConcrete(), 5.0, grouped=True),
         {"values.*": ZEROS, "locations.*": constant(5.0), "shared.*": constant(5.0)},
     ),
     "SparseDelta": (lambda: bricks.SparseDelta(TENSORS, 7), {"values": ZEROS}),
-    "Sensitivity": (lambda: bricks.Sensitivity(9, 0.85, 0.85), {"mean": ZEROS, "uncertainty": ZEROS}),
     "KroneckerCurvature": (lambda: bricks.KroneckerCurvature(3, 9, 4), {"*": ZEROS}),
 }
 # These hold what they are given, or start as what they extend.
 WITHOUT = {
     "Bottlenecks",
     "ChosenEntries",
-    "MovingMask",
     "GatedEntries",
     "PerSite",
     "Prefixes",
@@ -118,7 +101,6 @@ WITHOUT = {
     "RankedEntries",
     "ScaledMaps",
     "ScaledPairs",
-    "SmallDecoder",
     "SearchedBiases",
     "SearchedEntries",
     "SettledStructure",

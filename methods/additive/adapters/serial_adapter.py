@@ -117,7 +117,8 @@ class SerialAdapter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if not self._trains_norms:
+        trains_norms = config.variant == "houlsby" if config.train_norms is None else config.train_norms
+        if not trains_norms:
             self.part_names = ("down", "up")
             self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
@@ -126,14 +127,8 @@ class SerialAdapter:
         """Where this variant sits when the recipe names no sites."""
         return self.traits.sites if self.config.variant == "houlsby" else self.traits.default_sites
 
-    @property
-    def _trains_norms(self) -> bool:
-        """Whether the norms of its layers are trained besides."""
-        c = self.config
-        return c.variant == "houlsby" if c.train_norms is None else c.train_norms
-
     def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
-        if not self._trains_norms:
+        if "weight" not in self.traits.ways:
             return []
         layers = {(s.stack, s.layer) for s in sites}
         norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]

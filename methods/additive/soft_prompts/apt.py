@@ -134,11 +134,8 @@ class APT(PrefixMethod):
         n = sum(s.in_features * c.length * c.token_gate + c.layer_gate for s in sites)
         return super().parameter_count(sites, spec) + ParameterCount(n, n)
 
-    def _rows(self, site: Site) -> PromptRows:
-        return GatedRows(site, self.config)
-
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        rows = {site.key: self._rows(site) for site in sites}
+        rows: dict[str, PromptRows] = {site.key: GatedRows(site, self.config) for site in sites}
         encoders = self._encoders(sites, spec)
         summary = self.config.summary or summary_of(spec)
         return GatedPrefixes(rows, sites, encoders, self.config.dropout, summary=summary)

@@ -7,17 +7,31 @@ from itertools import pairwise
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
 from autopeft.method import Call, MethodConfig, ParameterCount, PeftFormat, Slot, Traits, register
-from autopeft.nn import SlotConfig
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["PTuning"]
 
 Encoder = Literal["lstm", "mlp"]
+
+
+class SlotConfig(BaseModel):
+    """See `autopeft.method.Slot`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    length: int = Field(ge=1, le=4096)
+    offset: int = Field(default=0, ge=0, le=1 << 20)
+    anchor: Literal["front", "end"] = "front"
+
+    @property
+    def slot(self) -> Slot:
+        """The slot that it says."""
+        return Slot(self.length, self.offset, self.anchor)
 
 
 class PTuningModule(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,10 +11,77 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.method import Explicit, LossStep, MethodConfig, ParameterCount, PeftFormat, Traits, register
-from autopeft.nn import ScaledMaps, Sensitivity, Triplets, plain_loras, triplets_at
+from autopeft.nn import ScaledMaps, plain_loras
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["AdaLoRA"]
+
+
+class Sensitivity(nn.Module):
+    """S = Ī·Ū of N entries: Ī ← β₁·Ī + (1 − β₁)·I and Ū ← β₂·Ū + (1 − β₂)·|I − Ī|, with I = |w·∂w|.
+
+    Zhang et al. 2022, arXiv:2206.12562, as AdaLoRA uses it. Buffers `mean` and `uncertainty` (N) start at
+    zero; entries are in the order of the parameters, flattened.
+    """
+
+    mean: Tensor
+    uncertainty: Tensor
+
+    def __init__(self, entries: int, beta1: float, beta2: float) -> None:
+        super().__init__()
+        self.beta1, self.beta2 = beta1, beta2
+        self.register_buffer("mean", torch.zeros(entries))
+        self.register_buffer("uncertainty", torch.zeros(entries))
+
+    @torch.no_grad()
+    def observe(self, parameters: Iterable[Tensor]) -> None:
+        """Take in the present values and gradients; a parameter without one counts as zeros."""
+        found = [(p, torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters]
+        weights, grads = (torch.cat([t.flatten() for t in tensors]) for tensors in zip(*found, strict=True))
+        now = (weights * grads).abs()
+        self.mean.lerp_(now, 1 - self.beta1)
+        self.uncertainty.lerp_((now - self.mean).abs(), 1 - self.beta2)
+
+    def score(self) -> Tensor:
+        """S (N)."""
+        return self.mean * self.uncertainty
+
+
+class Triplets(nn.Module):
+    """x ↦ P·diag(E)·Q·dropout(x) with P (out × r) and Q (r × in) from N(0, 0.02²) and E (r) zero."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
+        super().__init__()
+        self.P = nn.Parameter(torch.randn(out_features, rank) * 0.02)
+        self.E = nn.Parameter(torch.zeros(rank))
+        self.Q = nn.Parameter(torch.randn(rank, in_features) * 0.02)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        return nn.functional.linear(nn.functional.linear(x, self.E[:, None] * self.Q), self.P)
+
+    def product(self) -> Tensor:
+        """P·diag(E)·Q, (out × in)."""
+        return self.P @ (self.E[:, None] * self.Q)
+
+    def hold(self, p: Tensor, e: Tensor, q: Tensor) -> None:
+        """Consist of these from now on, whatever their number."""
+        self.P, self.E, self.Q = (nn.Parameter(t.detach().clone()) for t in (p, e, q))
+
+
+def triplets_at(step: int, total: int, first: int, last: int, warmup: int, final: int) -> int:
+    """b(t): how many triplets are kept after `step` of `total` steps.
+
+    `first` up to step `warmup`, `last` from `total − final` on, a falling cubic in between.
+    """
+    if step >= total - final:
+        return last
+    if step <= warmup:
+        return first
+    left = 1 - (step - warmup) / (total - final - warmup)
+    return int(last + (first - last) * left**3)
 
 
 class AdaLoRAModule(ScaledMaps[Triplets]):

@@ -482,7 +482,7 @@ def test_compositions_and_policies_of_other_packages_are_not_kept(monkeypatch: p
     from autopeft.method import get_method, registry
 
     keep(monkeypatch, registry.REGISTRY, REGISTRY)
-    monkeypatch.setattr(registry, "_RESERVED", set(registry._RESERVED))
+    monkeypatch.setattr(registry, "RESERVED", set(registry.RESERVED))
     register_composition("foreign_gate")(type("Foreign", (get_composition("gate"),), {}))
     register("foreign_plus")(type("Foreign", (get_method("lora_plus"),), {}))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from autopeft.methods.reparameterized.dynamic_rank.adalora import AdaLoRAModule
+from autopeft.methods.reparameterized.dynamic_rank.adalora import AdaLoRAModule, triplets_at
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,7 +20,6 @@ from transformers import Trainer, TrainingArguments
 
 from autopeft.counting import count
 from autopeft.hybrid import Hybrid, attach, load
-from autopeft.nn import triplets_at
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.training import TrainingPlan

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from autopeft.methods.additive.others.ipa import DecoderShape, SmallDecoder
 from transformers import DynamicCache
 
 from autopeft.errors import CompositionError
 from autopeft.method import Context
-from autopeft.nn import DecoderShape, SmallDecoder
 
 SHAPE = DecoderShape(words=30, layers=2, width=16, heads=4, kv_heads=2, ffn=24, rope_theta=500.0)
 IDS = torch.tensor([[4, 9, 2, 7, 7], [3, 3, 8, 1, 20]])

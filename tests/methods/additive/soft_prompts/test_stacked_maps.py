@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from autopeft.methods.additive.soft_prompts.selective_prompt import StackedMaps
 from support.toy import size
-
-from autopeft.nn import StackedMaps
 
 
 @pytest.mark.parametrize("shared", [False, True])

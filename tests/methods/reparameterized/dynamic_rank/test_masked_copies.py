@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import torch
-
-from autopeft.nn import MaskedCopies, Masks
+from autopeft.methods.reparameterized.dynamic_rank.capaboost import MaskedCopies, Masks, entries_in_use
 
 MASKS = Masks(0, "encoder.0.q", "A", 3, 8, 2, 0.5, "random")
 
@@ -11,7 +10,7 @@ def test_copies_are_one_matrix_under_each_mask() -> None:
     matrix = torch.randn(3, 8)
     copies = MaskedCopies(MASKS, matrix)
     assert torch.equal(copies(), matrix * MASKS.draw())
-    assert copies.values.numel() == MASKS.used() == int(MASKS.draw().any(0).sum()) < 24
+    assert copies.values.numel() == entries_in_use(MASKS) == int(MASKS.draw().any(0).sum()) < 24
     assert set(copies.state_dict()) == {"values"}
 
 
@@ -40,4 +39,4 @@ def test_torchs_default_device_does_not_matter_to_the_masks() -> None:
         drawn = masks.draw()
         copies = MaskedCopies(masks, torch.empty(4, 8))
     assert torch.equal(drawn, masks.draw())
-    assert copies.values.numel() == masks.used()
+    assert copies.values.numel() == entries_in_use(masks)

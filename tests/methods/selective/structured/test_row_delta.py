@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from autopeft.methods.selective.structured.far import RowDelta
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopeft.errors import DataError
-from autopeft.nn import RowDelta
 
 IN, OUT, ROWS = 7, 11, [1, 4, 9]
 

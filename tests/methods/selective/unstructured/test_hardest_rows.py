@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from autopeft.methods.selective.unstructured.fish_dip import hardest_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError
-from autopeft.nn import hardest_rows
 
 
 @given(

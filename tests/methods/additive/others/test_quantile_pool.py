@@ -5,12 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
+from autopeft.methods.additive.others.ipa import QuantilePool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import MethodError
 from autopeft.method import Sample
-from autopeft.nn import QuantilePool
 
 
 def samples(*rewards: float) -> list[Sample]:

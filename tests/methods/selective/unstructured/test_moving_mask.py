@@ -7,10 +7,10 @@ import logging
 
 import pytest
 import torch
+from autopeft.methods.selective.unstructured.fish_dip import MovingMask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.nn import MovingMask
 from autopeft.spec import TensorSpec
 
 TENSORS = [TensorSpec("a", (12,), "weight"), TensorSpec("b", (4, 2), "weight")]

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import torch
+from autopeft.methods.reparameterized.dynamic_rank.adalora import Sensitivity
 from torch import nn
-
-from autopeft.nn import Sensitivity
 
 
 def test_averages_follow_their_recurrences_entry_by_entry() -> None:

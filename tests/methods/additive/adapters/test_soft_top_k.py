@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from autopeft.methods.additive.adapters.coda import soft_top_k
 from torch import Tensor
-
-from autopeft.nn import soft_top_k
 
 
 def weights(scores: Tensor, k: int, iterations: int = 5000, **options: float) -> Tensor:
