@@ -281,7 +281,7 @@ def prepare(
 
     spec = with_head(spec, kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, processes, notify)
-    space = space.for_steps(effort.steps).with_pooling(pooling)
+    space = replace(space.for_steps(effort.steps), pooling=pooling)
     bound = space.bind(spec)
     calibration, found = None, None
     if within.calibrated or OBJECTIVES[objective] == "step_cost":
