@@ -34,14 +34,13 @@ from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
 from autopeft.search.portfolio.recommend import KIND, own_clusters
 from autopeft.search.portfolio.starting import portfolio_points
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
-from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.space.candidate import keeps_within
 from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import STRATEGIES
-from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
+from autopeft.search.tracking.reporter import parse_trackers, track
 from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
@@ -81,7 +80,10 @@ def search(call: SearchCall) -> SearchResult:
         check_inside(folder.path)
         with folder.locked(), _ended_early(folder, call.notify, changes):
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
-    ready = prepare(_pinned(call.base(SearchArguments)), call.notify)
+    given = call.base(SearchArguments)
+    if given.warm_start:  # names of runs as paths: this run is not there yet, and its name may match too
+        given = given.changed(warm_start=runs_as_paths(given.warm_start, runs=given.runs))
+    ready = prepare(given, call.notify)
     a = ready.arguments
     folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
     with folder.locked(), _ended_early(folder, call.notify, vars(a), new=True):
@@ -108,51 +110,30 @@ def _ended_early(
         raise
 
 
-def _pinned(given: SearchArguments) -> SearchArguments:
-    """The arguments with each name of a run among `warm_start` as the path of the run that it means before
-    this one is there, whose name may match too."""
-    if not given.warm_start:
-        return given
-    return given.changed(warm_start=runs_as_paths(given.warm_start, runs=given.runs))
-
-
 def _go(
     ready: Prepared, folder: RunFolder, reporter: Reporter | None, notify: Notify, start: float
 ) -> SearchResult:
+    """Run a search that is prepared, in its locked folder."""
+    from autopeft.search.execution.worker import execute
+
     make_folder(folder.state)
     spent = Clock(folder.state / "clock.json")
     if reporter is None:  # what limits the scores is said all the same
         for remark in ready.summary.remarks:
             (notify or _log.warning)(remark)
-    told = track(parse_trackers(ready.arguments.log), folder, reporter or SilentReporter(), notify)
-    try:
-        controller = _run(ready, folder, told, notify, spent, start)
-        result = finish(ready, folder, controller, spent.before + clock.monotonic() - start)
-    finally:
-        told.close(_HASTE)  # it is closed, unless something failed
-        shutil.rmtree(folder.scratch, ignore_errors=True)
-    if controller.finished:
-        shutil.rmtree(folder.state, ignore_errors=True)
-    return result
-
-
-def _run(
-    ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
-) -> Controller:
-    from autopeft.search.execution.worker import execute
-
-    a, effort, baselines, predicted = ready.arguments, ready.effort, ready.baselines(), ready.step_cost
-    checkpoints = FolderCheckpoints(folder.state / "files")
     for problem in (folder.trials().problem, folder.finals().problem):
         if problem is not None and notify is not None:
             notify(problem)
+
+    # What an earlier process of the run, or another search, has trained already.
+    a, effort, baselines, predicted = ready.arguments, ready.effort, ready.baselines(), ready.step_cost
+    checkpoints = FolderCheckpoints(folder.state / "files")
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
     kept = KnownRuns(
         past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify), ready.rank_by, ready.place
     )
     strategy = _open_strategy(ready, folder, checkpoints, notify)
-    folder.write_lines("trials.jsonl", _finished(folder, strategy.records()))
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
@@ -162,74 +143,84 @@ def _run(
             kept.remember(record)
         spent.write(clock.monotonic() - start)
 
-    controller = Controller(
-        strategy,
-        effort,
-        baselines,
-        reporter,
-        checkpoints,
-        keep,
-        seed=a.seed,
-        workers=ready.workers or 1,
-        precision=PrecisionStage(
-            a.precision,
-            parameters=ready.spec.parameters,
-            seed=a.seed,
-            folder=folder.path,
-            notify=notify,
-            final=a.final_precision,
-            found=ready.precision,
-        ),
-        rank_by=ready.rank_by,
-        trial_metric=ready.trial_metric,
-        judge=Judge(
-            ready.goal,
-            a.margin / 100,
-            ScoredSplit.of(ready.task, "select", ready.trial_metric),
-            None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
-            lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
-        ),
-        recall=kept.recall,
-        past=past.records,
-        seconds=ready.seconds,
-        spent=spent.before + clock.monotonic() - start,  # what was prepared until now took its time too
-        test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
-        grace=a.grace,
-    )
-
-    def ending() -> None:
-        controller.abandon()
-        if controller.interrupted:
-            reporter.close(_HASTE, at_most=_HASTE)
-        else:
-            reporter.close()
-
-    reporter.on_start(_info(ready, folder, baselines))
-    jobs = LoggedJobs(controller, folder)
+    told = track(parse_trackers(a.log), folder, reporter or SilentReporter(), notify)
     try:
-        _executor(ready, folder, notify).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
-    finally:
-        with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
-            jobs.close()
-    return controller
-
-
-def _finished(folder: RunFolder, known: list[TrialRecord]) -> list[TrialRecord]:
-    """The strategy's records that stand in a file, none of which are to be lost there.
-
-    Raises:
-        UsageError: the strategy does not know some of them, as its journal is gone or cut.
-    """
-    over = ("complete", "estimated", "stopped", "duplicate")
-    ended = {r.number for r in folder.trials().records if r.state in over}
-    lost = ended - {record.number for record in known}
-    if lost:
-        raise UsageError(
-            f"{str(folder.path)!r} cannot go on: {folder.journal.name} lacks {len(lost)} of the {len(ended)} "
-            f"trials that had ended. Put the whole file back, or begin another search with what they found: "
-            f"--from {as_typed(folder.path)}."
+        controller = Controller(
+            strategy,
+            effort,
+            baselines,
+            told,
+            checkpoints,
+            keep,
+            seed=a.seed,
+            workers=ready.workers or 1,
+            precision=PrecisionStage(
+                a.precision,
+                parameters=ready.spec.parameters,
+                seed=a.seed,
+                folder=folder.path,
+                notify=notify,
+                final=a.final_precision,
+                found=ready.precision,
+            ),
+            rank_by=ready.rank_by,
+            trial_metric=ready.trial_metric,
+            judge=Judge(
+                ready.goal,
+                a.margin / 100,
+                ScoredSplit.of(ready.task, "select", ready.trial_metric),
+                None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
+                lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
+            ),
+            recall=kept.recall,
+            past=past.records,
+            seconds=ready.seconds,
+            spent=spent.before + clock.monotonic() - start,  # what was prepared until now took its time too
+            test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
+            grace=a.grace,
         )
-    return [record for record in known if record.state != "paused"]
+
+        def ending() -> None:
+            controller.abandon()
+            if controller.interrupted:
+                told.close(_HASTE, at_most=_HASTE)
+            else:
+                told.close()
+
+        told.on_start(
+            SearchInfo(
+                task=ready.task_name,
+                model=ready.model_name,
+                space=ready.space_name,
+                budget=str(a.budget),
+                limits=ready.limits,
+                metric=ready.task.metric,
+                trials=effort.trials,
+                steps=effort.steps,
+                jobs=effort.trials
+                + effort.top * effort.seeds
+                + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in baselines),
+                workers=None if ready.workers is None else max(ready.workers, 1),
+                estimated_seconds=estimate_of(ready, baselines).seconds,
+                notice=ready.task.source.notice,
+                run=str(folder.path),
+                data=ready.summary,
+                trial_metric=ready.trial_metric,
+            )
+        )
+        jobs = LoggedJobs(controller, folder)
+        try:
+            _executor(ready, folder, notify).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
+        finally:
+            with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
+                jobs.close()
+        result = finish(ready, folder, controller, spent.before + clock.monotonic() - start)
+    finally:
+        told.close(_HASTE)  # it is closed, unless something failed
+        shutil.rmtree(folder.scratch, ignore_errors=True)
+    if controller.finished:
+        shutil.rmtree(folder.state, ignore_errors=True)
+    return result
 
 
 def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
@@ -254,71 +245,64 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
 
 
 def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
-    """The run's strategy, new or where an earlier process left it."""
-    past = folder.trials().records
-    begun = bool(past) or journal_begun(folder.journal)
-    context = StrategyContext(
-        space=ready.space.bind(ready.spec),
-        budget=ready.budget,
-        effort=ready.effort,
-        seed=ready.arguments.seed,
-        sampler=ready.sampler,
-        rungs=ready.rungs,
-        objectives=1 if ready.cost is None else 2,
-        cost=ready.cost or "deployed",
-        step_cost=ready.step_cost,
-        folder=folder.path,
-        checkpoints=store,
-        first=[] if begun else _first(ready, notify),
-        past=past,
-    )
-    return STRATEGIES.find(ready.arguments.strategy).open(context)
+    """The run's strategy, new or where an earlier process left it, and its records in the run folder.
 
-
-def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
-    """What other runs found, then what the portfolio says and LoRA, else where spaces start, and cheap ones
-    where these are looked for."""
-    bound = ready.space.bind(ready.spec)
-    found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
-    count = max(1, min(6, ready.effort.trials // 3))
-    cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
-    known: list[dict[str, Any]] = []
-    if ready.arguments.portfolio and ready.task.kind == KIND:  # the kind that there is evidence of
-        known, line = portfolio_points(
-            bound,
-            Budget.parse(ready.arguments.budget),
-            len(ready.task.splits["train"]),
-            max(0, ready.effort.trials - len(found) - len(cheap)),
-            leave_out=own_clusters(ready.arguments.task, ready.task),
-            serve=ready.arguments.serve,
+    Raises:
+        UsageError: the strategy does not know some of the trials that had ended, as its journal is gone or
+            cut.
+    """
+    past, bound = folder.trials().records, ready.space.bind(ready.spec)
+    first: list[dict[str, Any]] = []
+    if not past and not journal_begun(folder.journal):
+        # What other runs found, then what the portfolio says and LoRA, else where spaces start; and cheap
+        # recipes where these are looked for.
+        found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+        count = max(1, min(6, ready.effort.trials // 3))
+        cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
+        known: list[dict[str, Any]] = []
+        if ready.arguments.portfolio and ready.task.kind == KIND:  # the kind that there is evidence of
+            known, line = portfolio_points(
+                bound,
+                Budget.parse(ready.arguments.budget),
+                len(ready.task.splits["train"]),
+                max(0, ready.effort.trials - len(found) - len(cheap)),
+                leave_out=own_clusters(ready.arguments.task, ready.task),
+                serve=ready.arguments.serve,
+            )
+            notices = [*notices, *([] if line is None else [line])]
+        for line in notices:
+            if notify is not None:
+                notify(line)
+        # Beside known points, of the space's own starts the second one, a method alone, where there is one.
+        starts = starting_points(bound, 2 if known else max(1, count // 2) if cheap else count)
+        first = [*found, *known, *cheap, *(starts[-1:] if known else starts)]
+    strategy = STRATEGIES.find(ready.arguments.strategy).open(
+        StrategyContext(
+            space=bound,
+            budget=ready.budget,
+            effort=ready.effort,
+            seed=ready.arguments.seed,
+            sampler=ready.sampler,
+            rungs=ready.rungs,
+            objectives=1 if ready.cost is None else 2,
+            cost=ready.cost or "deployed",
+            step_cost=ready.step_cost,
+            folder=folder.path,
+            checkpoints=store,
+            first=first,
+            past=past,
         )
-        notices = [*notices, *([] if line is None else [line])]
-    for line in notices:
-        if notify is not None:
-            notify(line)
-    if known:  # of the space's own starts the second one, a method alone, where there is one
-        return [*found, *known, *cheap, *starting_points(bound, 2)[-1:]]
-    return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
-
-
-def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:
-    a, effort = ready.arguments, ready.effort
-    return SearchInfo(
-        task=ready.task_name,
-        model=ready.model_name,
-        space=ready.space_name,
-        budget=str(a.budget),
-        limits=ready.limits,
-        metric=ready.task.metric,
-        trials=effort.trials,
-        steps=effort.steps,
-        jobs=effort.trials
-        + effort.top * effort.seeds
-        + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in baselines),
-        workers=None if ready.workers is None else max(ready.workers, 1),
-        estimated_seconds=estimate_of(ready, baselines).seconds,
-        notice=ready.task.source.notice,
-        run=str(folder.path),
-        data=ready.summary,
-        trial_metric=ready.trial_metric,
     )
+
+    records = strategy.records()
+    over = ("complete", "estimated", "stopped", "duplicate")
+    ended = {record.number for record in past if record.state in over}
+    lost = ended - {record.number for record in records}
+    if lost:
+        raise UsageError(
+            f"{str(folder.path)!r} cannot go on: {folder.journal.name} lacks {len(lost)} of the {len(ended)} "
+            f"trials that had ended. Put the whole file back, or begin another search with what they found: "
+            f"--from {as_typed(folder.path)}."
+        )
+    folder.write_lines("trials.jsonl", [record for record in records if record.state != "paused"])
+    return strategy

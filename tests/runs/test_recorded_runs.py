@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_weights_score_what_they_scored(place: Path, capsys: pytest.CaptureFixtu
 
 def test_searches_start_from_them(place: Path) -> None:
     spec = spec_of(load_config(resolve_model("bert")))
-    bound = Space.load("space.yaml").with_pooling("mean").bind(spec)
+    bound = replace(Space.load("space.yaml"), pooling="mean").bind(spec)
     found, notices = points_from(["finished", "interrupted", "fixed"], bound, runs=".")
     assert notices == []
     winner = Recipe.from_file("finished/recipe.yaml")

@@ -48,6 +48,7 @@ class Codec:
             if p.kind == "categorical" and p.ordered:
                 self._indexed[p.name] = p.choices
                 self.distributions[p.name] = IntDistribution(0, len(p.choices) - 1)
+        self.ordered = list(self._indexed)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Check that these are values of the space, all of them.
@@ -59,10 +60,6 @@ class Codec:
             raise RecipeError(f"The space has the parameters {', '.join(self._parameters)}.")
         for name, value in values.items():
             self._parameters[name].check(value)
-
-    @property
-    def ordered(self) -> list[str]:
-        return list(self._indexed)
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters as the space's values."""

@@ -37,11 +37,12 @@ def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -
     Raises:
         ValueError: a number is not finite.
     """
-    front, (base, limit) = front_of(points), _reference(reference)
+    front, (base, limit) = front_of(points), _rows([reference])[0]
     if not len(front):
         return 0.0
     heights = np.maximum(front[:, 0] - base, 0.0)
-    return float(np.sum(heights * _widths(front[:, 1], limit)))
+    widths = np.diff(np.minimum(np.append(front[:, 1], limit), limit))
+    return float(np.sum(heights * widths))
 
 
 def hypervolume_course(points: Iterable[Sequence[float]], reference: Sequence[float]) -> list[float]:
@@ -71,7 +72,7 @@ def improvement(points: ArrayLike, known: ArrayLike, reference: Sequence[float])
     Raises:
         ValueError: a number is not finite.
     """
-    candidates, front, (base, limit) = _rows(points), front_of(_rows(known)), _reference(reference)
+    candidates, front, (base, limit) = _rows(points), front_of(_rows(known)), _rows([reference])[0]
     # The best known score is a step function of the size: strip j lasts from edge j to edge j + 1.
     edges = np.concatenate([[-np.inf], np.minimum(front[:, 1], limit), [limit]])
     floor = np.concatenate([[base], np.maximum(front[:, 0], base)])
@@ -92,18 +93,9 @@ def shortfall(points: ArrayLike, known: ArrayLike) -> _Array:
     return np.asarray(np.maximum(best[place] - candidates[:, 0], 0.0))
 
 
-def _widths(sizes: _Array, limit: float) -> _Array:
-    return np.diff(np.minimum(np.append(sizes, limit), limit))
-
-
 def _rows(points: ArrayLike | Iterable[Sequence[float]]) -> _Array:
     rows = points if isinstance(points, np.ndarray) else np.array(list(points), dtype=np.float64)  # type: ignore[arg-type]
     rows = np.asarray(rows, dtype=np.float64).reshape(-1, 2)
     if not np.all(np.isfinite(rows)):
         raise ValueError("Scores and sizes must be finite; leave failed trials out.")
     return rows
-
-
-def _reference(reference: Sequence[float]) -> tuple[float, float]:
-    ((score, size),) = _rows([reference]).tolist()
-    return score, size

@@ -18,7 +18,8 @@ repaired   what repair changed, in words: {"lora.rank": "8 → 2"}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -27,7 +28,7 @@ import optuna
 from optuna.distributions import json_to_distribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autopeft.errors import DataError, RecipeError
@@ -46,7 +47,6 @@ __all__ = [
     "changes",
     "check_journal",
     "check_values",
-    "entry",
     "journal_begun",
     "open_journal",
     "proposed",
@@ -332,47 +332,14 @@ def all_in_use(point: Mapping[str, Any], recipe: Recipe) -> Collection[str]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     """What repair changed, by parameter, in words."""
-    yaml = {None: "null", True: "true", False: "false"}
-
-    def word(value: Any) -> str:
-        return yaml[value] if value is None or isinstance(value, bool) else str(value)
-
-    return {
-        name: f"{word(before[name])} → {word(value)}"
-        for name, value in after.items()
+    found = {}
+    for name, value in after.items():
         # True equals 1, and is another choice.
-        if name in before and (type(before[name]), before[name]) != (type(value), value)
-    }
-
-
-def entry(
-    codec: Codec,
-    values: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-    in_use: InUse,
-    state: TrialState,
-    objectives: Sequence[float] | None = None,
-) -> FrozenTrial:
-    """A trial for the journal.
-
-    Args:
-        values: what the sampler proposed.
-        attributes: user attributes; where there is a recipe, `recipe` and `point` are among them.
-        objectives: the objectives' values of a complete trial.
-    """
-    shown, more = dict(values), {PROPOSED: dict(values)}
-    if "recipe" in attributes:
-        point = attributes["point"]
-        names = in_use(point, Recipe.from_dict(attributes["recipe"]))
-        shown = {name: point[name] for name in values if name in names}
-        more["repaired"] = changes(values, point)
-    return create_trial(
-        state=state,
-        values=objectives,
-        params=shown,
-        distributions={name: codec.recorded[name] for name in shown},
-        user_attrs={**more, **attributes},
-    )
+        if name in before and (type(before[name]), before[name]) != (type(value), value):
+            both = (before[name], value)
+            words = (json.dumps(v) if v is None or isinstance(v, bool) else str(v) for v in both)
+            found[name] = " → ".join(words)
+    return found
 
 
 def proposed(codec: Codec, trial: FrozenTrial) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import AutoPEFTError, DataError
+from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable, RecordState, TrialRecord
 from autopeft.search.core.goals import COSTS, Cost
 from autopeft.search.core.jobs import JobResult
@@ -34,8 +35,8 @@ from autopeft.search.optimization.journal import (
     PROPOSED,
     InUse,
     all_in_use,
+    changes,
     check_values,
-    entry,
     open_journal,
     proposed,
 )
@@ -142,7 +143,40 @@ class SearchStudy:
             self.study.set_user_attr("seed", seed)
             self.study.set_user_attr("sampler", sampler)
             self.study.set_user_attr(FIRST, points)  # the last: from here on the journal is begun
-        self._pending = deque(self._adopt(past))
+
+        # Trials of an earlier process: those that it left running have failed, and are proposed again.
+        lost: dict[int, dict[str, Any]] = {}
+        used: set[int] = set()
+        for t in past:
+            proposal, a = proposed(self._codec, t), t.user_attrs
+            steps = set(map(int, a.get("rungs", {})))
+            if not steps <= set(rungs.steps):
+                raise DataError(
+                    f"Trial {t.number} of this journal was scored after {max(steps)} steps, and the search "
+                    f"scores after {', '.join(map(str, rungs.steps))}: they do not belong together."
+                )
+            used.add(a.get(FIRST, -1))
+            lost.pop(a.get("again", -1), None)
+            self._read(t)
+            if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
+                error = "The process that ran this trial ended before it did."
+                outcome = {"error": error, "failure": "stopped"}
+                self._storage.set_trial_user_attr(t.number, "outcome", outcome)
+                self._finish(t.number, TrialState.FAIL, None)
+            record = self._records.get(t.number)
+            if record is not None and record.failure in _NOT_ITS_FAULT:
+                lost[t.number] = proposal
+        for number in [n for n in self._duplicates if n in self._records]:
+            self._tell_duplicates_of(self._records[number])
+        begun_with = self.study.user_attrs.get(FIRST, [])
+        for values in begun_with:
+            check_values(self._codec, values, "A point to begin with")
+        # Points to propose before the sampler's own, with the attributes of their trials.
+        self._pending: deque[tuple[dict[str, Any], dict[str, Any]]] = deque(
+            (values, {"again": number}) for number, values in lost.items()
+        )
+        self._pending += [(values, {FIRST: i}) for i, values in enumerate(begun_with) if i not in used]
+
         self._seed = seed + len(past)
         self._sampler = make_sampler(
             sampler,
@@ -153,64 +187,35 @@ class SearchStudy:
             parameters=parameters,
         )
 
-    # Coming back
-    # --------------------------------------------------------------------------------------------------
-
-    def _adopt(self, past: Sequence[FrozenTrial]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Read the trials of an earlier process; returns points to propose first, with their attributes."""
-        lost: dict[int, dict[str, Any]] = {}
-        used: set[int] = set()
-        for t in past:
-            values, a = proposed(self._codec, t), t.user_attrs
-            steps = set(map(int, a.get("rungs", {})))
-            if not steps <= set(self.rungs.steps):
-                raise DataError(
-                    f"Trial {t.number} of this journal was scored after {max(steps)} steps, and the search "
-                    f"scores after {', '.join(map(str, self.rungs.steps))}: they do not belong together."
-                )
-            used.add(a.get(FIRST, -1))
-            lost.pop(a.get("again", -1), None)
-            self._seen.append(self._as_seen(t))
-            if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
-                error = "The process that ran this trial ended before it did."
-                outcome = {"error": error, "failure": "stopped"}
-                self._storage.set_trial_user_attr(self._trial_id(t.number), "outcome", outcome)
-                self._finish(t.number, TrialState.FAIL, None)
-            else:
-                self._place(t)
-            record = self._records.get(t.number)
-            if record is not None and record.failure in _NOT_ITS_FAULT:
-                lost[t.number] = values
-        for number in [n for n in self._duplicates if n in self._records]:
-            self._tell_duplicates_of(self._records[number])
-        points = self.study.user_attrs.get(FIRST, [])
-        for values in points:
-            check_values(self._codec, values, "A point to begin with")
-        again = [(values, {"again": number}) for number, values in lost.items()]
-        return again + [(values, {FIRST: i}) for i, values in enumerate(points) if i not in used]
-
-    def _place(self, t: FrozenTrial) -> None:
-        record, original = self.as_record(t), t.user_attrs.get("duplicate_of")
+    def _read(self, t: FrozenTrial) -> TrialRecord:
+        """Take in a trial as the journal has it now: what the sampler sees of it, its record and its hash."""
+        record, a = self.as_record(t), t.user_attrs
+        rungs = {int(step): score for step, score in {**record.rungs, **record.merits}.items()}
+        if t.state == TrialState.COMPLETE:  # of a duplicate too
+            rungs.setdefault(self.rungs.full, t.values[0])
+        seen = Observation(
+            self._codec.encode(a[PROPOSED]),
+            a.get("point", {}),
+            self.cost_of(record),
+            rungs,
+            failed=t.state == TrialState.FAIL or record.error is not None,
+            hash=record.hash,
+        )
+        self._seen[t.number : t.number + 1] = [seen]
         if t.state == TrialState.RUNNING:
             self._open[t.number] = record
-            if original is not None:
-                self._duplicates.setdefault(original, []).append(t.number)
-        elif "recipe" in t.user_attrs:
-            self._records[t.number] = record
-        if original is None and record.hash and record.failure not in _NOT_ITS_FAULT:
-            self._known.setdefault(record.hash, t.number)
-
-    def _as_seen(self, t: FrozenTrial) -> Observation:
-        a = t.user_attrs
-        outcome = a.get("outcome", {})
-        rungs = {int(k): float(v) for k, v in a.get("rungs", {}).items()}
-        if t.state == TrialState.COMPLETE:
-            rungs[self.rungs.full] = t.values[0]
-        rungs.update({int(k): float(v) for k, v in a.get("merits", {}).items()})
-        failed = t.state == TrialState.FAIL or outcome.get("error") is not None
-        cost = self.cost_of(self.as_record(t))
-        params = self._codec.encode(a[PROPOSED])
-        return Observation(params, a.get("point", {}), cost, rungs, failed, a.get("hash", ""))
+            if record.duplicate_of is not None:
+                self._duplicates.setdefault(record.duplicate_of, []).append(t.number)
+        else:
+            self._open.pop(t.number, None)
+            if "recipe" in a:
+                self._records[t.number] = record
+        if record.duplicate_of is None and record.hash:
+            if record.failure not in _NOT_ITS_FAULT:
+                self._known.setdefault(record.hash, t.number)
+            elif self._known.get(record.hash) == t.number:
+                del self._known[record.hash]
+        return record
 
     @property
     def paused(self) -> dict[int, TrialRecord]:
@@ -245,10 +250,20 @@ class SearchStudy:
                 marks["outcome"] = {"error": str(error), "failure": "infeasible"}
                 self._create(values, marks, TrialState.FAIL)
                 continue
-            original = self._known.get(repaired.hash)
-            if original is None:
+            number = self._known.get(repaired.hash)
+            if number is None:
                 return self._proposed(values, marks, repaired)
-            self._copy(values, {**marks, **_marks_of(repaired), "duplicate_of": original}, original)
+
+            # A known recipe gets the score at once, or when the trial that has it has one.
+            marks["duplicate_of"] = number
+            original, state, scores = self._records.get(number), TrialState.RUNNING, None
+            if original is not None:
+                state, scores, marks["outcome"] = self._outcome_of(original)
+                if original.merits:
+                    marks["merits"] = dict(original.merits)
+            copied = self._create(values, marks, state, scores, repaired)
+            if original is not None:
+                self._fresh.append(copied)
         for values in every_point(self._parameters, _SMALL):
             with suppress(AutoPEFTError):
                 repaired = self._repair(values)
@@ -260,10 +275,8 @@ class SearchStudy:
 
     def _proposed(self, values: Mapping[str, Any], marks: Mapping[str, Any], found: Candidate) -> Proposal:
         """A trial that begins."""
-        own = _marks_of(found)
-        number = self._create(values, {**marks, **own}, TrialState.RUNNING)
-        self._known[found.hash] = number
-        return Proposal(number, own["recipe"], found.hash, own["counts"])
+        number = self._create(values, marks, TrialState.RUNNING, None, found)
+        return Proposal(number, found.recipe.to_dict(), found.hash, found.counts.to_dict())
 
     def _point(self, params: dict[str, Any]) -> Point | None:
         """A suggestion repaired, for samplers that look ahead; `None` where there is nothing to repair to."""
@@ -276,36 +289,46 @@ class SearchStudy:
     def _create(
         self,
         values: Mapping[str, Any],
-        attributes: Mapping[str, Any],
+        marks: Mapping[str, Any],
         state: TrialState,
         objectives: Sequence[float] | None = None,
+        found: Candidate | None = None,
     ) -> int:
-        template = entry(self._codec, values, attributes, self._in_use, state, objectives)
-        trial_id = self._storage.create_new_trial(self._study_id, template)
-        trial = self._storage.get_trial(trial_id)
-        self._seen.append(self._as_seen(trial))
-        self._place(trial)
-        return int(trial.number)
+        """Write a new trial; returns its number.
 
-    def _copy(self, values: Mapping[str, Any], marks: Mapping[str, Any], number: int) -> None:
-        """A trial of a known recipe: it gets the score at once, or when the original has one."""
-        original = self._records.get(number)
-        if original is None:
-            self._create(values, marks, TrialState.RUNNING)
-            return
-        state, scores, outcome = self._outcome_of(original)
-        known = {"outcome": outcome, **({"merits": dict(original.merits)} if original.merits else {})}
-        self._fresh.append(self._create(values, {**marks, **known}, state, scores))
+        Args:
+            values: what was proposed, before repair.
+            marks: user attributes, beside those that describe the recipe of `found`.
+            objectives: the objectives' values of a complete trial.
+        """
+        shown, attributes = dict(values), {PROPOSED: dict(values), **marks}
+        if found is not None:
+            point = dict(found.point)
+            attributes |= {"recipe": found.recipe.to_dict(), "hash": found.hash, "point": point}
+            attributes |= {"counts": found.counts.to_dict(), "repaired": changes(values, point)}
+            if found.step_cost is not None:
+                attributes["step_cost"] = found.step_cost
+            names = self._in_use(point, Recipe.from_dict(attributes["recipe"]))
+            shown = {name: point[name] for name in values if name in names}
+        template = create_trial(
+            state=state,
+            values=objectives,
+            params=shown,
+            distributions={name: self._codec.recorded[name] for name in shown},
+            user_attrs=attributes,
+        )
+        # A journal holds one study, so that its trials are known by their numbers.
+        number: int = self._storage.create_new_trial(self._study_id, template)
+        self._read(self._storage.get_trial(number))
+        return number
 
     def _outcome_of(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
         outcome = {"error": original.error, "failure": original.failure}
         if original.state == "complete":
-            return TrialState.COMPLETE, self._values(original), outcome
+            scores = [original.score or 0.0, self.cost_of(original)]
+            return TrialState.COMPLETE, scores[: self.objectives], outcome
         stopped = original.state == "stopped"
         return (TrialState.PRUNED if stopped else TrialState.FAIL), None, outcome
-
-    def _values(self, record: TrialRecord) -> list[float]:
-        return [record.score or 0.0, self.cost_of(record)][: self.objectives]
 
     def cost_of(self, recipe: TrialRecord | Candidate) -> float:
         """The second objective of a trial, or of a recipe that was not trained yet."""
@@ -325,19 +348,17 @@ class SearchStudy:
             raise AutoPEFTError(f"Trial {number} paused at step {step} without a score.")
         rungs = {**record.rungs, str(step): score}
         seconds = record.seconds + result.seconds
-        trial_id = self._trial_id(number)
-        self._storage.set_trial_user_attr(trial_id, "seconds", seconds)
+        self._storage.set_trial_user_attr(number, "seconds", seconds)
         if self.objectives == 1:
-            self._storage.set_trial_intermediate_value(trial_id, step, score)
+            self._storage.set_trial_intermediate_value(number, step, score)
         if result.merit is not None:
             merits = {**record.merits, str(step): result.merit}
-            self._storage.set_trial_user_attr(trial_id, "merits", merits)
+            self._storage.set_trial_user_attr(number, "merits", merits)
         if result.metric is not None:
-            self._storage.set_trial_user_attr(trial_id, "metric", result.metric)
+            self._storage.set_trial_user_attr(number, "metric", result.metric)
         # Last: from here on the trial counts as paused.
-        self._storage.set_trial_user_attr(trial_id, "rungs", rungs)
-        self._seen[number].rungs[step] = score if result.merit is None else result.merit
-        self._open[number] = self.as_record(self._storage.get_trial(trial_id))
+        self._storage.set_trial_user_attr(number, "rungs", rungs)
+        self._read(self._storage.get_trial(number))
         return True
 
     def record(self, number: int, result: JobResult) -> bool:
@@ -362,18 +383,17 @@ class SearchStudy:
             "measured": dict(result.measured),
             "metric": result.metric,
         }
-        trial_id = self._trial_id(number)
         if result.counts is not None:
-            self._storage.set_trial_user_attr(trial_id, "counts", result.counts)
-        self._storage.set_trial_user_attr(trial_id, "outcome", outcome)
+            self._storage.set_trial_user_attr(number, "counts", result.counts)
+        self._storage.set_trial_user_attr(number, "outcome", outcome)
         state, values = TrialState.FAIL, None
         if error is None and result.merit is not None:
             merits = {**before.merits, str(self.rungs.full): result.merit}
-            self._storage.set_trial_user_attr(trial_id, "merits", merits)
+            self._storage.set_trial_user_attr(number, "merits", merits)
         if error is None:
             # The parameters that data-dependent methods left, rather than the bound that repair counted.
             ended = replace(before, score=score, counts=result.counts or before.counts)
-            state, values = TrialState.COMPLETE, self._values(ended)
+            state, values = TrialState.COMPLETE, [score or 0.0, self.cost_of(ended)][: self.objectives]
         self._finish(number, state, values)
         return True
 
@@ -383,28 +403,18 @@ class SearchStudy:
         return self._records[number]
 
     def _finish(self, number: int, state: TrialState, values: list[float] | None) -> None:
-        trial_id = self._trial_id(number)
-        self._storage.set_trial_state_values(trial_id, state, values)
-        self._open.pop(number, None)
-        trial = self._storage.get_trial(trial_id)
-        self._seen[number] = self._as_seen(trial)
-        record = self._records[number] = self.as_record(trial)
-        if record.failure in _NOT_ITS_FAULT:
-            self._known.pop(record.hash, None)
-        self._tell_duplicates_of(record)
+        self._storage.set_trial_state_values(number, state, values)
+        self._tell_duplicates_of(self._read(self._storage.get_trial(number)))
 
     def _tell_duplicates_of(self, record: TrialRecord) -> None:
         """Give the outcome of a trial to the duplicates that waited for it."""
         for number in self._duplicates.pop(record.number or 0, ()):
             state, scores, outcome = self._outcome_of(record)
-            self._storage.set_trial_user_attr(self._trial_id(number), "outcome", outcome)
+            self._storage.set_trial_user_attr(number, "outcome", outcome)
             if record.merits:
-                self._storage.set_trial_user_attr(self._trial_id(number), "merits", dict(record.merits))
+                self._storage.set_trial_user_attr(number, "merits", dict(record.merits))
             self._fresh.append(number)
             self._finish(number, state, scores)
-
-    def _trial_id(self, number: int) -> int:
-        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
 
     # Reading
     # ------------------------------------------------------------------------------------------------------
@@ -480,14 +490,3 @@ _STATES: dict[TrialState, RecordState] = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "paused",
 }
-
-
-def _marks_of(found: Candidate) -> dict[str, Any]:
-    """The attributes of a trial that describe its recipe."""
-    marks = {
-        "recipe": found.recipe.to_dict(),
-        "hash": found.hash,
-        "counts": found.counts.to_dict(),
-        "point": dict(found.point),
-    }
-    return marks if found.step_cost is None else {**marks, "step_cost": found.step_cost}

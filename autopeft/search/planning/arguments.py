@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from autopeft.arguments import NEEDED, Arguments, Option
 from autopeft.search.planning import option_checks as checks
-from autopeft.search.planning.option_checks import objectives
+from autopeft.search.planning.option_checks import names_in
 from autopeft.training import options as shared
 from autopeft.training.options import check_effort, efforts
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:  # they import torch
     SpaceData, ReporterData = Any, Any | None
 
-__all__ = ["FIRST", "BudgetOption", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
+__all__ = ["FIRST", "BudgetOption", "PlanCall", "SearchArguments", "SearchCall"]
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
 FIRST = (
@@ -53,7 +53,7 @@ ServeOption = Annotated[
         doc="only recipes that can be served in this way: {choices}; `peft` is Hugging Face peft's format, "
         "`merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
         panel=LIMITS,
-        choices=checks.servings,
+        choices=partial(names_in, "autopeft.graph", "SERVED"),
     ),
 ]
 """How recipes have to be servable."""
@@ -108,7 +108,7 @@ class SearchArguments(Arguments):
         Option(
             help="What turns the space into candidates: {choices}.",
             panel=SEARCH,
-            choices=checks.strategies,
+            choices=partial(names_in, "autopeft.search.strategies.registry", "STRATEGIES"),
             check=checks.check_strategy,
         ),
     ] = "trials"
@@ -118,7 +118,7 @@ class SearchArguments(Arguments):
             help="What proposes recipes: {choices}. Default: tpe; linear with two objectives.",
             doc="what proposes recipes: {choices}; default: tpe, linear with two objectives",
             panel=SEARCH,
-            choices=checks.samplers,
+            choices=partial(names_in, "autopeft.search.optimization.samplers", "SAMPLERS"),
             check=checks.check_sampler,
         ),
     ] = None
@@ -130,8 +130,7 @@ class SearchArguments(Arguments):
             doc="what a trial has less of before it is worth more: steps, data (steps and training rows), or "
             "none. There are rungs at a third, a ninth … of the steps, down to 40",
             panel=SEARCH,
-            choices=checks.fidelities,
-            check=checks.check_fidelity,
+            choices=partial(names_in, "autopeft.search.optimization.successive_halving", "FIDELITIES"),
         ),
     ] = "steps"
     goal: Annotated[
@@ -143,7 +142,7 @@ class SearchArguments(Arguments):
             "the shortest training step, of the recipes that are within `margin` of the best baseline; the "
             "search then looks for small or cheap ones as well as for good ones",
             panel=SEARCH,
-            choices=checks.goals,
+            choices=partial(names_in, "autopeft.search.core.goals", "GOALS"),
         ),
     ] = "best"
     objective: Annotated[
@@ -154,7 +153,7 @@ class SearchArguments(Arguments):
             doc="what the trials are spent on: {choices} (small or cheap recipes as well as good ones); "
             "default: what the goal needs, and beside another goal than best nothing else",
             panel=SEARCH,
-            choices=objectives,
+            choices=partial(names_in, "autopeft.search.core.goals", "OBJECTIVES"),
         ),
     ] = None
     rank_by: Annotated[
@@ -164,8 +163,7 @@ class SearchArguments(Arguments):
             "loss at the temperature that suits it best) where the metric is accuracy, which moves a whole "
             "row at a time.",
             panel=SEARCH,
-            choices=checks.ranks,
-            check=checks.check_rank,
+            choices=partial(names_in, "autopeft.search.planning.option_checks", "RANKS"),
         ),
     ] = None
     warm_start: Annotated[
@@ -197,7 +195,7 @@ class SearchArguments(Arguments):
             "LoRA, the untuned backbone and few-shot, else all. What is trained is trained once per task and "
             "budget, and kept",
             panel=SEARCH,
-            choices=checks.baselines,
+            choices=partial(names_in, "autopeft.search.selection.baselines", "BASELINE_KINDS"),
             check=checks.check_baselines,
         ),
     ] = None
@@ -284,8 +282,7 @@ class SearchArguments(Arguments):
             "measurement finds it faster and its gradients within 2 %. Runs that are scored on test have "
             "--final-precision.",
             panel=shared.TRAINING,
-            choices=checks.precisions,
-            check=checks.check_precision,
+            choices=partial(names_in, "autopeft.assets.precision", "PRECISIONS", checks.AUTO),
         ),
     ] = "auto"
     final_precision: Annotated[
@@ -295,8 +292,7 @@ class SearchArguments(Arguments):
             "seeds and scored on test: fp32, bf16, or auto: fp32, and that of the trials for a backbone of "
             "60 million parameters or more.",
             panel=shared.TRAINING,
-            choices=checks.precisions,
-            check=checks.check_precision,
+            choices=partial(names_in, "autopeft.assets.precision", "PRECISIONS", checks.AUTO),
         ),
     ] = "auto"
     quantize: shared.Quantize = None
@@ -313,7 +309,7 @@ class SearchArguments(Arguments):
             "transformers, so that auto is own with --serve; nothing is probed with --quantize, with several "
             "processes, or on more than a billion parameters.",
             panel=shared.TRAINING,
-            choices=checks.poolings,
+            choices=partial(names_in, "autopeft.recipe.pooling", "POOLINGS", checks.AUTO),
         ),
     ] = "auto"
     text: shared.Text = None
@@ -401,7 +397,7 @@ class SearchArguments(Arguments):
             doc="trackers that log every trial and every run after the search: some of {listed}, or none. "
             "If one fails, `notify` is told, and the search goes on without it",
             panel=WORKERS,
-            choices=checks.trackers,
+            choices=partial(names_in, "autopeft.search.tracking.reporter", "TRACKERS"),
             check=checks.check_trackers,
             changeable=True,
             decides=False,

@@ -201,11 +201,6 @@ class Work:
         return 2.0 * self.tokens * self.weights + 4.0 * self.layers * self.tokens**2 * self.hidden
 
     @property
-    def step(self) -> float:
-        """Of one row's forward and backward pass; frozen weights need no gradients of their own."""
-        return 2.0 * self.forward
-
-    @property
     def token(self) -> float:
         """Of one more token of an answer, with keys and values of those before it kept."""
         return 2.0 * (self.weights + self.vocabulary) + 4.0 * self.layers * self.tokens * self.hidden
@@ -248,15 +243,15 @@ class Estimate:
     memory: int
 
 
-def gemm_speed() -> float:
+def gemm_speed(rows: int = 512, width: int = 768, matrices: int = 1) -> float:
     """Operations per second of processor time of a matrix product on one thread, measured for about 0.1 s.
 
     Processor time, so that other programs on the machine do not make it look slow.
+
+    Args:
+        rows, width: of a product (rows, width) × (width, width).
+        matrices: that take turns, so that no cache holds them.
     """
-    return _product_speed(512, 768, 1)
-
-
-def _product_speed(rows: int, width: int, matrices: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -300,7 +295,8 @@ def estimate(
     """
     rate = _EFFICIENCY * (speed or (_GPU_SPEED if gpu else gemm_speed()))
     score = select_rows * work.forward / rate
-    training = effort.steps * batch_size * work.step / rate
+    # A step goes forward and back; frozen weights need no gradients of their own.
+    training = effort.steps * batch_size * 2.0 * work.forward / rate
     trial = training + score
     test = test_rows * work.forward / rate
     steps = effort.trials * effort.steps if planned_steps is None else planned_steps
@@ -318,7 +314,7 @@ def estimate(
     if writing is not None and written:
         # Their prompts once more, then token by token: few rows at once, and weights that no cache holds.
         at_a_time = max(1, min(writing.at_once, written))
-        product = _GPU_WRITING if gpu else _product_speed(at_a_time, 2048, 4)
+        product = _GPU_WRITING if gpu else gemm_speed(at_a_time, 2048, 4)
         answers = written * (work.forward / rate + tokens * work.token / (_EFFICIENCY * product))
     seconds = _START_SECONDS + (runs * trial + tests * test + answers) / max(workers, 1)
     layers = 1 + work.layers / _ACTIVATIONS if memory_saving else work.layers

@@ -25,7 +25,6 @@ from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooled
 from autopeft.resources import Limits, StepCost
 from autopeft.resources.calibration import Calibration, calibrate
-from autopeft.resources.files import Head
 from autopeft.resources.limits import read_size, read_span
 from autopeft.resources.measuring import Bench
 from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
@@ -40,7 +39,7 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import TaskKind
 from autopeft.training import TrainingPlan
 
-__all__ = ["calibration_for", "limits_of", "step_cost_of", "task_head", "with_head"]
+__all__ = ["calibration_for", "limits_of", "model_on_meta", "step_cost_of", "with_head"]
 
 _DRAWN = 150
 
@@ -68,7 +67,7 @@ def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source:
         width = kind.head.num_labels(labels)
         if not width:
             return spec
-        deep = bool(hidden_of_head(_on_meta(source, kind, labels)))
+        deep = bool(hidden_of_head(model_on_meta(source, kind, labels)))
         return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width, deep=deep))
     if spec.logits is not None and spec.logits.tokens:
         return spec
@@ -76,15 +75,10 @@ def with_head(spec: BackboneSpec, kind: TaskKind, labels: Sequence[str], source:
     return replace(spec, logits=spec_of_model(on_meta(config, kind.head.auto_class))[0].logits)
 
 
-def _on_meta(source: ModelSource, kind: TaskKind, labels: Sequence[str]) -> PreTrainedModel:
-    """The backbone with the head of such a task, without memory."""
+def model_on_meta(source: ModelSource, kind: TaskKind, labels: Sequence[str]) -> PreTrainedModel:
+    """The backbone with the head of a task of these labels, without memory."""
     config = unquantized(load_config(source), source.alias or source.path)
     return kind.head.on_meta(config, labels)
-
-
-def task_head(source: ModelSource, task: Task) -> Head:
-    """The parameters of the head that the task puts on the backbone, without memory."""
-    return head_of(_on_meta(source, task.task_kind, task.labels))
 
 
 def calibration_for(

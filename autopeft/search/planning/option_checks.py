@@ -6,12 +6,11 @@ Modules that take long to import are imported inside the functions.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
 from decimal import Decimal
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from autopeft.errors import RecipeError, UsageError, near
-from autopeft.search.core.goals import GOALS, OBJECTIVES
+from autopeft.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from autopeft.tasks.kinds import TaskKind
@@ -19,15 +18,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO",
     "RANKS",
-    "baselines",
     "check_baselines",
     "check_budget",
-    "check_fidelity",
     "check_gpus",
     "check_listen",
     "check_margin",
-    "check_precision",
-    "check_rank",
     "check_rank_for",
     "check_sampler",
     "check_size",
@@ -36,18 +31,9 @@ __all__ = [
     "check_strategy",
     "check_time",
     "check_trackers",
-    "fidelities",
-    "goals",
-    "objectives",
-    "poolings",
-    "precisions",
-    "ranks",
-    "samplers",
-    "servings",
+    "names_in",
     "space_name",
-    "strategies",
     "time_text",
-    "trackers",
 ]
 
 RANKS = ("calibrated-loss", "loss", "score")
@@ -57,37 +43,10 @@ AUTO = "auto"
 """The choice that leaves the decision to a probe."""
 
 
-def poolings() -> Iterable[str]:
-    from autopeft.recipe.pooling import POOLINGS
-
-    return (AUTO, *POOLINGS)
-
-
-def ranks() -> Iterable[str]:
-    return RANKS
-
-
-def objectives() -> Iterable[str]:
-    """Names of the objectives."""
-    return OBJECTIVES
-
-
-def goals() -> Iterable[str]:
-    """Names of the goals."""
-    return GOALS
-
-
-def servings() -> Iterable[str]:
-    """Names of the ways to serve a hybrid."""
-    from autopeft.graph import SERVED
-
-    return SERVED
-
-
-def strategies() -> Iterable[str]:
-    from autopeft.search.strategies.registry import STRATEGIES
-
-    return STRATEGIES.names()
+def names_in(module: str, name: str, *first: str) -> tuple[str, ...]:
+    """The names that a collection or registry of a module holds, which is imported only now; those of `first`
+    stand before them."""
+    return (*first, *getattr(import_module(module), name))
 
 
 def check_strategy(name: str) -> object:
@@ -96,52 +55,10 @@ def check_strategy(name: str) -> object:
     return STRATEGIES.find(name)
 
 
-def samplers() -> Iterable[str]:
-    from autopeft.search.optimization.samplers.registry import SAMPLERS
-
-    return SAMPLERS
-
-
 def check_sampler(name: str) -> object:
     from autopeft.search.optimization.samplers import make_sampler
 
     return make_sampler(name, seed=0, trials=1, repaired=lambda params: None, parameters=())
-
-
-def fidelities() -> Iterable[str]:
-    from autopeft.search.optimization.successive_halving import FIDELITIES
-
-    return FIDELITIES
-
-
-def check_fidelity(name: str) -> object:
-    from autopeft.search.optimization.successive_halving import Rungs
-
-    return Rungs.of(1, name)
-
-
-def baselines() -> Iterable[str]:
-    from autopeft.search.selection.baselines import BASELINE_KINDS
-
-    return BASELINE_KINDS
-
-
-def precisions() -> Iterable[str]:
-    from autopeft.assets.precision import PRECISIONS
-
-    return ("auto", *PRECISIONS)
-
-
-def check_precision(name: str) -> object:
-    from autopeft.assets.precision import dtype_of
-
-    return name if name == "auto" else dtype_of(name)
-
-
-def check_rank(name: str) -> object:
-    if name not in RANKS:
-        raise UsageError(f"Recipes are ranked by {' or '.join(RANKS)}, but got {name!r}.{near(name, RANKS)}")
-    return name
 
 
 def check_rank_for(kind: TaskKind, name: str | None) -> None:
@@ -179,12 +96,6 @@ def check_baselines(text: str) -> object:
     from autopeft.search.selection.baselines import parse_kinds
 
     return parse_kinds(text, "quick")
-
-
-def trackers() -> Iterable[str]:
-    from autopeft.search.tracking.reporter import TRACKERS
-
-    return TRACKERS
 
 
 def check_trackers(text: str) -> object:

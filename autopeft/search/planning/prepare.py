@@ -28,14 +28,21 @@ from autopeft.backbones import on_meta, spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
+from autopeft.hybrid import head_of
 from autopeft.resources import Limits, Predictor, StepCost
 from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
-from autopeft.search.planning.option_checks import check_rank_for
+from autopeft.search.planning.limits import (
+    calibration_for,
+    limits_of,
+    model_on_meta,
+    step_cost_of,
+    with_head,
+)
+from autopeft.search.planning.option_checks import check_rank_for, space_name
 from autopeft.search.planning.probes import PrecisionFinding, pooling_of_search, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.candidate import ResourceBudget, check_within
@@ -68,11 +75,21 @@ class Prepared:
         limits: least and most deployed parameters.
         full_rows: rows of each split before the effort's limits.
         gpus: GPUs of one job, 0 for none.
+        cpus: CPUs of one job: at least one for each process.
         processes: of one job, a GPU for each where there are some.
+        place: the machine that jobs run on, as far as their times depend on it; empty where there may be
+            several.
         seconds: time budget of the whole run.
         budget: of parameters, with the limits of `within` where there are some.
         predictor: says what a recipe takes beside its parameters.
-        objective: what the trials are spent on; its second part is `cost`.
+        goal: which recipe wins.
+        objective: what the trials are spent on.
+        cost: the second objective, which the search minimises; `None` for none.
+        rank_by: what recipes are ranked by: the given figure, else a loss where the score counts rows.
+        trial_metric: the metric for *select* where models would have to write texts for the task's own; else
+            `None`. *Test* is scored by the task's own.
+        task_name, model_name, space_name: as the user named them; rows in memory have the name that
+            `load_task` gives them, a loaded model the folder that it was saved to.
         step_cost: predicts the time of a training step as a multiple of LoRA's at the budget; `None` where
             this machine was not measured.
         precision: what the probe found, where limits are predicted for the precision that follows from it;
@@ -91,69 +108,25 @@ class Prepared:
     plan: TrainingPlan
     sampler: str
     rungs: Rungs
+    goal: Goal
     objective: str
+    cost: Cost | None
+    rank_by: str
+    trial_metric: str | None
     workers: int | None
     gpus: float
+    cpus: int
+    place: str
     seconds: float | None
     within: Limits
     predictor: Predictor
+    task_name: str
+    model_name: str
+    space_name: str
     processes: int = 1
     step_cost: StepCost | None = None
     precision: PrecisionFinding | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-
-    @property
-    def goal(self) -> Goal:
-        """Which recipe wins."""
-        return self.arguments.goal  # type: ignore[return-value]  # its choices are those of the type
-
-    @property
-    def cpus(self) -> int:
-        """CPUs of one job: at least one for each process."""
-        return max(self.arguments.cpus_per_trial, self.processes)
-
-    @property
-    def place(self) -> str:
-        """The machine that jobs run on, as far as their times depend on it; empty where there may be
-        several."""
-        if self.arguments.address is not None or self.arguments.listen is not None:
-            return ""
-        gpu = _gpu_name() if self.plan.torch_device().type == "cuda" else None
-        at_once = f"{self.cpus} CPUs each, {self.workers} at once"
-        return f"{platform.node()}, {gpu or self.plan.torch_device()}, {at_once}"
-
-    @property
-    def cost(self) -> Cost | None:
-        """The second objective, which the search minimises; `None` for none."""
-        return OBJECTIVES[self.objective]
-
-    @property
-    def space_name(self) -> str:
-        """The space as the user named it."""
-        return str(self.arguments.record()["space"])
-
-    @property
-    def model_name(self) -> str:
-        """The backbone as the user named it, or the folder that a loaded one was saved to."""
-        return str(self.arguments.model)
-
-    @property
-    def rank_by(self) -> str:
-        """The figure that recipes are ranked by: the given one, else a loss where the score counts rows."""
-        asked = self.arguments.rank_by
-        return asked or ("calibrated-loss" if self.task.metric == "accuracy" else "score")
-
-    @property
-    def trial_metric(self) -> str | None:
-        """The metric for *select* where models would have to write texts for the task's own; else `None`.
-        *Test* is scored by the task's own."""
-        found = self.task.task_kind.scorer.trial_metric(get_metric(self.task.metric)).name
-        return None if found == self.task.metric else found
-
-    @property
-    def task_name(self) -> str:
-        """The task as the user named it; rows in memory have the name that `load_task` gives them."""
-        return self.arguments.task if isinstance(self.arguments.task, str) else self.task.name
 
     @cached_property
     def summary(self) -> DataSummary:
@@ -196,6 +169,7 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """The manifest without the summary of its rows, for which the tokenizer has to read them."""
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
         return {
             "created": self.created,
             "task": self.task_name,
@@ -204,7 +178,7 @@ class Prepared:
             "space": self.space_name,
             "arguments": self.arguments.record(),
             "versions": versions(),
-            "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": _gpu_name()},
+            "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": gpu},
             "seed": self.arguments.seed,
             "sampler": self.sampler,
             "rungs": asdict(self.rungs),
@@ -281,7 +255,7 @@ def prepare(
 
     spec = with_head(spec, kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, processes, notify)
-    space = space.for_steps(effort.steps).with_pooling(pooling)
+    space = replace(space.for_steps(effort.steps), pooling=pooling)
     bound = space.bind(spec)
     calibration, found = None, None
     if within.calibrated or OBJECTIVES[objective] == "step_cost":
@@ -291,7 +265,7 @@ def prepare(
         notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
     if within.processes > 1 and notify is not None:
         notify(f"Each trial has {within.processes} processes: only {within} are tried.")
-    predictor = Predictor(within, task_head(source, task), calibration)
+    predictor = Predictor(within, head_of(model_on_meta(source, kind, task.labels)), calibration)
     limited = ResourceBudget(parameters.upper, parameters.lower, within, predictor)
     budget = limited if within else parameters
     check_within(bound, budget)
@@ -301,6 +275,12 @@ def prepare(
         workers = max(1, available_cpus() // max(a.cpus_per_trial, processes))
         if gpus:
             workers = max(1, min(workers, int(torch.cuda.device_count() / gpus)))
+    cpus, place = max(a.cpus_per_trial, processes), ""
+    if a.address is None and a.listen is None:  # else jobs may run on several machines
+        device = plan.torch_device()
+        on = torch.cuda.get_device_name(0) if device.type == "cuda" else device
+        place = f"{platform.node()}, {on}, {cpus} CPUs each, {workers} at once"
+    metric = kind.scorer.trial_metric(get_metric(task.metric)).name
     return Prepared(
         arguments=a,
         source=source,
@@ -314,9 +294,18 @@ def prepare(
         plan=plan,
         sampler=a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2),
         rungs=Rungs.of(effort.steps, a.fidelity),
+        goal=a.goal,  # type: ignore[arg-type]  # its choices are those of the type
         objective=objective,
+        cost=OBJECTIVES[objective],
+        rank_by=a.rank_by or ("calibrated-loss" if task.metric == "accuracy" else "score"),
+        trial_metric=None if metric == task.metric else metric,
         workers=workers,
         gpus=gpus,
+        cpus=cpus,
+        place=place,
+        task_name=a.task if isinstance(a.task, str) else task.name,
+        model_name=str(a.model),
+        space_name=space_name(a.space),
         processes=processes,
         seconds=seconds or effort.seconds,
         within=within,
@@ -402,7 +391,27 @@ def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
         gpus = _GPU_SHARE if (a.processes_per_trial or 1) == 1 else float(a.processes_per_trial or 1)
     gpus = gpus or 0.0
     limits = limits_of(a)
-    processes = _processes(a, gpus, objective, limits)
+
+    # Processes of one trial: the given number, else one for each whole GPU.
+    processes = a.processes_per_trial or max(1, int(gpus))
+    single: str | None = None
+    if (gpus >= 1 and processes != int(gpus)) or 0 < gpus < 1 < processes:
+        raise UsageError(
+            f"Each process of a trial takes a GPU of its own, but got processes_per_trial={processes} and "
+            f"gpus_per_trial={gpus:g}; leave processes_per_trial out, or give gpus_per_trial={processes}, or "
+            "0 to train on CPUs."
+        )
+    if a.quantize is not None:
+        single = f"quantize={a.quantize!r} packs weights, which are not divided"
+    elif limits.calibrated:
+        single = f"{limits} is predicted from measurements in one process"
+    elif OBJECTIVES[objective] == "step_cost":
+        single = f"objective={objective!r} is predicted from measurements in one process"
+    if processes > 1 and single is not None:
+        raise UsageError(
+            f"A trial of {processes} processes divides the backbone among them, but {single}; leave one of "
+            "the two out."
+        )
     if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
         raise UsageError(
             f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
@@ -410,36 +419,6 @@ def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
             "leave it out to train on the CPU, or join a cluster with --address."
         )
     return objective, gpus, processes, replace(limits, processes=processes)
-
-
-def _processes(a: SearchArguments, gpus: float, objective: str, limits: Limits) -> int:
-    """Processes of one trial: the given number, else one for each whole GPU.
-
-    Raises:
-        UsageError: they have not a GPU each, or another argument works in one process alone.
-    """
-    count = a.processes_per_trial or max(1, int(gpus))
-    if (gpus >= 1 and count != int(gpus)) or 0 < gpus < 1 < count:
-        raise UsageError(
-            f"Each process of a trial takes a GPU of its own, but got processes_per_trial={count} and "
-            f"gpus_per_trial={gpus:g}; leave processes_per_trial out, or give gpus_per_trial={count}, or 0 "
-            "to train on CPUs."
-        )
-    if count == 1:
-        return count
-    other = None
-    if a.quantize is not None:
-        other = f"quantize={a.quantize!r} packs weights, which are not divided"
-    elif limits.calibrated:
-        other = f"{limits} is predicted from measurements in one process"
-    elif OBJECTIVES[objective] == "step_cost":
-        other = f"objective={objective!r} is predicted from measurements in one process"
-    if other is not None:
-        raise UsageError(
-            f"A trial of {count} processes divides the backbone among them, but {other}; leave one of the "
-            "two out."
-        )
-    return count
 
 
 def available_cpus() -> int:
@@ -451,10 +430,6 @@ def available_cpus() -> int:
         if limit.isdigit() and period.isdigit() and int(period) > 0:
             count = min(count, max(1, int(limit) // int(period)))
     return count
-
-
-def _gpu_name() -> str | None:
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def versions() -> dict[str, str]:

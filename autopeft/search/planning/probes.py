@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def probe_failed(error: Exception) -> str:
 def _check_space(space: Space, spec: BackboneSpec) -> None:
     """Refuse a backbone that has no mean to give, and a space whose methods have the mean's place."""
     build_graph(MEAN_POOLING, spec)
-    bound = space.with_pooling("mean").bind(spec)
+    bound = replace(space, pooling="mean").bind(spec)
     try:
         build_graph(bound.materialize(bound.middle()), spec)
     except EmptyRecipe:

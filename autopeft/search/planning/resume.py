@@ -15,8 +15,9 @@ from autopeft.foreign import file_in
 from autopeft.recipe.pooling import POOLINGS
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on, why_not_here
+from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.option_checks import AUTO, RANKS, samplers
+from autopeft.search.planning.option_checks import AUTO, RANKS
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.probes import kept_precision
 from autopeft.search.space.space import Space
@@ -229,7 +230,7 @@ def _read(
     begun = dict(begun)
     # As the trials that there are were proposed and ranked: defaults may be others by now.
     for name, known in (
-        ("sampler", tuple(samplers())),
+        ("sampler", SAMPLERS.names()),
         ("rank_by", RANKS),
         ("pooling", POOLINGS),
     ):

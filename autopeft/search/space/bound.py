@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -33,9 +34,11 @@ from autopeft.search.space.templates import (
     Ref,
     Slot,
     Templates,
+    fill,
     options_of,
     prune,
     size_of,
+    slots_of,
 )
 from autopeft.spec import BackboneSpec
 
@@ -49,6 +52,7 @@ _PLACED = r"(?=.)(_\d+)?(_encoder|_decoder)?"
 """The suffix of an alias: the layer and the stack that it was drawn for."""
 
 T = TypeVar("T")
+_layers_at = lru_cache(_LAYER_SETS)(resolve_layers)  # of sets of layers, in stacks of a depth
 Where = tuple[tuple[At, str], ...]
 """`at` and `stack` of the recipe's blocks that a block of the space becomes."""
 
@@ -77,6 +81,7 @@ class BlockPlaces:
 
     Attributes:
         reach: the layers that the block may cover, whatever the values.
+        stacks: names of this backbone's stacks that each value of `stack` means.
     """
 
     def __init__(
@@ -88,79 +93,56 @@ class BlockPlaces:
         self._block, self._context = block, context
         self._depths: dict[str, int] = {stack.name: stack.layers for stack in spec.stacks}
         self._last = max(self._depths.values()) - 1
-        self._sets: Memo[tuple[At, str], tuple[int, ...]] = Memo(_LAYER_SETS)
-        self._stacks = {s: tuple(n for n in self._depths if s in ("all", n)) for s in _STACKS}
-        self._even = {s: len({self._depths[n] for n in names}) == 1 for s, names in self._stacks.items()}
+        self.stacks = {s: tuple(n for n in self._depths if s in ("all", n)) for s in _STACKS}
+        self._even = {s: len({self._depths[n] for n in names}) == 1 for s, names in self.stacks.items()}
         bare = context({}, None)
         self._of = normalise_at(block.of.value) if isinstance(block.of, Const) else None
-        stacks = [option.fill(bare) for option in options_of(block.stack)]
-        sets = [normalise_at(option.fill(bare)) for option in options_of(block.of)]
-        covered = {name for s in stacks for name in self._stacks[s]}
-        self.reach = tuple(sorted({i for name in covered for at in sets for i in self._indices(at, name)}))
+        stacks = [fill(option, bare) for option in options_of(block.stack)]
+        sets = [normalise_at(fill(option, bare)) for option in options_of(block.of)]
+        covered = {name for s in stacks for name in self.stacks[s]}
+        self.reach = tuple(
+            sorted({i for name in covered for at in sets for i in _layers_at(at, self._depths[name])})
+        )
 
         switch = block.switch
         self._switched: dict[int, tuple[str, dict[Any, bool]]] | None = None
         """For each layer the parameter that switches it, and what its values mean, where the switch is one
         choice."""
-        if isinstance(switch, Ref) and len(list(switch.slots())) == 1 and switch.slot.kind == "categorical":
-            means = {value: bool(option.fill(bare)) for value, option in switch.slot.options.items()}
+        if isinstance(switch, Ref) and len(slots_of(switch)) == 1 and switch.slot.kind == "categorical":
+            means = {value: bool(fill(option, bare)) for value, option in switch.slot.options.items()}
             self._switched = {i: (switch.slot.parameter(i), means) for i in self.reach}
-
-    def parameters_in(self, layer: int | None) -> tuple[str, ...]:
-        """Names of the parameters that decide whether the block covers `layer`; for `None`, which layers it
-        covers."""
-        block = self._block
-        shared = [node for node in (block.of, block.stack, block.start) if node is not None]
-        names = [slot.parameter(None) for node in shared for slot in node.slots()]
-        if block.switch is not None:
-            layers = self.reach if layer is None else (layer,)
-            names += [slot.parameter(i) for i in layers for slot in block.switch.slots()]
-        return tuple(dict.fromkeys(names))
-
-    def stacks(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """The stacks of this backbone that the block covers."""
-        return self._stacks[self._fill(self._block.stack, values)]
 
     def where(self, values: Mapping[str, Any], layer: int | None = None) -> Where:
         """The recipe's blocks that this one becomes, whole or cut down to a layer; none where no layer is
         left. Stacks of unequal depth have a block each where each has layers of its own."""
-        stack: str = self._fill(self._block.stack, values)
-        names, block = self._stacks[stack], self._block
+        block, context = self._block, self._context(values, None)
+        stack: str = fill(block.stack, context)
+        names = self.stacks[stack]
         if not names:
             return ()
-        of = self._of or normalise_at(self._fill(block.of, values))
+        of = self._of or normalise_at(fill(block.of, context))
         if block.start is None and block.switch is None and layer is None:
             return ((of, stack),)
-        start: Any = 0 if block.start is None else self._fill(block.start, values)
+        start: Any = 0 if block.start is None else fill(block.start, context)
         first = self._last if start == "last" else min(int(start), self._last)
 
-        def chosen(name: str) -> At | None:
-            """A stack's layers in canonical form; `None` where none is left."""
-            inside = [i for i in self._indices(of, name) if i >= first and (layer is None or i == layer)]
+        # The layers of each stack in canonical form; stacks of one depth have the same ones.
+        each: list[tuple[At, str]] = []
+        for name in names[:1] if self._even[stack] else names:
+            inside = [
+                i for i in _layers_at(of, self._depths[name]) if i >= first and (layer is None or i == layer)
+            ]
             if self._switched is not None:
                 inside = [i for i in inside if self._switched[i][1][values[self._switched[i][0]]]]
             elif block.switch is not None:
-                inside = [i for i in inside if block.switch.fill(self._context(values, i))]
-            whole = layer is None and len(inside) == self._depths[name]
-            return "all" if whole else tuple(inside) or None
-
-        if self._even[stack]:
-            at = chosen(names[0])
-            return () if at is None else ((at, stack),)
-        each = [(chosen(name), name) for name in names]
-        if all(at == "all" for at, _ in each):
-            return (("all", stack),)
-        return tuple((at, name) for at, name in each if at is not None)
-
-    def _fill(self, node: Node, values: Mapping[str, Any]) -> Any:
-        return node.value if isinstance(node, Const) else node.fill(self._context(values, None))
-
-    def _indices(self, at: At, name: str) -> tuple[int, ...]:
-        """Layers of a stack that `at` means."""
-        found = self._sets.get((at, name))
-        if found is None:
-            found = self._sets.keep((at, name), resolve_layers(at, self._depths[name]))
-        return found
+                inside = [i for i in inside if fill(block.switch, self._context(values, i))]
+            if layer is None and len(inside) == self._depths[name]:
+                each.append(("all", name))
+            elif inside:
+                each.append((tuple(inside), name))
+        if self._even[stack] or (len(each) == len(names) and all(at == "all" for at, _ in each)):
+            return tuple((at, stack) for at, _ in each[:1])
+        return tuple(each)
 
 
 class BoundSpace:
@@ -189,23 +171,46 @@ class BoundSpace:
         steps: int | None = None,
         pooling: Pooling = "own",
     ) -> None:
-        self.templates, self.pooling = templates, pooling
+        self.templates, self.pooling, self.name = templates, pooling, templates.name
         self.spec = spec.past_pooler if pooling == "mean" else spec
         self.deep_head = spec.logits is not None and spec.logits.deep
-        self._steps = steps
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
         self._places = {block: BlockPlaces(block, spec, self.context) for block in templates.blocks}
-        self.parameters = self._read_parameters()
+        self.parameters = self._read_parameters(steps)
         self._by_name = {p.name: p for p in self.parameters}
-        self._types = {p.name: p.types() for p in self.parameters}
-        self.units = self._read_units()
-        self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
-        for unit in self.units:
-            self._groups.setdefault((unit.block, unit.layer), []).append(unit)
+        self._types = {p.name: {c: type(c) for c in p.choices} for p in self.parameters}
         self._items: Memo[Any, Item | None] = Memo(_ITEMS)
         self.left_out: dict[str, str] = {}
         self._made: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+        # Units: items of each block, for each layer where they are drawn so; then those of the model.
+        items: list[tuple[ItemTemplate, BlockTemplate | None, int | None, tuple[str, ...]]] = []
+        for block in templates.blocks:
+            reach = self._places[block].reach
+            layers: tuple[int | None, ...] = reach if block.each_layer else (None,)
+            for layer in layers:
+                shared = [node for node in (block.of, block.stack, block.start) if node is not None]
+                names = [slot.parameter(None) for node in shared for slot in slots_of(node)]
+                if block.switch is not None:
+                    switched = reach if layer is None else (layer,)
+                    names += [slot.parameter(i) for i in switched for slot in slots_of(block.switch)]
+                place = tuple(dict.fromkeys(names))
+                items += [(template, block, layer, place) for template in block.items]
+        items += [(template, None, None, ()) for template in templates.model]
+        units = []
+        for index, (template, within, layer, place) in enumerate(items):
+            slots = list(dict.fromkeys(slots_of(template.node)))
+            stack = [] if within is None else [slot.parameter(None) for slot in slots_of(within.stack)]
+            chosen = dict.fromkeys([*(slot.parameter(layer) for slot in slots), *stack])
+            numbers = (slot for slot in slots if slot.numeric or slot.kind != "categorical")
+            sizes = tuple(slot.parameter(layer) for slot in numbers)
+            key = _item_key(template.node, layer, stack)
+            units.append(Unit(index, template, within, layer, tuple(chosen), place, sizes, key))
+        self.units = tuple(units)
+        self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
+        for unit in self.units:
+            self._groups.setdefault((unit.block, unit.layer), []).append(unit)
 
     def kept(self, make: Callable[..., T], *given: Any) -> T:
         """`make(space, *given)`, made once: each call returns the same object."""
@@ -214,10 +219,6 @@ class BoundSpace:
             self._made[key] = (make(self, *given), given)  # keeps `given` alive, so that no id is used again
         made: T = self._made[key][0]
         return made
-
-    @property
-    def name(self) -> str:
-        return self.templates.name
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of that name."""
@@ -247,11 +248,18 @@ class BoundSpace:
             RecipeError: one is missing, unknown or not allowed.
         """
         try:  # a look-up for each value passes nearly all points
-            for name, types in self._types.items():
-                if types[values[name]] is not values[name].__class__:
+            for p in self.parameters:
+                value = values[p.name]
+                kind = value.__class__
+                if p.kind == "categorical":
+                    fits = self._types[p.name][value] is kind
+                else:
+                    number = kind is int or (kind is float and p.kind == "float")
+                    fits = number and p.low <= value <= p.high
+                if not fits:
                     break
             else:
-                if len(values) == len(self._types):
+                if len(values) == len(self.parameters):
                     return
         except (KeyError, TypeError):
             pass  # the loops below name the fault
@@ -298,7 +306,7 @@ class BoundSpace:
 
     def training(self, values: Mapping[str, Any]) -> Any:
         """The training section at these values, as it stands in a file."""
-        filled = self.templates.training.fill(self.context(values, None))
+        filled = fill(self.templates.training, self.context(values, None))
         return filled if self.deep_head else drop_head_parts(filled)
 
     def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
@@ -308,7 +316,7 @@ class BoundSpace:
         if item is not _UNREAD:
             return item
         item, stacks = None, self.stacks(unit, values)
-        tree = prune(unit.template.node.fill(self.context(values, unit.layer)), self.spec, stacks)
+        tree = prune(fill(unit.template.node, self.context(values, unit.layer)), self.spec, stacks)
         if tree is not ABSENT:
             if unit.layer is not None:
                 tree = _number_alias(tree, unit.layer)
@@ -347,19 +355,21 @@ class BoundSpace:
 
     def stacks(self, unit: Unit, values: Mapping[str, Any]) -> tuple[str, ...] | None:
         """The stacks of this backbone that a unit's block covers, `None` for one of the model."""
-        return None if unit.block is None else self._places[unit.block].stacks(values)
+        if unit.block is None:
+            return None
+        return self._places[unit.block].stacks[fill(unit.block.stack, self.context(values, None))]
 
     def context(self, values: Mapping[str, Any], layer: int | None) -> Context:
         """What templates are filled from at these values, in a layer or outside of layers."""
         return Context(values, self._hidden, self._layers - 1, layer)
 
-    def _read_parameters(self) -> tuple[Parameter, ...]:
+    def _read_parameters(self, steps: int | None) -> tuple[Parameter, ...]:
         """The parameters: shared ones in file order, then those of each layer that needs some."""
         layers_of: dict[Slot, set[int]] = {}  # for slots that are drawn for each layer
         for block in self.templates.blocks:
             nodes = [] if block.switch is None else [block.switch]
             nodes += [item.node for item in block.items if block.each_layer]
-            for slot in (s for node in nodes for s in node.slots() if s.per_layer):
+            for slot in (s for node in nodes for s in slots_of(node) if s.per_layer):
                 layers_of.setdefault(slot, set()).update(self._places[block].reach)
 
         shared = [slot for slot in self.templates.slots if not slot.per_layer]
@@ -378,11 +388,28 @@ class BoundSpace:
                 )
 
         context = self.context({}, None)
-        found = [_parameter(slot, context, None, self._steps) for slot in shared]
-        for layer in range(self._layers):
-            for slot in self.templates.slots:
-                if slot.per_layer and layer in layers_of.get(slot, ()):
-                    found.append(_parameter(slot, context, layer, self._steps))
+        drawn: list[tuple[Slot, int | None]] = [(slot, None) for slot in shared]
+        for i in range(self._layers):
+            each = (slot for slot in self.templates.slots if i in layers_of.get(slot, ()))
+            drawn += [(slot, i) for slot in each]
+        found = []
+        for slot, layer in drawn:
+            name = slot.parameter(layer)
+            if slot.kind == "categorical":
+                numbers = [fill(node, context) for node in slot.options.values()] if slot.numeric else []
+                found.append(Parameter(name, slot.kind, choices=tuple(slot.options), sizes=tuple(numbers)))
+                continue
+            low, high = fill(slot.low, context), fill(slot.high, context)
+            if low > high:
+                raise RecipeError(
+                    f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it."
+                )
+            if slot.steps is not None and steps is not None and steps < slot.steps:
+                # Adam moves a weight by at most its rate a step: the shorter the training, the larger the
+                # lower end, up to the middle of the range.
+                raised = float(f"{min(low * slot.steps / steps, math.sqrt(low * high)):.3g}")
+                low = min(max(raised, low), high)
+            found.append(Parameter(name, slot.kind, low=low, high=high, log=slot.log, steps=slot.steps))
         names = [p.name for p in found]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -392,51 +419,15 @@ class BoundSpace:
             )
         return tuple(found)
 
-    def _read_units(self) -> tuple[Unit, ...]:
-        items: list[tuple[ItemTemplate, BlockTemplate | None, int | None, tuple[str, ...]]] = []
-        for block in self.templates.blocks:
-            layers: tuple[int | None, ...] = self._places[block].reach if block.each_layer else (None,)
-            for layer in layers:
-                place = self._places[block].parameters_in(layer)
-                items += [(template, block, layer, place) for template in block.items]
-        items += [(template, None, None, ()) for template in self.templates.model]
-        units = []
-        for index, (template, within, layer, place) in enumerate(items):
-            slots = list(dict.fromkeys(template.node.slots()))
-            stack = [] if within is None else [slot.parameter(None) for slot in within.stack.slots()]
-            names = dict.fromkeys([*(slot.parameter(layer) for slot in slots), *stack])
-            numbers = (slot for slot in slots if slot.numeric or slot.kind != "categorical")
-            sizes = tuple(slot.parameter(layer) for slot in numbers)
-            key = _item_key(template.node, layer, stack)
-            units.append(Unit(index, template, within, layer, tuple(names), place, sizes, key))
-        return tuple(units)
-
 
 def _item_key(node: Node, layer: int | None, others: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
     """A function that reads the values on which an item depends: where it is a choice, the choice and the
     parameters of the chosen option alone."""
     if not isinstance(node, Ref) or node.slot.kind != "categorical":
-        return key_of(dict.fromkeys([*(slot.parameter(layer) for slot in node.slots()), *others]))
+        return key_of(dict.fromkeys([*(slot.parameter(layer) for slot in slots_of(node)), *others]))
     choice = node.slot.parameter(layer)
     keys = {value: _item_key(option, layer, [choice, *others]) for value, option in node.slot.options.items()}
     return lambda values: keys[values[choice]](values)
-
-
-def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | None) -> Parameter:
-    """A slot's parameter in one layer, or shared."""
-    name = slot.parameter(layer)
-    if slot.kind == "categorical":
-        sizes = tuple(node.fill(context) for node in slot.options.values()) if slot.numeric else ()
-        return Parameter(name, slot.kind, choices=tuple(slot.options), sizes=sizes)
-    low, high = slot.low.fill(context), slot.high.fill(context)
-    if low > high:
-        raise RecipeError(f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it.")
-    if slot.steps is not None and steps is not None and steps < slot.steps:
-        # Adam moves a weight by at most its rate a step: the shorter the training, the larger the lower end,
-        # up to the middle of the range.
-        raised = float(f"{min(low * slot.steps / steps, math.sqrt(low * high)):.3g}")
-        low = min(max(raised, low), high)
-    return Parameter(name, slot.kind, low=low, high=high, log=slot.log, steps=slot.steps)
 
 
 def key_of(names: Iterable[str]) -> Callable[[Mapping[str, Any]], Any]:

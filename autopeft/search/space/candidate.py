@@ -38,7 +38,7 @@ from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import Balance, Infeasible, Repaired, feasible_share, repair
-from autopeft.search.space.templates import Mapped
+from autopeft.search.space.templates import Mapped, fill, slots_of
 from autopeft.spec import BackboneSpec
 
 __all__ = [
@@ -155,13 +155,13 @@ class _LimitedRepair:
         # Of the training section, predictions depend on the dropout alone.
         training = space.templates.training
         dropout = training.nodes.get("dropout") if isinstance(training, Mapped) else None
-        slots = () if dropout is None else tuple(dropout.slots())
+        slots = () if dropout is None else tuple(slots_of(dropout))
         self._dropout = dropout if slots else None
         self._varied = [slot.parameter(None) for slot in slots]
 
     def excess(self, values: Values) -> float:
         """How far a point is over the limits; infinite where it cannot be built."""
-        dropout = self._dropout and self._dropout.fill(self.space.context(values, None))
+        dropout = self._dropout and fill(self._dropout, self.space.context(values, None))
         key = (dropout, *self.balance.structural(values).items())
         known = self._known.get(key)
         if known is not None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.composition import is_composition
@@ -46,10 +47,12 @@ from autopeft.search.space.templates import (
     Scaled,
     Slot,
     Templates,
+    fill,
     is_zero,
     options_of,
     prune,
     size_of,
+    slots_of,
 )
 
 __all__ = ["check_templates", "compile_space"]
@@ -65,6 +68,8 @@ _MOST_READ = 300_000
 """Values that are read while options are tried, over all of a space."""
 # Stands for a backbone while ranges are read: wide and deep enough for any bound.
 _WIDEST = Context({}, 1 << 20, 1 << 20, 0)
+# The figures of BERT-base: a usual backbone, on which options are tried.
+_USUAL = Context({}, 768, 11, 0)
 _PLAIN = (Const, Hidden, Last)
 
 Values = Mapping[str, Any]
@@ -85,38 +90,77 @@ def compile_space(tree: Any, problems: Problems) -> Templates:
     check_size(tree, problems)
     tree = migrate(tree, problems)
     problems.tree = tree
-    return _Compiler(problems).space(tree)
+    check_keys(tree, (), _TOP_KEYS, "a search space", problems)
+    compiler = _Compiler(problems)
+    made = compiler.templates
+    made.name = read_line(tree, "name", problems) or made.name
+    made.reference = read_line(tree, "reference", problems)
+
+    # Variables: choices first, then numbers that are scaled, which are made of them.
+    declared = {} if tree.get("vars") is None else tree["vars"]
+    if not isinstance(declared, dict):
+        problems.add(("vars",), f"'vars' maps names to choices, but got {kind_of(declared)}.")
+        declared = {}
+    for name, body in declared.items():
+        path: Path = ("vars", name)
+        if not str(name).isidentifier():
+            problems.add(path, f"{name!r} is no name; write letters, digits and '_'.")
+            continue
+        if _form_of(body) == "scaled":
+            continue
+        each = isinstance(body, dict) and set(body) == {"each_layer"}
+        inner, place = (body["each_layer"], (*path, "each_layer")) if each else (body, path)
+        form, slot = _form_of(inner), None
+        if form is not None and form != "scaled":
+            slot = compiler.choice(inner, place, name, item=True, per_layer=each)
+        if slot is None or form == "optional":
+            problems.add(
+                path,
+                f"{name!r} declares a choice; write {{choice: […]}}, {{int: [low, high]}} or "
+                "{float: [low, high]}, or one of them under each_layer.",
+            )
+            continue
+        compiler.vars[name] = slot
+    for name, body in declared.items():
+        if str(name).isidentifier() and _form_of(body) == "scaled":
+            compiler.scaled[name] = compiler.number_with_size(body, ("vars", name), name)
+
+    for i, block in enumerate(compiler.listed(tree.get("layers"), ("layers",))):
+        compiler.block(block, ("layers", i))
+    for i, item in enumerate(compiler.listed(tree.get("model"), ("model",))):
+        path = ("model", i)
+        node = compiler.node(item, path, _item_name(item), item=True)
+        made.model.append(ItemTemplate(node, path, "model"))
+    training = tree.get("training")
+    if training is not None:
+        made.training = compiler.node(training, ("training",), "", item=False)
+
+    for name in (*compiler.vars, *compiler.scaled):
+        if name not in compiler.used:
+            problems.add(("vars", name), f"{name!r} is never used; write ${name} where it belongs.")
+    if not made.blocks and not made.model and not problems.found:
+        problems.add((), "a search space offers at least one method, under 'layers:' or 'model:'.")
+    return made
 
 
+@dataclass
 class _Compiler:
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self.out = Templates()
-        self.vars: dict[str, Slot] = {}
-        self.scaled: dict[str, Node] = {}
-        self.used: set[str] = set()
-        self.taken: dict[str, int] = {}
-        self.names: set[str] = set()
-        self.layerwise = False
+    """Makes templates of the parts of one space, and gathers its slots.
 
-    def space(self, tree: dict[str, Any]) -> Templates:
-        check_keys(tree, (), _TOP_KEYS, "a search space", self.problems)
-        self.out.name = read_line(tree, "name", self.problems) or self.out.name
-        self.out.reference = read_line(tree, "reference", self.problems)
-        self.declare(tree.get("vars"))
-        for i, block in enumerate(self.listed(tree.get("layers"), ("layers",))):
-            self.block(block, ("layers", i))
-        for i, item in enumerate(self.listed(tree.get("model"), ("model",))):
-            self.out.model.append(self.item(item, ("model", i), "model"))
-        training = tree.get("training")
-        if training is not None:
-            self.out.training = self.node(training, ("training",), "", item=False)
-        for name in (*self.vars, *self.scaled):
-            if name not in self.used:
-                self.problems.add(("vars", name), f"{name!r} is never used; write ${name} where it belongs.")
-        if not self.out.blocks and not self.out.model and not self.problems.found:
-            self.problems.add((), "a search space offers at least one method, under 'layers:' or 'model:'.")
-        return self.out
+    Attributes:
+        vars, scaled: the declared choices and numbers, by name; those in `used` are in some part.
+        names: of slots; `counts` says how many have begun with a name.
+        layerwise: whether the part that is being read is drawn for each layer.
+    """
+
+    problems: Problems
+    templates: Templates = field(default_factory=Templates)
+    vars: dict[str, Slot] = field(default_factory=dict)
+    scaled: dict[str, Node] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    layerwise: bool = False
 
     def listed(self, value: Any, path: Path) -> list[Any]:
         if value is None:
@@ -127,34 +171,6 @@ class _Compiler:
             path, f"{path[-1]!r} is a list, but got {kind_of(value)}; put '- ' before each element."
         )
         return []
-
-    def declare(self, tree: Any) -> None:
-        if tree is None:
-            return
-        if not isinstance(tree, dict):
-            self.problems.add(("vars",), f"'vars' maps names to choices, but got {kind_of(tree)}.")
-            return
-        for name, body in tree.items():
-            path: Path = ("vars", name)
-            if not str(name).isidentifier():
-                self.problems.add(path, f"{name!r} is no name; write letters, digits and '_'.")
-                continue
-            if _is_scaled(body):
-                continue
-            each = isinstance(body, dict) and set(body) == {"each_layer"}
-            inner, place = (body["each_layer"], (*path, "each_layer")) if each else (body, path)
-            slot = self.choice(inner, place, name, item=True, per_layer=each) if _is_choice(inner) else None
-            if slot is None or _is_optional(inner):
-                self.problems.add(
-                    path,
-                    f"{name!r} declares a choice; write {{choice: […]}}, {{int: [low, high]}} or "
-                    "{float: [low, high]}, or one of them under each_layer.",
-                )
-                continue
-            self.vars[name] = slot
-        for name, body in tree.items():  # they are made of the others
-            if str(name).isidentifier() and _is_scaled(body):
-                self.scaled[name] = self.number_with_size(body, ("vars", name), name)
 
     def block(self, tree: Any, path: Path) -> None:
         if not isinstance(tree, dict):
@@ -170,63 +186,59 @@ class _Compiler:
                 "a block has either 'attach' (its layers share choices) or 'each_layer' (drawn per layer).",
             )
             return
-        key = "attach" if "attach" in tree else "each_layer"
-        of, start, switch = self.at(tree.get("at", "all"), (*path, "at"))
+
+        # `at` is a set of layers, or has up to three parts: a set, the first layer, and a switch.
+        at, place = tree.get("at", "all"), (*path, "at")
+        parts: dict[str, Any] = {"of": at}
+        if isinstance(at, dict) and _form_of(at) in (None, "scaled"):
+            check_keys(at, place, _AT_KEYS, "'at' of a space", self.problems)
+            parts = {"of": "all", **at}
+            where = (*place, "of")
+        else:
+            where = place
+        of = self.node(parts["of"], where, "at", item=False)
+        for value in self.plain_options(of, where):
+            try:
+                normalise_at(value)
+            except RecipeError as error:
+                self.problems.add(where, str(error))
+        start = switch = None
+        if "from" in parts:
+            where = (*place, "from")
+            start = self.node(parts["from"], where, "first_layer", item=False)
+            if not all(v == "last" or (type(v) is int and v >= 0) for v in _bounds(start)):
+                self.problems.add(where, "'from' is the index of a layer, from 0, or 'last'.")
+        if "switch" in parts:
+            where, self.layerwise = (*place, "switch"), True
+            switch = self.node(parts["switch"], where, "on", item=False)
+            self.layerwise = False
+            if not all(isinstance(value, bool) for value in _bounds(switch)):
+                self.problems.add(where, "'switch' chooses between true and false.")
+
         stack = self.node(tree.get("stack", "all"), (*path, "stack"), "stack", item=False)
         for value in self.plain_options(stack, (*path, "stack")):
             if value not in STACKS:
                 self.problems.add((*path, "stack"), no_stack(value))
-        self.layerwise = key == "each_layer"
-        listed = self.listed(tree[key], (*path, key))
-        items = tuple(self.item(item, (*path, key, i), "layers") for i, item in enumerate(listed))
+
+        self.layerwise = "each_layer" in tree
+        where = (*path, "each_layer" if self.layerwise else "attach")
+        items = []
+        for i, item in enumerate(self.listed(tree[where[-1]], where)):
+            node = self.node(item, (*where, i), _item_name(item), item=True)
+            items.append(ItemTemplate(node, (*where, i), "layers"))
+        if not items:
+            self.problems.add(where, "a block attaches at least one method; list them here.")
+        made = BlockTemplate(of, start, switch, stack, tuple(items), self.layerwise, path)
+        self.templates.blocks.append(made)
         self.layerwise = False
-        if not listed:
-            self.problems.add((*path, key), "a block attaches at least one method; list them here.")
-        self.out.blocks.append(BlockTemplate(of, start, switch, stack, items, key == "each_layer", path))
-
-    def at(self, tree: Any, path: Path) -> tuple[Node, Node | None, Node | None]:
-        """The three parts of a block's `at`."""
-        if not isinstance(tree, dict) or _is_choice(tree):
-            return self.layer_set(tree, path), None, None
-        check_keys(tree, path, _AT_KEYS, "'at' of a space", self.problems)
-        of = self.layer_set(tree.get("of", "all"), (*path, "of"))
-        start = switch = None
-        if "from" in tree:
-            start = self.node(tree["from"], (*path, "from"), "first_layer", item=False)
-            self.expect(
-                start, (*path, "from"), _is_layer, "'from' is the index of a layer, from 0, or 'last'"
-            )
-        if "switch" in tree:
-            self.layerwise = True
-            switch = self.node(tree["switch"], (*path, "switch"), "on", item=False)
-            self.layerwise = False
-            on_or_off = "'switch' chooses between true and false"
-            self.expect(switch, (*path, "switch"), lambda value: isinstance(value, bool), on_or_off)
-        return of, start, switch
-
-    def layer_set(self, tree: Any, path: Path) -> Node:
-        node = self.node(tree, path, "at", item=False)
-        for value in self.plain_options(node, path):
-            try:
-                normalise_at(value)
-            except RecipeError as error:
-                self.problems.add(path, str(error))
-        return node
 
     def plain_options(self, node: Node, path: Path) -> Iterator[Any]:
         """The options of one choice, or the value that is there without one."""
         for option in options_of(node):
-            if next(option.slots(), None) is None:
-                yield option.fill(_WIDEST)
-            else:
+            if slots_of(option):
                 self.problems.add(path, "one choice between plain values, without choices inside them.")
-
-    def expect(self, node: Node, path: Path, test: Callable[[Any], bool], what: str) -> None:
-        if not all(map(test, _bounds(node))):
-            self.problems.add(path, f"{what}.")
-
-    def item(self, tree: Any, path: Path, level: str) -> ItemTemplate:
-        return ItemTemplate(self.node(tree, path, _item_name(tree), item=True), path, level)
+            else:
+                yield fill(option, _WIDEST)
 
     def node(self, tree: Any, path: Path, name: str, *, item: bool) -> Node:
         """The template of a tree.
@@ -235,18 +247,38 @@ class _Compiler:
             name: of a choice here.
             item: whether it is an item of a list of methods.
         """
+        if isinstance(tree, str) and tree.startswith("$"):
+            variable = tree[1:]
+            if variable in self.scaled:
+                self.used.add(variable)
+                return self.scaled[variable]
+            slot = self.vars.get(variable)
+            if slot is None:
+                known = ["$" + name for name in (*self.vars, *self.scaled)]
+                self.problems.add(path, f"{tree!r} is not declared under 'vars:'.{near(tree, known)}")
+                return Const(None)
+            if slot.per_layer and not self.layerwise:
+                self.problems.add(
+                    path, f"{tree!r} is drawn for each layer; use it under 'switch:' or 'each_layer:'."
+                )
+            self.used.add(variable)  # the slot has another name where two share one
+            return Ref(slot)
         if isinstance(tree, str):
-            return self.word(tree, path)
-        if _is_scaled(tree):
+            hidden = _HIDDEN.fullmatch(tree)
+            return Hidden(int(hidden[1])) if hidden else Const(tree)
+
+        form = _form_of(tree)
+        if form == "scaled":
             return self.number_with_size(tree, path, name)
-        if _is_choice(tree):
+        if form is not None:
             slot = self.choice(tree, path, name, item=item, per_layer=self.layerwise)
             if slot is None:
                 return Const(None)
-            if not _is_optional(tree):
+            if form != "optional":
                 return Ref(slot)
             inner = self.node(tree["optional"], (*path, "optional"), name.removesuffix(".on"), item=item)
             return Optional(slot, inner)
+
         if isinstance(tree, dict):
             nodes: dict[str, Node] = {}
             for key, value in tree.items():
@@ -267,49 +299,23 @@ class _Compiler:
             return Listed(tuple(self.node(v, (*path, i), name, item=False) for i, v in enumerate(tree)))
         return Const(tree)
 
-    def word(self, text: str, path: Path) -> Node:
-        if text.startswith("$"):
-            if text[1:] in self.scaled:
-                self.used.add(text[1:])
-                return self.scaled[text[1:]]
-            slot = self.vars.get(text[1:])
-            if slot is None:
-                known = ["$" + name for name in (*self.vars, *self.scaled)]
-                self.problems.add(path, f"{text!r} is not declared under 'vars:'.{near(text, known)}")
-                return Const(None)
-            if slot.per_layer and not self.layerwise:
-                self.problems.add(
-                    path, f"{text!r} is drawn for each layer; use it under 'switch:' or 'each_layer:'."
-                )
-            self.used.add(text[1:])  # the slot has another name where two share one
-            return Ref(slot)
-        hidden = _HIDDEN.fullmatch(text)
-        if hidden:
-            return Hidden(int(hidden[1]))
-        return Const(text)
-
     def number_with_size(self, tree: dict[str, Any], path: Path, name: str) -> Node:
         """A number that is larger for smaller sizes."""
         check_keys(tree, path, _SCALED_KEYS, "a number that is scaled with a size", self.problems)
-
-        def part(key: str, called: str) -> Node:
-            node = self.node(tree.get(key), (*path, key), called, item=False)
-            self.expect(node, (*path, key), _is_finite, f"{key!r} is a number, or a choice between numbers")
-            return node
-
-        def plain(key: str, value: Any) -> float:
+        nodes: list[Node] = []
+        for key, called in (("scaled", name), ("with", f"{name}.size")):
+            nodes.append(self.node(tree.get(key), (*path, key), called, item=False))
+            if not all(map(_is_finite, _bounds(nodes[-1]))):
+                self.problems.add((*path, key), f"{key!r} is a number, or a choice between numbers.")
+        figures = {"at": tree.get("at"), "power": tree.get("power", 1.0)}
+        if "most" in tree:
+            figures["most"] = tree["most"]
+        for key, value in figures.items():
             if not (_is_finite(value) and value > 0):
                 self.problems.add((*path, key), f"{key!r} is a number above 0, but got {value!r:.80}.")
-                return math.inf
-            return float(value)
-
-        return Scaled(
-            part("scaled", name),
-            part("with", f"{name}.size"),
-            plain("at", tree.get("at")),
-            plain("power", tree.get("power", 1.0)),
-            plain("most", tree["most"]) if "most" in tree else math.inf,
-        )
+                figures[key] = math.inf
+        at, power, most = (float(figures.get(key, math.inf)) for key in ("at", "power", "most"))
+        return Scaled(nodes[0], nodes[1], at, power, most)
 
     def choice(self, tree: Any, path: Path, name: str, *, item: bool, per_layer: bool) -> Slot | None:
         """A new slot for a choice, or `None` where it is malformed."""
@@ -321,105 +327,86 @@ class _Compiler:
             f"a choice by {key!r}",
             self.problems,
         )
-        before = len(self.problems.found)
-        place = (*path, key)
+        found, place, inside = len(self.problems.found), (*path, key), tree[key]
+        if key == "choice" and not (isinstance(inside, list) and 1 <= len(inside) <= _MAX_OPTIONS):
+            got = f"a list of {len(inside):,}" if isinstance(inside, list) else kind_of(inside)
+            self.problems.add(place, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {got}.")
+            return None
+
+        # A name of its own; a choice inside a second one of a name (`rank_2`) begins with that name.
         if key == "optional":
-            options: dict[Any, Node] = {True: Const(True), False: Const(False)}
-            return self.add(
-                Slot(self.unique(f"{name}.on" if name else "on"), "categorical", per_layer, options)
-            )
-        if key == "choice":
-            slot = self.choices(tree[key], place, name, item, per_layer)
-        else:
-            slot = self.range(tree, key, place, name, per_layer)
-        return slot if len(self.problems.found) == before else None
-
-    def choices(self, tree: Any, path: Path, name: str, item: bool, per_layer: bool) -> Slot | None:
-        if not isinstance(tree, list) or not 1 <= len(tree) <= _MAX_OPTIONS:
-            got = f"a list of {len(tree):,}" if isinstance(tree, list) else kind_of(tree)
-            self.problems.add(path, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {got}.")
-            return None
-        slot = self.add(Slot(self.unique(name or "choice"), "categorical", per_layer))
-        plain = set[Any]()
-        for i, option in enumerate(tree):
-            label, structured = _label(option), isinstance(option, dict)
-            if not isinstance(option, (dict, list)):
-                if label in plain:
-                    self.problems.add((*path, i), f"{option!r} is offered twice; keep one of them.")
-                plain.add(label)
-            if label in slot.options:
-                label = f"{label}#{i + 1}"
-            below = _item_name(option) if item and structured else slot.name
-            node = self.node(option, (*path, i), below, item=item)
-            slot.options[label] = Const(ABSENT) if item and option is None else node
-        slot.numeric = all(_is_number(node) for node in slot.options.values())
-        return slot
-
-    def range(self, tree: Any, key: str, path: Path, name: str, per_layer: bool) -> Slot | None:
-        bounds, log, steps = tree[key], tree.get("log", False), tree.get("steps")
-        kind: ParameterKind = "int" if key == "int" else "float"
-        if not isinstance(log, bool):
-            self.problems.add((*path[:-1], "log"), f"'log' is true or false, but got {log!r}.")
-        if "steps" in tree and not (log is True and _is_integer(steps) and steps > 0):
-            self.problems.add(
-                (*path[:-1], "steps"),
-                f"'steps' is a whole number above 0, of a logarithmic range, but got {steps!r:.80}.",
-            )
-        if not isinstance(bounds, list) or len(bounds) != 2:
-            self.problems.add(path, f"{key!r} takes [low, high], but got {bounds!r:.80}.")
-            return None
-        low, high = (
-            Last() if v == "last" else self.node(v, (*path, i), "", item=False) for i, v in enumerate(bounds)
-        )
-        fits = _is_integer if kind == "int" else _is_finite
-        values = (
-            [low.fill(_WIDEST), high.fill(_WIDEST)]
-            if isinstance(low, _PLAIN) and isinstance(high, _PLAIN)
-            else []
-        )
-        if not values or not all(fits(v) for v in values):
-            numbers = "whole numbers, 'last' or 'hidden/n'" if kind == "int" else "finite numbers"
-            self.problems.add(path, f"{key!r} takes two {numbers}, but got {list(bounds)!r:.80}.")
-        elif isinstance(low, Const) and isinstance(high, Const) and low.value > high.value:
-            self.problems.add(path, f"{list(bounds)!r} runs backwards; write [{high.value}, {low.value}].")
-        elif log is True and values[0] <= 0:
-            self.problems.add(path, f"a logarithmic range starts above 0, but got {list(bounds)!r}.")
-        named = self.unique(name or key)
-        return self.add(Slot(named, kind, per_layer, low=low, high=high, log=log is True, steps=steps))
-
-    def add(self, slot: Slot) -> Slot:
-        self.out.slots.append(slot)
-        return slot
-
-    def unique(self, name: str) -> str:
-        n = self.taken.get(name, 0) + 1
-        # A choice inside a second one of a name (`rank_2`) begins with that name.
-        while (found := name if n == 1 else f"{name}_{n}") in self.names:
+            name = f"{name}.on" if name else "on"
+        name = name or key
+        n = self.counts.get(name, 0) + 1
+        while (unique := name if n == 1 else f"{name}_{n}") in self.names:
             n += 1
-        self.taken[name] = n
-        self.names.add(found)
-        return found
+        self.counts[name] = n
+        self.names.add(unique)
+        kind: ParameterKind = "int" if key == "int" else "float" if key == "float" else "categorical"
+        slot = Slot(unique, kind, per_layer)
+        self.templates.slots.append(slot)
+
+        if key == "optional":
+            slot.options = {True: Const(True), False: Const(False)}
+        elif key == "choice":
+            plain = set[Any]()
+            for i, option in enumerate(inside):
+                label, structured = _label(option), isinstance(option, dict)
+                if not isinstance(option, (dict, list)):
+                    if label in plain:
+                        self.problems.add((*place, i), f"{option!r} is offered twice; keep one of them.")
+                    plain.add(label)
+                if label in slot.options:
+                    label = f"{label}#{i + 1}"
+                below = _item_name(option) if item and structured else slot.name
+                node = self.node(option, (*place, i), below, item=item)
+                slot.options[label] = Const(ABSENT) if item and option is None else node
+            slot.numeric = all(
+                isinstance(node, Hidden) or (isinstance(node, Const) and _is_finite(node.value))
+                for node in slot.options.values()
+            )
+        else:
+            log, steps = tree.get("log", False), tree.get("steps")
+            if not isinstance(log, bool):
+                self.problems.add((*path, "log"), f"'log' is true or false, but got {log!r}.")
+            if "steps" in tree and not (log is True and type(steps) is int and steps > 0):
+                self.problems.add(
+                    (*path, "steps"),
+                    f"'steps' is a whole number above 0, of a logarithmic range, but got {steps!r:.80}.",
+                )
+            if not isinstance(inside, list) or len(inside) != 2:
+                self.problems.add(place, f"{key!r} takes [low, high], but got {inside!r:.80}.")
+                return None
+            slot.log, slot.steps = log is True, steps
+            slot.low, slot.high = (
+                Last() if v == "last" else self.node(v, (*place, i), "", item=False)
+                for i, v in enumerate(inside)
+            )
+            ends = [fill(end, _WIDEST) for end in (slot.low, slot.high) if isinstance(end, _PLAIN)]
+            if len(ends) < 2 or not all(type(v) is int if key == "int" else _is_finite(v) for v in ends):
+                numbers = "whole numbers, 'last' or 'hidden/n'" if key == "int" else "finite numbers"
+                self.problems.add(place, f"{key!r} takes two {numbers}, but got {list(inside)!r:.80}.")
+            elif isinstance(slot.low, Const) and isinstance(slot.high, Const) and ends[0] > ends[1]:
+                self.problems.add(place, f"{list(inside)!r} runs backwards; write [{ends[1]}, {ends[0]}].")
+            elif log is True and ends[0] <= 0:
+                self.problems.add(place, f"a logarithmic range starts above 0, but got {list(inside)!r}.")
+        return slot if len(self.problems.found) == found else None
 
 
-def _is_choice(tree: Any) -> bool:
-    return isinstance(tree, dict) and any(k in tree for k in _CHOICES)
-
-
-def _is_scaled(tree: Any) -> bool:
-    return isinstance(tree, dict) and "scaled" in tree
-
-
-def _is_optional(tree: Any) -> bool:
-    return isinstance(tree, dict) and "optional" in tree
+def _form_of(tree: Any) -> str | None:
+    """Which choice a mapping is: `scaled` (a number that is scaled with a size) or one of `_CHOICES`; `None`
+    where it is none."""
+    return next((k for k in ("scaled", *_CHOICES) if k in tree), None) if isinstance(tree, dict) else None
 
 
 def _item_name(tree: Any) -> str:
     """The prefix of names of choices inside an item: its alias, its variable, else its method."""
     if isinstance(tree, str):
         return tree.removeprefix("$")
-    if _is_optional(tree):
+    form = _form_of(tree)
+    if form == "optional":
         return _item_name(tree["optional"])
-    if not isinstance(tree, dict) or _is_choice(tree):
+    if not isinstance(tree, dict) or form not in (None, "scaled"):
         return "method"
     alias = tree.get("as")
     return alias if isinstance(alias, str) else next((str(k) for k in tree if k != "as"), "method")
@@ -441,26 +428,13 @@ def _bounds(node: Node) -> list[Any]:
     if isinstance(node, Scaled):
         return [value for part in (node.number, node.size) for value in _bounds(part)]
     if isinstance(node, Ref):
-        return (
-            [] if node.slot.kind == "float" else [node.slot.low.fill(_WIDEST), node.slot.high.fill(_WIDEST)]
-        )
-    return [node.fill(_WIDEST)] if isinstance(node, _PLAIN) else [None]
-
-
-def _is_number(node: Node) -> bool:
-    return isinstance(node, Hidden) or (isinstance(node, Const) and _is_finite(node.value))
+        ends = () if node.slot.kind == "float" else (node.slot.low, node.slot.high)
+        return [fill(end, _WIDEST) for end in ends]
+    return [fill(node, _WIDEST)] if isinstance(node, _PLAIN) else [None]
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_layer(value: Any) -> bool:
-    return value == "last" or (_is_integer(value) and value >= 0)
 
 
 def check_templates(templates: Templates, problems: Problems) -> None:
@@ -474,78 +448,80 @@ def check_templates(templates: Templates, problems: Problems) -> None:
         reader.item(template.node, template.path, template.level)
     if problems.found:
         return
-    blocks, places = [], []
-    for block in templates.blocks:
-        items = _firsts(block.items, problems)
-        if items:
-            blocks.append(LayerBlock(attach=items))
+
+    # Names, in the recipe of the largest choices.
+    blocks, places, model = [], [], tuple[Item, ...]()
+    for block in (*templates.blocks, None):
+        items = []
+        for template in templates.model if block is None else block.items:
+            values = _usual_values(template.node)
+            tree = prune(fill(template.node, replace(_USUAL, values=values)), None, None)
+            if tree is not ABSENT:
+                items.append(read_item(tree, (), template.level, problems.inside(tree, template.path)))
+        there = tuple(item for item in items if item is not None)
+        if block is None:
+            model = there
+        elif there:
+            blocks.append(LayerBlock(attach=there))
             places.append(block.path)
-    check_names(places, {"layers": tuple(blocks), "model": _firsts(templates.model, problems)}, problems)
-    for values in reader.choices(templates.training, ("training",)):
-        tree = {"training": templates.training.fill(_context(values))}
+    check_names(places, {"layers": tuple(blocks), "model": model}, problems)
+
+    for chosen in reader.choices(templates.training, ("training",)):
+        tree = {"training": fill(templates.training, replace(_USUAL, values=chosen))}
         found = problems.inside(tree, ())
         section = read_training(tree, found)
         check_groups(section.groups, reader.named, found)
 
 
+@dataclass
 class _Reader:
     """Reads items with every option that they offer.
 
     Attributes:
         named: each entry that was read, with its alias or method.
+        read: values that were read so far.
     """
 
-    def __init__(self, problems: Problems) -> None:
-        self.named: list[tuple[str, EntryItem]] = []
-        self._problems = problems
-        self._read = 0
+    problems: Problems
+    named: list[tuple[str, EntryItem]] = field(default_factory=list)
+    read: int = 0
 
     def item(self, node: Node, path: Path, level: str) -> None:
         """Read every item that a node can become. The children of compositions are read one by one."""
         if isinstance(node, Optional):
             self.item(node.node, path, level)
-        elif isinstance(node, Ref) and node.slot.kind == "categorical":
+            return
+        if isinstance(node, Ref) and node.slot.kind == "categorical":
             for option in node.slot.options.values():
                 self.item(option, path, level)
-        else:
-            names = [name for name in node.nodes if name != "as"] if isinstance(node, Mapped) else []
-            if isinstance(node, Mapped) and len(names) == 1 and is_composition(names[0]):
-                self._composition(node, names[0], path, level)
+            return
+
+        usual: Values = {}
+        varied: Node = node
+        names = [name for name in node.nodes if name != "as"] if isinstance(node, Mapped) else []
+        if isinstance(node, Mapped) and len(names) == 1 and is_composition(names[0]):
+            inside: Path = (names[0],)
+            body = node.nodes[names[0]]
+            own: dict[str, Node] = {}
+            if isinstance(body, Mapped):
+                inside, own = (*inside, "children"), {k: v for k, v in body.nodes.items() if k != "children"}
+                body = body.nodes.get("children", Const(None))
+            children = body.nodes if isinstance(body, Listed) else getattr(body, "value", None)
+            if children in ((), []):  # written without children; one that may be left without any is another
+                tree = fill(node, _USUAL)
+                read_item(tree, (), level, self.problems.inside(tree, path))
                 return
-            for values in self.choices(node, path):
-                self._one(node, values, path, level)
+            if isinstance(body, Listed):
+                for i, child in enumerate(body.nodes):
+                    self.item(child, (*path, *inside, i), level)
+                usual, varied = _usual_values(node), Mapped(own)
 
-    def _composition(self, node: Mapped, name: str, path: Path, level: str) -> None:
-        body = node.nodes[name]
-        inside: Path = (name,)
-        own: dict[str, Node] = {}
-        if isinstance(body, Mapped):
-            inside, own = (name, "children"), {k: v for k, v in body.nodes.items() if k != "children"}
-            body = body.nodes.get("children", Const(None))
-        children = body.nodes if isinstance(body, Listed) else getattr(body, "value", None)
-        if children in ((), []):  # written without children; one that may be left without any is another
-            item = node.fill(_context({}))
-            read_item(item, (), level, self._problems.inside(item, path))
-            return
-        if not isinstance(body, Listed):
-            for values in self.choices(node, path):
-                self._one(node, values, path, level)
-            return
-        for i, child in enumerate(body.nodes):
-            self.item(child, (*path, *inside, i), level)
-        usual = _usual_values(node)
-        for values in self.choices(Mapped(own), path):
-            self._one(node, {**usual, **values}, path, level)
-
-    def _one(self, node: Node, values: Values, path: Path, level: str) -> None:
-        tree = prune(node.fill(_context(values)), None, None)
-        if tree is ABSENT:
-            return
-        item = read_item(tree, (), level, self._problems.inside(tree, path))
-        if item is not None:
-            entries = [entry for _, entry in entry_items((item,))]
+        for values in self.choices(varied, path):
+            tree = prune(fill(node, replace(_USUAL, values={**usual, **values})), None, None)
+            item = None if tree is ABSENT else read_item(tree, (), level, self.problems.inside(tree, path))
+            entries = [] if item is None else [entry for _, entry in entry_items((item,))]
             if any(e.start or "artefacts" in get_method(e.method).traits.needs for e in entries):
-                self._problems.add(
+                self.problems.add(
                     path,
                     "a search space has no inputs for entries to start from; train such a recipe by "
                     "`autopeft train`.",
@@ -560,34 +536,17 @@ class _Reader:
         """
         usual, size = _usual_values(node), size_of(node)
         for values in (usual, *_varied(node, usual)):
-            self._read += size
-            if self._read > _MOST_READ:
-                self._problems.add(
-                    path, "there is too much to choose from; offer fewer options in one place."
-                )
-                self._problems.check()
+            self.read += size
+            if self.read > _MOST_READ:
+                self.problems.add(path, "there is too much to choose from; offer fewer options in one place.")
+                self.problems.check()
             yield values
-
-
-def _firsts(templates: Iterable[ItemTemplate], problems: Problems) -> tuple[Item, ...]:
-    """Items with their largest choices."""
-    found = []
-    for template in templates:
-        tree = prune(template.node.fill(_context(_usual_values(template.node))), None, None)
-        if tree is not ABSENT:
-            found.append(read_item(tree, (), template.level, problems.inside(tree, template.path)))
-    return tuple(item for item in found if item is not None)
-
-
-def _context(values: Values) -> Context:
-    """The figures of BERT-base: a usual backbone."""
-    return Context(values, 768, 11, 0)
 
 
 def _usual_values(node: Node) -> dict[str, Any]:
     """For each slot a value that leaves nothing out: the last that is neither zero, false nor absent."""
     found: dict[str, Any] = {}
-    for slot in dict.fromkeys(node.slots()):
+    for slot in dict.fromkeys(slots_of(node)):
         values = _extremes(slot)
         usual = values[-1]
         for value in reversed(values):
@@ -622,6 +581,7 @@ def _varied(node: Node, values: Values) -> Iterator[Values]:
 
 
 def _extremes(slot: Slot) -> list[Any]:
+    """The values of a slot that are tried: all options, or both ends of a range."""
     if slot.kind == "categorical":
         return list(slot.options)
-    return [slot.low.fill(_context({})), slot.high.fill(_context({}))]
+    return [fill(slot.low, _USUAL), fill(slot.high, _USUAL)]

@@ -8,7 +8,8 @@ built and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.counting import Counts, Measure, count
@@ -17,7 +18,7 @@ from autopeft.graph import WHOLE, Memo, Part, Shape, build_graph, clash, hash_of
 from autopeft.method import method_names
 from autopeft.recipe import CompositionItem, Item, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit, blocks_of, key_of
-from autopeft.search.space.templates import Const, Listed, Mapped, Node, Optional, Ref, Scaled
+from autopeft.search.space.templates import Const, Hidden, Last, Mapped, Ref, slots_of, walk
 
 __all__ = ["IMPOSSIBLE", "PointCounter"]
 
@@ -31,60 +32,70 @@ Masks = tuple[int, ...]
 """The layers of a unit, one mask for each of the recipe's blocks that it stands in."""
 
 
+@dataclass(frozen=True, eq=False)
 class _Group:
-    """The units of one block in one layer, or in all of its layers; or those of the model."""
+    """The units of one block in one layer, or in all of its layers; or those of the model.
 
-    def __init__(self, bound: BoundSpace, units: Sequence[Unit]) -> None:
-        self._bound, self._first = bound, units[0]
-        self._mask = parts_of(bound.spec).masks.mask
-        self._key = key_of(units[0].place_parameters)
-        self._known: Memo[Any, Masks] = Memo(_PLACES)
-        self.units = [_Place(bound, unit, self) for unit in units]
+    Attributes:
+        key: of values, those that decide where the units are.
+        masks: the layers that are known, by key.
+    """
 
-    def masks(self, values: Mapping[str, Any]) -> Masks:
-        key = self._key(values)
-        found = self._known.get(key)
-        if found is None:
-            where = self._bound.where(self._first, values)
-            masks = (WHOLE,) if where is None else tuple([self._mask(at, stack) for at, stack in where])
-            found = self._known.keep(key, masks)
-        return found
+    units: tuple[Unit, ...]
+    key: Callable[[Mapping[str, Any]], Any]
+    masks: Memo[Any, Masks] = field(default_factory=lambda: Memo(_PLACES))
 
 
-class _Place:
-    """The shapes of one unit, by the values of its parameters."""
-
-    def __init__(self, bound: BoundSpace, unit: Unit, group: _Group) -> None:
-        self._bound, self._unit, self.group = bound, unit, group
-        self._shape = parts_of(bound.spec).shape
-        self.key = unit.key
-        self.known: Memo[Any, tuple[Shape | None, tuple[str, ...]]] = Memo(_SHAPES)
-
-    def read(self, values: Mapping[str, Any]) -> tuple[Shape | None, tuple[str, ...]]:
-        """The shape, `None` where the unit is absent, and its names given by `as:`."""
-        key = self.key(values)
-        found = self.known.get(key)
-        if found is None:
-            item = self._bound.item(self._unit, values)
-            found = (None, ()) if item is None else (self._shape(item), tuple(_aliases(item)))
-            self.known.keep(key, found)
-        return found
+Found = tuple[Shape | None, tuple[str, ...]]
+"""The shape of a unit, `None` where it is absent, and its names given by `as:`."""
 
 
 class PointCounter:
     """Counts and hashes points of a bound space. `bound.kept(PointCounter)` is the one of a space."""
 
     def __init__(self, bound: BoundSpace) -> None:
-        self.bound = bound
+        self.bound, self._parts = bound, parts_of(bound.spec)
         groups: dict[Any, list[Unit]] = {}
         for unit in bound.units:
             groups.setdefault((unit.block, unit.layer), []).append(unit)
-        self._groups = [_Group(bound, units) for units in groups.values()]
-        self._places = [place for group in self._groups for place in group.units]
-        items = [unit.template.node for unit in bound.units]
-        self._aliased = any(_asks_for_names(node) for node in items)
+        self._groups = [_Group(tuple(units), key_of(units[0].place_parameters)) for units in groups.values()]
+        self._group_of = {unit.index: group for group in self._groups for unit in group.units}
+        self._shapes: list[Memo[Any, Found]] = [Memo(_SHAPES) for _ in bound.units]
         self._sound_names: set[str] = set()
-        self._training_fits = _always_fits(bound.templates.training)
+        every = (node for unit in bound.units for node in walk(unit.template.node))
+        self._aliased = any(isinstance(node, Mapped) and "as" in node.nodes for node in every)
+
+        # Whether the training section is valid whatever the values. The compiler has checked each option and
+        # each end of a range, and a number between two valid ones is valid. What remains are bounds that
+        # depend on the backbone, and configs of policies.
+        self._training_fits = True
+        for node in walk(bound.templates.training):
+            if isinstance(node, Ref):
+                ends = () if node.slot.kind == "categorical" else (node.slot.low, node.slot.high)
+                self._training_fits &= all(isinstance(end, Const) for end in ends)
+            elif isinstance(node, Mapped):
+                policies = node.nodes.get("policies")
+                self._training_fits &= policies is None or not slots_of(policies)
+            else:
+                self._training_fits &= not isinstance(node, (Hidden, Last))
+
+    def _masks(self, group: _Group, values: Mapping[str, Any]) -> Masks:
+        key = group.key(values)
+        found = group.masks.get(key)
+        if found is None:
+            where, mask = self.bound.where(group.units[0], values), self._parts.masks.mask
+            masks = (WHOLE,) if where is None else tuple([mask(at, stack) for at, stack in where])
+            found = group.masks.keep(key, masks)
+        return found
+
+    def _read(self, unit: Unit, values: Mapping[str, Any]) -> Found:
+        key, known = unit.key(values), self._shapes[unit.index]
+        found = known.get(key)
+        if found is None:
+            item = self.bound.item(unit, values)
+            shape = None if item is None else self._parts.shape(item)
+            found = known.keep(key, (shape, () if item is None else tuple(_aliases(item))))
+        return found
 
     def _total(self, values: Mapping[str, Any]) -> tuple[list[Part], int, int] | None:
         """The parts of a point with their deployed and trained parameters; `None` where only the point's
@@ -97,9 +108,9 @@ class PointCounter:
         parts: list[Part] = []
         try:
             for group in self._groups:
-                masks = group.masks(values)
-                for place in group.units:
-                    shape = (place.known.get(place.key(values)) or place.read(values))[0]
+                masks = self._masks(group, values)
+                for unit in group.units:
+                    shape = self._read(unit, values)[0]
                     if shape is not None:
                         for mask in masks:
                             parts.append((shape, mask))
@@ -115,9 +126,9 @@ class PointCounter:
             names = [
                 name
                 for group in self._groups
-                for place in group.units
-                for _ in group.masks(values)
-                for name in place.read(values)[1]
+                for unit in group.units
+                for _ in self._masks(group, values)
+                for name in self._read(unit, values)[1]
             ]
             if len(set(names)) < len(names) or not self._sound_names.issuperset(names):
                 self.bound.materialize(values)
@@ -154,11 +165,10 @@ class PointCounter:
         group: _Group | None = None
         masks: Masks = ()
         for unit in units:
-            place = self._places[unit.index]
-            if place.group is not group:
-                group = place.group
-                masks = group.masks(values)
-            shape = (place.known.get(place.key(values)) or place.read(values))[0] if masks else None
+            if self._group_of[unit.index] is not group:
+                group = self._group_of[unit.index]
+                masks = self._masks(group, values)
+            shape = self._read(unit, values)[0] if masks else None
             found.append(None if shape is None else self._cost(unit, shape, masks, values))
         return found
 
@@ -188,37 +198,3 @@ def _aliases(item: Item) -> list[str]:
     below = item.children if isinstance(item, CompositionItem) else ()
     own = [] if item.alias is None else [item.alias]
     return own + [name for child in below for name in _aliases(child)]
-
-
-def _asks_for_names(node: Node) -> bool:
-    """Whether an item of the space may have an `as:`."""
-    if isinstance(node, Mapped):
-        return "as" in node.nodes or any(map(_asks_for_names, node.nodes.values()))
-    return any(map(_asks_for_names, _below(node)))
-
-
-def _always_fits(node: Node) -> bool:
-    """Whether a training section is valid whatever the values.
-
-    The compiler has checked each option and each end of a range, and a number between two valid ones is
-    valid. What remains are bounds that depend on the backbone, and configs of policies.
-    """
-    if isinstance(node, Mapped):
-        policies = node.nodes.get("policies")
-        if policies is not None and list(policies.slots()):
-            return False
-        return all(map(_always_fits, node.nodes.values()))
-    if isinstance(node, Ref):
-        ends = () if node.slot.kind == "categorical" else (node.slot.low, node.slot.high)
-        return all(isinstance(end, Const) for end in ends) and all(map(_always_fits, _below(node)))
-    return isinstance(node, (Const, Listed, Optional, Scaled)) and all(map(_always_fits, _below(node)))
-
-
-def _below(node: Node) -> Iterable[Node]:
-    if isinstance(node, Listed):
-        return node.nodes
-    if isinstance(node, Optional):
-        return (node.node,)
-    if isinstance(node, Scaled):
-        return (node.number, node.size)
-    return node.slot.options.values() if isinstance(node, Ref) else ()

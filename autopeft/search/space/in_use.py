@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
-from autopeft.search.space.bound import BoundSpace, Unit, drop_groups, drop_head_parts
+from autopeft.search.space.bound import BoundSpace, drop_groups, drop_head_parts
 from autopeft.search.space.templates import (
     ABSENT,
     Context,
@@ -17,10 +18,12 @@ from autopeft.search.space.templates import (
     Node,
     Optional,
     Ref,
+    fill,
     is_zero,
     prune,
     size_field,
 )
+from autopeft.spec import BackboneSpec
 
 __all__ = ["parameters_in_use"]
 
@@ -42,7 +45,8 @@ def parameters_in_use(bound: BoundSpace, point: Mapping[str, Any], recipe: Recip
             continue
         inside = _Reading(point)
         present = bound.item(unit, point) is not None
-        _UnitReader(bound, unit, point, inside, present).item(unit.template.node)
+        silent, noted = bound.context(point, unit.layer), bound.context(inside, unit.layer)
+        _read_items(unit.template.node, noted, silent, bound.spec, bound.stacks(unit, point), present)
         found |= inside.names
         if present:
             found |= place.names
@@ -54,88 +58,73 @@ def parameters_in_use(bound: BoundSpace, point: Mapping[str, Any], recipe: Recip
     for name, node in section.nodes.items() if isinstance(section, Mapped) else ():
         groups = _chosen(node, context) if name == "groups" else None
         if not isinstance(groups, Mapped):
-            node.fill(context)
+            fill(node, context)
             continue
         for group, inner in groups.nodes.items():
             alone: Any = {"groups": {group: {}}}
             alone = alone if bound.deep_head else drop_head_parts(alone)
             if drop_groups(alone, recipe.layers, recipe.model)["groups"]:
-                inner.fill(context)
+                fill(inner, context)
     return frozenset(found | reading.names)
 
 
+@dataclass(eq=False)
 class _Reading(Mapping[str, Any]):
-    """Values that remember which of them were read."""
+    """Values that remember the `names` of those that were read."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-        self.names: set[str] = set()
+    known: Mapping[str, Any]
+    names: set[str] = field(default_factory=set)
 
     def __getitem__(self, name: str) -> Any:
         self.names.add(name)
-        return self._values[name]
+        return self.known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self.known)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.known)
 
 
-class _UnitReader:
-    """Reads the values that decide whether each part of a unit is there, and all values of those that are.
+def _read_items(
+    node: Node,
+    noted: Context,
+    silent: Context,
+    spec: BackboneSpec,
+    stacks: tuple[str, ...] | None,
+    present: bool,
+) -> None:
+    """Read the values that decide whether each part of a unit is there, and all values of those that are.
 
     Args:
-        noted: the values of `point`; notes which are read.
+        node: a template of items.
+        noted: its values note which are read; those of `silent`, the same ones, do not.
+        stacks: those that the unit's block covers.
         present: whether anything of the unit is in the recipe.
     """
-
-    def __init__(
-        self, bound: BoundSpace, unit: Unit, point: Mapping[str, Any], noted: _Reading, present: bool
-    ) -> None:
-        self._spec, self._stacks, self._present = bound.spec, bound.stacks(unit, point), present
-        self._silent, self._context = bound.context(point, unit.layer), bound.context(noted, unit.layer)
-
-    def item(self, node: Node) -> None:
-        """Read a template of items."""
-        found = _chosen(node, self._context)
-        if isinstance(found, Listed):
-            for child in found.nodes:
-                self.item(child)
-        elif isinstance(found, Mapped):
-            # Values that are read to see this are not noted.
-            absent = not self._present or (
-                prune(found.fill(self._silent), self._spec, self._stacks) is ABSENT
-            )
-            for name, body in found.nodes.items():
-                if is_composition(name):
-                    self._composition(body, absent)
+    found = _chosen(node, noted)
+    if isinstance(found, Listed):
+        for child in found.nodes:
+            _read_items(child, noted, silent, spec, stacks, present)
+    if not isinstance(found, Mapped):
+        return
+    absent = not present or prune(fill(found, silent), spec, stacks) is ABSENT
+    for name, inner in found.nodes.items():
+        if is_composition(name):
+            # Its children are items; its own options count where it is there.
+            body = _chosen(inner, noted)
+            for key, option in body.nodes.items() if isinstance(body, Mapped) else (("children", inner),):
+                if key == "children":
+                    _read_items(option, noted, silent, spec, stacks, present)
                 elif not absent:
-                    body.fill(self._context)
-                elif name in method_names():
-                    self._cause(name, body)
-
-    def _composition(self, node: Node, absent: bool) -> None:
-        body = _chosen(node, self._context)
-        if not isinstance(body, Mapped):
-            self.item(node)
-            return
-        for name, inner in body.nodes.items():
-            if name == "children":
-                self.item(inner)
-            elif not absent:
-                inner.fill(self._context)
-
-    def _cause(self, name: str, node: Node) -> None:
-        """Read why a method is left out: its size of zero, else sites that this backbone lacks."""
-        body = _chosen(node, self._context)
-        if not isinstance(body, Mapped):
-            return
-        size = body.nodes.get(size_field(get_method(name)) or "")
-        if size is not None and is_zero(size.fill(self._context)):
-            return
-        if "sites" in body.nodes:
-            body.nodes["sites"].fill(self._context)
+                    fill(option, noted)
+        elif not absent:
+            fill(inner, noted)
+        elif name in method_names() and isinstance(body := _chosen(inner, noted), Mapped):
+            # Why a method is left out: its size of zero, else sites that this backbone lacks.
+            size = body.nodes.get(size_field(get_method(name)) or "")
+            if (size is None or not is_zero(fill(size, noted))) and "sites" in body.nodes:
+                fill(body.nodes["sites"], noted)
 
 
 def _chosen(node: Node, context: Context) -> Node | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,10 +64,6 @@ class Parameter:
             what = "a whole number" if self.kind == "int" else "a number"
             raise RecipeError(f"{self.name}={value!r} is not {what} from {self.low} to {self.high}.")
 
-    def types(self) -> Mapping[Any, type[Any]] | _Between:
-        """A table of the type of each allowed value, with a `KeyError` for others."""
-        return {c: type(c) for c in self.choices} if self.kind == "categorical" else _Between(self)
-
     def sample(self, rng: random.Random) -> Any:
         """A value drawn uniformly, or log-uniformly."""
         if self.kind == "categorical":
@@ -91,20 +87,6 @@ class Parameter:
             return True if on else self.choices[len(self.choices) // 2]
         mean = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return int(mean) if self.kind == "int" else mean
-
-
-class _Between:
-    """The numbers of a range, as a table of their types."""
-
-    def __init__(self, parameter: Parameter) -> None:
-        self._low, self._high = parameter.low, parameter.high
-        self._types = (int,) if parameter.kind == "int" else (int, float)
-
-    def __getitem__(self, value: Any) -> type[Any]:
-        kind: type[Any] = value.__class__
-        if kind not in self._types or not self._low <= value <= self._high:
-            raise KeyError(value)
-        return kind
 
 
 def every_point(parameters: Sequence[Parameter], most: int) -> Iterator[dict[str, Any]]:

@@ -156,26 +156,23 @@ class Balance:
         self.parameters = [p for p in bound.parameters if p.name in self.touched]
         self.sized = {name for unit in bound.units for name in unit.size_parameters}
         self.choices = {p.name: _values(p) for p in self.parameters}
-        self._check_effort()
-        # Units that share a parameter with others: a change of one may change what else can be done.
-        shared = (units for units in self.touched.values() if len(units) > 1)
-        self._entangled = {unit.index for units in shared for unit in units}
-
-    def _check_effort(self) -> None:
-        """Refuse a space whose repair would take long: a move of one size reads all of its item again, and
-        all sizes of the item are tried again after each move."""
+        # A move of one size reads all of its item again, and all sizes of the item are tried again after each
+        # move: a space whose repair would take long is refused.
         effort, most = 0, 0
-        for unit in self.bound.units:
+        for unit in bound.units:
             names = dict.fromkeys(unit.item_parameters)
             choices = sum(len(self.choices[name]) for name in names)
             effort += len(names) * choices * size_of(unit.template.node)
             most = max(most, len(names))
         if effort > _MOST_EFFORT:
             raise RecipeError(
-                f"Items of space {self.bound.name!r} have up to {most:,} choices of their own, and fitting "
+                f"Items of space {bound.name!r} have up to {most:,} choices of their own, and fitting "
                 f"them to a budget would take {effort / _MOST_EFFORT:.1f} times as long as is allowed; let "
                 "their methods share sizes by `vars:`, or split the items."
             )
+        # Units that share a parameter with others: a change of one may change what else can be done.
+        shared = (units for units in self.touched.values() if len(units) > 1)
+        self._entangled = {unit.index for units in shared for unit in units}
 
     def moved_into(self, budget: Budget, values: Mapping[str, Any]) -> _Point:
         """The point that repair reaches: inside the budget, or as near as it gets to a lower limit.
@@ -187,12 +184,21 @@ class Balance:
         point = self.at(values)
         if not point.present:
             point = self.switched_on(point)
-        if point.total > most:
-            point = self.shrink(point, most)
-        if point.total > most:
-            self.check_smallest(budget)
-            point = self.moved(point, self.structural(self.smallest[0]))
-        return self.grow(point, least, most) if point.total < least else point
+        # Too large: to `most`, or as far as single moves lead, and from there to the smallest member.
+        while point.total > most:
+            step = self._smaller_size(point) or self._switch_off(point, most)
+            if step is None:
+                self.check_smallest(budget)
+                point = self.moved(point, self.structural(self.smallest[0]))
+                break
+            point = self.moved(point, step)
+        # Too small: to `least` without passing `most`, as far as one or two moves at a time lead.
+        while point.total < least:
+            step = self._larger(point, most) or self._two_changes(point, least, most)
+            if step is None:
+                break
+            point = self.moved(point, step)
+        return point
 
     def check_smallest(self, budget: Budget) -> None:
         """Raise `Infeasible` where the smallest member is too large."""
@@ -222,10 +228,6 @@ class Balance:
             costs[unit.index] = cost
         return _Point(values, tuple(costs), sum(c or 0 for c in costs))
 
-    def share(self, name: str, point: _Point) -> int:
-        """Cost of the units that a parameter belongs to."""
-        return sum([point.costs[unit.index] or 0 for unit in self.touched[name]])
-
     def alternatives(
         self, name: str, point: _Point, skip: Collection[Any] = ()
     ) -> Iterator[tuple[Any, list[int | None]]]:
@@ -240,21 +242,12 @@ class Balance:
 
     def moves(self, name: str, point: _Point, skip: Collection[Any] = ()) -> Iterator[tuple[Any, int]]:
         """Every other value of a parameter with the total there, where something stays attached."""
-        rest = point.total - self.share(name, point)
         touched = {unit.index for unit in self.touched[name]}
+        rest = point.total - sum([point.costs[i] or 0 for i in touched])
         others = any(cost is not None for i, cost in enumerate(point.costs) if i not in touched)
         for value, costs in self.alternatives(name, point, skip):
             if others or any(cost is not None for cost in costs):
                 yield value, rest + sum([cost or 0 for cost in costs])
-
-    def shrink(self, point: _Point, most: int) -> _Point:
-        """Lower the total to `most` or as far as single moves lead."""
-        while point.total > most:
-            step = self._smaller_size(point) or self._switch_off(point, most)
-            if step is None:
-                break
-            point = self.moved(point, step)
-        return point
 
     def _smaller_size(self, point: _Point) -> dict[str, Any] | None:
         """The size with the largest share, at its next smaller choice: the one that lowers the total least
@@ -312,20 +305,11 @@ class Balance:
                 break
         return changes or None
 
-    def grow(self, point: _Point, least: int, most: int) -> _Point:
-        """Raise the total to `least` without passing `most`, as far as one or two moves at a time lead."""
-        while point.total < least:
-            step = self._larger(point, most) or self._two_changes(point, least, most)
-            if step is None:
-                break
-            point = self.moved(point, step)
-        return point
-
     def _larger(self, point: _Point, most: int) -> dict[str, Any] | None:
         """The size in use with the smallest share at its next larger choice; else the cheapest addition."""
         best: tuple[tuple[bool, int, int], dict[str, Any]] | None = None
         for name in self.choices:
-            share = self.share(name, point)
+            share = sum([point.costs[unit.index] or 0 for unit in self.touched[name]])
             unused = name not in self.sized or share == 0
             if best is not None and (unused, share) > best[0][:2]:
                 continue
@@ -395,9 +379,10 @@ class Balance:
         """Descent one parameter at a time from a point that holds `unit`, which stays attached throughout."""
         values = dict(usual)
         for name, choices in self.choices.items():
-            sizes = [self._size(unit, {**values, name: value}) for value in choices]
+            costs = [self.counter.costs((unit,), {**values, name: value})[0] for value in choices]
+            sizes = [-1 if cost is None else cost for cost in costs]
             values[name] = choices[sizes.index(max(sizes))]
-        if self._size(unit, values) < 0:
+        if self.counter.costs((unit,), values)[0] is None:
             return None
         point = self.at(values)
         changed = True
@@ -405,14 +390,10 @@ class Balance:
             changed = False
             for name in self.choices:
                 for value, reached in list(self.moves(name, point)):
-                    if reached < point.total and self._size(unit, {**point.values, name: value}) >= 0:
+                    there = {**point.values, name: value}
+                    if reached < point.total and self.counter.costs((unit,), there)[0] is not None:
                         point, changed = self.moved(point, {name: value}), True
         return point
-
-    def _size(self, unit: Unit, values: Mapping[str, Any]) -> int:
-        """What a unit costs, −1 where it is absent."""
-        (cost,) = self.counter.costs((unit,), values)
-        return -1 if cost is None else cost
 
 
 def _values(p: Parameter) -> list[Any]:

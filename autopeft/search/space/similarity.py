@@ -30,7 +30,7 @@ from autopeft.recipe import (
 from autopeft.recipe.parse import read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space.bound import BoundSpace, Unit, key_of
-from autopeft.search.space.templates import size_field
+from autopeft.search.space.templates import size_field, slots_of
 from autopeft.spec import BackboneSpec
 
 __all__ = [
@@ -300,7 +300,7 @@ class Encoder:
         self._nowhere = 1 << len(self._bits)
         self._kinds: Memo[str, Component] = Memo(_KINDS)
         self._trainings: Memo[Any, Training] = Memo(_TRAININGS)
-        names = [slot.parameter(None) for slot in bound.templates.training.slots()]
+        names = [slot.parameter(None) for slot in slots_of(bound.templates.training)]
         self._training_key = key_of(dict.fromkeys(names))
         held = max(64, _PIECES // max(1, len(bound.units)))
         self._units: list[tuple[Unit, Callable[[Any], Any], Memo[Any, tuple[Piece, ...]]]] = [

@@ -24,7 +24,7 @@ A space compiles to one flat, static list of parameters. Inactive parameters are
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -50,23 +50,29 @@ def space_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
+@dataclass(eq=False, repr=False)
 class Space:
-    """A search space as it stands in its file. `bind` it to a backbone for its parameters."""
+    """A search space as it stands in its file. `bind` it to a backbone for its parameters.
 
-    def __init__(
-        self, templates: Templates, text: str, steps: int | None = None, pooling: Pooling = "own"
-    ) -> None:
-        self.text, self.pooling = text, pooling
-        self._templates, self._steps = templates, steps
-        self._bound: BoundSpace | None = None
+    Attributes:
+        text: the file's.
+        steps: of the trainings that it is for (see `for_steps`).
+        pooling: of the heads of all recipes that name none themselves.
+    """
+
+    templates: Templates
+    text: str
+    steps: int | None = None
+    pooling: Pooling = "own"
+    _bound: BoundSpace | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
-        return self._templates.name
+        return self.templates.name
 
     @property
     def reference(self) -> str | None:
-        return self._templates.reference
+        return self.templates.reference
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "space") -> Space:
@@ -104,7 +110,10 @@ class Space:
             raise RecipeError(
                 f"There is no search space {name!r}.{near(name, names)} Built in: {', '.join(names)}."
             )
-        return cls(*_built_in(name))
+        if name not in _BUILT_IN:
+            text = files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+            _BUILT_IN[name] = cls.from_yaml(text, f"{name}.yaml")
+        return replace(_BUILT_IN[name])  # what one is bound to is not the other's
 
     @classmethod
     def load(cls, ref: str | Path) -> Space:
@@ -126,11 +135,7 @@ class Space:
     def for_steps(self, steps: int) -> Space:
         """The space for trainings of `steps` steps: where a range names its own `steps`, shorter trainings
         begin at larger rates."""
-        return Space(self._templates, self.text, steps, self.pooling)
-
-    def with_pooling(self, pooling: Pooling) -> Space:
-        """The space with this pooling for the heads of all recipes that name none themselves."""
-        return Space(self._templates, self.text, self._steps, pooling)
+        return replace(self, steps=steps)
 
     def bind(self, spec: BackboneSpec) -> BoundSpace:
         """The space on a backbone.
@@ -139,13 +144,9 @@ class Space:
             RecipeError: see `BoundSpace`.
         """
         if self._bound is None or self._bound.spec is not spec:
-            self._bound = BoundSpace(self._templates, spec, self._steps, self.pooling)
+            self._bound = BoundSpace(self.templates, spec, self.steps, self.pooling)
         return self._bound
 
 
-@cache
-def _built_in(name: str) -> tuple[Templates, str]:
-    """The templates of a built-in space, and its text."""
-    text = files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    found = Space.from_yaml(text, f"{name}.yaml")
-    return found._templates, text
+_BUILT_IN: dict[str, Space] = {}
+"""The built-in spaces that were read."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,11 +33,14 @@ __all__ = [
     "Scaled",
     "Slot",
     "Templates",
+    "fill",
     "is_zero",
     "options_of",
     "prune",
     "size_field",
     "size_of",
+    "slots_of",
+    "walk",
 ]
 
 _SIZES = ("rank", "bottleneck", "length", "keep")
@@ -72,12 +75,6 @@ class Const:
 
     value: Any
 
-    def fill(self, context: Context) -> Any:
-        return self.value
-
-    def slots(self) -> Iterator[Slot]:
-        return iter(())
-
 
 @dataclass(frozen=True)
 class Hidden:
@@ -85,22 +82,10 @@ class Hidden:
 
     divisor: int
 
-    def fill(self, context: Context) -> Any:
-        return max(1, context.hidden // self.divisor)
-
-    def slots(self) -> Iterator[Slot]:
-        return iter(())
-
 
 @dataclass(frozen=True)
 class Last:
     """`last`: the index of the last layer."""
-
-    def fill(self, context: Context) -> Any:
-        return context.last
-
-    def slots(self) -> Iterator[Slot]:
-        return iter(())
 
 
 @dataclass(frozen=True)
@@ -108,15 +93,6 @@ class Ref:
     """The option of a slot's value, or the value itself."""
 
     slot: Slot
-
-    def fill(self, context: Context) -> Any:
-        value = context.value(self.slot)
-        return self.slot.options[value].fill(context) if self.slot.kind == "categorical" else value
-
-    def slots(self) -> Iterator[Slot]:
-        yield self.slot
-        for option in self.slot.options.values():
-            yield from option.slots()
 
 
 @dataclass(frozen=True)
@@ -135,9 +111,6 @@ class Scaled:
     power: float
     most: float
 
-    def fill(self, context: Context) -> Any:
-        return self.of(self.number.fill(context), self.size.fill(context))
-
     def of(self, number: float, size: float) -> float:
         """The number at a size."""
         scaled = min(number * self.factor(size), max(self.most, number))
@@ -150,10 +123,6 @@ class Scaled:
         except OverflowError:
             return sys.float_info.max
 
-    def slots(self) -> Iterator[Slot]:
-        yield from self.number.slots()
-        yield from self.size.slots()
-
 
 @dataclass(frozen=True)
 class Optional:
@@ -161,13 +130,6 @@ class Optional:
 
     slot: Slot
     node: Node
-
-    def fill(self, context: Context) -> Any:
-        return self.node.fill(context) if context.value(self.slot) else ABSENT
-
-    def slots(self) -> Iterator[Slot]:
-        yield self.slot
-        yield from self.node.slots()
 
 
 @dataclass(frozen=True)
@@ -177,14 +139,6 @@ class Mapped:
     nodes: Mapping[str, Node]
     source: Any = None
 
-    def fill(self, context: Context) -> Any:
-        filled = ((key, node.fill(context)) for key, node in self.nodes.items())
-        return copy_lines(self.source, MarkedDict({k: v for k, v in filled if v is not ABSENT}))
-
-    def slots(self) -> Iterator[Slot]:
-        for node in self.nodes.values():
-            yield from node.slots()
-
 
 @dataclass(frozen=True)
 class Listed:
@@ -192,16 +146,56 @@ class Listed:
 
     nodes: tuple[Node, ...]
 
-    def fill(self, context: Context) -> Any:
-        filled = (node.fill(context) for node in self.nodes)
-        return [value for value in filled if value is not ABSENT]
-
-    def slots(self) -> Iterator[Slot]:
-        for node in self.nodes:
-            yield from node.slots()
-
 
 Node = Const | Hidden | Last | Ref | Scaled | Optional | Mapped | Listed
+
+
+def fill(node: Node, context: Context) -> Any:
+    """The data that a template becomes, `ABSENT` for what a switch leaves out."""
+    match node:
+        case Const(value):
+            return value
+        case Hidden(divisor):
+            return max(1, context.hidden // divisor)
+        case Last():
+            return context.last
+        case Ref(slot):
+            value = context.value(slot)
+            return fill(slot.options[value], context) if slot.kind == "categorical" else value
+        case Scaled(number, size):
+            return node.of(fill(number, context), fill(size, context))
+        case Optional(slot, inner):
+            return fill(inner, context) if context.value(slot) else ABSENT
+        case Mapped(nodes, source):
+            filled = ((key, fill(inner, context)) for key, inner in nodes.items())
+            return copy_lines(source, MarkedDict({k: v for k, v in filled if v is not ABSENT}))
+        case Listed(elements):
+            values = (fill(inner, context) for inner in elements)
+            return [value for value in values if value is not ABSENT]
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A template and all templates in it, in the order of the file: the options of a choice too."""
+    yield node
+    below: Iterable[Node] = ()
+    match node:
+        case Ref(slot):
+            below = slot.options.values()
+        case Scaled(number, size):
+            below = (number, size)
+        case Optional(_, inner):
+            below = (inner,)
+        case Mapped(nodes):
+            below = nodes.values()
+        case Listed(elements):
+            below = elements
+    for inner in below:
+        yield from walk(inner)
+
+
+def slots_of(node: Node) -> list[Slot]:
+    """The slots that decide on a template; one that is used twice is listed twice."""
+    return [inner.slot for inner in walk(node) if isinstance(inner, (Ref, Optional))]
 
 
 @dataclass(eq=False)

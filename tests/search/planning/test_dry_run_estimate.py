@@ -24,7 +24,6 @@ def test_a_forward_pass_is_two_operations_for_each_weight_and_token() -> None:
     layers = 6 * (4 * 384 * 384 + 2 * 384 * 1536) + 384 * 384
     assert work.weights == layers
     assert work.forward == pytest.approx(2 * 27 * layers, rel=0.02)
-    assert work.step == 2 * work.forward
 
 
 def test_more_workers_take_less_time_and_more_memory() -> None:
@@ -93,7 +92,7 @@ def test_baselines_write_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     so the more baselines there are."""
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     slowed(monkeypatch, 1.0)
-    monkeypatch.setattr(dry_run, "gemm_speed", lambda: 1e9)
+    monkeypatch.setattr(dry_run, "gemm_speed", lambda *shape: 1e9)
     options: dict[str, Any] = {
         "task": str(write_chats(tmp_path / "chats.jsonl")), "model": str(save_decoder(tmp_path / "llama")),
         "budget": "60%", "space": "lora", "trials": 2, "steps": 8, "max_length": 48, "portfolio": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,7 +134,7 @@ def test_a_recipe_and_its_point_have_each_other(tmp_path: Path) -> None:
     assert apart[0] == apart[1]
     assert apart[0].missing
     assert not any("mean_pooling" in words for words in apart[0].missing)
-    other = ready.space.with_pooling("own").bind(ready.spec)
+    other = replace(ready.space, pooling="own").bind(ready.spec)
     lost = values_of(recipe, other)
     assert not lost.exact
     assert any("mean_pooling" in words for words in lost.missing)

@@ -447,7 +447,7 @@ def test_lora_keeps_the_limits_with_what_its_head_reads() -> None:
     within = ResourceBudget(
         Budget.parse("0.5%").upper, Budget.parse("0.5%").lower, Limits(step_time=3.0), step_of
     )
-    bound = SPACES["lora"].with_pooling("mean").bind(MINILM)
+    bound = replace(SPACES["lora"], pooling="mean").bind(MINILM)
     (baseline,) = baselines(bound, MINILM, within, rates=1, seed=0, kinds=["lora"])
     assert baseline.titles[0] == "LoRA rank 36 on q, v of the last 2 layers"
     assert all(keeps_within(Recipe.from_dict(dict(c)), within, MINILM) for c in baseline.candidates)
