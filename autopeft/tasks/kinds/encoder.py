@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from autopeft.assets import ModelSource, load_tokenizer
-from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
+from autopeft.tasks.tokens import EncodedSplit, encode_texts, tokens_of
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
@@ -94,8 +94,17 @@ class Encoder:
         return min(float(max_length), 2.0 + 1.35 * words)
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
-        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any."""
-        return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any.
+
+        Raises:
+            UsageError: the tokenizer cannot encode the rows.
+        """
+        if not len(rows):
+            return 0.0
+        # `verbose` would warn of texts that are longer than the model takes, which is the question here.
+        options = {"truncation": False, "padding": False, "verbose": False}
+        found = tokens_of(tokenizer, rows.texts, rows.pairs, **options)["input_ids"]
+        return sum(len(row) > max_length for row in found) / len(rows)
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """What a saved hybrid has to know of its training rows to be asked, as JSON-able values beside its
