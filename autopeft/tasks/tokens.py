@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.assets import cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, TaskError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "BESIDE",
@@ -56,6 +59,11 @@ class EncodedSplit:
     `types` are token type ids where the tokenizer has them, `labels` is `None` for texts without labels.
     `kind` is the name of the task's kind; one whose batches hold something else overrides `collate`.
     """
+
+    by_token: ClassVar[tuple[str, ...]] = ("ids", "types")
+    """Names of the arrays that have a value for each token, (tokens, …)."""
+    by_row: ClassVar[tuple[str, ...]] = ("labels",)
+    """Names of those that have one for each row, (rows, …)."""
 
     ids: NDArray[np.int32]
     offsets: Indices
@@ -245,16 +253,14 @@ class EncodedSplit:
             "model (--kind causal_lm), or a method that learns from labels."
         )
 
-    def take(self, rows: Indices) -> EncodedSplit:
-        """The given rows as a split of their own, in that order; one that has more to a row overrides it."""
+    def take(self, rows: Indices) -> Self:
+        """The given rows as a split of their own, in that order; one that has more than `by_token` and
+        `by_row` overrides it."""
         places = self.places(rows)
-        return replace(
-            self,
-            ids=self.ids[places],
-            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]),
-            types=None if self.types is None else self.types[places],
-            labels=None if self.labels is None else self.labels[rows],
-        )
+        arrays = {name: (getattr(self, name), places) for name in self.by_token}
+        arrays |= {name: (getattr(self, name), rows) for name in self.by_row}
+        taken: dict[str, Any] = {n: None if array is None else array[at] for n, (array, at) in arrays.items()}
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]), **taken)
 
 
 def mask_of(batch: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,8 @@ class EncodedCloze(EncodedSplit):
         words: tokens of the label words, (classes,) int64.
     """
 
+    by_row = (*EncodedSplit.by_row, "at")
+
     at: Indices
     words: Indices
 
@@ -88,12 +90,6 @@ class EncodedCloze(EncodedSplit):
         words = np.broadcast_to(self.words, (len(chosen), len(self.words))).copy()
         told = {READ_AT: torch.from_numpy(self.at[chosen]), LABEL_WORDS: torch.from_numpy(words)}
         return {**batch, **{key: value.to(device, non_blocking=True) for key, value in told.items()}}
-
-    def take(self, rows: Indices) -> EncodedCloze:
-        """See `EncodedSplit.take`."""
-        found = super().take(rows)
-        assert isinstance(found, EncodedCloze)
-        return replace(found, at=self.at[rows])
 
 
 class ClozeEncoder(Encoder):

@@ -43,9 +43,10 @@ _ENDS = 2  # of an answer: where it begins and where it ends
 
 
 class SpanHead(Head):
-    """Two outputs at each token: of an answer's beginning and of its end."""
+    """Two outputs at each token: scores of an answer's beginning and of its end."""
 
     auto_class = AutoModelForQuestionAnswering
+    outputs = _ENDS
     pooled = False
     row_distribution = False
     probed = False
@@ -60,10 +61,6 @@ class SpanHead(Head):
             f"{model!r} is an encoder-decoder, and {self.kind} finds an answer in the text that it reads: "
             "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
         )
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """A score of the beginning and one of the end for each token."""
-        return _ENDS
 
     def names_in(self, config: Any) -> tuple[str, ...] | None:
         """See `Head`; the class of the model alone tells this kind."""

@@ -18,13 +18,13 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 from autopeft.assets import ModelSource, load_config, load_generation_config, warn_once
 from autopeft.errors import DataError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
-from autopeft.tasks.kinds.answers import ANSWER_CUT, IGNORED, PROMPT_CUT, EncodedWriting
-from autopeft.tasks.kinds.conversations import MESSAGES, pair_columns, read_conversations, sureness
+from autopeft.tasks.kinds.conversation_tokens import ANSWER_CUT, IGNORED, PROMPT_CUT, EncodedPrompts
+from autopeft.tasks.kinds.conversations import MESSAGES, AnswersSchema, pair_columns, read_conversations
 from autopeft.tasks.kinds.generation import beginning
-from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, AnswersSchema, LanguageHead
+from autopeft.tasks.kinds.generative import GenerativeScorer
+from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, LanguageHead
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.task_kind import TaskKind
-from autopeft.tasks.kinds.writing import WritingScorer
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 from autopeft.tasks.tokens import (
     Indices,
@@ -53,11 +53,12 @@ class SourceSchema(AnswersSchema):
     target from those before it."""
 
     turns = False
+    learns_texts = False
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         """Claims what decoders can learn as well, but for plain texts: sources with targets a little more
         surely than they, prompts with answers and conversations a little less."""
-        found = sureness(tables, named, plain=False)
+        found = super().claim(tables, named)
         pairs = named == ColumnNames() and pair_columns(tables["train"]) is not None
         return max(0.0, found + (_APART if pairs else -_APART)) if found else 0.0
 
@@ -89,7 +90,7 @@ class SourceSchema(AnswersSchema):
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedTargets(EncodedWriting):
+class EncodedTargets(EncodedPrompts):
     """Tokens of sources, as `ids` and `offsets`, and of targets.
 
     Attributes:
@@ -128,13 +129,11 @@ class EncodedTargets(EncodedWriting):
     def take(self, rows: Indices) -> EncodedTargets:
         """See `EncodedSplit.take`."""
         counts = np.diff(self.target_offsets)[rows]
-        own = {
-            "row_cut": self.row_cut[rows],
-            "answers": self.answers[rows],
-            "target_ids": self.target_ids[places_of(self.target_offsets, np.asarray(rows, dtype=np.int64))],
-            "target_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        }
-        return EncodedTargets(**{**vars(super().take(rows)), **own})
+        return replace(
+            super().take(rows),
+            target_ids=self.target_ids[places_of(self.target_offsets, np.asarray(rows, dtype=np.int64))],
+            target_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
 
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
@@ -306,7 +305,7 @@ class EncoderDecoderHead(LanguageHead):
             ) from error
 
 
-class TargetScorer(WritingScorer):
+class TargetScorer(GenerativeScorer):
     """Targets, whose tokens stand where they are predicted."""
 
     ahead = 0

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.class_metrics import shares_in_words, variance_of_f1, variance_of_share
+from autopeft.tasks.kinds.class_metrics import shares_in_words
 from autopeft.tasks.kinds.label_lists import PRINTED, is_printed, name_of, problem_of_names
-from autopeft.tasks.kinds.metric import Metric, ScoredRows
-from autopeft.tasks.kinds.schema import Schema, check_there, nameless, obvious_column, refuse_problems
+from autopeft.tasks.kinds.metric import Metric, ScoredRows, f1_of_counts, f1_variance, share_variance
+from autopeft.tasks.kinds.schema import Schema, check_there, refuse_problems
 from autopeft.tasks.table import (
     NO_TEXT,
     ColumnNames,
@@ -39,6 +39,7 @@ from autopeft.tasks.table import (
     check_named,
     is_unicode,
     listed,
+    needed_column,
 )
 
 if TYPE_CHECKING:
@@ -218,14 +219,11 @@ class TagSchema(Schema):
             raise DataError(
                 f"Words with tags have no second text, but --text-pair names {named.text_pair!r}."
             )
-        words = named.text or obvious_column(table, _WORDS)
-        tags = named.label or obvious_column(table, _TAGS)
-        for what, name, option in (("words", words, "--text"), ("tags", tags, "--label")):
-            if name is None:
-                raise nameless(table, what, option)
+        words = named.text or needed_column(table, _WORDS, "words", "--text")
+        tags = named.label or needed_column(table, _TAGS, "tags", "--label")
         if words == tags:
             raise DataError(f"One column of {table.where} cannot be words and tags at once: {words!r}.")
-        return Columns(str(words), None, tags)
+        return Columns(words, None, tags)
 
     def read(self, table: Table, columns: Columns) -> RawRows:
         """The rows of a table: their words, joined by spaces, as texts, lists of the tags' names as labels
@@ -242,7 +240,20 @@ class TagSchema(Schema):
         labels: list[Any] = [None] * len(table)
         if columns.label is not None:
             check_there(table, columns.label)
-            labels = _read_tags(table, columns.label, words)
+            rows = list(zip(table.columns[columns.label], words, strict=True))
+            names = table.label_names.get(columns.label)
+            problems: dict[int, str | None] = {}
+            for i, (value, own) in enumerate(rows):
+                if not isinstance(value, str | list | tuple | np.ndarray):
+                    problems[i] = _NO_TAGS
+                elif is_printed(value):  # white space would part it into tags such as `['O',`
+                    problems[i] = PRINTED
+                elif len(tags := _tags(value)) != len(own):
+                    problems[i] = _OTHER_LENGTH
+                else:
+                    problems[i] = problem_of_names(tags, names, "tag")
+            refuse_problems(table, columns.label, problems)
+            labels = [[name_of(tag, names) for tag in _tags(value)] for value, _ in rows]
         return RawRows(table.where, [" ".join(row) for row in words], None, labels, {WORDS: words})
 
     def encode_labels(
@@ -262,8 +273,16 @@ class TagSchema(Schema):
         if order and present <= set(order):
             names = list(order)
         else:
-            names = sorted(present, key=(lambda n: (int(n), n)) if all(map(_is_number, present)) else None)
-            _check_tags(parts, present)
+            whole = all(n.isascii() and n.removeprefix("-").isdigit() and len(n) < 20 for n in present)
+            names = sorted(present, key=(lambda name: (int(name), name)) if whole else None)
+            where, words = parts[0].where, sum(len(row) for part in parts for row in part.labels)
+            if len(present) < 2:
+                raise DataError(f"{where}: all words have the tag {names[0]!r}; two tags are needed.")
+            if len(present) > max(_PLENTY, words // 2):
+                raise DataError(
+                    f"{where}: {len(present):,} different tags of {words:,} words are no tags. Name their "
+                    "column with --label."
+                )
         for part in parts[1:]:
             if unknown := sorted(
                 {tag for row in part.labels for tag in row} - set(names if order else counts)
@@ -292,7 +311,9 @@ class TagSchema(Schema):
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
         """How many words there are, and how often each tag is."""
         tags = [tag for row in labels for tag in row]
-        return f"{len(tags):,} words: {_shares(tags, names)}" if tags else ""
+        counts = Counter(tags)
+        shares = shares_in_words([counts[i] for i in range(len(names))], names, len(tags))
+        return f"{len(tags):,} words: {shares}" if tags else ""
 
     def remarks(
         self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
@@ -320,20 +341,27 @@ class TagSchema(Schema):
         check_named(table, (("--text-column", named.text),))
         if named.text_pair is not None:
             raise DataError("Words to be tagged have no second text; leave out text_pair_column.")
-        words = named.text or obvious_column(table, (*_WORDS, *_TEXTS))
-        if words is None:
-            raise nameless(table, "words", "--text-column")
+        words = named.text or needed_column(table, (*_WORDS, *_TEXTS), "words", "--text-column")
         return Columns(words, None, None)
 
     def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
         """Of the rows that have no words what is wrong with them; tags are not looked at."""
-        found = ((i, _problem(value)) for i, value in enumerate(table.columns[columns.text]))
-        return {i: problem for i, problem in found if problem is not None}
-
-
-def _shares(tags: Sequence[int], names: Sequence[str]) -> str:
-    counts = Counter(tags)
-    return shares_in_words([counts[i] for i in range(len(names))], names, len(tags))
+        found: dict[int, str] = {}
+        for i, value in enumerate(table.columns[columns.text]):
+            words = parted(value)
+            if value is None or (isinstance(value, float) and np.isnan(value)):
+                found[i] = NO_TEXT
+            elif not isinstance(value, str | list | tuple | np.ndarray):
+                found[i] = _NO_LIST
+            elif not words:
+                found[i] = NO_TEXT
+            elif len(words) > MOST_WORDS:
+                found[i] = _LONG
+            elif not all(isinstance(word, str) and word.strip() for word in words):
+                found[i] = _NO_WORD
+            elif not all(map(is_unicode, words)):
+                found[i] = _NOT_UNICODE
+        return found
 
 
 def parted(value: Any) -> list[Any]:
@@ -343,38 +371,6 @@ def parted(value: Any) -> list[Any]:
     if isinstance(value, np.ndarray):
         return list(value) if value.ndim else []
     return list(value) if isinstance(value, list | tuple) else []
-
-
-def _problem(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return NO_TEXT
-    if not isinstance(value, str | list | tuple | np.ndarray):
-        return _NO_LIST
-    words = parted(value)
-    if not words:
-        return NO_TEXT
-    if len(words) > MOST_WORDS:
-        return _LONG
-    if not all(isinstance(word, str) and word.strip() for word in words):
-        return _NO_WORD
-    return None if all(map(is_unicode, words)) else _NOT_UNICODE
-
-
-def _read_tags(table: Table, column: str, words: Sequence[Sequence[str]]) -> list[list[str]]:
-    names = table.label_names.get(column)
-    rows = list(zip(table.columns[column], words, strict=True))
-    found = ((i, _tag_problem(value, len(own), names)) for i, (value, own) in enumerate(rows))
-    refuse_problems(table, column, {i: problem for i, problem in found if problem is not None})
-    return [[name_of(tag, names) for tag in _tags(value)] for value, _ in rows]
-
-
-def _tag_problem(value: Any, words: int, names: Sequence[str] | None) -> str | None:
-    if not isinstance(value, str | list | tuple | np.ndarray):
-        return _NO_TAGS
-    if is_printed(value):  # white space would part it into tags such as `['O',`
-        return PRINTED
-    tags = _tags(value)
-    return problem_of_names(tags, names, "tag") if len(tags) == words else _OTHER_LENGTH
 
 
 def _tags(value: Any) -> list[Any]:
@@ -389,22 +385,6 @@ def tagged(words: Sequence[str], tags: Sequence[str], outside: str) -> str:
     """Words with their tags, for a reader: `Anna/B-PER lives in Oslo/B-LOC`."""
     plain = (" ".join(word.split()) for word in words)
     return " ".join(w if t == outside else f"{w}/{t}" for w, t in zip(plain, tags, strict=True))
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.removeprefix("-").isdigit() and len(name) < 20
-
-
-def _check_tags(parts: Sequence[RawRows], present: set[str]) -> None:
-    where = parts[0].where
-    if len(present) < 2:
-        raise DataError(f"{where}: all words have the tag {next(iter(present))!r}; two tags are needed.")
-    words = sum(len(row) for part in parts for row in part.labels)
-    if len(present) > max(_PLENTY, words // 2):
-        raise DataError(
-            f"{where}: {len(present):,} different tags of {words:,} words are no tags. Name their column "
-            "with --label."
-        )
 
 
 # Metrics
@@ -448,21 +428,8 @@ def _by_row(rows: Numbers, count: int, *places: Numbers) -> Numbers:
     return np.stack([np.bincount(rows[p], minlength=count) for p in places], axis=1).astype(np.float64)
 
 
-def _f1(sums: Numbers) -> float:
-    """Of right ones, predicted ones and true ones; 0 where there are none."""
-    right, said, there = sums
-    return float(2 * right / (said + there)) if said + there else 0.0
-
-
 def _share(sums: Numbers) -> float:
     return float(sums[0] / sums[1]) if sums[1] else 0.0
-
-
-def _there(count: Callable[[Numbers, Numbers], Numbers], rows: ScoredRows) -> int:
-    """How many of what a metric counts there are in the rows; one in each where labels are not at hand."""
-    if rows.labels is None or not len(rows.labels):
-        return rows.rows
-    return int(count(rows.labels, rows.labels)[:, -1].sum())
 
 
 def _metric(
@@ -472,10 +439,16 @@ def _metric(
     of_sums: Callable[[Numbers], float],
     variance: Callable[[float, int], float],
 ) -> Metric:
+    def variance_on(score: float, rows: ScoredRows) -> float:
+        labels, there = rows.labels, rows.rows  # one in each row where labels are not at hand
+        if labels is not None and len(labels):
+            there = int(count(labels, labels)[:, -1].sum())
+        return variance(score, there)
+
     return Metric(
         name, 0, 1, summary,
         lambda found, truth: of_sums(count(found, truth).sum(axis=0)),
-        lambda score, rows: variance(score, _there(count, rows)),
+        variance_on,
         by_row=count, of_sums=of_sums,
     )  # fmt: skip
 
@@ -484,18 +457,18 @@ ENTITY_F1 = _metric(
     "entity_f1",
     "micro F1 of entities, right where first word, last word and type are: `B-PER I-PER` (as seqeval)",
     _entity_counts,
-    _f1,
-    variance_of_f1,
+    f1_of_counts,
+    f1_variance,
 )
 TAG_F1 = _metric(
     "tag_f1",
     "micro F1 of the tags of single words, without `O`, or else without the tag that most words have",
     _tag_counts,
-    _f1,
-    variance_of_f1,
+    f1_of_counts,
+    f1_variance,
 )
 TAG_ACCURACY = _metric(
-    "tag_accuracy", "share of words whose tag is right", _accuracy_counts, _share, variance_of_share
+    "tag_accuracy", "share of words whose tag is right", _accuracy_counts, _share, share_variance
 )
 """Their variances, which count where no pair of models was scored on the same rows, take what is counted as
 independent; in paired intervals whole rows are left out (see `pseudo_values`)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,14 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from autopeft.assets import warn_once
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
-from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.class_metrics import class_breakdowns
-from autopeft.tasks.kinds.classification import weights_of_classes
+from autopeft.tasks.kinds.classification import CLASSIFICATION
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss, floored_classes
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss
 from autopeft.tasks.kinds.tags import (
     ENTITY_F1,
     OUTSIDE,
@@ -83,6 +83,9 @@ class EncodedWords(EncodedSplit):
     `labels` are the numbers of words that have a token, (rows,) int64; `None` without tags.
     """
 
+    by_token = (*EncodedSplit.by_token, "word_places")
+    by_row = (*EncodedSplit.by_row, "counts", "tags")
+
     word_places: NDArray[np.int32]
     counts: Indices
     tags: NDArray[np.object_] | None
@@ -91,16 +94,6 @@ class EncodedWords(EncodedSplit):
     def truth(self) -> NDArray[Any] | None:
         """The tags of the words of each row, (rows,) objects (`Tags`)."""
         return self.tags
-
-    def take(self, rows: Indices) -> EncodedWords:
-        """See `EncodedSplit.take`."""
-        plain = super().take(rows)
-        own = {
-            "word_places": self.word_places[self.places(rows)],
-            "counts": self.counts[rows],
-            "tags": None if self.tags is None else self.tags[rows],
-        }
-        return EncodedWords(**{**vars(plain), **own})
 
     @property
     def label_counts(self) -> Indices:
@@ -145,6 +138,8 @@ class TagEncoder(Encoder):
     `word_ids` give. Those that join the space to the word behind it (GPT-2, RoBERTa, Llama, T5) give a word
     the tokens that it has inside a text, which `is_split_into_words` needs `add_prefix_space` for, and many
     do not have."""
+
+    label_type = object
 
     def encode(
         self,
@@ -211,10 +206,6 @@ class TagEncoder(Encoder):
             tags=ragged(list(rows.labels)) if labelled else None,
         )
 
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """The rows' `Tags`, (rows,) objects."""
-        return ragged(labels)
-
 
 def _first_tokens(
     words: Sequence[str], spans: Sequence[tuple[int, int]], special: Sequence[int]
@@ -268,10 +259,6 @@ class TagLoss(WeightedLoss):
     def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (…, tags) and labels (…), such as (B, L)."""
         return self._losses(logits, batch["labels"]).sum()
-
-    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """See `Loss`; of tags (words,)."""
-        return floored_classes(logits, labels)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each place (…), 0 where there is no word."""
@@ -330,7 +317,7 @@ class TagScorer(Scorer):
         self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
     ) -> list[float] | None:
         """See `Scorer.class_weights`; each word counts."""
-        return weights_of_classes(asked, [tag for row in labels for tag in row], names)
+        return CLASSIFICATION.scorer.class_weights(asked, [tag for row in labels for tag in row], names)
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The tag that most words have; of equal ones the first."""
@@ -383,12 +370,15 @@ class TagScorer(Scorer):
 
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """Cross-entropy of the tags of words that the model saw, all words alike."""
-        told = [
-            logsumexp(seen, axis=1) - seen[np.arange(len(seen)), truth]
-            for seen, truth in _seen_logits(outputs, labels)
-        ]
-        losses = np.concatenate(told) if told else np.empty(0)
-        return float(losses.mean()) if len(losses) else None
+        losses = []
+        for row, tags in zip(outputs, labels, strict=True):
+            logits = np.asarray(row, dtype=np.float64)
+            if logits.ndim == 2 and len(logits) == len(tags):  # decisions have none
+                seen = _seen(logits)
+                logits, truth = logits[seen], np.asarray(tags, dtype=np.int64)[seen]
+                losses.append(logsumexp(logits, axis=1) - logits[np.arange(len(logits)), truth])
+        flat = np.concatenate(losses) if losses else np.empty(0)
+        return float(flat.mean()) if len(flat) else None
 
     def breakdown(
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
@@ -401,7 +391,18 @@ class TagScorer(Scorer):
             np.concatenate([np.asarray(r, dtype=np.int64) for r in part]) for part in (found, truth)
         )
         tables = class_breakdowns(said, there, names)
-        return (*_by_type(said, there, rows, names), *tables) if spell_entities(names) else tables
+        if not spell_entities(names):
+            return tables
+        spelled, wanted = ({tuple(e) for e in entities(tags, rows, names).tolist()} for tags in (said, there))
+        by_type: list[tuple[str | int | float, ...]] = []
+        for i, name in enumerate(entity_types(names)):
+            ours, theirs = ({e for e in part if e[2] == i} for part in (spelled, wanted))
+            right, both = len(ours & theirs), len(ours) + len(theirs)
+            precision = right / len(ours) if ours else np.nan
+            recall = right / len(theirs) if theirs else np.nan
+            by_type.append((name, precision, recall, 2 * right / both if both else np.nan, len(theirs)))
+        headers = ("type", "precision", "recall", "F1", "support")
+        return (Breakdown("entities", "Entities of each type", headers, tuple(by_type)), *tables)
 
     def tell(self, rows: Split, outputs: NDArray[Any], names: Sequence[str]) -> list[tuple[str, str]]:
         """Of each row the words with their tags, right and predicted, where these are not outside; `?` for
@@ -458,35 +459,6 @@ def _seen(logits: NDArray[Any]) -> NDArray[np.bool_]:
 def _named(rows: Sequence[Any], labels: NDArray[Any]) -> NDArray[Any]:
     """Rows of tags by name, (rows,) objects."""
     return ragged([[tags.names[int(tag)] for tag in row] for row, tags in zip(rows, labels, strict=True)])
-
-
-def _seen_logits(
-    outputs: NDArray[Any], labels: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Of each row the logits (words, tags) and tags of the words that the model saw; none of rows of
-    decisions."""
-    for row, tags in zip(outputs, labels, strict=True):
-        logits = np.asarray(row, dtype=np.float64)
-        if logits.ndim == 2 and len(logits) == len(tags):
-            seen = _seen(logits)
-            yield logits[seen], np.asarray(tags, dtype=np.int64)[seen]
-
-
-def _by_type(
-    said: NDArray[Any], there: NDArray[Any], rows: NDArray[Any], names: Sequence[str]
-) -> tuple[Breakdown, ...]:
-    """Precision, recall, F1 and support of the entities of each type."""
-    found, truth = ({tuple(e) for e in entities(tags, rows, names).tolist()} for tags in (said, there))
-    table: list[tuple[str | int | float, ...]] = []
-    for i, name in enumerate(entity_types(names)):
-        ours, theirs = ({e for e in part if e[2] == i} for part in (found, truth))
-        right = len(ours & theirs)
-        precision = right / len(ours) if ours else np.nan
-        recall = right / len(theirs) if theirs else np.nan
-        both = len(ours) + len(theirs)
-        table.append((name, precision, recall, 2 * right / both if both else np.nan, len(theirs)))
-    headers = ("type", "precision", "recall", "F1", "support")
-    return (Breakdown("entities", "Entities of each type", headers, tuple(table)),)
 
 
 register_kind(

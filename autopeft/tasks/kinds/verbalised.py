@@ -24,7 +24,7 @@ from autopeft.tasks.kinds.cloze import (
     read_words,
 )
 from autopeft.tasks.kinds.registry import register_options
-from autopeft.tasks.kinds.task_kind import TaskKind, told_name
+from autopeft.tasks.kinds.task_kind import TaskKind, name_with_options
 from autopeft.tasks.kinds.verbaliser import EXAMPLES, LabelWords, Template
 
 if TYPE_CHECKING:
@@ -52,14 +52,6 @@ class ClozeHead(ClassHead):
         self.auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         self.peft_task_type = None if masked else "CAUSAL_LM"
         self.hub_pipeline = None
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """Nothing is set: the vocabulary is the backbone's."""
-        return {}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """`None`: a configuration does not say what is done with a backbone."""
-        return None
 
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
         """Encoder-decoders and what reads no text are, and those that the template is not for."""
@@ -144,7 +136,7 @@ def verbalised(words: LabelWords, template: Template | None) -> TaskKind:
         template: that texts are put in; `None` for the default of the backbone, which is not known yet.
     """
     return TaskKind(
-        told_name(CLASSIFICATION.name, {"label_words": words, "template": template}),
+        name_with_options(CLASSIFICATION.name, {"label_words": words, "template": template}),
         CLASSIFICATION.summary,
         schema=CLASSIFICATION.schema,
         encoder=ClozeEncoder(words, template),

@@ -116,6 +116,8 @@ class EncodedWindows(EncodedSplit):
 class WindowEncoder(Encoder):
     """Windows of questions with their contexts; a sequence for each window."""
 
+    label_type = object
+
     def encode(
         self,
         rows: Split,
@@ -204,10 +206,6 @@ class WindowEncoder(Encoder):
         if not len(rows):
             return 0.0
         return float(cut_questions(rows.texts, tokenizer, max_length)[1].mean())
-
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """The rows' `Answers`, (rows,) objects."""
-        return ragged(labels)
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """`null`, where no answer may be given."""

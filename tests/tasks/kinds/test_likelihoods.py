@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds import TaskKind, get_kind
-from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
+from autopeft.tasks.kinds.conversation_tokens import IGNORED, EncodedConversations, encode_conversations
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
     TOKEN_ACCURACY,
@@ -37,7 +37,7 @@ ENCODER_DECODERS = ("t5", "bart")
 EACH = pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
 
 
-def rows(count: int = 6) -> EncodedAnswers:
+def rows(count: int = 6) -> EncodedConversations:
     return encode_conversations(chats(count), word_tokenizer(), 64, kind="causal_lm", cached=False)
 
 

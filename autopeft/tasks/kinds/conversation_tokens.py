@@ -39,19 +39,26 @@ from autopeft.tasks.tokens import (
     tokens_of,
 )
 
-__all__ = ["ANSWER_CUT", "IGNORED", "PROMPT_CUT", "EncodedAnswers", "EncodedWriting", "encode_conversations"]
+__all__ = [
+    "ANSWER_CUT",
+    "IGNORED",
+    "PROMPT_CUT",
+    "EncodedConversations",
+    "EncodedPrompts",
+    "encode_conversations",
+]
 
 IGNORED = -100
 """Label of a token that is not learnt, as transformers has it."""
 _FORMAT = 2
 _CHUNK = 1_000
 PROMPT_CUT, ANSWER_CUT = 1, 2
-"""Of `EncodedWriting.row_cut`."""
+"""Of `EncodedPrompts.row_cut`."""
 _SOME_ANSWER = "answer"
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedWriting(EncodedSplit):
+class EncodedPrompts(EncodedSplit):
     """Tokens of rows to which a model writes answers.
 
     Attributes:
@@ -61,6 +68,8 @@ class EncodedWriting(EncodedSplit):
         tokenizer: what the tokens are of.
         longest: tokens of an answer that is written, at most, where nothing else is asked for.
     """
+
+    by_row = (*EncodedSplit.by_row, "row_cut", "answers")
 
     row_cut: NDArray[np.int8]
     answers: NDArray[np.object_]
@@ -79,7 +88,7 @@ class EncodedWriting(EncodedSplit):
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedAnswers(EncodedWriting):
+class EncodedConversations(EncodedPrompts):
     """Tokens of conversations.
 
     Attributes:
@@ -89,6 +98,9 @@ class EncodedAnswers(EncodedWriting):
     `labels` are the numbers of learnt tokens, (rows,) int64. A row whose answer was cut has lost its prompt
     before, as far as it could, and its `row_cut` is 2.
     """
+
+    by_token = (*EncodedPrompts.by_token, "learnt")
+    by_row = (*EncodedPrompts.by_row, "prompts")
 
     learnt: NDArray[np.bool_]
     prompts: Indices
@@ -103,18 +115,7 @@ class EncodedAnswers(EncodedWriting):
         """See `EncodedSplit.labels_fingerprint`: of which tokens are learnt."""
         return hashlib.sha256(np.ascontiguousarray(self.learnt).tobytes()).hexdigest()
 
-    def take(self, rows: Indices) -> EncodedAnswers:
-        """See `EncodedSplit.take`."""
-        plain = super().take(rows)
-        own = {
-            "learnt": self.learnt[self.places(rows)],
-            "row_cut": self.row_cut[rows],
-            "prompts": self.prompts[rows],
-            "answers": self.answers[rows],
-        }
-        return EncodedAnswers(**{**vars(plain), **own})
-
-    def all_learnt(self) -> EncodedAnswers:
+    def all_learnt(self) -> EncodedConversations:
         """See `EncodedSplit.all_learnt`; nothing predicts the first token of a row."""
         if self.kind != "causal_lm":
             super().all_learnt()
@@ -135,7 +136,7 @@ class EncodedAnswers(EncodedWriting):
 
     def with_answers(
         self, rows: Sequence[int], answers: Sequence[Sequence[int]], room: int | None
-    ) -> EncodedAnswers:
+    ) -> EncodedConversations:
         """Rows, one or several times, with these tokens in the place of their last answers. They alone are
         learnt, and the texts of the answers stay those of the rows. A row of more than `room` tokens loses
         the beginning of what is asked, but for one token."""
@@ -171,7 +172,7 @@ def encode_conversations(
     cached: bool = True,
     asked: bool = False,
     ended: bool = True,
-) -> EncodedAnswers:
+) -> EncodedConversations:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
 
     A row beyond `max_length` loses the beginning of what stands before its last answer (a token of it stays,
@@ -217,7 +218,7 @@ def encode_conversations(
         ends = ids[offsets[1:] - 1] == tokenizer.eos_token_id
         prompts = np.where(texts, np.maximum(lengths - ends, 1), prompts)
     answers = [m[-1]["content"] if m[-1]["role"] == "assistant" else "" for m in conversations]
-    return EncodedAnswers(
+    return EncodedConversations(
         ids=arrays["ids"],
         offsets=arrays["offsets"],
         types=None,
