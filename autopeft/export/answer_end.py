@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
-from autopeft.tasks.kinds.writing import own_ends
+from autopeft.tasks.kinds.generative import own_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

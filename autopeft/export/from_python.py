@@ -10,7 +10,7 @@ from typing import Any
 
 from autopeft.errors import TaskError, UsageError
 from autopeft.foreign import file_in, read_table_in
-from autopeft.tasks.kinds import TaskKind, kind_of_model, writing_kind
+from autopeft.tasks.kinds import TaskKind, generative_kind, kind_of_model
 
 __all__ = ["is_saved_hybrid", "longest_of", "manifest_of", "model_class"]
 
@@ -45,7 +45,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         config.id2label = {int(k): str(v) for k, v in (config.id2label or {}).items()}
         config.num_labels = len(config.id2label)
         kind, labels = _kind(str(told["architecture"]), config)
-        most = longest_of(writing_kind(str(told["architecture"])))
+        most = longest_of(generative_kind(str(told["architecture"])))
         longest = min(most, int(getattr(config, "max_position_embeddings", None) or most))
         return {
             "model": str(told["model"]),
@@ -62,7 +62,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The kind of task with its metric, and the labels; no kind where none has models of this class."""
     none = {"kind": None, "metric": None}, tuple(config.id2label.values())
-    if (writes := writing_kind(architecture)) is not None:
+    if (writes := generative_kind(architecture)) is not None:
         return {"kind": writes.name, "metric": writes.scorer.metric_for(())}, ()
     try:
         kind, labels = kind_of_model(config, architecture)

@@ -20,7 +20,7 @@ from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed, why_not_here
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
-from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
+from autopeft.tasks.kinds import generative_kind, kind_of_model, own_metric, use_metric
 from autopeft.tasks.kinds.task_kind import plain_name
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames, same_numbers
@@ -188,7 +188,7 @@ def _of_hybrid(
     hybrid: Hybrid, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
 ) -> TrainedHybrid:
     config = hybrid.model.config
-    writes = writing_kind(type(hybrid.model).__name__)
+    writes = generative_kind(type(hybrid.model).__name__)
     kind, labels = kind_of_model(config, type(hybrid.model).__name__) if writes is None else (writes, ())
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:

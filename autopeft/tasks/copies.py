@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Input", "normal_form", "normal_input", "text_ids"]
+__all__ = ["Input", "normal_form", "text_ids"]
 
 Input = tuple[str, ...]
 """The texts of one row that a model reads (see `Schema.inputs_of`)."""
@@ -28,13 +28,9 @@ def normal_form(text: str) -> str:
     return plain.rstrip(_STOPS) or plain
 
 
-def normal_input(texts: Input) -> Input:
-    """The normal form of each text of a row."""
-    return tuple(map(normal_form, texts))
-
-
 def text_ids(inputs: Iterable[Input]) -> NDArray[np.int64]:
     """Which of the different texts each row has, (rows,); copies have the same. Texts are numbered from 0 in
     the order in which they come first."""
     known: dict[Input, int] = {}
-    return np.array([known.setdefault(normal_input(one), len(known)) for one in inputs], dtype=np.int64)
+    forms = (tuple(map(normal_form, texts)) for texts in inputs)
+    return np.array([known.setdefault(form, len(known)) for form in forms], dtype=np.int64)

@@ -41,23 +41,35 @@ def read_file(path: Path) -> Table:
         DataError: the suffix is unknown, or the file is damaged, empty or no table.
     """
     suffix = path.suffix.lower()
-    classes: dict[str, tuple[str, ...]] = {}
-    if suffix == ".csv":
-        columns = _read_csv(path)
-    elif suffix == ".tsv":
-        columns = _read_tsv(path)
-    elif suffix == ".json":
-        columns = _read_json(path)
-    elif suffix in (".jsonl", ".ndjson"):
-        columns = _read_json_lines(path, _text(path))
-    elif suffix == ".parquet":
-        columns, classes = _read_parquet(path)
-    elif suffix in _CONLL:
-        columns = _read_conll(path)
-    else:
+    if suffix not in SUFFIXES:
         raise DataError(
             f"{path} has the suffix {suffix!r}; files can be {', '.join(SUFFIXES)}, or a folder of them."
         )
+    classes: dict[str, tuple[str, ...]] = {}
+    if suffix == ".parquet":
+        columns, classes = _read_parquet(path)
+    else:
+        content = read_plain(path, MOST_BYTES, DataError)
+        if not content:
+            raise DataError(f"{path} is empty.")
+        text = _decoded(content, str(path))
+        if suffix == ".csv":
+            header = text.split("\n", 1)[0]
+            columns = _parsed(path, text, max(",;\t|", key=header.count), csv.QUOTE_MINIMAL)
+        elif suffix == ".tsv":
+            # Quotes count only where every record then stays on its line; else they are ordinary characters.
+            try:
+                columns = _parsed(path, text, "\t", csv.QUOTE_MINIMAL)
+                plain = any("\n" in value for values in columns.values() for value in values)
+            except DataError:
+                plain = True
+            columns = _parsed(path, text, "\t", csv.QUOTE_NONE) if plain else columns
+        elif suffix == ".json":
+            columns = _read_json(path, text)
+        elif suffix in _CONLL:
+            columns = _read_conll(path, text)
+        else:
+            columns = _read_json_lines(path, text)
     if not columns:
         raise DataError(f"{path} has no rows.")
     for name in columns:
@@ -86,13 +98,6 @@ def lines_of(content: bytes, where: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _text(path: Path) -> str:
-    content = read_plain(path, MOST_BYTES, DataError)
-    if not content:
-        raise DataError(f"{path} is empty.")
-    return _decoded(content, str(path))
-
-
 def _decoded(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -102,23 +107,6 @@ def _decoded(content: bytes, where: str) -> str:
 
 # CSV and TSV
 # ------------------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path) -> Columns:
-    text = _text(path)
-    header = text.split("\n", 1)[0]
-    return _parsed(path, text, max(",;\t|", key=header.count), csv.QUOTE_MINIMAL)
-
-
-def _read_tsv(path: Path) -> Columns:
-    """Quotes count only where every record then stays on its line; else they are ordinary characters."""
-    text = _text(path)
-    try:
-        columns = _parsed(path, text, "\t", csv.QUOTE_MINIMAL)
-        plain = any("\n" in value for values in columns.values() for value in values)
-    except DataError:
-        plain = True
-    return _parsed(path, text, "\t", csv.QUOTE_NONE) if plain else columns
 
 
 def _parsed(path: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Columns:
@@ -160,9 +148,8 @@ def _parsed(path: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Co
 # ------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Columns:
+def _read_json(path: Path, text: str) -> Columns:
     """A list of objects, an object of lists, SQuAD's layout, or JSON lines under the wrong suffix."""
-    text = _text(path)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -262,13 +249,13 @@ def _read_parquet(path: Path) -> tuple[Columns, dict[str, tuple[str, ...]]]:
     return columns, classes
 
 
-def _read_conll(path: Path) -> Columns:
+def _read_conll(path: Path, text: str) -> Columns:
     """A row for each sentence, whose words stand on a line each: `tokens` are the first field of these lines,
     `tags` the last, and fields between them `column_2`, `column_3`, … Fields are parted by tabs where a line
     has one, else by white space; an empty line ends a sentence. Words alone have no `tags`."""
     sentences: list[list[list[str]]] = [[]]
     width = 0
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or fields[0] == _DOCUMENT:
             sentences.append([])

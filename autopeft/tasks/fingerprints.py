@@ -26,39 +26,34 @@ def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
         state: dict[str, Any] = json.loads(backend.to_str())
         state = {key: value for key, value in state.items() if key not in {"padding", "truncation"}}
     else:
-        state = _state_in_python(tokenizer)
+        # One that is written in Python, whose vocabulary is not all that decides.
+        files = {*getattr(type(tokenizer), "vocab_files_names", {})}
+        options = getattr(tokenizer, "init_kwargs", {})
+        parts = {
+            name: value.serialized_model_proto()
+            for name, value in vars(tokenizer).items()
+            if callable(getattr(value, "serialized_model_proto", None))
+        }
+        state = {
+            "class": type(tokenizer).__name__,
+            "vocab": tokenizer.get_vocab(),
+            # As `save_pretrained` does: what has been set since is what counts.
+            "options": {
+                name: _plain(getattr(tokenizer, name, value))
+                for name, value in options.items()
+                if name not in files | _NOT_TOKENS and not name.endswith("_file")
+            },
+            "added": _plain(getattr(tokenizer, "added_tokens_decoder", {})),
+            # Byte pairs by rank: vocabularies can be alike whose merges have another order.
+            "merges": _plain(getattr(tokenizer, "bpe_ranks", {})),
+            "sentencepiece": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
+        }
     state["specials"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     state["inputs"] = list(tokenizer.model_input_names)
     state["truncation_side"] = tokenizer.truncation_side
     if getattr(tokenizer, "split_special_tokens", False):  # what Rust does not write down
         state["split_special_tokens"] = True
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _state_in_python(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The same of a tokenizer that is written in Python, whose vocabulary is not all that decides."""
-    kind = type(tokenizer)
-    files = {*getattr(kind, "vocab_files_names", {})}
-    # As `save_pretrained` does: what has been set since is what counts.
-    options = {
-        name: _plain(getattr(tokenizer, name, value))
-        for name, value in getattr(tokenizer, "init_kwargs", {}).items()
-        if name not in files | _NOT_TOKENS and not name.endswith("_file")
-    }
-    parts = {n: v.serialized_model_proto() for n, v in vars(tokenizer).items() if _is_sentencepiece(v)}
-    return {
-        "class": kind.__name__,
-        "vocab": tokenizer.get_vocab(),
-        "options": options,
-        "added": _plain(getattr(tokenizer, "added_tokens_decoder", {})),
-        # Byte pairs by rank: vocabularies can be alike whose merges have another order.
-        "merges": _plain(getattr(tokenizer, "bpe_ranks", {})),
-        "sentencepiece": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
-    }
-
-
-def _is_sentencepiece(value: Any) -> bool:
-    return callable(getattr(value, "serialized_model_proto", None))
 
 
 def _plain(value: Any) -> Any:

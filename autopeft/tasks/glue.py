@@ -11,9 +11,9 @@ from autopeft.errors import TaskError
 from autopeft.tasks.memory import tables_of
 from autopeft.tasks.table import Table
 
-__all__ = ["GLUE", "GlueTask", "canonical", "glue_available", "read_glue", "read_hub"]
+__all__ = ["GLUE", "GLUE_REPOSITORY", "GlueTask", "canonical", "glue_available", "read_hub"]
 
-_REPOSITORY = "nyu-mll/glue"
+GLUE_REPOSITORY = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,8 @@ def glue_available(task: GlueTask) -> bool:
     """Whether the hub answers, or this task already lies in the cache of `datasets`."""
     import datasets
 
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / _REPOSITORY.replace("/", "___") / task.name
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / GLUE_REPOSITORY.replace("/", "___") / task.name
     return cached.is_dir() or hub_answers()
-
-
-def read_glue(task: GlueTask) -> dict[str, Table]:
-    """Train and validation of a GLUE task; its test labels are hidden.
-
-    Raises:
-        TaskError: the hub gave no data.
-    """
-    return read_hub(_REPOSITORY, task.name)
 
 
 def read_hub(repository: str, config: str | None) -> dict[str, Table]:

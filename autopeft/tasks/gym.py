@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from autopeft.spec import BackboneSpec
 from autopeft.tasks import gym_rows
 from autopeft.tasks.kinds import TaskKind, kind_on
 from autopeft.tasks.split import Rows
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+from autopeft.tasks.table import ColumnNames, RawRows, Table
 
-__all__ = ["GYM", "GymTask", "gym_kind", "is_gym", "parse_gym", "read_gym"]
+__all__ = ["GYM", "GymTask", "gym_kind", "parse_gym", "read_gym"]
 
 GYM = "gym:"
 _ROWS = {"train": 8_000, "select": 1_000, "test": 1_000}
@@ -55,11 +55,6 @@ class GymTask:
         return f"{GYM}{self.generator}" + (f"?{told}" if told else "")
 
 
-def is_gym(name: str) -> bool:
-    """Whether a task's name is one of these."""
-    return name.startswith(GYM)
-
-
 def parse_gym(name: str) -> GymTask:
     """Read a name; whether there is such a generator is not known yet.
 
@@ -79,7 +74,13 @@ def parse_gym(name: str) -> GymTask:
         key, equals, value = part.partition("=")
         if not equals or _WORD.fullmatch(key) is None or key in parameters:
             raise TaskError(f"{name!r}: {part!r} is no parameter, or stands there twice; write min_terms=2.")
-        parameters[key] = _checked(name, key, value)
+        truth = value.lower() in ("true", "false")
+        if not truth and (_NUMBER.fullmatch(value) is None or math.fabs(float(value)) > _LARGEST):
+            raise TaskError(
+                f"{name!r}: {key} is {value!r:.60}, but parameters are true, false or numbers up to "
+                f"{_LARGEST:,}."
+            )
+        parameters[key] = value.lower() if truth else value
     if len(parameters) > _MOST_PARAMETERS:
         raise TaskError(f"{name!r:.60}… sets {len(parameters)} parameters; up to {_MOST_PARAMETERS} can be.")
     if fixed := {"seed", "size"} & parameters.keys():
@@ -89,16 +90,6 @@ def parse_gym(name: str) -> GymTask:
             "--test-rows."
         )
     return GymTask(generator, parameters)
-
-
-def _checked(name: str, key: str, value: str) -> str:
-    if value.lower() in ("true", "false"):
-        return value.lower()
-    if _NUMBER.fullmatch(value) is None or not math.fabs(float(value)) <= _LARGEST:
-        raise TaskError(
-            f"{name!r}: {key} is {value!r:.60}, but parameters are true, false or numbers up to {_LARGEST:,}."
-        )
-    return value
 
 
 def read_gym(task: GymTask, kind: TaskKind, seed: int, made: Rows | None) -> tuple[dict[str, RawRows], str]:
@@ -116,7 +107,12 @@ def read_gym(task: GymTask, kind: TaskKind, seed: int, made: Rows | None) -> tup
             wanted.
         DataError: the generator fails, takes more than 300 s, or has too few different prompts.
     """
-    version = _version()
+    try:
+        version = importlib.metadata.version("reasoning-gym")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise TaskError(
+            f"Tasks called gym:… are made by the package reasoning-gym, which is not installed: {_INSTALL}."
+        ) from error
     asked = vars(made or Rows())
     wanted = {name: asked[name] or rows for name, rows in _ROWS.items()}
     if max(wanted.values()) > _MOST_ROWS:
@@ -131,7 +127,13 @@ def read_gym(task: GymTask, kind: TaskKind, seed: int, made: Rows | None) -> tup
             f"{task.name} has too few different prompts to be split ({told}); widen its parameters."
         )
     names = {"train": "train", "select": "validation", "test": "test"}
-    return {given: _raw(task, found[name], kind) for name, given in names.items()}, version
+    raws = {}
+    for name, given in names.items():
+        rows = found[name]
+        table = _table(task, rows)
+        raw = kind.schema.read(table, kind.schema.columns(table, ColumnNames()))
+        raws[given] = replace(raw, fields={**raw.fields, "generator": [[row[0], row[1]] for row in rows]})
+    return raws, version
 
 
 def gym_kind(task: GymTask, kind: TaskKind, backbone: BackboneSpec | None) -> TaskKind:
@@ -142,23 +144,6 @@ def gym_kind(task: GymTask, kind: TaskKind, backbone: BackboneSpec | None) -> Ta
 def _table(task: GymTask, rows: list[list[Any]]) -> Table:
     columns = {"prompt": [row[2] for row in rows], "completion": [row[3] for row in rows]}
     return Table(task.name, columns, {})
-
-
-def _raw(task: GymTask, rows: list[list[Any]], kind: TaskKind) -> RawRows:
-    table = _table(task, rows)
-    chosen: Columns = kind.schema.columns(table, ColumnNames())
-    raw = kind.schema.read(table, chosen)
-    fields = {**raw.fields, "generator": [[row[0], row[1]] for row in rows]}
-    return RawRows(raw.where, raw.texts, raw.pairs, raw.labels, fields)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("reasoning-gym")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise TaskError(
-            f"Tasks called gym:… are made by the package reasoning-gym, which is not installed: {_INSTALL}."
-        ) from error
 
 
 def _made(task: GymTask, asked: dict[str, Any]) -> dict[str, list[list[Any]]]:

@@ -82,8 +82,11 @@ def _config(known: Any, name: str, parameters: dict[str, str]) -> dict[str, Any]
     if name not in known:
         raise _RefusedError(unknown=name, names=sorted(known))
     fields = {f.name: f.type for f in dataclasses.fields(known[name][1]) if f.name not in ("seed", "size")}
-    readers: dict[str, Callable[[str], Any]] = {"int": _whole, "float": float, "bool": _truth}
-    kinds = {n: _plain_type(kind) for n, kind in fields.items()}
+    readers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _truth}
+    kinds = {}
+    for n, kind in fields.items():
+        text = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+        kinds[n] = "int" if "Optional[int]" in str(kind) else text
     settable = sorted(n for n, kind in kinds.items() if kind in readers)
     found = {}
     for key, text in parameters.items():
@@ -94,15 +97,6 @@ def _config(known: Any, name: str, parameters: dict[str, str]) -> dict[str, Any]
         except ValueError as error:
             raise _RefusedError(parameter=key, value=text, kind=kinds[key]) from error
     return found
-
-
-def _plain_type(kind: Any) -> str:
-    text = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    return "int" if "Optional[int]" in str(kind) else text
-
-
-def _whole(text: str) -> int:
-    return int(text)
 
 
 def _truth(text: str) -> bool:

@@ -145,8 +145,15 @@ def image_of(value: Any, name: str) -> ImageFile:
     if isinstance(value, bytes):
         return ImageFile.of_bytes(value, name)
     if is_image(value):
+        from PIL import ImageOps
+
+        # Without loss, turned as the EXIF orientation says that it still has: it is then what its file would
+        # have been.
         with _told(name):
-            return ImageFile.of_bytes(_as_png(value), name)
+            made, turned = io.BytesIO(), ImageOps.exif_transpose(value)
+            # PNG has no such colours.
+            (turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr") else turned).save(made, "PNG")
+            return ImageFile.of_bytes(made.getvalue(), name)
     raise DataError(f"{name} is no image but {type(value).__name__}.")
 
 
@@ -159,17 +166,6 @@ def problem_of(value: Any, name: str) -> str | None:
     except DataError as error:
         return str(error).removeprefix(f"{name}: ").rstrip(".")
     return None
-
-
-def _as_png(image: Any) -> bytes:
-    """One of Pillow's images without loss, turned as the EXIF orientation says that it still has: it is then
-    what its file would have been."""
-    from PIL import ImageOps
-
-    made, turned = io.BytesIO(), ImageOps.exif_transpose(image)
-    # PNG has no such colours.
-    (turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr") else turned).save(made, "PNG")
-    return made.getvalue()
 
 
 def _digest(content: bytes) -> str:

@@ -15,8 +15,8 @@ from autopeft.foreign import local_path
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.files import SUFFIXES, read_file
 from autopeft.tasks.folders import read_folder
-from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
-from autopeft.tasks.gym import GYM, gym_kind, is_gym, parse_gym, read_gym
+from autopeft.tasks.glue import GLUE, GLUE_REPOSITORY, GlueTask, canonical, glue_available, read_hub
+from autopeft.tasks.gym import GYM, gym_kind, parse_gym, read_gym
 from autopeft.tasks.kinds import (
     ClassWeights,
     TaskKind,
@@ -27,13 +27,13 @@ from autopeft.tasks.kinds import (
     own_metric,
     use_metric,
 )
-from autopeft.tasks.kinds.generated import EXACT_MATCH
+from autopeft.tasks.kinds.text_metrics import EXACT_MATCH
 from autopeft.tasks.kinds.verbaliser import WordsData, kind_with_words
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
 from autopeft.tasks.splits import SELECT_LIMIT, cut
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, empty_rows
+from autopeft.tasks.table import ColumnNames, RawRows, Table, empty_rows
 from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
 from autopeft.tasks.translations import with_languages
 
@@ -65,7 +65,7 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Options:
     """The options of `load_task` that shape a task, whatever its data."""
 
     kind: str | None
@@ -152,36 +152,35 @@ def load_task(
         return task if rows is None else task.subset(rows.train, rows.select, rows.test, seed)
     own, name = (metric, None) if callable(metric) else (None, metric)
     kind = kind_with_words(kind, label_words, template)
-    asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, scored_by, made, backbone, like)
+    options = _Options(
+        kind, name, own, class_weights, seed, rows, drop_empty, scored_by, made, backbone, like
+    )
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
-        return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
-    return _named(str(task), named, asked, stand_in, notify or _log.warning)
-
-
-def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
-    """A task by its name or path."""
+        where = describe(task)
+        return _from_tables(tables_in(task), _MEMORY, named, options, origin="memory", where=where)
+    name, tell = str(task), notify or _log.warning
     short = canonical(name)
-    if short in GLUE or name in PACKAGED or is_gym(name):
+    if short in GLUE or name in PACKAGED or name.startswith(GYM):
         if named != ColumnNames():
             raise TaskError(
                 f"The task {name!r} has columns of its own: text, text-pair and label are for files."
             )
-        if is_gym(name):
-            return _gym(name, asked)
+        if name.startswith(GYM):
+            return _gym(name, options)
         if short in GLUE:
-            return _glue(GLUE[short], asked, stand_in, tell)
-        return _packaged(PACKAGED[name], asked, tell)
+            return _glue(GLUE[short], options, stand_in, tell)
+        return _packaged(PACKAGED[name], options, tell)
     path = local_path(name, TaskError)
     if path.is_dir():
-        return _from_tables(read_folder(path), name, named, asked)
+        return _from_tables(read_folder(path), name, named, options)
     if path.is_file():
-        return _from_tables({"train": read_file(path)}, name, named, asked)
+        return _from_tables({"train": read_file(path)}, name, named, options)
     if path.suffix.lower() in SUFFIXES:
         raise TaskError(f"There is no file {name}.")
     if _HUB_NAME.fullmatch(name) is not None and hub_answers():
         repository, _, config = name.partition(":")
-        return _from_tables(read_hub(repository, config or None), name, named, asked, origin="hub")
+        return _from_tables(read_hub(repository, config or None), name, named, options, origin="hub")
     raise TaskError(
         f"Unknown task {name!r}: packaged are {', '.join(PACKAGED)}; from the hub {', '.join(GLUE)} and "
         f"`owner/name` where it answers; procedural {GYM}NAME; else a file or folder "
@@ -207,57 +206,47 @@ def cluster_of(name: str) -> str | None:
     which nothing is known."""
     if name in PACKAGED:
         return PACKAGED[name].cluster
-    if is_gym(name):
+    if name.startswith(GYM):
         return name.partition("?")[0]
     found = GLUE.get(canonical(name))
     return None if found is None else found.cluster
 
 
-def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
+def _packaged(task: Packaged, options: _Options, tell: Notify, source: Source | None = None) -> Task:
     text, label = task.columns
     tables = {}
     for name, (texts, labels) in read_splits(task, tell).items():
         same = {column: [value] * len(texts) for column, value in task.same.items()}
         tables[name] = Table(task.name, {**same, text: texts, **({label: labels} if labels else {})}, {})
     named = ColumnNames()
-    kind = get_kind(asked.kind) if asked.kind else kind_on(asked.backbone, get_kind(task.kind), tables, named)
+    kind = (
+        get_kind(options.kind)
+        if options.kind
+        else kind_on(options.backbone, get_kind(task.kind), tables, named)
+    )
     raws = {
         name: kind.schema.read(table, kind.schema.columns(table, named)) for name, table in tables.items()
     }
-    classes, encoded = kind.schema.encode_labels(list(raws.values()), task.labels)
-    origin = Source("package", task.name, _digest(raws), task.licence)
-    if source is not None:
-        origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
-    splits = _arrange(raws, encoded, kind, asked.seed)
-    return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
+    found = source or Source("package", task.name, "")
+    return _task_of(
+        raws, task.name, kind, options, replace(found, licence=task.licence), task.metric, task.labels
+    )
 
 
-def _gym(name: str, asked: _Asked) -> Task:
+def _gym(name: str, options: _Options) -> Task:
     task = parse_gym(name)
-    kind = get_kind(asked.kind) if asked.kind else gym_kind(task, get_kind(_PROMPTS), asked.backbone)
-    raws, version = read_gym(task, kind, asked.seed, asked.made)
-    classes, encoded = kind.schema.encode_labels(list(raws.values()))
-    source = Source("package", task.name, _digest(raws), f"reasoning-gym {version}, Apache-2.0")
-    splits = _arrange(raws, encoded, kind, asked.seed)
+    kind = get_kind(options.kind) if options.kind else gym_kind(task, get_kind(_PROMPTS), options.backbone)
+    raws, version = read_gym(task, kind, options.seed, options.made)
+    source = Source("package", task.name, "", f"reasoning-gym {version}, Apache-2.0")
     # An answer is right or wrong, however likely it was.
-    metric = EXACT_MATCH.name if kind.scorer.writes else None
-    return _finished(name, kind, classes, splits, metric, source, asked)
+    return _task_of(raws, name, kind, options, source, EXACT_MATCH.name if kind.scorer.writes else None)
 
 
-def _digest(raws: Mapping[str, RawRows]) -> str:
-    """The hash of the rows of all parts, one after the other."""
-    parts = list(raws.values())
-    first = parts[0]
-    pairs = None if first.pairs is None else [pair for part in parts for pair in part.pairs or []]
-    fields = {f: [value for part in parts for value in part.fields[f]] for f in first.fields}
-    texts = [text for part in parts for text in part.texts]
-    return rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
-
-
-def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
+def _glue(task: GlueTask, options: _Options, stand_in: bool, tell: Notify) -> Task:
     if glue_available(task):
         columns = ColumnNames(task.text, task.text_pair, "label")
-        return _from_tables(read_glue(task), task.name, columns, asked, origin="hub", metric=task.metric)
+        tables = read_hub(GLUE_REPOSITORY, task.name)  # labels of GLUE's test splits are hidden
+        return _from_tables(tables, task.name, columns, options, origin="hub", metric=task.metric)
     missing = f"The task {task.name!r} comes from the hub, which does not answer."
     if task.stand_in is None or not stand_in:
         reason = "Stand-ins are switched off." if task.stand_in else "No packaged task stands in for it."
@@ -270,14 +259,14 @@ def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
         f"set): its scores are not comparable with those of {task.name!r}."
     )
     tell(notice)
-    return _packaged(other, asked, tell, Source("package", other.name, "", None, task.name, notice))
+    return _packaged(other, options, tell, Source("package", other.name, "", None, task.name, notice))
 
 
 def _from_tables(
     tables: dict[str, Table],
     name: str,
     named: ColumnNames,
-    asked: _Asked,
+    options: _Options,
     *,
     origin: Literal["hub", "file", "memory"] = "file",
     where: str | None = None,
@@ -286,7 +275,7 @@ def _from_tables(
     tables = {split: with_languages(table) for split, table in tables.items()}
     # Columns that are not named are those of other data, where they are here; a name may be of several, with
     # commas. A second text goes with a first one of these.
-    like = {} if asked.like is None else dict(vars(asked.like))
+    like = {} if options.like is None else dict(vars(options.like))
     if named.text is not None:
         like.pop("text_pair", None)
     for what, before in like.items():
@@ -294,9 +283,11 @@ def _from_tables(
             several = [part.strip() for part in before.split(",")]
             if before in tables["train"].columns or all(part in tables["train"].columns for part in several):
                 named = replace(named, **{what: before})
-    kind, chosen = _kind_of(tables, named, asked, metric)
+    scored_by = options.metric or metric
+    kind = choose_kind(tables, named, kind=options.kind, metric=scored_by, backbone=options.backbone)
+    chosen = kind.schema.columns(tables["train"], named)
     dropped: dict[str, int] = {}
-    if asked.drop_empty:
+    if options.drop_empty:
         for split, table in tables.items():
             empty = set(empty_rows(table, chosen))
             if empty:
@@ -304,7 +295,9 @@ def _from_tables(
                 # Messages count rows from here on without those.
                 where_now = f"{table.where} without {len(empty):,} empty rows"
                 tables[split], dropped[table.where] = replace(rest, where=where_now), len(empty)
-        kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
+        # Empty labels hid what the others are.
+        kind = choose_kind(tables, named, kind=options.kind, metric=scored_by, backbone=options.backbone)
+        chosen = kind.schema.columns(tables["train"], named)
     if chosen.label is not None and not kind.scorer.writes:
         tables = {split: table.with_numbers(chosen.label) for split, table in tables.items()}
     raws = {split: kind.schema.read(table, chosen) for split, table in tables.items()}
@@ -313,81 +306,95 @@ def _from_tables(
     for split, raw in raws.items():
         given = {name: raw.fields.get(name, [None] * len(raw.texts)) for name in names}
         raws[split] = replace(raw, fields=given)
-    order = asked.scored_by or ()
+    order = options.scored_by or ()
     if not order and chosen.label is not None:
         order = tables["train"].label_names.get(chosen.label, ())
-    parts = list(raws.values())
-    classes, encoded = kind.schema.encode_labels(parts, order)
-    digest, fields = _digest(raws), parts[0].fields
-    whole = asked.scored_by is not None and len(raws) == 1
-    # The splits of tasks that have a name stay as scores of them were recorded.
-    splits = _arrange(raws, encoded, kind, asked.seed, whole=whole, near=cluster_of(name) is None)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
-    further = [name for name in fields if name in tables["train"].columns]
+    further = [name for name in names if name in tables["train"].columns]
     further += kind.schema.further_columns(tables["train"], chosen)
     used |= {name: name for name in further if name not in used.values()}
     ignored = tuple(column for column in tables["train"].columns if column not in used.values())
-    source = Source(origin, where or name, digest)
-    task = _finished(name, kind, classes, splits, metric, source, asked)
+    task = _task_of(
+        raws,
+        name,
+        kind,
+        options,
+        Source(origin, where or name, ""),
+        metric,
+        order,
+        whole=options.scored_by is not None and len(raws) == 1,
+        # The splits of tasks that have a name stay as scores of them were recorded.
+        near=cluster_of(name) is None,
+    )
     return replace(task, reading=Reading(used, ignored, dropped))
 
 
-def _kind_of(
-    tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
-) -> tuple[TaskKind, Columns]:
-    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
-    return kind, kind.schema.columns(tables["train"], named)
-
-
-def _arrange(
-    raws: dict[str, RawRows],
-    labels: Sequence[Sequence[object]],
+def _task_of(
+    raws: Mapping[str, RawRows],
+    name: str,
     kind: TaskKind,
-    seed: int,
+    options: _Options,
+    source: Source,
+    metric: str | None,
+    order: Sequence[str] = (),
     *,
     whole: bool = False,
     near: bool = False,
-) -> dict[SplitName, Split]:
+) -> Task:
+    """The task of rows that came as train, validation and test, or some of these.
+
+    Args:
+        source: whose `sha256` is filled in here.
+        metric: the task's usual one.
+        order: names of the classes in order, where they are known.
+        whole: whether the only split is *test* as a whole.
+        near: whether copies that differ by white space, case or a full stop stay together where splits are
+        cut.
+    """
+    parts = list(raws.values())
+    classes, encoded = kind.schema.encode_labels(parts, order)
+    source = replace(
+        source,
+        sha256=rows_sha256(
+            [text for part in parts for text in part.texts],
+            None if parts[0].pairs is None else [pair for part in parts for pair in part.pairs or []],
+            [label for part in parts for label in part.labels],
+            {field: [value for part in parts for value in part.fields[field]] for field in parts[0].fields},
+        ),
+    )
+
     given = {
-        name: Split(raw.texts, raw.pairs, part, raw.fields)
-        for (name, raw), part in zip(raws.items(), labels, strict=True)
+        split: Split(raw.texts, raw.pairs, labels, raw.fields)
+        for (split, raw), labels in zip(raws.items(), encoded, strict=True)
     }
     train = given["train"]
+    splits: dict[SplitName, Split]
     if whole:
-        return {"train": train.take([]), "select": train.take([]), "test": train}
-    tenth = max(1, round(len(train) / 10))
-    if "validation" in given and "test" in given:
-        return {"train": train, "select": given["validation"], "test": given["test"]}
-    rows = (train.texts, train.pairs, kind.schema.strata(train.labels))
-    alike = kind.schema.alike(train)
-    held_out = given.get("test", given.get("validation"))
-    if held_out is not None:
-        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed, alike, near=near)
-        return {"train": train.take(rest), "select": train.take(select), "test": held_out}
-    test, select, rest = cut(*rows, [tenth, tenth], seed, alike, near=near)
-    return {"train": train.take(rest), "select": train.take(select), "test": train.take(test)}
+        splits = {"train": train.take([]), "select": train.take([]), "test": train}
+    elif "validation" in given and "test" in given:
+        splits = {"train": train, "select": given["validation"], "test": given["test"]}
+    else:
+        rows = (train.texts, train.pairs, kind.schema.strata(train.labels))
+        alike, tenth = kind.schema.alike(train), max(1, round(len(train) / 10))
+        held_out = given.get("test", given.get("validation"))
+        if held_out is not None:
+            select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], options.seed, alike, near=near)
+        else:
+            test, select, rest = cut(*rows, [tenth, tenth], options.seed, alike, near=near)
+            held_out = train.take(test)
+        splits = {"train": train.take(rest), "select": train.take(select), "test": held_out}
 
-
-def _finished(
-    name: str,
-    kind: TaskKind,
-    classes: tuple[str, ...],
-    splits: dict[SplitName, Split],
-    metric: str | None,
-    source: Source,
-    asked: _Asked,
-) -> Task:
     own = None
-    if asked.own_metric is not None:
-        own = use_metric(own_metric(asked.own_metric, generated=kind.scorer.writes))
-    kind = kind.settled(classes, pairs=splits["test"].pairs is not None, backbone=asked.backbone)
+    if options.own_metric is not None:
+        own = use_metric(own_metric(options.own_metric, generated=kind.scorer.writes))
+    kind = kind.settled(classes, pairs=splits["test"].pairs is not None, backbone=options.backbone)
     # A task may be loaded as another kind than its metric scores.
     usual = metric if metric in metrics_of(kind.name) else kind.scorer.metric_for(classes)
-    chosen = own.name if own is not None else asked.metric or usual
+    chosen = own.name if own is not None else options.metric or usual
     check_metric(chosen, kind.name, classes, splits["test"])
-    if asked.scored_by is None:
+    if options.scored_by is None:
         kind.schema.check(name, splits["train"], classes)
-    weights = kind.scorer.class_weights(asked.class_weights, splits["train"].labels, classes)
+    weights = kind.scorer.class_weights(options.class_weights, splits["train"].labels, classes)
     task = Task(name, kind.name, classes, splits, chosen, weights, source, own_metric=own)
-    wanted = asked.rows
-    return task if wanted is None else task.cut(wanted.train, wanted.select, wanted.test, asked.seed)
+    wanted = options.rows
+    return task if wanted is None else task.cut(wanted.train, wanted.select, wanted.test, options.seed)

@@ -36,7 +36,19 @@ def tables_in(data: Any) -> dict[str, Table]:
     if isinstance(data, datasets.DatasetDict):
         return tables_of(data, where)
     if isinstance(data, pandas.DataFrame):
-        return {"train": _of_frame(data, where)}
+        names = [str(name) for name in data.columns]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{where} names a column twice: {', '.join(map(repr, twice))}.")
+        columns = {}
+        for i, name in enumerate(names):
+            series = data.iloc[:, i]
+            # Plain Python values; pandas' marks for missing ones become `None`.
+            columns[name] = [
+                None if missing else value.item() if isinstance(value, np.generic) else value
+                for value, missing in zip(series.astype(object).tolist(), series.isna().tolist(), strict=True)
+            ]
+        return {"train": Table(where, columns, {})}
     raise TaskError(
         f"A task is a name, a path, {_TAKEN}, but got {type(data).__module__}.{type(data).__qualname__}."
     )
@@ -108,19 +120,3 @@ def splits_of(tables: Mapping[str, Table], where: str, names: list[str] | None =
         told = ", ".join((names or list(tables))[:12])
         raise DataError(f"{where} has no train split; it has {told}.")
     return {key: found[key] for key in ("train", "validation", "test") if key in found}
-
-
-def _of_frame(frame: Any, where: str) -> Table:
-    names = [str(name) for name in frame.columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{where} names a column twice: {', '.join(map(repr, twice))}.")
-    columns = {}
-    for i, name in enumerate(names):
-        series = frame.iloc[:, i]
-        # Plain Python values; pandas' marks for missing ones become `None`.
-        columns[name] = [
-            None if missing else value.item() if isinstance(value, np.generic) else value
-            for value, missing in zip(series.astype(object).tolist(), series.isna().tolist(), strict=True)
-        ]
-    return Table(where, columns, {})

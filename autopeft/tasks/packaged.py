@@ -14,7 +14,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.assets import Notify, fetch_member
@@ -44,8 +44,8 @@ class Packaged:
     sorted), `kind` is the kind of task, `columns` are the names under which it takes texts and labels, and
     `same` are columns with one value in all rows. Where the data came in splits, `file` is that of train, and
     `held_out` names those of validation and test. Tasks that share texts have the same `cluster`: what is
-    learnt from one of them is no evidence for another. It is the task's own name where it shares none.
-    """
+    learnt from one of them is no evidence for another. Where it shares none, `PACKAGED` has its own name
+    there."""
 
     name: str
     asset: str
@@ -68,9 +68,6 @@ class Packaged:
     def files(self) -> dict[str, str]:
         """The files by split: train alone, or train, validation and test."""
         return dict(zip(("train", "validation", "test"), (self.file, *(self.held_out or ())), strict=False))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cluster", self.cluster or self.name)
 
 
 def read_packaged(task: Packaged, notify: Notify | None) -> Rows:
@@ -120,7 +117,7 @@ def _word_swap(raw: bytes) -> Rows:
     The first and the last word stay, as capital and full stop would give the swap away.
     """
     sentences = _sentences(raw)
-    swapped = _half(sentences)
+    swapped = set(sorted(sentences, key=_digest)[::2])  # every other one, in the order of their hashes
     texts = [_swap(text) if text in swapped else " ".join(text.split()) for text in sentences]
     return texts, ["swapped" if text in swapped else "original" for text in sentences]
 
@@ -129,11 +126,6 @@ def _sentences(raw: bytes) -> list[str]:
     """The sentences of 6 to 35 words, each once."""
     texts = dict.fromkeys(text for text, _ in _movie_lines(raw))
     return [text for text in texts if 6 <= len(text.split()) <= 35]
-
-
-def _half(sentences: Sequence[str]) -> set[str]:
-    """Every other one, in the order of their hashes."""
-    return set(sorted(sentences, key=_digest)[::2])
 
 
 def _swap(text: str) -> str:
@@ -157,7 +149,7 @@ def _swapped_words(raw: bytes) -> Rows:
     The tags follow from the sentence as it was, by the rule that swapped its words.
     """
     sentences, tags = _sentences(raw), []
-    swapped = _half(sentences)
+    swapped = set(sorted(sentences, key=_digest)[::2])  # every other one, in the order of their hashes
     for text in sentences:
         own = ["O"] * len(text.split())
         if text in swapped:
@@ -193,7 +185,13 @@ def _inserted_words(raw: bytes, questions: bytes) -> Rows:
     taken of those that then have as many. Which four, of which question, and between which words of the
     sentence they stand follows from hashes of the texts.
     """
-    taken = [words for text in _trec(questions, fine=False)[0] if (words := _four(text))]
+    taken = []
+    for question in _trec(questions, fine=False)[0]:
+        words = question.split()[1:]
+        words = words[:-1] if words[-1:] == ["?"] else words
+        if len(words) >= 4:
+            place = int.from_bytes(_digest(question)[:8], "big") % (len(words) - 3)
+            taken.append(words[place : place + 4])
     texts, answers = [], []
     for text in _sentences(raw):
         words, drawn = text.split(), _digest(text)
@@ -203,16 +201,6 @@ def _inserted_words(raw: bytes, questions: bytes) -> Rows:
         texts.append(" ".join(words))
         answers.append(_answer(words, place, place + len(own)))
     return texts, answers
-
-
-def _four(question: str) -> list[str]:
-    """Four words in a row of a question; none where it has not as many."""
-    words = question.split()[1:]
-    words = words[:-1] if words[-1:] == ["?"] else words
-    if len(words) < 4:
-        return []
-    place = int.from_bytes(_digest(question)[:8], "big") % (len(words) - 3)
-    return words[place : place + 4]
 
 
 def _trec(raw: bytes, *, fine: bool) -> Rows:
@@ -252,20 +240,13 @@ def _disaster_tweets(raw: bytes) -> Rows:
     """
     found: dict[str, tuple[str, set[str]]] = {}
     for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
-        text = _tweet(row["text"])
+        # `\x89Û_` was an ellipsis: the likeliest of what ended so.
+        text = html.unescape(_MANGLED.sub(_mended, row["text"].replace("\x89Û_", "…"))).strip()
         if not text.startswith("Err:"):
-            found.setdefault(_words(text), (text, set()))[1].add(row["target"])
+            words = " ".join(re.findall(r"\w+", _LINK_OR_NAME.sub(" ", text.lower())))
+            found.setdefault(words, (text, set()))[1].add(row["target"])
     kept = {text: labels.pop() for text, labels in found.values() if len(labels) == 1}
     return list(kept), ["disaster" if label == "1" else "other" for label in kept.values()]
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", _LINK_OR_NAME.sub(" ", text.lower())))
-
-
-def _tweet(text: str) -> str:
-    """A tweet as it was written, with an ellipsis for `\\x89Û_`: the likeliest of what ended so."""
-    return html.unescape(_MANGLED.sub(_mended, text.replace("\x89Û_", "…"))).strip()
 
 
 def _mended(mangled: re.Match[str]) -> str:
@@ -445,4 +426,6 @@ _TASKS: Sequence[Packaged] = (
     ),
 )  # fmt: skip
 
-PACKAGED: dict[str, Packaged] = {task.name: task for task in _TASKS}
+PACKAGED: dict[str, Packaged] = {
+    task.name: replace(task, cluster=task.cluster or task.name) for task in _TASKS
+}

@@ -13,16 +13,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from autopeft.errors import DataError
-from autopeft.tasks.copies import Input, normal_input
+from autopeft.tasks.copies import Input, normal_form
 
-__all__ = ["SELECT_LIMIT", "cut", "row_digest", "stratified_order"]
+__all__ = ["SELECT_LIMIT", "cut", "stratified_order"]
 
 SELECT_LIMIT = 2_000
-
-
-def row_digest(text: str, pair: str | None, seed: int) -> bytes:
-    """The 32 bytes that place a row in the seeded order."""
-    return hashlib.sha256(json.dumps([seed, text, pair]).encode()).digest()
 
 
 def stratified_order(
@@ -48,7 +43,8 @@ def stratified_order(
     # Groups whose rows have one text, as `alike` tells them apart, have one digest: their values order them.
     groups: dict[tuple[bytes, Input], list[int]] = {}
     for rows in together.values():
-        digest = min(row_digest(text, pair, seed) for text, pair in {(texts[i], seconds[i]) for i in rows})
+        named = {json.dumps([seed, texts[i], seconds[i]]) for i in rows}
+        digest = min(hashlib.sha256(name.encode()).digest() for name in named)
         groups[digest, () if alike is None else min(alike[i] for i in rows)] = rows
     members: dict[int, list[tuple[bytes, Input]]] = defaultdict(list)
     for name, rows in groups.items():
@@ -103,4 +99,4 @@ def _keys(
 ) -> list[Input]:
     """Of each row what those that stay together have in common."""
     keys = alike or list(zip(texts, *(() if pairs is None else (pairs,)), strict=True))
-    return [normal_input(key) for key in keys] if near else list(keys)
+    return [tuple(map(normal_form, key)) for key in keys] if near else list(keys)

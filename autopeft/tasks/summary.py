@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.display import number, score
-from autopeft.tasks.copies import Input, normal_input
-from autopeft.tasks.kinds import TaskKind, get_metric
-from autopeft.tasks.split import SPLIT_NAMES, Split, SplitName
+from autopeft.tasks.copies import Input, normal_form
+from autopeft.tasks.kinds import get_metric
+from autopeft.tasks.split import SPLIT_NAMES, SplitName
 from autopeft.tasks.table import listed
 from autopeft.tasks.task import Task
 
@@ -92,34 +92,88 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 
     Shares of long texts are those of 1,000 rows of each split at most.
     """
-    kind, constant = task.task_kind, _constant(task)
-    cut = {name: _cut(task, name, tokenizer, max_length) for name in SPLIT_NAMES}
-    facts = [
-        (
-            str(name),
-            _rows(kind.schema.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])),
+    kind, schema = task.task_kind, task.task_kind.schema
+    constant = _constant(task)
+    facts: list[tuple[str, str]] = []
+    shares: dict[SplitName, float] = {}
+    for name in SPLIT_NAMES:
+        split = task.splits[name]
+        rows = "1 row" if len(split) == 1 else f"{len(split):,} rows"
+        described = schema.describe_rows(split.labels, task.labels)
+        facts.append((name, f"{rows}: {described}" if described else rows))
+        sample = split.take(range(0, len(split), -(-len(split) // _SAMPLE)))
+        share = kind.encoder.truncated(sample, tokenizer, max_length)
+        if share is not None:
+            shares[name] = share
+
+    # The columns that are used and those that are not, and the rows that were left out.
+    reading = task.reading
+    if reading.columns:
+        headings = _HEADINGS | {"text": schema.row_name}
+        used = ", ".join(f"{headings.get(what, what)} {name!r}" for what, name in reading.columns.items())
+        facts.append(
+            ("columns", used + (f"; not used: {listed(reading.ignored)}" if reading.ignored else ""))
         )
+    if reading.dropped:
+        parts = ", ".join(f"{count:,} of {name}" for name, count in reading.dropped.items())
+        facts.append(("dropped", f"rows without a text or a label: {parts}"))
+    facts += kind.encoder.facts(task.labels)
+
+    # Rows that are copies of one before them in the same split; a text may have several right answers, where
+    # models write them.
+    inputs = {
+        name: [tuple(map(normal_form, texts)) for texts in schema.inputs_of(task.splits[name])]
         for name in SPLIT_NAMES
-    ]
-    inputs = {name: list(map(normal_input, kind.schema.inputs_of(task.splits[name]))) for name in SPLIT_NAMES}
-    facts += [*_read(task), *kind.encoder.facts(task.labels), *_repeated(task.splits, inputs, kind)]
-    shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items() if share is not None)
+    }
+    counts: dict[str, int] = {}
+    contrary = 0
+    for name, own in inputs.items():
+        if again := len(own) - len(set(own)):
+            counts[name] = again
+        answers: dict[Input, set[str]] = {}
+        for key, answer in zip(own, schema.answers_of(task.splits[name]), strict=True):
+            answers.setdefault(key, set()).add(answer)
+        contrary += sum(len(found) > 1 for found in answers.values())
+    if counts:
+        parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        said = "several answers" if kind.scorer.writes else "labels that contradict each other"
+        more = f"; {contrary:,} {schema.row_name}s have {said}" if contrary else ""
+        facts.append(
+            ("repeated", f"rows whose {schema.row_name} stands before them, which are kept: {parts}{more}")
+        )
     if shares:
-        facts.append(("truncated", f"{shares} to {max_length} tokens"))
+        parts = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in shares.items())
+        facts.append(("truncated", f"{parts} to {max_length} tokens"))
     if constant is not None:
         scores = ", ".join(f"{score:.4f} on {split}" for split, score in constant.scores.items())
         facts.append((constant.name, f"{task.metric} {scores}"))
-    remarks = kind.schema.remarks(
-        task.splits, task.labels, task.metric, weighted=task.class_weights is not None
-    )
-    remarks += [*_copied(inputs), *_long(cut["train"], tokenizer, max_length)]
+
+    # Rows to score on that stand in a split which decides what is scored, and those that are copies of one
+    # another: together they say no more than one of them.
+    remarks = schema.remarks(task.splits, task.labels, task.metric, weighted=task.class_weights is not None)
+    earlier: dict[SplitName, set[Input]] = {}
+    for name, own in inputs.items():
+        different = set(own)
+        for other, known in earlier.items():
+            if again := sum(one in known for one in own):
+                remarks.append(
+                    f"{again:,} of {len(own):,} rows of {name} stand in {other} as well, which flatters "
+                    "scores: leave them out of one of the two. White space, case and full stops make no "
+                    "difference here."
+                )
+        if earlier and len(own) - len(different) > _MANY_COPIES * len(own):
+            remarks.append(
+                f"Of {len(own):,} rows of {name} {len(different):,} are different: they say as much as so "
+                "many rows, and intervals are as wide."
+            )
+        earlier[name] = different
+    if shares.get("train", 0.0) > _MANY_CUT:
+        most = tokenizer.model_max_length
+        way = f" --max-length can be up to {most:,} here." if max_length < most < 1e9 else ""
+        long = f"{100 * shares['train']:.0f} % of the texts of train are longer than {max_length} tokens"
+        remarks.append(f"{long} and are cut.{way}")
     use = kind.encoder.use(task.splits["train"], tokenizer, max_length)
     return DataSummary(tuple(facts), tuple(remarks), constant, use)
-
-
-def _rows(described: str, count: int) -> str:
-    rows = "1 row" if count == 1 else f"{count:,} rows"
-    return f"{rows}: {described}" if described else rows
 
 
 def _constant(task: Task) -> Constant | None:
@@ -136,78 +190,3 @@ def _constant(task: Task) -> Constant | None:
         if split == "test":
             parts = tuple(kind.scorer.pseudo_values(metric, answers, labels, task.text_ids("test")).tolist())
     return Constant(name, scores, parts)
-
-
-def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
-    split = task.splits[name]
-    sample = split.take(range(0, len(split), -(-len(split) // _SAMPLE)))
-    return task.task_kind.encoder.truncated(sample, tokenizer, max_length)
-
-
-def _long(share: float | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
-    if share is not None and share > _MANY_CUT:
-        most = tokenizer.model_max_length
-        way = f" --max-length can be up to {most:,} here." if max_length < most < 1e9 else ""
-        long = f"{100 * share:.0f} % of the texts of train are longer than {max_length} tokens"
-        yield f"{long} and are cut.{way}"
-
-
-def _read(task: Task) -> Iterator[tuple[str, str]]:
-    """The columns that are used and those that are not, and the rows that were left out."""
-    reading = task.reading
-    if reading.columns:
-        headings = _HEADINGS | {"text": task.task_kind.schema.row_name}
-        used = ", ".join(f"{headings.get(what, what)} {name!r}" for what, name in reading.columns.items())
-        yield "columns", used + (f"; not used: {listed(reading.ignored)}" if reading.ignored else "")
-    if reading.dropped:
-        parts = ", ".join(f"{count:,} of {name}" for name, count in reading.dropped.items())
-        yield "dropped", f"rows without a text or a label: {parts}"
-
-
-# Rows that are there more than once
-# ------------------------------------------------------------------------------------------------------
-
-Inputs = Mapping[SplitName, Sequence[Input]]
-
-
-def _repeated(splits: Mapping[SplitName, Split], inputs: Inputs, kind: TaskKind) -> Iterator[tuple[str, str]]:
-    """Rows that are copies of one before them in the same split; a text may have several right answers, where
-    models write them."""
-    counts: dict[str, int] = {}
-    contrary = 0
-    for name, own in inputs.items():
-        if again := len(own) - len(set(own)):
-            counts[name] = again
-        answers: dict[Input, set[str]] = {}
-        for key, answer in zip(own, kind.schema.answers_of(splits[name]), strict=True):
-            answers.setdefault(key, set()).add(answer)
-        contrary += sum(len(found) > 1 for found in answers.values())
-    if counts:
-        parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        said = "several answers" if kind.scorer.writes else "labels that contradict each other"
-        more = f"; {contrary:,} {kind.schema.row_name}s have {said}" if contrary else ""
-        yield (
-            "repeated",
-            f"rows whose {kind.schema.row_name} stands before them, which are kept: {parts}{more}",
-        )
-
-
-def _copied(inputs: Inputs) -> Iterator[str]:
-    """Rows to score on that stand in a split which decides what is scored, and those that are copies of one
-    another: together they say no more than one of them."""
-    earlier: dict[SplitName, set[Input]] = {}
-    for name in SPLIT_NAMES:
-        own, different = inputs[name], set(inputs[name])
-        for other, known in earlier.items():
-            if again := sum(one in known for one in own):
-                stand = f"{again:,} of {len(own):,} rows of {name} stand in {other} as well"
-                yield (
-                    f"{stand}, which flatters scores: leave them out of one of the two. White space, case "
-                    "and full stops make no difference here."
-                )
-        if earlier and len(own) - len(different) > _MANY_COPIES * len(own):
-            yield (
-                f"Of {len(own):,} rows of {name} {len(different):,} are different: they say as much as so "
-                "many rows, and intervals are as wide."
-            )
-        earlier[name] = different

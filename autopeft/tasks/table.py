@@ -22,12 +22,13 @@ __all__ = [
     "as_numbers",
     "check_named",
     "choose_columns",
-    "choose_texts",
     "empty_rows",
     "is_unicode",
     "listed",
+    "needed_column",
     "number_of",
     "numbers_of",
+    "obvious_column",
     "peek_labels",
     "read_labels",
     "read_rows",
@@ -125,39 +126,74 @@ class RawRows:
     fields: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
-def choose_columns(table: Table, text: str | None, text_pair: str | None, label: str | None) -> Columns:
+def choose_columns(
+    table: Table,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None = None,
+    *,
+    labelled: bool = True,
+    pair: bool | None = None,
+) -> Columns:
     """The columns that were named, or those with obvious names (`text`, `sentence1`, `sentence2`, `label`).
 
     A pair is looked for only where neither text column was named.
 
-    Raises:
-        DataError: a named column does not exist, or no obvious one does.
-    """
-    check_named(table, (("--text", text), ("--text-pair", text_pair), ("--label", label)))
-    lower = _lower(table)
-    text, text_pair = _text_columns(table, lower, text, text_pair, "--text", pair=None)
-    label = label or _obvious(lower, _LABELS, "label", "--label", table)
-    return _distinct(table, Columns(text, text_pair, label))
-
-
-def choose_texts(table: Table, text: str | None, text_pair: str | None, *, pair: bool | None) -> Columns:
-    """The columns of texts that are to be answered, so that there is no label among them.
-
     Args:
+        labelled: whether there are labels; without, texts are to be answered.
         pair: whether each row is a pair of texts; `None`: where the names of the columns say so.
 
     Raises:
         DataError: a named column does not exist, or no obvious one does.
     """
-    check_named(table, (("--text-column", text), ("--text-pair-column", text_pair)))
-    lower = _lower(table)
-    text, text_pair = _text_columns(table, lower, text, text_pair, "--text-column", pair=pair)
+    first_option, second_option = (
+        ("--text", "--text-pair") if labelled else ("--text-column", "--text-pair-column")
+    )
+    check_named(table, ((first_option, text), (second_option, text_pair), ("--label", label)))
+    if pair is not False and text_pair is None and (text is None or pair):
+        lower = {name.lower(): name for name in reversed(list(table.columns))}
+        for first, second in _PAIRS:
+            if first in lower and second in lower and text in (None, lower[first]):
+                text, text_pair = lower[first], lower[second]
+                break
+    text = text or needed_column(table, _TEXTS, "text", first_option)
     if pair and text_pair is None:
         raise DataError(
             f"{table.where} has no column with an obvious name for the second text of each pair; it has "
-            f"{listed(list(table.columns))}. Name it with --text-pair-column."
+            f"{listed(list(table.columns))}. Name it with {second_option}."
         )
-    return _distinct(table, Columns(text, text_pair, None))
+    if labelled:
+        label = label or needed_column(table, _LABELS, "label", "--label")
+    chosen = Columns(text, text_pair, label)
+    used = [name for name in (text, text_pair, label) if name is not None]
+    if len(set(used)) < len(used):
+        raise DataError(f"One column of {table.where} cannot be two things at once: {chosen}.")
+    return chosen
+
+
+def obvious_column(table: Table, known: Sequence[str]) -> str | None:
+    """The first of these names that a column has, whatever its capitals; `None` where none has."""
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    return next((lower[name] for name in known if name in lower), None)
+
+
+def needed_column(table: Table, known: Sequence[str], what: str, option: str) -> str:
+    """The first of these names that a column has.
+
+    Args:
+        what: the column holds.
+        option: by which it can be named.
+
+    Raises:
+        DataError: no column has one.
+    """
+    found = obvious_column(table, known)
+    if found is None:
+        raise DataError(
+            f"{table.where} has no column with an obvious name for the {what}; it has "
+            f"{listed(list(table.columns))}. Name it with {option}."
+        )
+    return found
 
 
 def check_named(table: Table, asked: Sequence[tuple[str, str | None]]) -> None:
@@ -173,33 +209,6 @@ def check_named(table: Table, asked: Sequence[tuple[str, str | None]]) -> None:
                 f"{table.where} has no column {name!r} for {option}; "
                 f"it has {listed(names)}.{near(name, names)}"
             )
-
-
-def _lower(table: Table) -> dict[str, str]:
-    return {name.lower(): name for name in reversed(list(table.columns))}
-
-
-def _text_columns(
-    table: Table,
-    lower: Mapping[str, str],
-    text: str | None,
-    text_pair: str | None,
-    option: str,
-    *,
-    pair: bool | None,
-) -> tuple[str, str | None]:
-    if pair is not False and text_pair is None and (text is None or pair):
-        for first, second in _PAIRS:
-            if first in lower and second in lower and text in (None, lower[first]):
-                return lower[first], lower[second]
-    return text or _obvious(lower, _TEXTS, "text", option, table), text_pair
-
-
-def _distinct(table: Table, chosen: Columns) -> Columns:
-    used = [name for name in (chosen.text, chosen.text_pair, chosen.label) if name is not None]
-    if len(set(used)) < len(used):
-        raise DataError(f"One column of {table.where} cannot be two things at once: {chosen}.")
-    return chosen
 
 
 def empty_rows(table: Table, columns: Columns) -> list[int]:
@@ -236,8 +245,12 @@ def read_rows(table: Table, columns: Columns) -> RawRows:
             raise DataError(f"{table.where} has no column {name!r}; it has {listed(list(table.columns))}.")
     if not len(table.columns[columns.text]):
         raise DataError(f"{table.where} has no rows.")
-    texts = _texts(table, columns.text)
-    pairs = None if columns.text_pair is None else _texts(table, columns.text_pair)
+    for name in (columns.text, columns.text_pair):
+        problems = [_problem(value) for value in (() if name is None else table.columns[name])]
+        for what in (NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
+            refuse_rows(table, str(name), what, [i for i, problem in enumerate(problems) if problem == what])
+    texts = list(table.columns[columns.text])
+    pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
     labels = [None] * len(texts) if columns.label is None else read_labels(table, columns.label)
     return RawRows(table.where, texts, pairs, labels)
 
@@ -300,37 +313,27 @@ def number_of(value: Any) -> float | None:
         return float(value)
     except OverflowError:  # a whole number of more digits than a real one can have
         return math.inf if value > 0 else -math.inf
-    except ValueError:
+    except (TypeError, ValueError):  # a list and a mapping are none either
         return None
 
 
 def same_numbers(names: Collection[str], known: Sequence[str]) -> dict[str, str]:
     """Of names that are numbers what numbers of the same value are called among `known`: `1` and `1.0`. None
     where not all of these are numbers of different values."""
-    values = {_exact(name): name for name in known}
-    if None in values or len(values) < len(known):
+    values: dict[str, Decimal | None] = {}
+    for name in (*known, *names):
+        number = number_of(name)
+        values[name] = Decimal(name.strip()) if number is not None and math.isfinite(number) else None
+    called = {values[name]: name for name in known}
+    if None in called or len(called) < len(known):
         return {}
-    found = {name: values.get(_exact(name)) for name in names}
-    return {name: same for name, same in found.items() if same is not None}
-
-
-def _exact(name: str) -> Decimal | None:
-    number = number_of(name)
-    return Decimal(name.strip()) if number is not None and math.isfinite(number) else None
+    return {name: called[values[name]] for name in names if values[name] in called}
 
 
 def _missing(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _texts(table: Table, name: str) -> list[str]:
-    values = list(table.columns[name])
-    problems = [_problem(value) for value in values]
-    for what in (NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
-        refuse_rows(table, name, what, [i for i, problem in enumerate(problems) if problem == what])
-    return values
 
 
 def _problem(value: Any) -> str | None:
@@ -367,16 +370,6 @@ def _rows(indices: Sequence[int]) -> str:
     shown = ", ".join(str(i + 1) for i in indices[:5])
     more = f" and {len(indices) - 5:,} more" if len(indices) > 5 else ""
     return f"{'row' if len(indices) == 1 else 'rows'} {shown}{more}"
-
-
-def _obvious(lower: Mapping[str, str], known: Sequence[str], what: str, option: str, table: Table) -> str:
-    for name in known:
-        if name in lower:
-            return lower[name]
-    raise DataError(
-        f"{table.where} has no column with an obvious name for the {what}; "
-        f"it has {listed(list(table.columns))}. Name it with {option}."
-    )
 
 
 def listed(names: Sequence[str]) -> str:

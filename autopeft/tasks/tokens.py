@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,18 +20,24 @@ from autopeft.assets import cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, TaskError, UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
     "BESIDE",
     "POSITION_MASK",
     "WINDOW_BATCHES",
     "EncodedSplit",
+    "Indices",
     "check_length",
+    "content_hash",
     "encode_texts",
-    "kept_arrays",
-    "longer_than",
+    "keep_arrays",
     "mask_of",
     "no_use",
     "places_of",
+    "ragged",
+    "read_arrays",
     "tokens_of",
 ]
 
@@ -53,6 +59,11 @@ class EncodedSplit:
     `types` are token type ids where the tokenizer has them, `labels` is `None` for texts without labels.
     `kind` is the name of the task's kind; one whose batches hold something else overrides `collate`.
     """
+
+    by_token: ClassVar[tuple[str, ...]] = ("ids", "types")
+    """Names of the arrays that have a value for each token, (tokens, …)."""
+    by_row: ClassVar[tuple[str, ...]] = ("labels",)
+    """Names of those that have one for each row, (rows, …)."""
 
     ids: NDArray[np.int32]
     offsets: Indices
@@ -242,21 +253,27 @@ class EncodedSplit:
             "model (--kind causal_lm), or a method that learns from labels."
         )
 
-    def take(self, rows: Indices) -> EncodedSplit:
-        """The given rows as a split of their own, in that order; one that has more to a row overrides it."""
+    def take(self, rows: Indices) -> Self:
+        """The given rows as a split of their own, in that order; one that has more than `by_token` and
+        `by_row` overrides it."""
         places = self.places(rows)
-        return replace(
-            self,
-            ids=self.ids[places],
-            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]),
-            types=None if self.types is None else self.types[places],
-            labels=None if self.labels is None else self.labels[rows],
-        )
+        arrays = {name: (getattr(self, name), places) for name in self.by_token}
+        arrays |= {name: (getattr(self, name), rows) for name in self.by_row}
+        taken: dict[str, Any] = {n: None if array is None else array[at] for n, (array, at) in arrays.items()}
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]), **taken)
 
 
 def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
     """Which positions of a batch's hidden states stand for something, (B, L)."""
     return batch["attention_mask"] if "attention_mask" in batch else batch[POSITION_MASK]
+
+
+def ragged(rows: Sequence[Any]) -> NDArray[Any]:
+    """Rows of different lengths as an array of objects, (rows,)."""
+    found = np.empty(len(rows), dtype=object)
+    for i, row in enumerate(rows):
+        found[i] = row
+    return found
 
 
 def places_of(offsets: Indices, rows: Indices) -> Indices:
@@ -282,13 +299,40 @@ def encode_texts(
             no padding token, or cannot encode the texts.
     """
     check_length(tokenizer, max_length)
-    assert tokenizer.pad_token_id is not None
-    arrays = kept_arrays(
-        lambda: _content_hash(texts, pairs, tokenizer, max_length),
-        len(texts),
-        lambda: _tokenise(texts, pairs, tokenizer, max_length),
-        cached=cached,
-    )
+    key = None
+    if cached:
+        rows = ([text, None if pairs is None else pairs[i]] for i, text in enumerate(texts))
+        key = content_hash(f"{_FORMAT} {max_length} {fingerprint_of(tokenizer)}", rows)
+    arrays = read_arrays(key, len(texts))
+    if arrays is None:
+        with_types = "token_type_ids" in tokenizer.model_input_names
+        ids: list[NDArray[np.int32]] = []
+        types: list[NDArray[np.int8]] = []
+        for start in range(0, len(texts), _CHUNK):
+            stop = start + _CHUNK
+            encoded = tokens_of(
+                tokenizer,
+                texts[start:stop],
+                None if pairs is None else pairs[start:stop],
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=with_types,
+            )
+            try:
+                ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+                if with_types:
+                    types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
+            except OverflowError as error:
+                raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
+        # A tokenizer without special tokens may give nothing for a text; one padding token keeps the row.
+        ids = [row if len(row) else np.asarray([tokenizer.pad_token_id], dtype=np.int32) for row in ids]
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
+        arrays = {"ids": np.concatenate(ids), "offsets": offsets}
+        if with_types:
+            arrays["types"] = np.concatenate([row if len(row) else np.zeros(1, np.int8) for row in types])
+        arrays = keep_arrays(key, len(texts), arrays)
     return EncodedSplit(
         ids=arrays["ids"],
         offsets=arrays["offsets"],
@@ -315,61 +359,6 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         raise UsageError(
             "The tokenizer has no padding token: set `tokenizer.pad_token = tokenizer.eos_token`."
         )
-
-
-def kept_arrays(
-    key: Callable[[], str],
-    rows: int | None,
-    make: Callable[[], dict[str, NDArray[Any]]],
-    *,
-    cached: bool,
-) -> dict[str, NDArray[Any]]:
-    """Arrays of the tokens of some rows, read from the cache on disk or made and kept there.
-
-    Args:
-        key: gives a hash of all that they depend on; it is asked for only where the cache is used.
-        rows: how many there are; `None` where only the tokens say it.
-        make: gives `ids` (tokens,) and `offsets` (rows + 1,); every further array has one value for each
-            token, or one for each row where its name begins with `row_`.
-        cached: whether the cache is read and written.
-    """
-    if not cached:
-        return make()
-    try:
-        folder = cache_folder("encoded") / key()
-    except AssetError as error:
-        warn_once(f"{_NOT_KEPT}: {error}")
-        return make()
-    arrays = _read(folder, rows)
-    if arrays is None:
-        arrays = make()
-        if _write(folder, arrays):
-            arrays = _read(folder, rows) or arrays  # mapped: processes share them
-    return arrays
-
-
-def longer_than(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> float:
-    """Share of texts that have more than `max_length` tokens, special tokens included.
-
-    Raises:
-        UsageError: the tokenizer cannot encode the texts.
-    """
-    if not texts:
-        return 0.0
-    # `verbose` would warn of texts that are longer than the model takes, which is what is asked here.
-    found = tokens_of(tokenizer, texts, pairs, truncation=False, padding=False, verbose=False)["input_ids"]
-    return sum(len(row) > max_length for row in found) / len(texts)
-
-
-def _content_hash(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
-    for index, text in enumerate(texts):
-        digest.update(json.dumps([text, None if pairs is None else pairs[index]]).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def tokens_of(
@@ -406,46 +395,40 @@ def no_use(tokenizer: PreTrainedTokenizerBase, why: str) -> UsageError:
     )
 
 
-def _tokenise(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, NDArray[Any]]:
-    with_types = "token_type_ids" in tokenizer.model_input_names
-    ids: list[NDArray[np.int32]] = []
-    types: list[NDArray[np.int8]] = []
-    for start in range(0, len(texts), _CHUNK):
-        stop = start + _CHUNK
-        encoded = tokens_of(
-            tokenizer,
-            texts[start:stop],
-            None if pairs is None else pairs[start:stop],
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=with_types,
-        )
-        try:
-            ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-            if with_types:
-                types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
-        except OverflowError as error:
-            raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
-    # A tokenizer without special tokens may give nothing for a text; one padding token keeps the row.
-    ids = [row if len(row) else np.asarray([tokenizer.pad_token_id], dtype=np.int32) for row in ids]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
-    arrays: dict[str, NDArray[Any]] = {"ids": np.concatenate(ids), "offsets": offsets}
-    if with_types:
-        flat = [row if len(row) else np.zeros(1, dtype=np.int8) for row in types]
-        arrays["types"] = np.concatenate(flat)
-    return arrays
+# The cache on disk
+# ------------------------------------------------------------------------------------------------------
 
 
-def _read(folder: Path, rows: int | None) -> dict[str, NDArray[Any]] | None:
-    """Arrays of a cache folder, mapped from disk; `None` where it is absent or damaged."""
-    if not intact(folder):
+def content_hash(header: str, rows: Iterable[Any]) -> str:
+    """The hash that names the tokens of some rows in the cache.
+
+    Args:
+        header: what decides the tokens beside the rows: the format, the length, the tokenizer.
+        rows: JSON-able values.
+    """
+    digest = hashlib.sha256(f"{header}\n".encode())
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_arrays(key: str | None, rows: int | None) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a key, mapped from disk; `None` without a key, and where they are absent or damaged.
+
+    Args:
+        key: a `content_hash`; `None` where the cache is not used.
+        rows: how many there are; `None` where only the tokens say it.
+    """
+    if key is None:
         return None
     try:
+        folder = cache_folder("encoded") / key
+        if not intact(folder):
+            return None
         arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+    except AssetError as error:
+        warn_once(f"{_NOT_KEPT}: {error}")
+        return None
     except (OSError, ValueError, EOFError):
         return None
     if not {"ids", "offsets"} <= arrays.keys():
@@ -462,16 +445,28 @@ def _read(folder: Path, rows: int | None) -> dict[str, NDArray[Any]] | None:
     return arrays
 
 
-def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Keep arrays on disk; whether they are now."""
+def keep_arrays(
+    key: str | None, rows: int | None, arrays: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Keep arrays on disk and map them from there, so that processes share them; themselves without a key,
+    and where they cannot be kept.
+
+    Args:
+        key, rows: as in `read_arrays`.
+        arrays: `ids` (tokens,) and `offsets` (rows + 1,); every further array has one value for each token,
+        or
+            one for each row where its name begins with `row_`.
+    """
+    if key is None:
+        return arrays
 
     def fill(scratch: Path) -> None:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
 
     try:
-        publish(folder, fill)
-    except OSError as error:
+        publish(cache_folder("encoded") / key, fill)
+    except (AssetError, OSError) as error:
         warn_once(f"{_NOT_KEPT}: {error}")
-        return False
-    return True
+        return arrays
+    return read_arrays(key, rows) or arrays

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.tasks.kinds import TaskKind
-from autopeft.tasks.kinds.answers import IGNORED
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.training.losses import parameters_of
 from autopeft.training.shared_prefix import is_by_position
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.runs.records import Sample
-from autopeft.tasks.kinds import Generation, Metric, Scorer, get_kind, writing_scorer
+from autopeft.tasks.kinds import Generation, Metric, Scorer, generative_scorer, get_kind
 from autopeft.tasks.split import Split
 from autopeft.tasks.task import Task
 from autopeft.tasks.tokens import EncodedSplit
@@ -86,7 +86,7 @@ def sampled(
         return ()
     rows = sorted(_drawn(len(split))[:HANDFUL].tolist())
     place = next(model.parameters()).device if device is None else torch.device(device)
-    scorer = writing_scorer(get_kind(split.kind).scorer)
+    scorer = generative_scorer(get_kind(split.kind).scorer)
     with evaluation_mode(model):
         texts = scorer.generate(model, split, rows, Generation(max_new_tokens=MOST_TOKENS), device=place)
     return tuple(_sample(asked, row, truth[row], text) for row, text in zip(rows, texts, strict=True))

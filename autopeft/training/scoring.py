@@ -16,7 +16,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds import Generation, Scorer, get_kind, get_metric, writing_scorer
+from autopeft.tasks.kinds import Generation, Scorer, generative_scorer, get_kind, get_metric
 from autopeft.training.contexts import evaluation_mode, generators_kept
 from autopeft.training.forward import Forward
 from autopeft.training.memory import with_fewer_rows
@@ -39,7 +39,7 @@ def predict(
     """What the split's kind of task keeps of each row (`Scorer.outputs`), in the split's own order: logits
     (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
     `autopeft.hybrid.predictive`). With `generation` the model also writes an answer to each row, which is
-    kept beside them (`WritingScorer.with_texts`), or returned by itself (rows,) where `texts_alone` are
+    kept beside them (`GenerativeScorer.with_texts`), or returned by itself (rows,) where `texts_alone` are
     wanted; that to a single row is `told` piece by piece.
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
@@ -63,7 +63,9 @@ def predict(
             return reduced(partial(_outputs, way, split, kind.scorer, place))
         answers = None if texts_alone else reduced(partial(_outputs, way, split, kind.scorer, place))
         texts = reduced(partial(_written, model, split, generation, place, told))
-        return texts if answers is None else writing_scorer(kind.scorer).with_texts(answers, texts.tolist())
+        if answers is None:
+            return texts
+        return generative_scorer(kind.scorer).with_texts(answers, texts.tolist())
 
 
 def _outputs(
@@ -89,7 +91,7 @@ def _written(
     batch_size: int,
 ) -> NDArray[Any]:
     """What the model writes for each row, (rows,), in batches of prompts of like length, longest first."""
-    scorer = writing_scorer(get_kind(split.kind).scorer)
+    scorer = generative_scorer(get_kind(split.kind).scorer)
     order = np.argsort(-split.prompt_lengths, kind="stable")
     texts = np.empty(len(split), dtype=object)
     with generators_kept(place, seed=how.seed):

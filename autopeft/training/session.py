@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autopeft.method import Sample
 from autopeft.tasks import Task
-from autopeft.tasks.kinds import Generation, get_metric, writing_scorer
+from autopeft.tasks.kinds import Generation, generative_scorer, get_metric
 from autopeft.tasks.kinds.generation import room_of
 from autopeft.tasks.tokens import EncodedSplit
 from autopeft.training.batches import Rows
@@ -93,7 +93,7 @@ class PhaseSession:
         among = np.arange(len(self.split)) if self.among is None else np.asarray(self.among)
         if rows is not None and rows < len(among):
             among = np.sort(among[torch.randperm(len(among))[:rows].numpy()])
-        scorer, metric = writing_scorer(self.task.task_kind.scorer), get_metric(self.task.metric)
+        scorer, metric = generative_scorer(self.task.task_kind.scorer), get_metric(self.task.metric)
         assert labels is not None  # of rows that are trained on
         scorer.rewards(metric, [], labels[:0])  # refused before anything is written
         order = among[np.argsort(self.split.prompt_lengths[among], kind="stable")]

@@ -19,7 +19,8 @@ from autopeft.hybrid import attach
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import Generation, get_kind
-from autopeft.tasks.kinds.writing import Writer
+from autopeft.tasks.kinds.chat_templates import turn_end
+from autopeft.tasks.kinds.generative import generate_texts, own_ends
 
 pytestmark = pytest.mark.slow
 
@@ -101,10 +102,9 @@ def test_the_same_is_written_with_a_cache_and_beside_other_rows(
         else:
             with pytest.raises(CompositionError, match=r"depends on the text, .* with use_cache=False"):
                 written(model, prompts, cached=True)
-        writer = Writer(model, tokenizer, most=NEW)
         with torch.no_grad():
-            answers = writer.sample(prompts, Generation())
-        ends = set(writer.end.tokens)
+            answers = generate_texts(model, tokenizer, prompts, Generation(), most=NEW)
+        ends = set(turn_end(tokenizer, own_ends(model)).tokens)
         for row, answer in zip(alone, answers, strict=True):
             stop = next((i + 1 for i, token in enumerate(row) if token in ends), NEW)
             assert list(answer.tokens) == row[:stop]

@@ -77,7 +77,7 @@ def take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Import]:
     )
     monkeypatch.setattr(methods, "RESERVED", set(methods.RESERVED))
     monkeypatch.setattr(compositions, "_DEFAULTS", dict(compositions._DEFAULTS))
-    monkeypatch.setattr(kinds, "_BY_KIND", {k: list(v) for k, v in kinds._BY_KIND.items()})
+    monkeypatch.setattr(kinds, "_BY_KIND", {k: dict(v) for k, v in kinds._BY_KIND.items()})
 
     def load(name: str) -> types.ModuleType:
         file = tmp_path / f"added_{name}.py"

@@ -93,7 +93,7 @@ def plugged(installed: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(installed))
         keep(patch, registry.KINDS, registry.METRICS)
-        patch.setattr(registry, "_BY_KIND", {k: list(v) for k, v in registry._BY_KIND.items()})
+        patch.setattr(registry, "_BY_KIND", {k: dict(v) for k, v in registry._BY_KIND.items()})
         patch.setattr(registry.KINDS, "_loaded", False)
         patch.setattr(registry.METRICS, "_loaded", False)
         yield

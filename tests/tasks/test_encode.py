@@ -21,7 +21,7 @@ from autopeft.assets import cache_dir, load_tokenizer, resolve_model
 from autopeft.errors import UsageError
 from autopeft.tasks import Source, Split, Task
 from autopeft.tasks.encode import EncodedSplit, encode, encode_texts
-from autopeft.tasks.tokens import longer_than
+from autopeft.tasks.kinds import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_the_cache_is_read_and_named_by_content(
     encode_texts(texts, None, tokenizer, 32)
     encode_texts(texts, ["a", "b"], tokenizer, 16)
     assert len(list((cache / "encoded").iterdir())) == 3
-    monkeypatch.setattr("autopeft.tasks.tokens._tokenise", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("autopeft.tasks.tokens.tokens_of", lambda *_, **__: pytest.fail("tokenised again"))
     again = encode_texts(texts, None, tokenizer, 16)
     assert np.array_equal(first.ids, again.ids)
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_that_stumbles_over_its_own_files_is_one_sentence(tmp_path: 
     assert "\n" not in str(caught.value)
     if case.startswith(("no word", "a pattern", "letters")):
         with pytest.raises(UsageError, match=words):
-            longer_than(texts, None, tokenizer, 16)
+            Encoder().truncated(Split(texts, None, [0] * len(texts)), tokenizer, 16)
 
 
 def test_what_ends_the_process_is_no_fault_of_a_tokenizer(
@@ -247,4 +247,4 @@ def test_what_ends_the_process_is_no_fault_of_a_tokenizer(
     for end in (KeyboardInterrupt, SystemExit, MemoryError):
         monkeypatch.setattr(type(tokenizer), "__call__", Mock(side_effect=end))
         with pytest.raises(end):
-            longer_than(["a text"], None, tokenizer, 16)
+            Encoder().truncated(Split(["a text"], None, [0]), tokenizer, 16)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds import kinds_of
 from autopeft.tasks.kinds.spans import Answers
-from autopeft.tasks.kinds.tags import Tags, ragged
+from autopeft.tasks.kinds.tags import Tags
 from autopeft.tasks.metrics import METRICS, check_metric, compute
+from autopeft.tasks.tokens import ragged
 
 Y = np.array([1, 1, 1, 0, 0, 0, 0, 0])
 P = np.array([1, 1, 0, 1, 0, 0, 0, 0])

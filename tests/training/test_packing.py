@@ -25,7 +25,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks import EncodedTask, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
-from autopeft.tasks.kinds.answers import IGNORED
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.training import TrainingPlan
 from autopeft.training.forward import Forward, alike, packed_forward, shortest_forward
 from autopeft.training.packing import Packing, check_packing

@@ -22,7 +22,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.kinds import Metric, get_kind, get_metric
-from autopeft.tasks.kinds.answers import IGNORED
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.training import TrainingPlan, train
 
 PLAN = TrainingPlan(steps=2, batch_size=4, device="cpu", seed=1)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.class_metrics import class_breakdowns
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.generation import Generation
+from autopeft.tasks.kinds.generative import GenerativeScorer, generative_scorer
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import (
     Metric,
@@ -22,6 +23,7 @@ from autopeft.tasks.kinds.metric import (
 from autopeft.tasks.kinds.registry import (
     METRICS,
     choose_kind,
+    generative_kind,
     get_kind,
     get_metric,
     kind_names,
@@ -33,12 +35,10 @@ from autopeft.tasks.kinds.registry import (
     register_metric,
     register_options,
     use_metric,
-    writing_kind,
 )
 from autopeft.tasks.kinds.schema import Schema
 from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer
 from autopeft.tasks.kinds.task_kind import TaskKind
-from autopeft.tasks.kinds.writing import WritingScorer, writing_scorer
 
 __all__ = [
     "IGNORED",
@@ -47,6 +47,7 @@ __all__ = [
     "ClassWeights",
     "Encoder",
     "Generation",
+    "GenerativeScorer",
     "Head",
     "Loss",
     "Metric",
@@ -54,10 +55,11 @@ __all__ = [
     "ScoredRows",
     "Scorer",
     "TaskKind",
-    "WritingScorer",
     "choose_kind",
     "class_breakdowns",
     "function_of",
+    "generative_kind",
+    "generative_scorer",
     "get_kind",
     "get_metric",
     "jackknife_variance",
@@ -73,6 +75,4 @@ __all__ = [
     "register_options",
     "shrunk",
     "use_metric",
-    "writing_kind",
-    "writing_scorer",
 ]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
-from autopeft.tasks.kinds.conversations import asked_of, read_conversations, sureness, with_turns
-from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, AnswersSchema, DecoderHead
+from autopeft.tasks.kinds.conversation_tokens import EncodedConversations, encode_conversations
+from autopeft.tasks.kinds.conversations import AnswersSchema, asked_of, read_conversations, with_turns
+from autopeft.tasks.kinds.generative import GenerativeScorer
+from autopeft.tasks.kinds.language_model import UNKNOWN, AnswersEncoder, DecoderHead
 from autopeft.tasks.kinds.likelihoods import LIKELIHOOD, TOKEN_ACCURACY
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.task_kind import TaskKind
-from autopeft.tasks.kinds.writing import WritingScorer
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+from autopeft.tasks.table import Columns, RawRows, Table
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 class ConversationSchema(AnswersSchema):
     """Rows are conversations, or plain texts."""
-
-    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
-        """Claims lists of messages, prompts with answers, and texts that have no column beside them."""
-        return sureness(tables, named)
 
     def read(self, table: Table, columns: Columns) -> RawRows:
         """See `read_conversations`."""
@@ -58,7 +54,7 @@ class ConversationEncoder(AnswersEncoder):
         *,
         labelled: bool = True,
         cached: bool = True,
-    ) -> EncodedAnswers:
+    ) -> EncodedConversations:
         """See `Encoder.encode` and `encode_conversations`."""
         messages = rows.fields["messages"]
         found = encode_conversations(
@@ -82,7 +78,7 @@ class ConversationEncoder(AnswersEncoder):
         return {**found, "plain": _plain(rows)} if found else {}
 
 
-class ConversationScorer(WritingScorer):
+class ConversationScorer(GenerativeScorer):
     """Answers in conversations."""
 
     def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:

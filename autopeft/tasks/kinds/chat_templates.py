@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -87,23 +88,19 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, more: Sequence[int] = ()) -> Tu
     template = template_of(tokenizer)
     text: str | None = None
     if template is not None:
-        text = _behind(ChatTemplate(tokenizer, template))
+        # What it writes behind an answer, without white space around it; nothing where that cannot be told
+        # from the answer, and where it wants other conversations than this one.
+        chat = ChatTemplate(tokenizer, template)
+        question = [{"role": "user", "content": _QUESTION}]
+        text = ""
+        with suppress(UsageError):
+            before = chat.render(question, prompt=True)
+            whole = chat.render([*question, {"role": "assistant", "content": _ANSWER}], prompt=False)
+            answer = whole.removeprefix(before).strip()
+            text = answer.removeprefix(_ANSWER).strip() if answer.startswith(_ANSWER) else ""
         made = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         if made and (made[0] in special or len(made) == 1):
             tokens[int(made[0])] = None
             text = None
     return TurnEnd(tuple(tokens), text or None)
-
-
-def _behind(template: ChatTemplate) -> str:
-    """What a template writes behind an answer, without white space around it; empty where that cannot be told
-    from the answer."""
-    asked = [{"role": "user", "content": _QUESTION}]
-    try:
-        before = template.render(asked, prompt=True)
-        whole = template.render([*asked, {"role": "assistant", "content": _ANSWER}], prompt=False)
-    except UsageError:  # it wants other conversations than this one
-        return ""
-    answer = whole.removeprefix(before).strip()
-    return answer.removeprefix(_ANSWER).strip() if answer.startswith(_ANSWER) else ""

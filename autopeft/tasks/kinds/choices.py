@@ -23,9 +23,9 @@ from torch import Tensor
 
 from autopeft.errors import DataError
 from autopeft.tasks.copies import Input, normal_form
-from autopeft.tasks.kinds.answers import EncodedAnswers
+from autopeft.tasks.kinds.conversation_tokens import EncodedConversations
 from autopeft.tasks.kinds.label_lists import PRINTED, is_printed
-from autopeft.tasks.kinds.schema import Schema, nameless, obvious_column
+from autopeft.tasks.kinds.schema import Schema
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -34,6 +34,8 @@ from autopeft.tasks.table import (
     check_named,
     is_unicode,
     listed,
+    needed_column,
+    obvious_column,
     refuse_rows,
 )
 from autopeft.tasks.tokens import BESIDE, EncodedSplit, Indices
@@ -82,16 +84,42 @@ class ChoiceSchema(Schema):
         are printed as text."""
         table = tables["train"]
         try:
-            chosen = self.columns(table, named)
+            self.columns(table, named)
         except DataError:
             return 0.0
-        rows = _choices(table, chosen)[:_LOOKED_AT]
+        rows = _choices(table)[:_LOOKED_AT]
         return _CLAIM if any(_texts_of(row) is not None or is_printed(row) for row in rows) else 0.0
 
-    def columns(self, table: Table, named: ColumnNames) -> Columns:
+    def columns(self, table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
         """The column of questions as `text` and that of the right choices as `label`; those of the choices
-        have names of their own (see the top of this file)."""
-        return _columns(table, named)
+        have names of their own (see the top of this file).
+
+        Args:
+            labelled: whether the right choices are needed.
+
+        Raises:
+            DataError: a named column does not exist, there are second texts, or no column has an obvious
+            name.
+        """
+        option = "--text" if labelled else "--text-column"
+        check_named(table, ((option, named.text), ("--label", named.label)))
+        if named.text_pair is not None:
+            raise DataError(
+                f"A question has no second text, but --text-pair names {named.text_pair!r}; a column called "
+                f"{', '.join(_CONTEXTS)} stands before it."
+            )
+        if not _choice_names(table):
+            raise DataError(
+                f"{table.where} has no columns of choices ({', '.join(_LISTS)}, or such as ending0, "
+                f"ending1); it has {listed(list(table.columns))}."
+            )
+        text = named.text or needed_column(table, _QUESTIONS, "question", option)
+        label = named.label
+        if labelled:
+            label = label or needed_column(table, _ANSWERS, "right choice", "--label")
+        if text == label:
+            raise DataError(f"One column of {table.where} cannot be question and answer at once: {text!r}.")
+        return Columns(text, None, label if labelled else None)
 
     def read(self, table: Table, columns: Columns) -> RawRows:
         """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
@@ -111,24 +139,38 @@ class ChoiceSchema(Schema):
         for what in dict.fromkeys(found.values()):
             column = columns.text if what == _NO_QUESTION else names[0]
             refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
-        values = _choices(table, columns)
+        values = _choices(table)
         choices = [[text.strip() for text in _texts_of(value) or ()] for value in values]
+        fields: dict[str, list[Any]] = {CHOICES: choices}
+
         labels: list[Any] = [None] * len(table)
         if columns.label is not None:
-            labels = _right(table.columns[columns.label], choices, [_parted(value)[1] for value in values])
+            answers = table.columns[columns.label]
+            texts = all(isinstance(a, str) and a.strip() in c for a, c in zip(answers, choices, strict=True))
+            for i, (answer, own, value) in enumerate(zip(answers, choices, values, strict=True)):
+                called = _parted(value)[1]
+                called = None if called is None else [str(name).strip() for name in called]
+                labels[i] = _index(answer, own, called, texts=texts)
             wrong = [i for i, label in enumerate(labels) if label is None]
             refuse_rows(table, columns.label, _NO_ANSWER, wrong)
-        passages = _passages(table, columns)
-        fields: dict[str, list[Any]] = {
-            CHOICES: choices,
-            **({} if passages is None else {PASSAGES: passages}),
-        }
-        return RawRows(table.where, _questions(table, columns, passages), None, labels, fields)
+
+        # What stands before the questions, or what all choices of SWAG begin with, which ends them.
+        questions = [text.strip() for text in table.columns[columns.text]]
+        second, context = _beside(table, columns)
+        if second is not None:
+            begun = [b if isinstance(b, str) and is_unicode(b) else "" for b in table.columns[second]]
+            questions = [f"{q} {b}".strip() for q, b in zip(questions, begun, strict=True)]
+        if context is not None:
+            passages = [
+                c.strip() if isinstance(c, str) and is_unicode(c) else "" for c in table.columns[context]
+            ]
+            questions = [f"{c}\n{q}" if c else q for q, c in zip(questions, passages, strict=True)]
+            fields[PASSAGES] = passages
+        return RawRows(table.where, questions, None, labels, fields)
 
     def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
         """The columns of choices, and that of what stands before the questions or begins the choices."""
-        beside = _second(table, columns) or _context(table, columns)
-        return [*_choice_names(table), *([] if beside is None else [beside])]
+        return [*_choice_names(table), *(name for name in _beside(table, columns) if name is not None)]
 
     def strata(self, labels: Sequence[Any]) -> list[int]:
         """The place of the right choice."""
@@ -158,53 +200,31 @@ class ChoiceSchema(Schema):
 
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
         """The columns of questions and choices."""
-        return _columns(table, named, labelled=False)
+        return self.columns(table, named, labelled=False)
 
     def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
         """Of the rows that are no question with choices what is wrong with them; answers are not looked
         at."""
         found: dict[int, str] = {}
-        for i, value in enumerate(_choices(table, columns)):
-            problem = _problem(table.columns[columns.text][i], value)
-            if problem is not None:
-                found[i] = problem
+        for i, (question, value) in enumerate(zip(table.columns[columns.text], _choices(table), strict=True)):
+            texts, names = _texts_of(value), _parted(value)[1]
+            if not isinstance(question, str) or not question.strip():
+                found[i] = _NO_QUESTION
+            elif texts is None:
+                found[i] = PRINTED if is_printed(value) else _NO_LIST
+            elif not all(isinstance(text, str) and text.strip() for text in texts):
+                found[i] = _EMPTY
+            elif names is not None and (
+                not isinstance(names, list | tuple | np.ndarray)
+                or len(names) != len(texts)
+                or not all(
+                    isinstance(n, str) or (isinstance(n, int | np.integer) and abs(n) < _LARGE) for n in names
+                )
+            ):
+                found[i] = _NAMES
+            elif not all(map(is_unicode, (question, *texts))):
+                found[i] = _NOT_UNICODE
         return found
-
-
-# Columns
-# ------------------------------------------------------------------------------------------------------
-
-
-def _columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
-    """The column of questions as `text` and that of the right choices as `label`; those of the choices have
-    names of their own (see the top of this file).
-
-    Args:
-        labelled: whether the right choices are needed.
-
-    Raises:
-        DataError: a named column does not exist, there are second texts, or no column has an obvious name.
-    """
-    asked = "--text" if labelled else "--text-column"
-    check_named(table, ((asked, named.text), ("--label", named.label)))
-    if named.text_pair is not None:
-        raise DataError(
-            f"A question has no second text, but --text-pair names {named.text_pair!r}; a column called "
-            f"{', '.join(_CONTEXTS)} stands before it."
-        )
-    if not _choice_names(table):
-        raise DataError(
-            f"{table.where} has no columns of choices ({', '.join(_LISTS)}, or such as ending0, ending1); it "
-            f"has {listed(list(table.columns))}."
-        )
-    text = named.text or obvious_column(table, _QUESTIONS)
-    label = named.label or (obvious_column(table, _ANSWERS) if labelled else None)
-    for what, name, option in (("question", text, asked), ("right choice", label, "--label")):
-        if name is None and (labelled or option == asked):
-            raise nameless(table, what, option)
-    if text == label:
-        raise DataError(f"One column of {table.where} cannot be question and answer at once: {text!r}.")
-    return Columns(str(text), None, label if labelled else None)
 
 
 def _choice_names(table: Table) -> list[str]:
@@ -225,7 +245,7 @@ def _choice_names(table: Table) -> list[str]:
 # ------------------------------------------------------------------------------------------------------
 
 
-def _choices(table: Table, columns: Columns) -> list[Any]:
+def _choices(table: Table) -> list[Any]:
     """What each row has as choices. Of numbered columns the last may be empty, where rows have fewer."""
     names = _choice_names(table)
     if len(names) == 1:
@@ -253,62 +273,12 @@ def _texts_of(value: Any) -> list[Any] | None:
     return list(texts)
 
 
-def _problem(question: Any, value: Any) -> str | None:
-    texts = _texts_of(value)
-    if not isinstance(question, str) or not question.strip():
-        return _NO_QUESTION
-    if texts is None:
-        return PRINTED if is_printed(value) else _NO_LIST
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        return _EMPTY
-    if not _are_names(_parted(value)[1], len(texts)):
-        return _NAMES
-    return None if all(map(is_unicode, (question, *texts))) else _NOT_UNICODE
-
-
-def _are_names(names: Any, count: int) -> bool:
-    """Whether these can be what so many choices are called; nothing can."""
-    if names is None or not isinstance(names, list | tuple | np.ndarray):
-        return names is None
-    short = (isinstance(n, str) or (isinstance(n, int | np.integer) and abs(n) < _LARGE) for n in names)
-    return len(names) == count and all(short)
-
-
-def _second(table: Table, columns: Columns) -> str | None:
-    return obvious_column(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
-
-
-def _context(table: Table, columns: Columns) -> str | None:
-    found = None if _second(table, columns) is not None else obvious_column(table, _CONTEXTS)
-    return None if found == columns.text else found
-
-
-def _passages(table: Table, columns: Columns) -> list[str] | None:
-    """What stands before each question, empty where nothing does; `None` without a column of it."""
-    context = _context(table, columns)
-    if context is None:
-        return None
-    return [c.strip() if isinstance(c, str) and is_unicode(c) else "" for c in table.columns[context]]
-
-
-def _questions(table: Table, columns: Columns, passages: Sequence[str] | None) -> list[str]:
-    """The questions with what stands before them, and what all choices of SWAG begin with."""
-    questions = [text.strip() for text in table.columns[columns.text]]
-    second = _second(table, columns)
-    if second is not None:
-        begun = [b if isinstance(b, str) and is_unicode(b) else "" for b in table.columns[second]]
-        return [f"{q} {b}".strip() for q, b in zip(questions, begun, strict=True)]
-    before = passages or [""] * len(questions)
-    return [f"{c}\n{q}" if c else q for q, c in zip(questions, before, strict=True)]
-
-
-def _right(answers: Sequence[Any], choices: Sequence[list[str]], named: Sequence[Any]) -> list[int | None]:
-    """The index of the right choice of each row, `None` where the answer is none."""
-    texts = all(isinstance(a, str) and a.strip() in c for a, c in zip(answers, choices, strict=True))
-    return [
-        _index(answer, own, None if names is None else [str(name).strip() for name in names], texts=texts)
-        for answer, own, names in zip(answers, choices, named, strict=True)
-    ]
+def _beside(table: Table, columns: Columns) -> tuple[str | None, str | None]:
+    """The column of what all choices of SWAG begin with, or that of what stands before the questions."""
+    if columns.text.lower() == _SECOND[0] and (second := obvious_column(table, _SECOND[1:])) is not None:
+        return second, None
+    context = obvious_column(table, _CONTEXTS)
+    return None, None if context == columns.text else context
 
 
 def _index(answer: Any, choices: list[str], names: list[str] | None, *, texts: bool) -> int | None:
@@ -347,7 +317,7 @@ class EncodedChoices(EncodedSplit):
     `labels` are the indices of the right choices, (rows,) int64; `ids` and `offsets` are of the sequences.
     """
 
-    sequences: EncodedAnswers
+    sequences: EncodedConversations
     starts: Indices
     sizes: Indices
 
@@ -401,7 +371,7 @@ class EncodedChoices(EncodedSplit):
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
-        """The choices of the given rows, row after row, as `EncodedAnswers.collate` has sequences;
+        """The choices of the given rows, row after row, as `EncodedConversations.collate` has sequences;
         `CHOICE_OF` (sequences, 2) int64 are the place of its row in the batch and its bytes."""
         chosen = np.asarray(rows, dtype=np.int64)
         flat = self._of(chosen)
@@ -425,7 +395,7 @@ class EncodedChoices(EncodedSplit):
 
 
 def choices_of(
-    sequences: EncodedAnswers, starts: Indices, sizes: Indices, labels: NDArray[Any] | None
+    sequences: EncodedConversations, starts: Indices, sizes: Indices, labels: NDArray[Any] | None
 ) -> EncodedChoices:
     """A split of these sequences."""
     return EncodedChoices(

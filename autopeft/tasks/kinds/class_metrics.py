@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
+from autopeft.tasks.kinds.metric import Metric, ScoredRows, f1_variance, mean_variance, shrunk
 from autopeft.tasks.kinds.scorer import Breakdown, Entry
 
 __all__ = [
@@ -20,8 +20,6 @@ __all__ = [
     "class_breakdowns",
     "shares_in_words",
     "sklearn_metrics",
-    "variance_of_f1",
-    "variance_of_share",
 ]
 
 _SHOWN = 6  # classes
@@ -41,31 +39,14 @@ def _matthews(predictions: Numbers, labels: Numbers) -> float:
     return float(sklearn_metrics().matthews_corrcoef(labels, predictions))
 
 
-def variance_of_share(share: float, count: int) -> float:
-    """Of a share of so many that are independent of one another."""
-    p = shrunk(share, count)
-    return p * (1 - p) / max(count, 1)
-
-
-def _accuracy_variance(score: float, rows: ScoredRows) -> float:
-    return variance_of_share(score, rows.rows)
-
-
-def variance_of_f1(score: float, positives: int) -> float:
-    """F1 = 2J / (1 + J), where J is the share of hits among the rows that are positive or called so; by the
-    delta method F(1 − F)(2 − F)² / 2m. These rows m are at least the positive ones."""
-    f = shrunk(score, positives)
-    return f * (1 - f) * (2 - f) ** 2 / (2 * max(positives, 1))
-
-
 def _f1_variance(score: float, rows: ScoredRows) -> float:
-    return variance_of_f1(score, rows.classes[1] if len(rows.classes) > 1 else rows.rows)
+    return f1_variance(score, rows.classes[1] if len(rows.classes) > 1 else rows.rows)
 
 
 def _macro_f1_variance(score: float, rows: ScoredRows) -> float:
     """Of the mean of F1s, if all had this score and erred together: an upper bound for equal classes."""
     classes = rows.classes or (rows.rows,)
-    return (math.fsum(math.sqrt(variance_of_f1(score, n)) for n in classes) / len(classes)) ** 2
+    return (math.fsum(math.sqrt(f1_variance(score, n)) for n in classes) / len(classes)) ** 2
 
 
 def _matthews_variance(score: float, rows: ScoredRows) -> float:
@@ -81,7 +62,7 @@ def _matthews_variance(score: float, rows: ScoredRows) -> float:
 
 ACCURACY = Metric(
     "accuracy", 0, 1, "share of rows that are right", lambda p, y: sklearn_metrics().accuracy_score(y, p),
-    _accuracy_variance,
+    mean_variance,
 )  # fmt: skip
 F1 = Metric(
     "f1", 0, 1, "F1 of the second of two classes",
@@ -133,13 +114,10 @@ def class_breakdowns(
 def shares_in_words(counts: Sequence[int], names: Sequence[str], whole: int) -> str:
     """The largest counts with their names and shares of the whole, and the smallest one."""
     ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
-    shown = [_share(count, name, whole) for count, name in ranked[:_SHOWN]]
-    rest = ranked[_SHOWN:]
-    if rest:
-        shown.append(f"{len(rest)} more down to {_share(*rest[-1], whole)}")
-    return ", ".join(shown)
-
-
-def _share(count: int, name: str, rows: int) -> str:
     # Names come from users' files: what cannot be printed is escaped.
-    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"
+    shares = [
+        f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(whole, 1):.1f} %)"
+        for count, name in ranked
+    ]
+    rest = shares[_SHOWN:]
+    return ", ".join([*shares[:_SHOWN], *([f"{len(rest)} more down to {rest[-1]}"] if rest else [])])

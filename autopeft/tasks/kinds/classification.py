@@ -19,14 +19,14 @@ from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.schema import Schema
-from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss, floored_classes
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss
 from autopeft.tasks.kinds.task_kind import TaskKind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of, same_numbers
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["CLASSIFICATION", "ClassHead", "ClassSchema", "ClassScorer", "CrossEntropy", "weights_of_classes"]
+__all__ = ["CLASSIFICATION", "ClassHead", "ClassSchema", "ClassScorer", "CrossEntropy"]
 
 _CLAIM = 0.1  # what no other kind claims is classes
 _PLENTY = 20  # classes that any data may have
@@ -52,17 +52,38 @@ class ClassSchema(Schema):
         """
         numbers = numbers_of(parts)
         whole = numbers is not None and all(n == int(n) for part in numbers for n in part)
-        real = numbers is not None and not whole
-        named = [[_class_name(value, whole=whole, real=real) for value in part.labels] for part in parts]
+        if numbers is None:
+            named = [[str(value).strip() for value in part.labels] for part in parts]
+        elif whole:  # `1`, `1.0` and `"1"` are one class
+            named = [[_whole_number(value) for value in part.labels] for part in parts]
+        else:  # 1 and 1.0 are one class, and text stays as it is
+            named = [
+                [str(float(v)) if isinstance(v, int | np.integer) else str(v).strip() for v in part.labels]
+                for part in parts
+            ]
         present = {name for part in named for name in part}
         same = same_numbers(present, order)
+        where, rows = parts[0].where, sum(map(len, named))
         if order and {same.get(name, name) for name in present} <= set(order):
             classes = list(order)
             named = [[same.get(name, name) for name in part] for part in named]
+        elif len(present) < 2:
+            raise DataError(
+                f"{where}: all rows have the label {next(iter(present))!r}; two classes are needed."
+            )
+        elif len(present) > max(_PLENTY, rows // 2):
+            raise DataError(
+                f"{where}: {len(present):,} different labels in {rows:,} rows are not classes. Name the "
+                "label column with --label; for numbers to be predicted as such choose --kind regression."
+            )
         else:
             classes = sorted(present, key=int if whole else None)
-            _check_classes(parts, present, sum(map(len, named)))
-        _check_parts(parts, named)
+        for part, found in zip(parts[1:], named[1:], strict=True):
+            if unknown := sorted(set(found) - set(named[0])):
+                raise DataError(
+                    f"{part.where} has labels that {where} lacks, so no model can learn them: "
+                    f"{listed(unknown)}."
+                )
         index = {name: i for i, name in enumerate(classes)}
         return tuple(classes), [[index[name] for name in found] for found in named]
 
@@ -88,12 +109,26 @@ class ClassSchema(Schema):
         for name, split in splits.items():
             counts = self.class_counts(split.labels, names)
             missing = [names[i] for i, count in enumerate(counts) if count == 0]
-            if missing:
-                found.append(_missing(name, missing, len(names)))
-        return [
-            *found,
-            *_unbalanced(self.class_counts(splits["train"].labels, names), names, metric, weighted),
-        ]
+            if missing and name == "train":
+                found.append(f"train has no row of {listed(missing)}: no model can learn that.")
+            elif missing and len(missing) == len(names) - 1:
+                found.append(
+                    f"{name} has rows of one class only: a score on it cannot tell one model from another."
+                )
+            elif missing:
+                found.append(f"{name} has no row of {listed(missing)}: a score on it says nothing of that.")
+
+        # A class is rare, and the metric or the loss pays little for it.
+        counts = self.class_counts(splits["train"].labels, names)
+        rare, most = counts.index(min(counts)), counts.index(max(counts))
+        ways = ["--metric macro_f1"] if metric == ACCURACY.name else []
+        ways += [] if weighted else ["--class-weights balanced"]
+        if ways and counts[rare] * len(names) < _RARE * sum(counts):
+            shares = [f"{names[i]!r} is {100 * counts[i] / sum(counts):.1f} %" for i in (rare, most)]
+            found.append(
+                f"Classes are unbalanced: of train {' and '.join(shares)}. Consider {' and '.join(ways)}."
+            )
+        return found
 
     def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
         places = [list(wanted).index(name) for name in names]
@@ -126,10 +161,6 @@ class CrossEntropy(WeightedLoss):
             return super().weight(batch)
         return float(self.class_weights[batch["labels"].cpu()].sum())
 
-    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """See `Loss`; of class indices (rows,)."""
-        return floored_classes(logits, labels)
-
 
 class ClassScorer(Scorer):
     """Outputs are logits (rows, classes), decisions the class of the largest."""
@@ -153,7 +184,25 @@ class ClassScorer(Scorer):
     def class_weights(
         self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
     ) -> list[float] | None:
-        return weights_of_classes(asked, labels, names)
+        """See `Scorer.class_weights`; balanced ones have the mean 1 over these labels, and their sum is the
+        same for each class."""
+        if asked is None:
+            return None
+        if isinstance(asked, str):
+            if asked != "balanced":
+                raise TaskError(f"class_weights={asked!r} is neither 'balanced' nor a list of numbers.")
+            counts = Counter(labels)
+            if empty := [name for i, name in enumerate(names) if counts[i] == 0]:
+                raise TaskError(
+                    f"Balanced weights need every class in train; none of {', '.join(map(repr, empty))} is."
+                )
+            return [len(labels) / (len(names) * counts[i]) for i in range(len(names))]
+        weights = [float(weight) for weight in asked]
+        if len(weights) != len(names) or not all(math.isfinite(w) and w > 0 for w in weights):
+            raise TaskError(
+                f"{len(names)} positive class weights are needed ({', '.join(names)}), but got {weights}."
+            )
+        return weights
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The class that most rows have; of equal ones the first."""
@@ -190,91 +239,11 @@ class ClassScorer(Scorer):
         return f"{prediction['label']}  {prediction['probability']:.4f}"
 
 
-def weights_of_classes(
-    asked: ClassWeights, labels: Sequence[int], names: Sequence[str]
-) -> list[float] | None:
-    """One positive factor per class (see `Scorer.class_weights`); balanced ones have the mean 1 over these
-    labels.
-
-    Raises:
-        TaskError: they do not fit.
-    """
-    if asked is None:
-        return None
-    if isinstance(asked, str):
-        return _balanced(asked, labels, names)
-    weights = [float(weight) for weight in asked]
-    if len(weights) != len(names) or not all(math.isfinite(w) and w > 0 for w in weights):
-        raise TaskError(
-            f"{len(names)} positive class weights are needed ({', '.join(names)}), but got {weights}."
-        )
-    return weights
-
-
-def _check_classes(parts: Sequence[RawRows], present: set[str], rows: int) -> None:
-    if len(present) < 2:
-        only = next(iter(present))
-        raise DataError(f"{parts[0].where}: all rows have the label {only!r}; two classes are needed.")
-    if len(present) > max(_PLENTY, rows // 2):
-        raise DataError(
-            f"{parts[0].where}: {len(present):,} different labels in {rows:,} rows are not classes. Name the "
-            "label column with --label; for numbers to be predicted as such choose --kind regression."
-        )
-
-
-def _check_parts(parts: Sequence[RawRows], named: Sequence[Sequence[str]]) -> None:
-    for part, found in zip(parts[1:], named[1:], strict=True):
-        if unknown := sorted(set(found) - set(named[0])):
-            raise DataError(
-                f"{part.where} has labels that {parts[0].where} lacks, so no model can learn them: "
-                f"{listed(unknown)}."
-            )
-
-
-def _class_name(value: Any, *, whole: bool, real: bool) -> str:
-    """A class's name; with whole numbers `1`, `1.0` and `"1"` are one class, and with other numbers too
-    (`real`) 1 and 1.0 are; text stays as it is."""
-    if real and isinstance(value, int | np.integer):
-        return str(float(value))
-    if not whole:
-        return str(value).strip()
+def _whole_number(value: Any) -> str:
     try:
         return str(int(value))
     except ValueError:
         return str(int(float(value)))
-
-
-def _balanced(asked: str, labels: Sequence[Any], names: Sequence[str]) -> list[float]:
-    """Weights whose mean over the training rows is 1 and whose sum is the same for each class."""
-    if asked != "balanced":
-        raise TaskError(f"class_weights={asked!r} is neither 'balanced' nor a list of numbers.")
-    counts = Counter(labels)
-    if empty := [name for i, name in enumerate(names) if counts[i] == 0]:
-        raise TaskError(
-            f"Balanced weights need every class in train; none of {', '.join(map(repr, empty))} is."
-        )
-    return [len(labels) / (len(names) * counts[i]) for i in range(len(names))]
-
-
-def _missing(split: str, missing: Sequence[str], classes: int) -> str:
-    if split == "train":
-        return f"train has no row of {listed(missing)}: no model can learn that."
-    if len(missing) == classes - 1:
-        return f"{split} has rows of one class only: a score on it cannot tell one model from another."
-    return f"{split} has no row of {listed(missing)}: a score on it says nothing of that."
-
-
-def _unbalanced(counts: Sequence[int], names: Sequence[str], metric: str, weighted: bool) -> list[str]:
-    """A hint where a class is rare, and the metric or the loss pays little for it."""
-    rows = sum(counts)
-    rare = counts.index(min(counts))
-    ways = [*(["--metric macro_f1"] if metric == ACCURACY.name else ())]
-    ways += [*(["--class-weights balanced"] if not weighted else ())]
-    if not ways or counts[rare] * len(names) >= _RARE * rows:
-        return []
-    most = counts.index(max(counts))
-    shares = [f"{names[i]!r} is {100 * counts[i] / rows:.1f} %" for i in (rare, most)]
-    return [f"Classes are unbalanced: of train {' and '.join(shares)}. Consider {' and '.join(ways)}."]
 
 
 CLASSIFICATION = register_kind(

@@ -11,8 +11,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,23 +24,31 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.errors import TaskError, UsageError
 from autopeft.injection.frames import reading
 from autopeft.tasks.fingerprints import fingerprint_of
-from autopeft.tasks.kinds.verbaliser import MASK, LabelWords, Template
+from autopeft.tasks.kinds.encoder import Encoder
+from autopeft.tasks.kinds.verbaliser import EXAMPLES, MASK, LabelWords, Template
 from autopeft.tasks.tokens import (
     BESIDE,
     EncodedSplit,
+    Indices,
     check_length,
-    kept_arrays,
+    content_hash,
+    keep_arrays,
     no_use,
+    read_arrays,
     tokens_of,
 )
+
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
 
 __all__ = [
     "LABEL_WORDS",
     "READ_AT",
+    "ClozeEncoder",
     "EncodedCloze",
-    "cut_rows",
-    "encode_cloze",
+    "check_pairs",
     "label_logits",
+    "named_template",
     "read_in",
     "read_words",
     "word_tokens",
@@ -48,7 +56,6 @@ __all__ = [
 
 _CHUNK = 1_000
 _FORMAT = 1
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +67,8 @@ class EncodedCloze(EncodedSplit):
             the last token, whose logits are of the next one.
         words: tokens of the label words, (classes,) int64.
     """
+
+    by_row = (*EncodedSplit.by_row, "at")
 
     at: Indices
     words: Indices
@@ -82,67 +91,108 @@ class EncodedCloze(EncodedSplit):
         told = {READ_AT: torch.from_numpy(self.at[chosen]), LABEL_WORDS: torch.from_numpy(words)}
         return {**batch, **{key: value.to(device, non_blocking=True) for key, value in told.items()}}
 
-    def take(self, rows: Indices) -> EncodedCloze:
-        """See `EncodedSplit.take`."""
-        found = super().take(rows)
-        assert isinstance(found, EncodedCloze)
-        return replace(found, at=self.at[rows])
+
+class ClozeEncoder(Encoder):
+    """Tokens of a template with the texts of rows in it, and where the label word is predicted.
+
+    Args:
+        words: label words, one for each class.
+        template: that texts are put in; `None` where it is not known yet.
+    """
+
+    def __init__(self, words: LabelWords, template: Template | None) -> None:
+        super().__init__()
+        self.words, self.template = words, template
+
+    def facts(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """The template and the label words."""
+        words = ", ".join(
+            f"{word!r} for {name!r}" for name, word in zip(names, self.words.words, strict=True)
+        )
+        return [("template", repr(str(named_template(self.template)))), ("label words", words)]
+
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedCloze:
+        """See `Encoder.encode`.
+
+        Raises:
+            TaskError: a label word is not one token of its own, the template is left open or leaves no room
+                for a text, or the rows have not as many texts as it.
+            UsageError: see `encode_texts`; or the tokenizer has no mask token, or does not say where tokens
+                come from.
+        """
+        template = named_template(self.template)
+        check_pairs(template, pairs=rows.pairs is not None)
+        check_length(tokenizer, max_length)
+        _check_tokenizer(tokenizer, template)
+        words = word_tokens(self.words, template, tokenizer)
+        key = None
+        if cached:
+            told = [_FORMAT, max_length, str(template), fingerprint_of(tokenizer)]
+            pairs = rows.pairs
+            texts = ([text, None if pairs is None else pairs[i]] for i, text in enumerate(rows.texts))
+            key = content_hash(f"cloze {json.dumps(told)}", texts)
+        arrays = read_arrays(key, len(rows))
+        if arrays is None:
+            arrays = _tokenise(rows, template, tokenizer, max_length)
+            arrays = keep_arrays(key, len(rows), arrays)
+        return EncodedCloze(
+            ids=arrays["ids"],
+            offsets=arrays["offsets"],
+            types=arrays.get("types"),
+            labels=self.label_array(rows.labels) if labelled else None,
+            kind=self.kind,
+            pad_id=int(tokenizer.pad_token_id),
+            pad_type=int(tokenizer.pad_token_type_id),
+            max_length=max_length,
+            at=np.asarray(arrays["row_at"], dtype=np.int64),
+            words=np.asarray(words, dtype=np.int64),
+        )
+
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows whose texts are cut; the template never is."""
+        if not len(rows):
+            return 0.0
+        template = named_template(self.template)
+        check_pairs(template, pairs=rows.pairs is not None)
+        word_tokens(self.words, template, tokenizer)  # before anything is trained
+        _check_tokenizer(tokenizer, template)
+        return float(np.mean(_tokenise(rows, template, tokenizer, max_length)["row_cut"] > 0))
 
 
-def encode_cloze(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    words: LabelWords,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    *,
-    kind: str,
-    cached: bool = True,
-) -> EncodedCloze:
-    """Put texts into the template and tokenise them, without labels; `cached` reads and writes the cache on
-    disk.
+def named_template(template: Template | None) -> Template:
+    """A template that is not left open.
 
     Raises:
-        TaskError: a label word is not one token of its own, or the template leaves no room for a text.
-        UsageError: see `encode_texts`; or the tokenizer has no mask token, or does not say where tokens come
-            from.
+        TaskError: it is.
     """
-    check_length(tokenizer, max_length)
-    _check_tokenizer(tokenizer, template)
-    tokens = word_tokens(words, template, tokenizer)
-    arrays = kept_arrays(
-        lambda: _content_hash(texts, pairs, template, tokenizer, max_length),
-        len(texts),
-        lambda: _tokenise(texts, pairs, template, tokenizer, max_length),
-        cached=cached,
-    )
-    assert tokenizer.pad_token_id is not None
-    return EncodedCloze(
-        ids=arrays["ids"],
-        offsets=arrays["offsets"],
-        types=arrays.get("types"),
-        labels=None,
-        kind=kind,
-        pad_id=int(tokenizer.pad_token_id),
-        pad_type=int(tokenizer.pad_token_type_id),
-        max_length=max_length,
-        at=np.asarray(arrays["row_at"], dtype=np.int64),
-        words=np.asarray(tokens, dtype=np.int64),
-    )
+    if template is None:
+        raise TaskError(
+            f"Label words stand in a template, and none is named: write {EXAMPLES[True, False]!r} for a "
+            f"masked language model, or {EXAMPLES[False, False]!r} for a decoder (--template)."
+        )
+    return template
 
 
-def cut_rows(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> NDArray[np.bool_]:
-    """Whether `encode_cloze` leaves out tokens of each row, (rows,)."""
-    _check_tokenizer(tokenizer, template)
-    found = _tokenise(texts, pairs, template, tokenizer, max_length)
-    return np.asarray(found["row_cut"] > 0)
+def check_pairs(template: Template, *, pairs: bool) -> None:
+    """Compare the template with rows that are pairs of texts, or not.
+
+    Raises:
+        TaskError: it has not as many texts.
+    """
+    if template.of_pairs != pairs:
+        have, has = ("two texts", "no {text_pair}") if pairs else ("one text", "a {text_pair}")
+        raise TaskError(
+            f"The rows have {have} each, but the template {str(template)!r} has {has}; write for example "
+            f"{EXAMPLES[template.masked, pairs]!r} (--template)."
+        )
 
 
 def word_tokens(words: LabelWords, template: Template, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -152,17 +202,21 @@ def word_tokens(words: LabelWords, template: Template, tokenizer: PreTrainedToke
         TaskError: one is not a single token there, is unknown to the tokenizer, or two are the same token.
     """
     before, space = template.before_word()
-    front = _plain_ids(tokenizer, before)
+    # Without what begins and ends each row; some tokenizers make nothing of an empty text.
+    options = {"add_special_tokens": False, "padding": False, "truncation": False}
+    front = list(tokens_of(tokenizer, [before], None, **options)["input_ids"][0]) if before else []
+    texts = [before + space + word for word in words.words]
     found: dict[int, str] = {}
-    for word in words.words:
-        whole = _plain_ids(tokenizer, before + space + word)
-        tokens = whole[len(front) :] if whole[: len(front)] == front else whole
+    for word, whole in zip(
+        words.words, tokens_of(tokenizer, texts, None, **options)["input_ids"], strict=True
+    ):
+        tokens = list(whole[len(front) :] if list(whole[: len(front)]) == front else whole)
         if len(tokens) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(tokens)
+            pieces = [repr(str(piece)) for piece in tokenizer.convert_ids_to_tokens(tokens[:8])]
+            shown = ", ".join([*pieces, *(["…"] if len(tokens) > 8 else [])]) or "none"
             raise TaskError(
-                f"The label word {word!r} is {len(tokens)} tokens here ({_listed(pieces)}), and one "
-                "token is predicted. Take a word that its tokenizer has whole, such as a shorter or more "
-                "common one."
+                f"The label word {word!r} is {len(tokens)} tokens here ({shown}), and one token is "
+                "predicted. Take a word that its tokenizer has whole, such as a shorter or more common one."
             )
         if tokens[0] == tokenizer.unk_token_id:
             raise TaskError(
@@ -174,20 +228,8 @@ def word_tokens(words: LabelWords, template: Template, tokenizer: PreTrainedToke
                 f"The label words {found[tokens[0]]!r} and {word!r} are the same token for this model; take "
                 "words that it tells apart."
             )
-        found[tokens[0]] = word
+        found[int(tokens[0])] = word
     return tuple(found)
-
-
-def _listed(pieces: Sequence[Any]) -> str:
-    return ", ".join(repr(str(piece)) for piece in pieces[:8]) + (", …" if len(pieces) > 8 else "") or "none"
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a text without what begins and ends each row."""
-    if not text:
-        return []
-    found = tokens_of(tokenizer, [text], None, add_special_tokens=False, padding=False, truncation=False)
-    return [int(token) for token in found["input_ids"][0]]
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
@@ -204,157 +246,90 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> 
         )
 
 
-def _content_hash(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> str:
-    told = [_FORMAT, max_length, str(template), fingerprint_of(tokenizer)]
-    digest = hashlib.sha256(f"cloze {json.dumps(told)}\n".encode())
-    for index, text in enumerate(texts):
-        digest.update(json.dumps([text, None if pairs is None else pairs[index]]).encode() + b"\n")
-    return digest.hexdigest()
-
-
 def _tokenise(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    rows: Split, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, NDArray[Any]]:
-    rows: list[_Row] = []
-    for start in range(0, len(texts), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        rows += _rendered(texts[part], None if pairs is None else pairs[part], template, tokenizer)
-    kept = [row.within(max_length) for row in rows]
-    cut = [len(row.ids) > len(less.ids) for row, less in zip(rows, kept, strict=True)]
-    found: dict[str, NDArray[Any]] = {
-        "offsets": np.concatenate([[0], np.cumsum([len(row.ids) for row in kept])]).astype(np.int64),
-        "row_at": np.asarray([row.place for row in kept], dtype=np.int64),
-        "row_cut": np.asarray(cut, dtype=np.int8),
-    }
-    try:
-        found["ids"] = np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in kept])
-        if all(row.types is not None for row in kept):
-            found["types"] = np.concatenate([np.asarray(row.types, dtype=np.int8) for row in kept])
-    except OverflowError as error:
-        raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
-    return found
+    """`ids`, `offsets`, and `types` where the tokenizer has them, of rendered rows within `max_length`
+    tokens; of each row the token at which the word is predicted (`row_at`), and whether texts lost some
+    (`row_cut`).
 
-
-def _rendered(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[_Row]:
-    """Tokens of the template with each row's texts in it, however many."""
+    Raises:
+        TaskError: the template alone has as many tokens.
+        UsageError: the tokenizer cannot encode the rows.
+    """
     with_types = "token_type_ids" in tokenizer.model_input_names
     mask = str(tokenizer.mask_token) if template.masked else ""
-    seconds: Sequence[str] = [""] * len(texts) if pairs is None else pairs
-    rendered = [
-        template.render(text=text, text_pair=second, **{MASK: mask})
-        for text, second in zip(texts, seconds, strict=True)
-    ]
-    told = tokens_of(
-        tokenizer,
-        [text for text, _ in rendered],
-        None,
-        truncation=False,
-        padding=False,
-        verbose=False,
-        return_attention_mask=False,
-        return_token_type_ids=with_types,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    types = told["token_type_ids"] if with_types else [None] * len(rendered)
-    rows = [
-        _Row(ids, letters, of_row, places)
-        for ids, letters, of_row, (_, places) in zip(
-            told["input_ids"], told["offset_mapping"], types, rendered, strict=True
-        )
-    ]
-    if template.masked:
-        return [row.at_mask(tokenizer) for row in rows]
-    added = told["special_tokens_mask"]
-    return [row.ended(tokenizer, of_row) for row, of_row in zip(rows, added, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Tokens of a rendered row, where each comes from in it, and where its fields are; `mask` is the token of
-    its mask, `None` where the word comes behind the last token."""
-
-    ids: Sequence[int]
-    letters: Sequence[tuple[int, int]]
-    types: Sequence[int] | None
-    places: Mapping[str, tuple[int, int]]
-    mask: int | None = None
-
-    @property
-    def place(self) -> int:
-        """The token at which the word is predicted."""
-        return len(self.ids) - 1 if self.mask is None else self.mask
-
-    def at_mask(self, tokenizer: PreTrainedTokenizerBase) -> _Row:
-        """The row with the place of the template's mask; a text may have others."""
-        end = self.places[MASK][1]
-        found = [
-            i
-            for i, (token, (_, stop)) in enumerate(zip(self.ids, self.letters, strict=True))
-            if token == tokenizer.mask_token_id and stop == end
+    ids: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.int8]] = []
+    at: list[int] = []
+    cut: list[bool] = []
+    for start in range(0, len(rows), _CHUNK):
+        texts = rows.texts[start : start + _CHUNK]
+        seconds = [""] * len(texts) if rows.pairs is None else rows.pairs[start : start + _CHUNK]
+        rendered = [
+            template.render(text=text, text_pair=second, **{MASK: mask})
+            for text, second in zip(texts, seconds, strict=True)
         ]
-        if len(found) != 1:
-            raise no_use(tokenizer, f"it does not make one token of its mask {tokenizer.mask_token!r}")
-        return replace(self, mask=found[0])
-
-    def ended(self, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> _Row:
-        """The row without what the tokenizer puts behind texts, so that the word follows its last token;
-        `added` is 1 for tokens that it puts around them."""
-        last = max((i for i, by_it in enumerate(added) if not by_it), default=-1)
-        if last < 0:
-            raise no_use(tokenizer, "it makes no token of a text")
-        return self._with(range(last + 1))
-
-    def within(self, most: int) -> _Row:
-        """The row with at most so many tokens.
-
-        Raises:
-            TaskError: the template alone has as many.
-        """
-        over = len(self.ids) - most
-        if over <= 0:
-            return self
-        held = [self._tokens_in(field) for field in self.places if field != MASK]
-        rest = len(self.ids) - sum(map(len, held))
-        if rest >= most:
-            raise TaskError(
-                f"The template alone has {rest} tokens, so that no text fits into max_length={most} "
-                "(--max-length); allow longer rows, or shorten the template."
-            )
-        left_out: set[int] = set()
-        for _ in range(over):
-            left_out.add(max(held, key=len).pop())
-        return self._with([i for i in range(len(self.ids)) if i not in left_out])
-
-    def _tokens_in(self, field: str) -> list[int]:
-        """Tokens of a field's text; one that reaches into what follows it is the template's."""
-        begin, end = self.places[field]
-        return [i for i, (_, stop) in enumerate(self.letters) if begin < stop <= end]
-
-    def _with(self, kept: Sequence[int]) -> _Row:
-        """The row with these of its tokens, the mask among them."""
-        return replace(
-            self,
-            ids=[self.ids[i] for i in kept],
-            letters=[self.letters[i] for i in kept],
-            types=None if self.types is None else [self.types[i] for i in kept],
-            mask=None if self.mask is None else kept.index(self.mask),
+        told = tokens_of(
+            tokenizer,
+            [text for text, _ in rendered],
+            None,
+            truncation=False,
+            padding=False,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=with_types,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
         )
+        for i, (_, places) in enumerate(rendered):
+            tokens, ends = told["input_ids"][i], [stop for _, stop in told["offset_mapping"][i]]
+            kept = list(range(len(tokens)))
+
+            # The token at which the word is predicted: the template's mask, as a text may have others; or the
+            # last one, without what the tokenizer puts behind texts.
+            if template.masked:
+                masks = [
+                    k for k in kept if tokens[k] == tokenizer.mask_token_id and ends[k] == places[MASK][1]
+                ]
+                if len(masks) != 1:
+                    raise no_use(tokenizer, f"it does not make one token of its mask {mask!r}")
+                read = masks[0]
+            else:
+                read = max((k for k in kept if not told["special_tokens_mask"][i][k]), default=-1)
+                if read < 0:
+                    raise no_use(tokenizer, "it makes no token of a text")
+                kept = kept[: read + 1]
+
+            # Texts lose tokens from their ends, the longer one first. A token that reaches into what follows
+            # a text is the template's.
+            over = len(kept) - max_length
+            if over > 0:
+                fields = [place for field, place in places.items() if field != MASK]
+                held = [[k for k in kept if begin < ends[k] <= end] for begin, end in fields]
+                rest = len(kept) - sum(map(len, held))
+                if rest >= max_length:
+                    raise TaskError(
+                        f"The template alone has {rest} tokens, so that no text fits into "
+                        f"max_length={max_length} (--max-length); allow longer rows, or shorten the template."
+                    )
+                left_out = {max(held, key=len).pop() for _ in range(over)}
+                kept = [k for k in kept if k not in left_out]
+            at.append(kept.index(read))
+            cut.append(over > 0)
+            try:
+                ids.append(np.asarray([tokens[k] for k in kept], dtype=np.int32))
+                if with_types:
+                    types.append(np.asarray([told["token_type_ids"][i][k] for k in kept], dtype=np.int8))
+            except OverflowError as error:
+                raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
+    found: dict[str, NDArray[Any]] = {
+        "ids": np.concatenate(ids),
+        "offsets": np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
+        "row_at": np.asarray(at, dtype=np.int64),
+        "row_cut": np.asarray(cut, dtype=np.int8),
+    }
+    return {**found, "types": np.concatenate(types)} if with_types else found
 
 
 # Logits of the label words at one position of each row, of all that a language model predicts
@@ -416,33 +391,23 @@ def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
     def picked(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output[:, words]
 
-    with reading(positions), _only(project, words) as few:
-        handles = [project.register_forward_pre_hook(narrowed)]
-        if not few:
-            handles.append(project.register_forward_hook(picked))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def _only(project: nn.Module, words: Tensor) -> Iterator[bool]:
-    """Within, the projection computes these words alone, where it is a plain linear map and nobody waits for
-    its logits; whether it does."""
-    plain = type(project) is nn.Linear and "forward" not in vars(project) and not project._forward_hooks
-    if not plain:
-        yield False
-        return
-
-    def forward(hidden: Tensor) -> Tensor:
+    def computed(hidden: Tensor) -> Tensor:
         weight: Any = project.weight
         bias: Any = project.bias
         return F.linear(hidden, weight[words], None if bias is None else bias[words])
 
-    project.forward = forward
+    # A plain linear map whose logits nobody waits for computes the label words alone.
+    plain = type(project) is nn.Linear and "forward" not in vars(project) and not project._forward_hooks
+    handles = [project.register_forward_pre_hook(narrowed)]
+    if plain:
+        project.forward = computed
+    else:
+        handles.append(project.register_forward_hook(picked))
     try:
-        yield True
+        with reading(positions):
+            yield
     finally:
-        del project.forward
+        for handle in handles:
+            handle.remove()
+        if plain:
+            del project.forward

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.schema import check_there
+from autopeft.tasks.copies import Input
+from autopeft.tasks.kinds.schema import Schema, check_there
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -28,9 +29,13 @@ from autopeft.tasks.table import (
     is_unicode,
     listed,
     number_of,
+    obvious_column,
     refuse_rows,
 )
 from autopeft.tasks.translations import language_columns
+
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
 
 __all__ = [
     "ANSWERS",
@@ -38,15 +43,13 @@ __all__ = [
     "MESSAGES",
     "PAIRS",
     "PROMPTS",
+    "AnswersSchema",
     "Conversation",
-    "asked_columns",
     "asked_of",
-    "conversation_columns",
     "is_chat",
     "pair_columns",
     "problems_of",
     "read_conversations",
-    "sureness",
     "with_turns",
 ]
 
@@ -72,6 +75,7 @@ MESSAGES = "messages"
 """The field of rows that holds their messages."""
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant")
+_CLAIM, _CLAIM_OF_TEXTS = 0.9, 0.5
 _PLENTY = 20  # different values that classes may have in any data
 _FREE = 0.5
 
@@ -87,53 +91,120 @@ _UNLEARNT = "a last answer of weight 0, which is not learnt (end each conversati
 _EMPTY_TEXT, _NOT_TEXT = "no text", "something that is not text"
 
 
-# Columns
-# ------------------------------------------------------------------------------------------------------
+class AnswersSchema(Schema):
+    """Labels are the answers' texts.
 
-
-def conversation_columns(table: Table, named: ColumnNames) -> Columns:
-    """The column of whole conversations or plain texts as `text`; of prompts as `text` and of answers as
-    `label`.
-
-    Raises:
-        DataError: a named column does not exist, there are second texts, or no column has an obvious name.
+    Attributes:
+        learns_texts: whether texts alone are learnt, without an answer.
     """
-    check_named(table, (("--text", named.text), ("--label", named.label)))
-    if named.text_pair is not None:
-        raise DataError(
-            f"A conversation has no second text, but --text-pair names {named.text_pair!r}; name the column "
-            "of prompts with --text and that of answers with --label."
-        )
-    lower = {name.lower(): name for name in reversed(list(table.columns))}
-    text, label = named.text, named.label
-    if text is None and label is None:
-        whole = _first(lower, CHATS)
-        if whole is not None:
-            return Columns(whole, None, None)
-    if text is None:
-        text, label = _obvious(table, lower, label)
-    elif label is None and not is_chat(table, text):
-        label = _target_of(table, text) or _first(lower, ANSWERS)
-    if text is None:
-        raise DataError(
-            f"{table.where} has no column with an obvious name for conversations ({', '.join(CHATS[:2])}), "
-            "prompts and answers (prompt, completion), sources and targets (source, target) or texts; it has "
-            f"{listed(list(table.columns))}. Name that of prompts with --text and that of answers with "
-            "--label."
-        )
-    if text == label:
-        raise DataError(f"One column of {table.where} cannot be prompt and answer at once: {text!r}.")
-    return Columns(text, None, label)
 
+    learns = "answers"
+    learns_texts: ClassVar[bool] = True
 
-def _obvious(table: Table, lower: Mapping[str, str], label: str | None) -> tuple[str | None, str | None]:
-    """What is asked and what is answered, by their names; an answer that was named stays."""
-    text = _first(lower, PROMPTS)
-    found = label or (None if text is None else _first(lower, ANSWERS))
-    if text is not None and found is not None:
-        return text, found
-    pair = pair_columns(table, label)
-    return pair or (_first(lower, _TEXTS), label)
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """Claims what nothing else is.
+
+        Lists of messages are nothing else. Prompts with answers are claimed where no other column has the
+        name of classes, or where the answers that were named are as many texts as no classes are, or a
+        translation. Texts alone are claimed where there is no other column, if they are learnt."""
+        table = tables["train"]
+        try:
+            chosen = self.columns(table, named)
+        except DataError:
+            return 0.0
+        if is_chat(table, chosen.text):
+            return _CLAIM
+        if chosen.label is None:
+            alone = self.learns_texts and list(table.columns) == [chosen.text] and named.text is None
+            return _CLAIM_OF_TEXTS if alone else 0.0
+        if named.label is None and not any(n.lower() in _CLASSES for n in table.columns if n != chosen.label):
+            return _CLAIM
+        if chosen.label in language_columns(table):
+            return _CLAIM
+        if named.label is None:
+            return 0.0
+        answers = table.columns[chosen.label]
+        different = {answer for answer in answers if isinstance(answer, str)}
+        free = len(different) > max(_PLENTY, _FREE * len(answers))
+        return _CLAIM if free and any(number_of(answer) is None for answer in different) else 0.0
+
+    def columns(self, table: Table, named: ColumnNames) -> Columns:
+        """The column of whole conversations or plain texts as `text`; of prompts as `text` and of answers as
+        `label`.
+
+        Raises:
+            DataError: a named column does not exist, there are second texts, or no column has an obvious
+            name.
+        """
+        check_named(table, (("--text", named.text), ("--label", named.label)))
+        if named.text_pair is not None:
+            raise DataError(
+                f"A conversation has no second text, but --text-pair names {named.text_pair!r}; name the "
+                "column of prompts with --text and that of answers with --label."
+            )
+        text, label = named.text, named.label
+        if text is None and label is None:
+            whole = obvious_column(table, CHATS)
+            if whole is not None:
+                return Columns(whole, None, None)
+        if text is None:
+            # An answer that was named stays.
+            text, answers = obvious_column(table, PROMPTS), label or obvious_column(table, ANSWERS)
+            if text is not None and answers is not None:
+                label = answers
+            else:
+                text, label = pair_columns(table, label) or (obvious_column(table, _TEXTS), label)
+        elif label is None and not is_chat(table, text):
+            label = _target_of(table, text) or obvious_column(table, ANSWERS)
+        if text is None:
+            raise DataError(
+                f"{table.where} has no column with an obvious name for conversations "
+                f"({', '.join(CHATS[:2])}), prompts and answers (prompt, completion), sources and targets "
+                f"(source, target) or texts; it has {listed(list(table.columns))}. Name that of prompts with "
+                "--text and that of answers with --label."
+            )
+        if text == label:
+            raise DataError(f"One column of {table.where} cannot be prompt and answer at once: {text!r}.")
+        return Columns(text, None, label)
+
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """Shortest, longest and mean answer in letters."""
+        if not len(labels):
+            return ""
+        letters = [len(answer) for answer in labels]
+        return f"answers of {min(letters):,} to {max(letters):,} letters, mean {np.mean(letters):,.0f}"
+
+    def alike(self, rows: Split) -> list[Input]:
+        """What is asked, whatever its capitals and white space."""
+        return [(" ".join(text.casefold().split()),) for text in rows.texts]
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of what is asked; as `label` that of answers, where there is one, as their likelihood
+        is told: it need not be.
+
+        Raises:
+            DataError: a named column does not exist, or no column has an obvious name.
+        """
+        check_named(table, (("--text-column", named.text), ("--label", named.label)))
+        known = (*CHATS, *PROMPTS, *dict.fromkeys(source for source, _ in PAIRS), *_TEXTS)
+        text = named.text or obvious_column(table, known) or next(iter(language_columns(table)), None)
+        if text is None:
+            raise DataError(
+                f"{table.where} has no column with an obvious name for what is asked "
+                f"({', '.join(CHATS[:2])}, {', '.join(PROMPTS)}, source, {_TEXTS[0]}); it has "
+                f"{listed(list(table.columns))}. Name it with --text-column (text_column=…)."
+            )
+        if named.label is not None or is_chat(table, text):
+            return Columns(text, None, named.label)
+        target = _target_of(table, text)
+        if target is not None or text.lower() in _TEXTS:
+            return Columns(text, None, target)
+        answers = obvious_column(table, ANSWERS)
+        return Columns(text, None, None if answers == text else answers)
+
+    def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
+        """Of the rows that ask nothing what is wrong with them."""
+        return problems_of(table, columns, asked=True)
 
 
 def pair_columns(table: Table, label: str | None = None) -> tuple[str, str] | None:
@@ -158,72 +229,9 @@ def _target_of(table: Table, text: str) -> str | None:
     return next(iter(known), others[0] if text in language_columns(table) and len(others) == 1 else None)
 
 
-def asked_columns(table: Table, named: ColumnNames) -> Columns:
-    """The columns of what a model is asked; as `label` that of answers, where there is one: it need not be.
-
-    Raises:
-        DataError: a named column does not exist, or no column has an obvious name.
-    """
-    check_named(table, (("--text-column", named.text), ("--label", named.label)))
-    lower = {name.lower(): name for name in reversed(list(table.columns))}
-    known = (*CHATS, *PROMPTS, *dict.fromkeys(source for source, _ in PAIRS), *_TEXTS)
-    text = named.text or _first(lower, known) or next(iter(language_columns(table)), None)
-    if text is None:
-        raise DataError(
-            f"{table.where} has no column with an obvious name for what is asked ({', '.join(CHATS[:2])}, "
-            f"{', '.join(PROMPTS)}, source, {_TEXTS[0]}); it has {listed(list(table.columns))}. Name it with "
-            "--text-column (text_column=…)."
-        )
-    if named.label is not None or is_chat(table, text):
-        return Columns(text, None, named.label)
-    target = _target_of(table, text)
-    if target is not None or text.lower() in _TEXTS:
-        return Columns(text, None, target)
-    answers = _first(lower, ANSWERS)
-    return Columns(text, None, None if answers == text else answers)
-
-
-def _first(lower: Mapping[str, str], known: Sequence[str]) -> str | None:
-    return next((lower[name] for name in known if name in lower), None)
-
-
 def is_chat(table: Table, column: str) -> bool:
     """Whether the values of a column are lists, as those of conversations are."""
-    return any(_is_list(value) for value in table.columns[column])
-
-
-def sureness(tables: Mapping[str, Table], named: ColumnNames, *, plain: bool = True) -> float:
-    """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.kinds.Schema.claim`.
-
-    Lists of messages are nothing else. Prompts with answers are claimed where no other column has the name of
-    classes, or where the answers that were named are as many texts as no classes are, or a translation. Texts
-    alone are claimed where there is no other column, if they are wanted.
-
-    Args:
-        plain: whether texts alone are.
-    """
-    train = tables["train"]
-    try:
-        chosen = conversation_columns(train, named)
-    except DataError:
-        return 0.0
-    if is_chat(train, chosen.text):
-        return 0.9
-    if chosen.label is None:
-        alone = plain and list(train.columns) == [chosen.text] and named.text is None
-        return 0.5 if alone else 0.0
-    if named.label is None and not any(n.lower() in _CLASSES for n in train.columns if n != chosen.label):
-        return 0.9
-    if chosen.label in language_columns(train):
-        return 0.9
-    return 0.9 if named.label is not None and _free_text(train.columns[chosen.label]) else 0.0
-
-
-def _free_text(answers: Sequence[Any]) -> bool:
-    different = {answer for answer in answers if isinstance(answer, str)}
-    if len(different) <= max(_PLENTY, _FREE * len(answers)):
-        return False
-    return any(number_of(answer) is None for answer in different)
+    return any(isinstance(value, list | tuple | np.ndarray) for value in table.columns[column])
 
 
 # Rows
@@ -247,11 +255,28 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
     if not len(table):
         raise DataError(f"{table.where} has no rows.")
     found = problems_of(table, columns, asked=asked)
-    told = {i: (_column_of(table, columns, i, problem), problem) for i, problem in found.items()}
+    told: dict[int, tuple[str, str]] = {}
+    for i, what in found.items():
+        column = columns.text
+        if columns.label is not None:  # a problem lies in the answer where the prompt is sound
+            sound = what in (_NO_TEXT, _NOT_UNICODE) and _problem(table.columns[columns.text][i]) is None
+            column = columns.label if sound or what == _NO_ANSWER else columns.text
+        told[i] = (column, what)
     for column, what in dict.fromkeys(told.values()):
         refuse_rows(table, column, what, [i for i, problem in told.items() if problem == (column, what)])
     inputs = _inputs(table, columns, asked=asked)
-    messages = [_conversation(value, plain=plain) for value in _rows(table, columns, asked=asked)]
+    messages: list[Conversation] = []
+    for value in _rows(table, columns, asked=asked):
+        if isinstance(value, str):
+            messages.append([{"role": "assistant" if plain else "user", "content": value}])
+            continue
+        messages.append([])
+        for message in value:
+            role, content = _said(message)
+            if content and content.strip():
+                unlearnt = role == "assistant" and not _weight(message)
+                weight = {"weight": 0} if unlearnt else {}
+                messages[-1].append({"role": str(role), "content": content, **weight})
     fields: dict[str, list[Any]] = {MESSAGES: messages}
     if inputs is not None:
         fields[inputs] = list(table.columns[inputs])
@@ -299,39 +324,30 @@ def problems_of(table: Table, columns: Columns, *, asked: bool = False) -> dict[
     return {i: problem for i, problem in found.items() if problem is not None}
 
 
-def _column_of(table: Table, columns: Columns, row: int, problem: str) -> str:
-    """The column that a problem of a row lies in: that of the answers where the prompt is sound."""
-    if columns.label is None:
-        return columns.text
-    sound = problem in (_NO_TEXT, _NOT_UNICODE) and _problem(table.columns[columns.text][row]) is None
-    return columns.label if sound or problem == _NO_ANSWER else columns.text
-
-
 def _rows(table: Table, columns: Columns, *, asked: bool = False) -> list[Any]:
     """The value of each row: of a column, or prompt and answer as messages."""
-    texts = table.columns[columns.text]
+    texts = list(table.columns[columns.text])
     inputs = _inputs(table, columns, asked=asked)
-    about = [None] * len(table) if inputs is None else table.columns[inputs]
+    for i, more in enumerate(() if inputs is None else table.columns[inputs]):
+        if (
+            isinstance(texts[i], str)
+            and more is not None
+            and not (isinstance(more, str) and not more.strip())
+        ):
+            texts[i] = f"{texts[i]}\n\n{more}" if isinstance(more, str) else more
     if columns.label is None:
-        return [_with_input(text, more) for text, more in zip(texts, about, strict=True)]
+        return texts
     rows = []
-    for text, more, answer in zip(texts, about, table.columns[columns.label], strict=True):
-        prompt = {"role": "user", "content": _with_input(text, more)}
-        without = asked and _is_missing(answer)
-        rows.append([prompt] if without else [prompt, {"role": "assistant", "content": _as_text(answer)}])
+    for text, answer in zip(texts, table.columns[columns.label], strict=True):
+        row = [{"role": "user", "content": text}]
+        # A cell is empty as CSV, JSON and pandas have that.
+        empty = answer is None or (isinstance(answer, str) and not answer.strip())
+        if not asked or not (empty or (isinstance(answer, float) and math.isnan(answer))):
+            # JSON, Parquet and folders of CSV files have whole numbers for their text.
+            whole = isinstance(answer, int | np.integer) and not isinstance(answer, bool)
+            row.append({"role": "assistant", "content": str(answer) if whole else answer})
+        rows.append(row)
     return rows
-
-
-def _is_missing(answer: Any) -> bool:
-    """Whether a cell is empty, as CSV, JSON and pandas have them."""
-    if isinstance(answer, float):
-        return math.isnan(answer)
-    return answer is None or (isinstance(answer, str) and not answer.strip())
-
-
-def _as_text(answer: Any) -> Any:
-    """An answer that is a whole number as text: JSON, Parquet and folders of CSV files have them so."""
-    return str(answer) if isinstance(answer, int | np.integer) and not isinstance(answer, bool) else answer
 
 
 def _inputs(table: Table, columns: Columns, *, asked: bool = False) -> str | None:
@@ -339,17 +355,6 @@ def _inputs(table: Table, columns: Columns, *, asked: bool = False) -> str | Non
     if columns.text.lower() != "instruction" or (columns.label is None and not asked):
         return None
     return next((n for n in table.columns if n.lower() == _INPUT and n != columns.label), None)
-
-
-def _with_input(text: Any, more: Any) -> Any:
-    if more is None or (isinstance(more, str) and not more.strip()) or not isinstance(text, str):
-        return text
-    return f"{text}\n\n{more}" if isinstance(more, str) else more
-
-
-def _is_list(value: Any) -> bool:
-    """Whether a value is a list, as JSON, Parquet, `datasets` and pandas have them."""
-    return isinstance(value, list | tuple | np.ndarray)
 
 
 def _said(message: Mapping[Any, Any]) -> tuple[Any, Any]:
@@ -363,7 +368,7 @@ def _said(message: Mapping[Any, Any]) -> tuple[Any, Any]:
 def _problem(value: Any, *, asked: bool = False) -> str | None:
     if isinstance(value, str):
         return _EMPTY_TEXT if not value.strip() else None if is_unicode(value) else _NOT_UNICODE
-    if not _is_list(value):
+    if not isinstance(value, list | tuple | np.ndarray):
         return _EMPTY_TEXT if value is None else _NOT_TEXT
     if not len(value) or not all(isinstance(message, Mapping) for message in value):
         return _NO_LIST
@@ -376,10 +381,6 @@ def _problem(value: Any, *, asked: bool = False) -> str | None:
         return _ORDER
     if turns[-1] != "assistant" and not asked:
         return _LAST
-    return _problem_of_content(said) or _problem_of_weights(value, roles)
-
-
-def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
     for role, content in said:
         if content is None or (isinstance(content, str) and not content.strip()):
             if role != "system":
@@ -388,29 +389,13 @@ def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
             return _NO_TEXT
         elif not is_unicode(content):
             return _NOT_UNICODE
-    return None
-
-
-def _weight(message: Mapping[Any, Any]) -> Any:
-    """The weight of an answer; 1 where it has none, as Parquet and pandas have that."""
-    weight = message.get("weight")
-    return 1 if weight is None or (isinstance(weight, float) and math.isnan(weight)) else weight
-
-
-def _problem_of_weights(value: Any, roles: Sequence[str]) -> str | None:
     weights = [_weight(message) for message, role in zip(value, roles, strict=True) if role == "assistant"]
     if any(not isinstance(w, int | float | np.number) or w not in (0, 1) for w in weights):
         return _WEIGHT
     return _UNLEARNT if roles[-1] == "assistant" and not weights[-1] else None
 
 
-def _conversation(value: Any, *, plain: bool = True) -> Conversation:
-    if isinstance(value, str):
-        return [{"role": "assistant" if plain else "user", "content": value}]
-    found = []
-    for message in value:
-        role, content = _said(message)
-        if content and content.strip():
-            unlearnt = role == "assistant" and not _weight(message)
-            found.append({"role": str(role), "content": content, **({"weight": 0} if unlearnt else {})})
-    return found
+def _weight(message: Mapping[Any, Any]) -> Any:
+    """The weight of an answer; 1 where it has none, as Parquet and pandas have that."""
+    weight = message.get("weight")
+    return 1 if weight is None or (isinstance(weight, float) and math.isnan(weight)) else weight

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from autopeft.assets import ModelSource, load_tokenizer
-from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
+from autopeft.tasks.tokens import EncodedSplit, encode_texts, ragged, tokens_of
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
@@ -43,15 +43,18 @@ class Encoder:
         tokenwise_trunk: whether the states below the head depend on the row's tokens alone, one for each that
             a stack reads (see `EncodedSplit.offsets_of`), so that they may be kept and used again.
 
+        label_type: of the numbers that labels are; `object` for labels that are none.
+
     Args:
-        label_type: of the numbers that labels are.
+        label_type: in the place of the class's own.
     """
 
     kind: str = ""
+    label_type: Any = np.int64
     tokenwise_trunk: ClassVar[bool] = True
 
-    def __init__(self, label_type: Any = np.int64) -> None:
-        self.label_type = label_type
+    def __init__(self, label_type: Any = None) -> None:
+        self.label_type = label_type or self.label_type
 
     # Of a backbone
     # --------------------------------------------------------------------------------------------------
@@ -94,8 +97,17 @@ class Encoder:
         return min(float(max_length), 2.0 + 1.35 * words)
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
-        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any."""
-        return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any.
+
+        Raises:
+            UsageError: the tokenizer cannot encode the rows.
+        """
+        if not len(rows):
+            return 0.0
+        # `verbose` would warn of texts that are longer than the model takes, which is the question here.
+        options = {"truncation": False, "padding": False, "verbose": False}
+        found = tokens_of(tokenizer, rows.texts, rows.pairs, **options)["input_ids"]
+        return sum(len(row) > max_length for row in found) / len(rows)
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """What a saved hybrid has to know of its training rows to be asked, as JSON-able values beside its
@@ -103,7 +115,9 @@ class Encoder:
         return {}
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """Labels (rows, …) as batches and metrics take them."""
+        """Labels (rows, …) as batches and metrics take them; as objects (rows,) where they are no numbers."""
+        if self.label_type is object:
+            return ragged(labels)
         return np.asarray(labels, dtype=self.label_type)
 
     def encode(

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,9 @@ def generate(
     mean: Callable[[Tensor, int], Tensor] | None = None,
     device: str | torch.device = "cpu",
     streamer: Any = None,
-    ended: bool = False,
 ) -> list[list[int]]:
-    """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
+    """The tokens that a model writes behind each prompt, with the one that ends the answer where it came to
+    its end.
 
     Prompts are padded on the left, and their positions count from their own first token. What all of them
     begin with is read once, where what is attached acts position by position. An encoder reads them padded on
@@ -109,7 +109,6 @@ def generate(
         begin: token that stays in front of a prompt that is cut.
         mean: see `predictive`.
         streamer: is told each token of a single prompt (a `BaseStreamer` of transformers); not of beams.
-        ended: whether what ends an answer comes as well.
 
     Raises:
         UsageError: the model cannot generate.
@@ -118,79 +117,65 @@ def generate(
     if not getattr(live, "can_generate", lambda: False)():
         raise UsageError(f"{type(model).__name__} cannot generate: it is no language model.")
     new, room = how.max_new_tokens or most, room_of(model)
-    fitted = _apart(prompts, new, room) if _encodes(live) else _within(prompts, new, room, begin)
+    encodes, several = is_encoder_decoder(model), stands_for_several(model)
+    fitted = _fit_apart(prompts, new, room) if encodes else _fit_together(prompts, new, room, begin)
+    if min((own for _, own in fitted), default=new) < new:
+        warn_once(f"Some answers get fewer than {new} tokens: the model has {room} positions.")
+    options: dict[str, Any] = {
+        "num_beams": how.beams,
+        "pad_token_id": pad,
+        "eos_token_id": list(ends) or None,
+    }
+    options["do_sample"] = bool(how.temperature)
+    if how.temperature:
+        options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+    if encodes:
+        options |= beginning(live.config, live.generation_config)
+        if "decoder_start_token_id" not in options:
+            raise UsageError(
+                f"{type(model).__name__} does not know what its decoder begins with; set "
+                "decoder_start_token_id in its config.json."
+            )
+
     found: dict[int, list[int]] = {}
     for limit in sorted({own for _, own in fitted}):  # what a row gets does not depend on the others
         rows = [i for i, (_, own) in enumerate(fitted) if own == limit]
-        config = GenerationConfig(
-            max_new_tokens=limit,
-            num_beams=how.beams,
-            pad_token_id=pad,
-            eos_token_id=list(ends) or None,
-            **_sampling(how),
-            **(_beginning(live) if _encodes(live) else {}),
-        )
-        written = _behind(live, [fitted[i][0] for i in rows], config, mean, streamer, device)
-        found |= zip(rows, (_ended(row, ends, kept=ended) for row in written), strict=True)
+        texts = [fitted[i][0] for i in rows]
+        width, shortest = max(map(len, texts)), min(map(len, texts))
+        cached = not several and generates_from_cache(model, 1 if encodes else shortest)
+
+        # Rows are filled behind the tokens that all begin with, an encoder's at their end.
+        alike = length_alike(model, texts) if cached and not encodes and how.beams == 1 else 0
+        ids, mask = [], []
+        for row in texts:
+            at, more = len(row) if encodes else alike, width - len(row)
+            ids.append([*row[:at], *[pad] * more, *row[at:]])
+            mask.append([*[1] * at, *[0] * more, *[1] * (len(row) - at)])
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+            **(read_once(model, texts[0][:alike], len(texts), device) if alike else {}),
+        }
+
+        # What the model's own configuration says of generation (penalties, beams, …) is left out: it would
+        # fill in what is not said here.
+        config = GenerationConfig(max_new_tokens=limit, **options)
+        own = live.generation_config
+        live.generation_config = GenerationConfig(**{**config.to_diff_dict(), "use_cache": cached})
+        try:
+            with _mean_of_models(model, mean, inputs["input_ids"]) if several else nullcontext():
+                written = live.generate(**inputs, streamer=streamer)
+        finally:
+            live.generation_config = own
+        for i, tokens in zip(rows, written[:, 1 if encodes else width :].tolist(), strict=True):
+            stop = next((k for k, token in enumerate(tokens) if token in ends), len(tokens))
+            found[i] = tokens[: stop + 1]
     return [found[i] for i in range(len(fitted))]
 
 
-def _encodes(model: Any) -> bool:
+def is_encoder_decoder(model: Any) -> bool:
     """Whether prompts go to an encoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
-
-
-def _behind(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    mean: Any,
-    streamer: Any,
-    device: str | torch.device,
-) -> list[list[int]]:
-    """What the model writes behind each prompt, filled up where a row has ended."""
-    encodes, several = _encodes(model), stands_for_several(model)
-    cached = not several and generates_from_cache(model, 1 if encodes else min(map(len, prompts)))
-    alike = length_alike(model, prompts) if cached and not encodes and config.num_beams == 1 else 0
-    inputs = _inputs(model, prompts, config.pad_token_id, None if encodes else alike, device)
-    written = _run(model, inputs, config, mean, streamer, several=several, cached=cached)
-    found: list[list[int]] = written[:, 1 if encodes else max(map(len, prompts)) :].tolist()
-    return found
-
-
-def _inputs(
-    model: Any, prompts: Sequence[Sequence[int]], pad: int, alike: int | None, device: str | torch.device
-) -> dict[str, Any]:
-    """What transformers' `generate` takes of prompts, filled behind the first tokens that are `alike`, or on
-    the right where that is `None`."""
-    width = max(map(len, prompts))
-    filled = [_padded(list(row), width, pad, len(row) if alike is None else alike) for row in prompts]
-    return {
-        "input_ids": torch.tensor([row for row, _ in filled], device=device),
-        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
-        **(read_once(model, prompts[0][:alike], len(prompts), device) if alike else {}),
-    }
-
-
-def _padded(row: list[int], width: int, pad: int, at: int) -> tuple[list[int], list[int]]:
-    """A row that is filled behind its first `at` tokens, and its mask."""
-    more = width - len(row)
-    return [*row[:at], *[pad] * more, *row[at:]], [*[1] * at, *[0] * more, *[1] * (len(row) - at)]
-
-
-def _beginning(model: Any) -> dict[str, Any]:
-    """What a decoder begins with.
-
-    Raises:
-        UsageError: the model does not know it, or it is no token.
-    """
-    found = beginning(model.config, model.generation_config)
-    if "decoder_start_token_id" not in found:
-        raise UsageError(
-            f"{type(model).__name__} does not know what its decoder begins with; set decoder_start_token_id "
-            "in its config.json."
-        )
-    return found
 
 
 def beginning(config: PretrainedConfig, generation: GenerationConfig) -> dict[str, Any]:
@@ -230,11 +215,7 @@ def _vocabulary(config: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-_Fitted: TypeAlias = list[tuple[list[int], int]]
-"""Prompts, each with the number of tokens that are written behind it at most."""
-
-
-def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> _Fitted:
+def _fit_apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> list[tuple[list[int], int]]:
     """Prompts and numbers of new tokens that fit the positions of an encoder and of a decoder, each by
     itself. A prompt that is too long keeps its last token, which ends it."""
     if room is None:
@@ -242,14 +223,7 @@ def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> _Fit
     if cut := sum(len(row) > room for row in prompts):
         warn_once(f"{cut:,} texts of more than {room} tokens lose their end: the model has {room} positions.")
     found = [list(row) if len(row) <= room else [*row[: room - 1], row[-1]] for row in prompts]
-    return _told([(row, min(new, room - 1)) for row in found], new, room)
-
-
-def _told(fitted: _Fitted, new: int, room: int) -> _Fitted:
-    """The same, and a warning where fewer new tokens fit than were asked for."""
-    if min((own for _, own in fitted), default=new) < new:
-        warn_once(f"Some answers get fewer than {new} tokens: the model has {room} positions.")
-    return fitted
+    return [(row, min(new, room - 1)) for row in found]
 
 
 def room_of(model: nn.Module) -> int | None:
@@ -273,12 +247,14 @@ def longest_prompt(model: nn.Module, new: int) -> int | None:
     """Tokens of a prompt that a model reads whole before it writes up to `new` more; `None` without a limit.
     Of a decoder's positions new tokens take half at most where a prompt wants the rest."""
     room = room_of(model)
-    if room is None or _encodes(model):
+    if room is None or is_encoder_decoder(model):
         return room
     return room - min(new, max(1, room // 2))
 
 
-def _within(prompts: Sequence[Sequence[int]], new: int, room: int | None, begin: int | None) -> _Fitted:
+def _fit_together(
+    prompts: Sequence[Sequence[int]], new: int, room: int | None, begin: int | None
+) -> list[tuple[list[int], int]]:
     """Prompts and numbers of new tokens that fit the model's positions together. A prompt that is too long
     beside its new tokens leaves them half of the positions, and loses its beginning where it has more than
     the other half."""
@@ -297,51 +273,6 @@ def _within(prompts: Sequence[Sequence[int]], new: int, room: int | None, begin:
             f"Prompts of more than {longest} tokens lose their beginning: the model has {room} positions, of "
             f"which answers take up to {least}."
         )
-    return _told(found, new, room)
-
-
-def _sampling(how: Generation) -> dict[str, Any]:
-    if not how.temperature:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
-
-
-def _ended(tokens: list[int], ends: Sequence[int], *, kept: bool) -> list[int]:
-    """Tokens up to the first that ends an answer, with it where it is `kept`."""
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[: stop + kept]
-
-
-def _run(
-    model: Any,
-    inputs: dict[str, Any],
-    config: GenerationConfig,
-    mean: Any,
-    streamer: Any,
-    *,
-    several: bool,
-    cached: bool,
-) -> Tensor:
-    with _mean_of_models(model, mean, inputs["input_ids"]) if several else nullcontext():
-        return _call(model, inputs, config, cached=cached, streamer=streamer)
-
-
-def _call(
-    model: Any,
-    inputs: dict[str, Any],
-    config: GenerationConfig,
-    *,
-    cached: bool,
-    streamer: Any = None,
-) -> Tensor:
-    """One call of transformers' `generate`. What the model's own configuration says of it (penalties, beams,
-    …) is left out: it would fill in what is not said here."""
-    own, said = model.generation_config, GenerationConfig(**{**config.to_diff_dict(), "use_cache": cached})
-    model.generation_config = said
-    try:
-        found: Tensor = model.generate(**inputs, streamer=streamer)
-    finally:
-        model.generation_config = own
     return found
 
 

@@ -43,6 +43,7 @@ class Head:
         auto_class: the class of `transformers` that a backbone is loaded as.
         new_head: whether each task starts with a new head. `False` for a head that the backbone brings
             (language models), which is then left as it was trained.
+        outputs: of the head, where these are not one for each class.
         problem: `problem_type` in the backbone's configuration.
         modality: what the backbones read: `text` or `vision` (see `BackboneSpec.modality`).
         pooled: whether the head reads one position of each row, so that the last layer may be computed for
@@ -60,6 +61,7 @@ class Head:
     kind: str = ""
     auto_class: type[Any] = AutoModelForSequenceClassification
     new_head: ClassVar[bool] = True
+    outputs: ClassVar[int | None] = None
     problem: ClassVar[str | None] = None
     modality: ClassVar[Literal["text", "vision"]] = "text"
     pooled: ClassVar[bool] = True
@@ -89,15 +91,21 @@ class Head:
         return
 
     def num_labels(self, names: Sequence[str]) -> int:
-        """Outputs of the head."""
-        return len(names)
+        """Outputs of the head: one for each class, or as many as `outputs` says."""
+        return len(names) if self.outputs is None else self.outputs
 
     def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """What is set in the backbone's configuration before it is loaded, in this order."""
+        """What is set in the backbone's configuration before it is loaded, in this order; nothing for a head
+        that the backbone brings."""
+        if not self.new_head:
+            return {}
         return {"num_labels": self.num_labels(names), "problem_type": self.problem}
 
     def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """Label names of a model whose configuration is this kind's, `None` for another kind's."""
+        """Label names of a model whose configuration is this kind's, `None` for another kind's, and for a
+        head that the backbone brings: a configuration does not say what is done with a backbone."""
+        if not self.new_head:
+            return None
         named = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
         for names in (named, ()):
             if all(getattr(config, key, None) == value for key, value in self.config(names).items()):

@@ -50,9 +50,8 @@ class ImageSchema(ClassSchema):
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         """Claims tables with a column of images."""
-        if named.text is not None:
-            return _CLAIM if _holds_images(tables["train"], named.text) else 0.0
-        return _CLAIM if _image_columns(tables["train"]) else 0.0
+        found = _image_columns(tables["train"])
+        return _CLAIM if (named.text in found if named.text is not None else found) else 0.0
 
     def columns(self, table: Table, named: ColumnNames) -> Columns:
         """The column of images, and the label's."""
@@ -69,7 +68,9 @@ class ImageSchema(ClassSchema):
         """
         if columns.text not in table.columns or not len(table):
             raise DataError(f"{table.where} has no rows, or no column {columns.text!r}.")
-        images = _images(table, columns.text)
+        values = table.columns[columns.text]
+        refuse_rows(table, columns.text, _NO_IMAGE, [i for i, value in enumerate(values) if value is None])
+        images = [image_of(value, f"{table.where}, row {i + 1}") for i, value in enumerate(values)]
         for image in images:
             image.check()
         labels = [None] * len(images) if columns.label is None else read_labels(table, columns.label)
@@ -170,13 +171,12 @@ class ImageHead(ClassHead):
 
 
 def _image_columns(table: Table) -> list[str]:
-    return [name for name in table.columns if _holds_images(table, name)]
-
-
-def _holds_images(table: Table, column: str) -> bool:
-    """Whether the first values of a column that are there are images."""
-    first = next((value for value in table.columns.get(column, ()) if value is not None), None)
-    return is_image(first)
+    """The columns whose first value that is there is an image."""
+    firsts = {
+        name: next((value for value in values if value is not None), None)
+        for name, values in table.columns.items()
+    }
+    return [name for name, first in firsts.items() if is_image(first)]
 
 
 def _image_column(table: Table, named: str | None, option: str) -> str:
@@ -196,12 +196,6 @@ def _image_column(table: Table, named: str | None, option: str) -> str:
             f"`datasets` writes them to Parquet{f'; name the column with {option}' if found else ''}."
         )
     return named or (IMAGE if IMAGE in found else found[0])
-
-
-def _images(table: Table, column: str) -> list[ImageFile]:
-    values = table.columns[column]
-    refuse_rows(table, column, _NO_IMAGE, [i for i, value in enumerate(values) if value is None])
-    return [image_of(value, f"{table.where}, row {i + 1}") for i, value in enumerate(values)]
 
 
 register_kind(

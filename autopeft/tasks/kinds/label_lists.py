@@ -17,7 +17,7 @@ from autopeft.errors import DataError
 from autopeft.tasks.kinds.class_metrics import (
     shares_in_words,
 )
-from autopeft.tasks.kinds.schema import Schema, check_there, obvious_column, refuse_problems
+from autopeft.tasks.kinds.schema import Schema, check_there, refuse_problems
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -25,10 +25,10 @@ from autopeft.tasks.table import (
     Table,
     check_named,
     choose_columns,
-    choose_texts,
     is_unicode,
     listed,
     number_of,
+    obvious_column,
     read_rows,
     refuse_rows,
 )
@@ -146,7 +146,7 @@ class LabelsSchema(Schema):
         if len(set(marks)) < max(2, len(marks)):
             raise DataError(f"{table.where}: --label names a column twice, or one alone: {named.label!r}.")
         rest = {name: values for name, values in table.columns.items() if name not in marks}
-        texts = choose_texts(replace(table, columns=rest), named.text, named.text_pair, pair=None)
+        texts = choose_columns(replace(table, columns=rest), named.text, named.text_pair, labelled=False)
         return replace(texts, label=named.label)
 
     def read(self, table: Table, columns: Columns) -> RawRows:
@@ -161,13 +161,24 @@ class LabelsSchema(Schema):
             return raw
         marks = several(table, columns.label)
         if marks:
+            values: dict[str, list[int]] = {}
             for name in marks:
                 check_there(table, name)
-            values = {name: _marks(table, name) for name in marks}
+                column = table.columns[name]
+                numbers = [int(v) if isinstance(v, bool) else number_of(v) for v in column]
+                refuse_rows(table, name, _NO_MARK, [i for i, n in enumerate(numbers) if n not in (0, 1)])
+                values[name] = [int(number or 0) for number in numbers]
             rows = [[name for name in marks if values[name][i]] for i in range(len(table))]
             return replace(raw, labels=rows, fields=values)
         check_there(table, columns.label)
-        return replace(raw, labels=_lists(table, columns.label))
+        if _are_marks(table, columns.label):
+            raise DataError(
+                f"{table.where}: column {columns.label!r} has lists of 0 and 1, a mark for each label. Give "
+                "lists of the labels' names, or a column of 0 and 1 for each label (--label 'toxic,insult')."
+            )
+        lists, names = table.columns[columns.label], table.label_names.get(columns.label)
+        refuse_problems(table, columns.label, {i: _problem(v, names) for i, v in enumerate(lists)})
+        return replace(raw, labels=[[name_of(v, names) for v in value] for value in lists])
 
     def encode_labels(
         self, parts: Sequence[RawRows], order: Sequence[str] = ()
@@ -183,7 +194,14 @@ class LabelsSchema(Schema):
         else:
             whole = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in present)
             names = sorted(present, key=(lambda name: (int(name), name)) if whole else None)
-            _check_names(parts, names)
+            where, rows = parts[0].where, sum(len(part.labels) for part in parts)
+            if len(names) < 2:
+                raise DataError(f"{where}: its rows have {len(names)} different labels; two are needed.")
+            if len(names) > min(_MOST_NAMES, max(_PLENTY, rows // 2)):
+                raise DataError(
+                    f"{where}: {len(names):,} different labels in {rows:,} rows are too many to be learnt. "
+                    "Name the label column with --label."
+                )
             known = {name for row in parts[0].labels for name in row}
             for part in parts[1:]:
                 if unknown := sorted({name for row in part.labels for name in row} - known):
@@ -245,43 +263,6 @@ def _marked(row: Sequence[str], index: Mapping[str, int]) -> tuple[int, ...]:
     for name in row:
         marks[index[name]] = 1
     return tuple(marks)
-
-
-def _check_names(parts: Sequence[RawRows], names: Sequence[str]) -> None:
-    where, rows = parts[0].where, sum(len(part.labels) for part in parts)
-    if len(names) < 2:
-        raise DataError(f"{where}: its rows have {len(names)} different labels; two are needed.")
-    if len(names) > min(_MOST_NAMES, max(_PLENTY, rows // 2)):
-        raise DataError(
-            f"{where}: {len(names):,} different labels in {rows:,} rows are too many to be learnt. Name "
-            "the label column with --label."
-        )
-
-
-def _marks(table: Table, column: str) -> list[int]:
-    numbers = [
-        int(v) if isinstance(v, bool) else None if v is None else _number(v) for v in table.columns[column]
-    ]
-    refuse_rows(table, column, _NO_MARK, [i for i, number in enumerate(numbers) if number not in (0, 1)])
-    return [int(number or 0) for number in numbers]
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return number_of(value)
-    except TypeError:  # a list, a mapping
-        return None
-
-
-def _lists(table: Table, column: str) -> list[list[str]]:
-    names = table.label_names.get(column)
-    if _are_marks(table, column):
-        raise DataError(
-            f"{table.where}: column {column!r} has lists of 0 and 1, a mark for each label. Give lists of "
-            "the labels' names, or a column of 0 and 1 for each label (--label 'toxic,insult')."
-        )
-    refuse_problems(table, column, {i: _problem(v, names) for i, v in enumerate(table.columns[column])})
-    return [[name_of(v, names) for v in value] for value in table.columns[column]]
 
 
 def _are_marks(table: Table, column: str) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from autopeft.errors import UsageError
 from autopeft.injection.frames import reading
-from autopeft.tasks.kinds.answers import IGNORED
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.scorer import Loss
 

@@ -26,12 +26,17 @@ from autopeft.errors import TaskError, UsageError, near
 __all__ = [
     "Metric",
     "ScoredRows",
+    "f1_of_counts",
+    "f1_variance",
     "function_of",
     "groups_of",
     "jackknife_variance",
+    "mean_metric",
+    "mean_variance",
     "metric_name",
     "own_metric",
     "pseudo_values",
+    "share_variance",
     "shrunk",
 ]
 
@@ -118,20 +123,58 @@ class Metric:
             _log.warning("the sampling variance of %s cannot be computed", self.name, exc_info=True)
         if found is not None and math.isfinite(found) and found >= 0:
             return found
-        return self._bound(score, rows.rows)
-
-    def _bound(self, score: float, rows: int) -> float:
-        """Bhatia and Davis's inequality (2000), a perfect score counted as nearly perfect."""
+        # Bhatia and Davis's inequality (2000), a perfect score counted as nearly perfect.
         width = self.high - self.low
         if not math.isfinite(width):
             return math.inf
-        share = shrunk((score - self.low) / width, rows)
-        return width**2 * share * (1 - share) / max(rows, 1)
+        share = shrunk((score - self.low) / width, rows.rows)
+        return width**2 * share * (1 - share) / max(rows.rows, 1)
 
 
 def shrunk(share: float, rows: int) -> float:
     """One success and one failure more (Agresti and Caffo 2000): a perfect score is not a certain one."""
     return (rows * min(max(share, 0.0), 1.0) + 1) / (rows + 2)
+
+
+def share_variance(share: float, count: int) -> float:
+    """Sampling variance of a share of so many that are independent of one another; of a mean of values from 0
+    to 1 the largest that it can be."""
+    p = shrunk(share, count)
+    return p * (1 - p) / max(count, 1)
+
+
+def mean_variance(score: float, rows: ScoredRows) -> float:
+    """Sampling variance of a mean of values from 0 to 1 over rows (see `share_variance`)."""
+    return share_variance(score, rows.rows)
+
+
+def f1_variance(score: float, positives: int) -> float:
+    """Sampling variance of an F1 of so many that are there. F1 = 2J / (1 + J), where J is the share of hits
+    among the rows that are positive or called so; by the delta method F(1 − F)(2 − F)² / 2m. These rows m are
+    at least the positive ones."""
+    f = shrunk(score, positives)
+    return f * (1 - f) * (2 - f) ** 2 / (2 * max(positives, 1))
+
+
+def f1_of_counts(counts: Numbers) -> float:
+    """F1 of the numbers of those that are right, that were predicted and that there are, (3,); 0 where there
+    are none."""
+    right, said, there = counts
+    return float(2 * right / (said + there)) if said + there else 0.0
+
+
+def mean_metric(
+    name: str, summary: str, by_row: Callable[[Numbers, Numbers], Numbers], *, generated: bool = False
+) -> Metric:
+    """A metric that is the mean of a value from 0 to 1 for each row.
+
+    Args:
+        by_row: of predictions and labels the values, (rows,).
+    """
+    return Metric(
+        name, 0, 1, summary, lambda found, wanted: float(by_row(found, wanted).mean()),
+        mean_variance, by_row=by_row, generated=generated,
+    )  # fmt: skip
 
 
 def pseudo_values(

@@ -37,10 +37,10 @@ from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 from autopeft.tasks.kinds.registry import get_kind, get_metric, register_kind, register_options
 from autopeft.tasks.kinds.schema import Schema
 from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
-from autopeft.tasks.kinds.task_kind import TaskKind, told_name
+from autopeft.tasks.kinds.task_kind import TaskKind, name_with_options
 from autopeft.tasks.split import Split
 from autopeft.tasks.table import ColumnNames, Columns, Table
-from autopeft.tasks.tokens import WINDOW_BATCHES, EncodedSplit, Indices
+from autopeft.tasks.tokens import WINDOW_BATCHES, EncodedSplit, Indices, ragged
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
@@ -105,7 +105,7 @@ class Member:
 def mixture_name(members: Sequence[Member], mixture: Mixture) -> str:
     """The name of the kind of a set of these tasks."""
     told = [[m.name, m.kind, list(m.labels), m.metric, m.class_weights] for m in members]
-    return told_name(
+    return name_with_options(
         _NAME,
         {
             "tasks": json.dumps(told, separators=(",", ":")),
@@ -160,19 +160,13 @@ def _by_part(indices: Indices, sizes: Sequence[int]) -> list[Indices]:
     return [indices[(indices >= low) & (indices < high)] - low for low, high in pairwise(starts)]
 
 
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
-
-
 def _stacked(values: Sequence[Any]) -> NDArray[Any]:
     """Values of rows of one task as its kind has them: an array of numbers where each has the same shape."""
     arrays = [np.asarray(value) for value in values]
     if any(a.dtype == object or a.shape != arrays[0].shape for a in arrays):
-        return _objects(list(values))
+        return ragged(list(values))
     if any(not isinstance(v, (np.ndarray, np.generic, bool, int, float)) for v in values):
-        return _objects(list(values))
+        return ragged(list(values))
     return np.stack(arrays)
 
 
@@ -292,7 +286,7 @@ class EncodedMixture(EncodedSplit):
         truths = [None if part is None else part.truth for part in parts]
         labels = None
         if all(part is None or truth is not None for part, truth in zip(parts, truths, strict=True)):
-            labels = _objects([(i, v) for i, truth in enumerate(truths) if truth is not None for v in truth])
+            labels = ragged([(i, v) for i, truth in enumerate(truths) if truth is not None for v in truth])
         with_types = all(part.types is not None for part in there)
         sequences = np.concatenate([np.diff(part.offsets) for part in there])
         return cls(
@@ -350,7 +344,7 @@ class EncodedMixture(EncodedSplit):
         for task, part, _, first in self._there():
             own = outputs[first : first + len(part.offsets) - 1]
             found += [(task, value) for value in part.of_rows(_stacked([value for _, value in own]))]
-        return _objects(found)
+        return ragged(found)
 
     def order(self) -> Indices:
         return np.concatenate([part.order() + first for _, part, _, first in self._there()])
@@ -513,7 +507,7 @@ class MixtureEncoder(Encoder):
             values = member.task_kind.encoder.label_array([labels[i][1] for i in own])
             for i, value in zip(own, values, strict=True):
                 found[i] = (task, value)
-        return _objects(found)
+        return ragged(found)
 
     def encode(
         self,
@@ -782,7 +776,7 @@ class MixtureScorer(Scorer):
         if len(set(ids)) > 1:
             raise UsageError("Rows of several tasks are scored in batches of one task each.")
         own = self.members[ids[0]].task_kind.scorer.outputs(model, batch, run)
-        return _objects([(ids[0], value) for value in own])
+        return ragged([(ids[0], value) for value in own])
 
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The default; where a member has another, a hybrid that stands for several models is refused."""
@@ -814,7 +808,7 @@ class MixtureScorer(Scorer):
         for task, member, rows, (own,) in self._apart(outputs):
             for row, value in zip(rows, member.task_kind.scorer.decisions(own), strict=True):
                 found[row] = (task, value)
-        return _objects(found)
+        return ragged(found)
 
     def scores(self, outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """The score of each task, by its name, in its own metric.

@@ -14,16 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds.class_metrics import (
-    MACRO_F1,
-    sklearn_metrics,
-    variance_of_f1,
-    variance_of_share,
-)
+from autopeft.tasks.kinds.class_metrics import MACRO_F1, sklearn_metrics
+from autopeft.tasks.kinds.classification import CLASSIFICATION
 from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.label_lists import LabelsSchema
-from autopeft.tasks.kinds.metric import Metric, ScoredRows
+from autopeft.tasks.kinds.metric import Metric, f1_of_counts, f1_variance, mean_metric, mean_variance
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss
 from autopeft.tasks.kinds.task_kind import TaskKind
@@ -43,34 +39,22 @@ def _counts(predictions: Numbers, labels: Numbers) -> Numbers:
     return np.stack([(said & there).sum(1), said.sum(1), there.sum(1)], axis=1).astype(np.float64)
 
 
-def _f1(sums: Numbers) -> float:
-    right, said, there = sums
-    return float(2 * right / (said + there)) if said + there else 0.0
-
-
 def _right_rows(predictions: Numbers, labels: Numbers) -> Numbers:
     right = (np.asarray(predictions) > 0) == (np.asarray(labels) > 0)
     return np.asarray(right.all(axis=1), dtype=np.float64)
 
 
-def _positives(rows: ScoredRows) -> int:
-    return sum(rows.classes) or rows.rows
-
-
 MICRO_F1 = Metric(
     "micro_f1", 0, 1, "F1 over all labels of all rows, each predicted where it is more probable than not",
-    lambda found, truth: _f1(_counts(found, truth).sum(axis=0)),
-    lambda score, rows: variance_of_f1(score, _positives(rows)), by_row=_counts, of_sums=_f1,
+    lambda found, truth: f1_of_counts(_counts(found, truth).sum(axis=0)),
+    lambda score, rows: f1_variance(score, sum(rows.classes) or rows.rows),
+    by_row=_counts, of_sums=f1_of_counts,
 )  # fmt: skip
-SUBSET_ACCURACY = Metric(
-    "subset_accuracy", 0, 1, "share of rows whose labels are all right",
-    lambda found, truth: float(_right_rows(found, truth).mean()),
-    lambda score, rows: variance_of_share(score, rows.rows), by_row=_right_rows,
-)  # fmt: skip
+SUBSET_ACCURACY = mean_metric("subset_accuracy", "share of rows whose labels are all right", _right_rows)
 LRAP = Metric(
     "lrap", 0, 1, "label ranking average precision: how far above the others a row's labels are",
     lambda found, truth: float(sklearn_metrics().label_ranking_average_precision_score(truth > 0, found)),
-    lambda score, rows: variance_of_share(score, rows.rows), raw=True,
+    mean_variance, raw=True,
 )  # fmt: skip
 """As scikit-learn computes it (Schapire and Singer 2000, the mean over rows). Its variance is the largest
 that a mean of values from 0 to 1 can have."""
@@ -129,20 +113,11 @@ class LabelsScorer(Scorer):
         Raises:
             TaskError: they are no positive numbers, one for each label.
         """
-        if asked is None:
-            return None
-        if isinstance(asked, str):
-            if asked != "balanced":
-                raise TaskError(f"class_weights={asked!r} is neither 'balanced' nor a list of numbers.")
+        if asked == "balanced":
             counts = np.asarray(labels).sum(axis=0)
             ratio = (len(labels) - counts) / np.maximum(counts, 1)
             return [float(w) for w in np.clip(ratio, 1 / _HEAVIEST, _HEAVIEST)]
-        weights = [float(weight) for weight in asked]
-        if len(weights) != len(names) or not all(np.isfinite(w) and w > 0 for w in weights):
-            raise TaskError(
-                f"{len(names)} positive weights are needed, one for each label, but got {weights}."
-            )
-        return weights
+        return CLASSIFICATION.scorer.class_weights(asked, labels, names)
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The most frequent labels, as many as give the highest micro F1."""
@@ -222,9 +197,6 @@ class LabelsScorer(Scorer):
 
     def describe_labels(self, names: Sequence[str]) -> str:
         return f"any of {', '.join(names)}"
-
-    # Training and scores
-    # --------------------------------------------------------------------------------------------------
 
 
 _NONE = "(none)"

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
-from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.choices import CHOICE_OF, CHOICES, LETTERS, ChoiceSchema, EncodedChoices, choices_of
 from autopeft.tasks.kinds.class_metrics import ACCURACY
+from autopeft.tasks.kinds.conversation_tokens import encode_conversations
 from autopeft.tasks.kinds.conversations import Conversation, with_turns
 from autopeft.tasks.kinds.language_model import DecoderHead, LanguageEncoder
 from autopeft.tasks.kinds.likelihoods import AnswerLoss, row_likelihoods
@@ -61,10 +61,6 @@ class ChoiceEncoder(LanguageEncoder):
 
     tokenwise_trunk = False  # rows that are scored have several sequences
 
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """Indices of the right choices (rows,) in int64."""
-        return np.asarray(labels, dtype=np.int64)
-
     def encode(  # type: ignore[override]  # rows of several sequences
         self,
         rows: Split,
@@ -91,18 +87,15 @@ class ChoiceEncoder(LanguageEncoder):
         self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> dict[SplitName, EncodedSplit]:
         """See `Encoder.encode_splits`: what is trained on are the right choices alone, as answers."""
-        train = self._answers(splits["train"], tokenizer, max_length)
+        rows = splits["train"]
+        right = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
+        asked = [_asked(question, choices[int(label)]) for question, choices, label in right]
+        train = encode_conversations(asked, tokenizer, max_length, kind=self.kind)
         found: dict[SplitName, EncodedSplit] = {"train": train}
         for name, split in splits.items():
             if name != "train":
                 found[name] = self.encode(split, tokenizer, max_length)
         return found
-
-    def _answers(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedAnswers:
-        """The right choice of each row as the answer to its question."""
-        right = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
-        asked = [_asked(question, choices[int(label)]) for question, choices, label in right]
-        return encode_conversations(asked, tokenizer, max_length, kind=self.kind)
 
     def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
         """Whether a sequence of a row is cut, (rows,)."""

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
-from autopeft.tasks.kinds.questions import NULL, QuestionSchema
+from autopeft.tasks.kinds.questions import QuestionSchema
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
 from autopeft.tasks.kinds.spans import (
@@ -29,9 +28,9 @@ from autopeft.tasks.kinds.spans import (
     Whole,
     squad_plain,
 )
-from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.kinds.task_kind import TaskKind
-from autopeft.tasks.kinds.windows import CONTEXT_PLACES, EncodedWindows, cut_questions, encode_windows
+from autopeft.tasks.kinds.windows import CONTEXT_PLACES, WindowEncoder
+from autopeft.tasks.tokens import ragged
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
@@ -43,52 +42,11 @@ _NONE = "(no answer)"
 _ENDS = 2  # of an answer: where it begins and where it ends
 
 
-class WindowEncoder(Encoder):
-    """Windows of questions with their contexts (see `EncodedWindows`)."""
-
-    def encode(
-        self,
-        rows: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        *,
-        labelled: bool = True,
-        cached: bool = True,
-    ) -> EncodedWindows:
-        """See `Encoder.encode` and `encode_windows`; a sequence for each window."""
-        answers = list(rows.labels) if labelled else None
-        told = rows.fields.get(NULL)
-        null = bool(told[0]) if told else any(isinstance(a, Answers) and a.null for a in rows.labels)
-        return encode_windows(
-            rows.texts,
-            rows.pairs or [],
-            answers,
-            tokenizer,
-            max_length,
-            null=null,
-            kind=self.kind,
-            cached=cached,
-        )
-
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        """Share of rows whose question is cut; contexts are read in windows and never are."""
-        if not len(rows):
-            return 0.0
-        return float(cut_questions(rows.texts, tokenizer, max_length)[1].mean())
-
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """The rows' `Answers`, (rows,) objects."""
-        return ragged(labels)
-
-    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """`null`, where no answer may be given."""
-        return {NULL: True} if any(answers.null for answers in rows.labels) else {}
-
-
 class SpanHead(Head):
-    """Two outputs at each token: of an answer's beginning and of its end."""
+    """Two outputs at each token: scores of an answer's beginning and of its end."""
 
     auto_class = AutoModelForQuestionAnswering
+    outputs = _ENDS
     pooled = False
     row_distribution = False
     probed = False
@@ -103,10 +61,6 @@ class SpanHead(Head):
             f"{model!r} is an encoder-decoder, and {self.kind} finds an answer in the text that it reads: "
             "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
         )
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """A score of the beginning and one of the end for each token."""
-        return _ENDS
 
     def names_in(self, config: Any) -> tuple[str, ...] | None:
         """See `Head`; the class of the model alone tells this kind."""

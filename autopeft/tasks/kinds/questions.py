@@ -16,7 +16,7 @@ import numpy as np
 
 from autopeft.errors import DataError
 from autopeft.tasks.copies import Input
-from autopeft.tasks.kinds.schema import Schema, check_there, nameless, obvious_column, refuse_problems
+from autopeft.tasks.kinds.schema import Schema, check_there, refuse_problems
 from autopeft.tasks.kinds.spans import (
     Answers,
 )
@@ -27,6 +27,7 @@ from autopeft.tasks.table import (
     Table,
     check_named,
     is_unicode,
+    needed_column,
     read_rows,
 )
 
@@ -74,10 +75,27 @@ class QuestionSchema(Schema):
         there = sum(found is not None for found in first)
         return _CLAIM if 2 * there > len(first) else 0.0
 
-    def columns(self, table: Table, named: ColumnNames) -> Columns:
-        """The column of questions as `text`, that of contexts as `text_pair` and that of answers as
-        `label`."""
-        return _columns(table, named)
+    def columns(self, table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
+        """The column of questions as `text`, that of contexts as `text_pair` and that of answers as `label`.
+
+        Args:
+            labelled: whether the answers are needed.
+
+        Raises:
+            DataError: a named column does not exist, or no column has an obvious name.
+        """
+        options = ("--text", "--text-pair") if labelled else ("--text-column", "--text-pair-column")
+        check_named(table, ((options[0], named.text), (options[1], named.text_pair)))
+        text = named.text or needed_column(table, _QUESTIONS, "question", options[0])
+        context = named.text_pair or needed_column(table, _CONTEXTS, "context", options[1])
+        label = None
+        if labelled:
+            check_named(table, (("--label", named.label),))
+            label = named.label or needed_column(table, _ANSWERS, "answers", "--label")
+        used = [name for name in (text, context, label) if name is not None]
+        if len(set(used)) < len(used):
+            raise DataError(f"One column of {table.where} cannot be two things at once: {', '.join(used)}.")
+        return Columns(text, context, label)
 
     def read(self, table: Table, columns: Columns) -> RawRows:
         """The rows of a table: questions as texts, contexts as pairs, and as labels lists of `[start, text]`,
@@ -92,12 +110,40 @@ class QuestionSchema(Schema):
             return plain
         check_there(table, columns.label)
         values = table.columns[columns.label]
-        refuse_problems(table, columns.label, {i: _problem(value) for i, value in enumerate(values)})
+        problems: dict[int, str | None] = {}
+        for i, value in enumerate(values):
+            own = _listed(value)
+            if value is None or (isinstance(value, float) and np.isnan(value)):
+                problems[i] = _NO_LABEL
+            elif own is None:
+                problems[i] = _NO_ANSWERS
+            elif not all(isinstance(text, str) and text.strip() for text in own.texts):
+                problems[i] = _NO_TEXT
+            elif not all(map(is_unicode, own.texts)):
+                problems[i] = _NOT_UNICODE
+            elif any(_start(start) is None for start in own.starts):
+                problems[i] = _NO_START
+        refuse_problems(table, columns.label, problems)
         assert plain.pairs is not None
-        labels = [
-            _spans(table.where, i, value, context)
-            for i, (value, context) in enumerate(zip(values, plain.pairs, strict=True), start=1)
-        ]
+        labels = []
+        for row, (value, context) in enumerate(zip(values, plain.pairs, strict=True), start=1):
+            found = _listed(value)
+            assert found is not None
+            spans: dict[tuple[int, str], None] = {}
+            for text, said in zip(found.texts, found.starts, strict=True):
+                start = _start(said)
+                assert start is not None
+                there = context[start : start + len(text)]
+                if there != text:
+                    stands = (
+                        f"where {_short(there)} stands" if there else f"which has {len(context):,} letters"
+                    )
+                    raise DataError(
+                        f"{table.where}: row {row} says that the answer {_short(text)} begins at letter "
+                        f"{start:,} of its context, {stands}; answer_start counts letters from 0."
+                    )
+                spans[start + len(text) - len(text.lstrip()), text.strip()] = None
+            labels.append([[start, text] for start, text in spans])
         return RawRows(plain.where, plain.texts, plain.pairs, labels)
 
     def encode_labels(
@@ -145,57 +191,16 @@ class QuestionSchema(Schema):
 
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
         """The columns of questions and contexts."""
-        return _columns(table, named, labelled=False)
+        return self.columns(table, named, labelled=False)
 
     def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
         """See `Schema.read_texts`: whether no answer may be given is as it was in training."""
         raw = self.read(table, columns)
-        return replace(raw, fields=_null(use, len(raw.texts)))
+        return replace(raw, fields={NULL: [use.get(NULL) is True] * len(raw.texts)})
 
     def as_trained(self, rows: Split, use: Mapping[str, Any]) -> Split:
         """See `Schema.as_trained`: the same, whatever these rows have."""
-        return replace(rows, fields={**rows.fields, **_null(use, len(rows))})
-
-
-def _null(use: Mapping[str, Any], rows: int) -> dict[str, list[bool]]:
-    return {NULL: [use.get(NULL) is True] * rows}
-
-
-# Columns
-# ------------------------------------------------------------------------------------------------------
-
-
-def _columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
-    """The column of questions as `text`, that of contexts as `text_pair` and that of answers as `label`.
-
-    Args:
-        labelled: whether the answers are needed.
-
-    Raises:
-        DataError: a named column does not exist, or no column has an obvious name.
-    """
-    options = ("--text", "--text-pair", "--label")
-    if not labelled:
-        options = ("--text-column", "--text-pair-column", "--label")
-    wanted = (
-        ("question", named.text, _QUESTIONS),
-        ("context", named.text_pair, _CONTEXTS),
-        ("answers", named.label if labelled else None, _ANSWERS if labelled else ()),
-    )
-    asked = [(option, name) for option, (_, name, _) in zip(options, wanted, strict=True)]
-    check_named(table, asked)
-    found = [name or obvious_column(table, known) for _, name, known in wanted]
-    for option, (what, *_), name in zip(options, wanted, found, strict=True):
-        if name is None and (labelled or what != "answers"):
-            raise nameless(table, what, option)
-    used = [name for name in found if name is not None]
-    if len(set(used)) < len(used):
-        raise DataError(f"One column of {table.where} cannot be two things at once: {', '.join(used)}.")
-    return Columns(str(found[0]), found[1], found[2])
-
-
-# Rows
-# ------------------------------------------------------------------------------------------------------
+        return replace(rows, fields={**rows.fields, NULL: [use.get(NULL) is True] * len(rows)})
 
 
 def _listed(value: Any) -> _Listed | None:
@@ -221,39 +226,6 @@ def _start(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         return None
     return int(value)
-
-
-def _problem(value: Any) -> str | None:
-    """What is wrong with the answers of a row, but for where they begin."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return _NO_LABEL
-    found = _listed(value)
-    if found is None:
-        return _NO_ANSWERS
-    if not all(isinstance(text, str) and text.strip() for text in found.texts):
-        return _NO_TEXT
-    if not all(map(is_unicode, found.texts)):
-        return _NOT_UNICODE
-    return None if all(_start(value) is not None for value in found.starts) else _NO_START
-
-
-def _spans(where: str, row: int, value: Any, context: str) -> list[list[Any]]:
-    found = _listed(value)
-    assert found is not None
-    spans: dict[tuple[int, str], None] = {}
-    for text, said in zip(found.texts, found.starts, strict=True):
-        start = _start(said)
-        assert start is not None
-        there = context[start : start + len(text)]
-        if there != text:
-            stands = f"where {_short(there)} stands" if there else f"which has {len(context):,} letters"
-            raise DataError(
-                f"{where}: row {row} says that the answer {_short(text)} begins at letter {start:,} of its "
-                f"context, {stands}; answer_start counts letters from 0."
-            )
-        bare = text.strip()
-        spans[start + len(text) - len(text.lstrip()), bare] = None
-    return [[start, text] for start, text in spans]
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "KINDS",
     "METRICS",
     "choose_kind",
+    "generative_kind",
     "get_kind",
     "get_metric",
     "kind_names",
@@ -34,7 +36,6 @@ __all__ = [
     "register_metric",
     "register_options",
     "use_metric",
-    "writing_kind",
 ]
 
 KINDS: Registry[TaskKind] = Registry(
@@ -58,7 +59,7 @@ METRICS: Registry[Metric] = Registry(
     well_formed=bool,
     again=lambda there, new: bool(there == new),
 )
-_BY_KIND: dict[str, list[str]] = {}
+_BY_KIND: dict[str, dict[str, None]] = {}  # names of metrics, in order
 _OWN: dict[str, Metric] = {}  # functions of the user's, by name; a later one of the same name takes its place
 Maker: TypeAlias = Callable[[Mapping[str, str]], TaskKind]
 _OPTIONS: dict[
@@ -85,7 +86,8 @@ def register_kind(kind: TaskKind) -> TaskKind:
         _check(metric)
     KINDS.enter(kind.name, kind, kind.owner)
     for metric in metrics:
-        _enter(metric, kind.name)
+        METRICS.enter(metric.name, metric)
+        _BY_KIND.setdefault(kind.name, {})[metric.name] = None
     return kind
 
 
@@ -98,7 +100,8 @@ def register_metric(metric: Metric, *, kind: str) -> Metric:
     """
     get_kind(kind)
     _check(metric)
-    _enter(metric, kind)
+    METRICS.enter(metric.name, metric)
+    _BY_KIND.setdefault(kind, {})[metric.name] = None
     return metric
 
 
@@ -136,23 +139,17 @@ def _check(metric: Metric) -> None:
             )
         return
     low, high = (metric.low if finite else -10.0), (metric.high if finite else 10.0)
-    for rows in (_Rows(1), _Rows(2, (1, 1)), _Rows(300, (100, 200)), _Rows(300, (0, 300))):
-        for score in np.linspace(max(low, metric.low), min(high, metric.high), 21):
-            _check_variance(metric, float(score), rows)
-
-
-def _check_variance(metric: Metric, score: float, rows: _Rows) -> None:
-    assert metric.variance is not None
-    try:
-        found = float(metric.variance(score, rows))
-    except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise TaskError(
-            f"The variance of metric {metric.name!r} fails for {score=} on {rows.rows} rows: {error!r}."
-        ) from error
-    if not math.isfinite(found) or found < 0:
-        raise TaskError(
-            f"The variance of metric {metric.name!r} is {found} for {score=} on {rows.rows} rows."
-        )
+    scores = np.linspace(max(low, metric.low), min(high, metric.high), 21).tolist()
+    for rows, score in product(
+        (_Rows(1), _Rows(2, (1, 1)), _Rows(300, (100, 200)), _Rows(300, (0, 300))), scores
+    ):
+        where = f"for {score=} on {rows.rows} rows"
+        try:
+            found = float(metric.variance(score, rows))
+        except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise TaskError(f"The variance of metric {metric.name!r} fails {where}: {error!r}.") from error
+        if not math.isfinite(found) or found < 0:
+            raise TaskError(f"The variance of metric {metric.name!r} is {found} {where}.")
 
 
 @dataclass(frozen=True)
@@ -162,13 +159,6 @@ class _Rows:
     rows: int
     classes: tuple[int, ...] = ()
     labels: NDArray[Any] | None = None
-
-
-def _enter(metric: Metric, kind: str) -> None:
-    METRICS.enter(metric.name, metric)
-    known = _BY_KIND.setdefault(kind, [])
-    if metric.name not in known:
-        known.append(metric.name)
 
 
 # Looking up
@@ -209,7 +199,9 @@ def kind_of_model(config: Any, architecture: str | None = None) -> tuple[TaskKin
         TaskError: no kind knows it.
     """
     kinds = [get_kind(name) for name in kind_names()]
-    own = [kind for kind in kinds if architecture and architecture.endswith(_head_of(kind.head.auto_class))]
+    # An auto class loads classes that are called as it, such as `ForTokenClassification`.
+    heads = {kind.name: kind.head.auto_class.__name__.removeprefix("AutoModel") for kind in kinds}
+    own = [kind for kind in kinds if architecture and architecture.endswith(heads[kind.name])]
     for kind in own or [kind for kind in kinds if kind.head.auto_class is Head.auto_class]:
         labels = kind.head.names_in(config)
         if labels is not None:
@@ -220,12 +212,7 @@ def kind_of_model(config: Any, architecture: str | None = None) -> tuple[TaskKin
     )
 
 
-def _head_of(auto_class: type[Any]) -> str:
-    """How the classes are called that an auto class loads: `ForTokenClassification`."""
-    return auto_class.__name__.removeprefix("AutoModel")
-
-
-def writing_kind(architecture: str) -> TaskKind | None:
+def generative_kind(architecture: str) -> TaskKind | None:
     """The kind of task whose models write and are of this class of transformers, with the head that the
     backbone brings: a configuration does not tell it. `None` where there is none."""
     for name in kind_names():

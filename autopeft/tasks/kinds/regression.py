@@ -141,9 +141,7 @@ class NumberHead(Head):
     """One output."""
 
     problem = "regression"
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        return 1
+    outputs = 1
 
 
 class SquaredError(Loss):

@@ -30,7 +30,6 @@ from autopeft.tasks.table import (
     RawRows,
     Table,
     choose_columns,
-    choose_texts,
     listed,
     read_rows,
     refuse_rows,
@@ -40,7 +39,7 @@ from autopeft.tasks.table import (
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["Schema", "check_there", "nameless", "obvious_column", "refuse_problems"]
+__all__ = ["Schema", "check_there", "refuse_problems"]
 
 _FEW_ROWS = 30
 _SCORED: tuple[SplitName, ...] = ("select", "test")
@@ -204,7 +203,7 @@ class Schema:
         Raises:
             DataError: a named column does not exist, or no obvious one does.
         """
-        return choose_texts(table, named.text, named.text_pair, pair=pair)
+        return choose_columns(table, named.text, named.text_pair, labelled=False, pair=pair)
 
     def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
         """Of the rows that a model cannot be asked about what is wrong with them, in a few words."""
@@ -245,20 +244,6 @@ class Schema:
 
 # What schemas share
 # ------------------------------------------------------------------------------------------------------
-
-
-def obvious_column(table: Table, known: Sequence[str]) -> str | None:
-    """The first of these names that a column has, whatever its capitals; `None` where none has."""
-    lower = {name.lower(): name for name in reversed(list(table.columns))}
-    return next((lower[name] for name in known if name in lower), None)
-
-
-def nameless(table: Table, what: str, option: str) -> DataError:
-    """The error that says that no column of a table has an obvious name for something."""
-    return DataError(
-        f"{table.where} has no column with an obvious name for the {what}; it has "
-        f"{listed(list(table.columns))}. Name it with {option}."
-    )
 
 
 def check_there(table: Table, column: str) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from autopeft.tasks.kinds.generation import Generation
     from autopeft.tasks.split import Split
 
-__all__ = ["Breakdown", "ClassWeights", "Loss", "Scorer", "WeightedLoss", "floored_classes"]
+__all__ = ["Breakdown", "ClassWeights", "Loss", "Scorer", "WeightedLoss"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 Entry: TypeAlias = str | int | float
@@ -111,12 +111,11 @@ class WeightedLoss(Loss):
         """The weights (classes,) in float32."""
         return None if self.class_weights is None else self.class_weights.to(device)
 
-
-def floored_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """See `Loss.floored`; of logits of classes and class indices (rows,)."""
-    there = torch.bincount(labels, minlength=len(logits)) > 0
-    least = logits[there].logsumexp(0) + math.log(0.5 / (len(labels) + len(logits) / 2))
-    return torch.where(there, logits, logits.clamp_min(least))
+    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Loss`; of logits of classes and class indices (rows,)."""
+        there = torch.bincount(labels, minlength=len(logits)) > 0
+        least = logits[there].logsumexp(0) + math.log(0.5 / (len(labels) + len(logits) / 2))
+        return torch.where(there, logits, logits.clamp_min(least))
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Scorer(ABC):
         metrics: the kind's own, the default first; `register_metric` adds further ones.
         tempered: whether outputs are logits, which a temperature may divide.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
-        writes: whether models answer with texts that they generate (see `autopeft.tasks.kinds.writing`).
+        writes: whether models answer with texts that they generate (see `autopeft.tasks.kinds.generative`).
     """
 
     kind: str = ""

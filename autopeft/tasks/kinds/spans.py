@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from autopeft.errors import AutoPEFTError
-from autopeft.tasks.kinds.generated import mean_variance
-from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.metric import mean_metric
 
 __all__ = [
     "LONGEST",
@@ -56,22 +55,18 @@ class Answers(tuple[tuple[int, str], ...]):
     context: str
     null: bool
 
-    def __new__(cls, spans: Sequence[tuple[int, str]], context: str, *, null: bool) -> Answers:
+    def __new__(cls, spans: Sequence[tuple[int, str]], context: str, null: bool) -> Answers:
         made = super().__new__(cls, [(int(start), str(text)) for start, text in spans])
         made.context, made.null = context, null
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _answers, (tuple(self), self.context, self.null)
+        return Answers, (tuple(self), self.context, self.null)
 
     @property
     def texts(self) -> list[str]:
         """The answers; the empty text where there is none."""
         return [text for _, text in self] or [""]
-
-
-def _answers(spans: Sequence[tuple[int, str]], context: str, null: bool) -> Answers:
-    return Answers(spans, context, null=null)
 
 
 class Whole:
@@ -149,9 +144,7 @@ class RowWindows:
             if min(empty) > best:
                 w = self.windows[int(np.argmin(empty))]
                 return Found("", -1, -1, _probability(w, 0, 0))
-        return self._cut(window, *at[1:])
-
-    def _cut(self, window: NDArray[np.float64], first: int, last: int) -> Found:
+        first, last = at[1:]
         start, stop = int(window[first, 2]), int(window[last, 3])
         text = self.context[start:stop]
         # Tokens may hold the space before a word.
@@ -163,18 +156,14 @@ class RowWindows:
         """The mean of the cross-entropies of beginning and end in each window, over its tokens."""
         found = []
         for window in self.windows:
-            first, last = _first_places(window, answers)
+            # Places of the first answer, which is the one that is learnt.
+            first = last = 0
+            if answers:
+                begin, text = answers[0]
+                first, last = places_of_answer(window[:, 2:].astype(np.int64), begin, begin + len(text))
             start, end = (logsumexp(window[:, k]) - window[at, k] for k, at in enumerate((first, last)))
             found.append(float(start + end) / 2)
         return found
-
-
-def _first_places(window: NDArray[np.float64], answers: Answers) -> tuple[int, int]:
-    """Places of the first answer, which is the one that is learnt."""
-    if not answers:
-        return 0, 0
-    start, text = answers[0]
-    return places_of_answer(window[:, 2:].astype(np.int64), start, start + len(text))
 
 
 def _best(window: NDArray[np.float64]) -> tuple[float, int, int]:
@@ -204,39 +193,33 @@ def squad_plain(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", str(text).lower().translate(_PUNCTUATION)).split())
 
 
-def _exact(found: str, wanted: str) -> float:
-    return float(squad_plain(found) == squad_plain(wanted))
+def _exact(predictions: Numbers, labels: Numbers) -> Numbers:
+    """Of each row 1 where the answer is an acceptable one, else 0, (rows,)."""
+    pairs = zip(map(squad_plain, predictions), labels, strict=True)
+    return np.asarray([float(found in map(squad_plain, wanted.texts)) for found, wanted in pairs])
 
 
-def _f1(found: str, wanted: str) -> float:
-    said, right = squad_plain(found).split(), squad_plain(wanted).split()
-    if not said or not right:
-        return float(said == right)
-    common = sum((Counter(said) & Counter(right)).values())
-    return 2 * common / (len(said) + len(right))
+def _f1(predictions: Numbers, labels: Numbers) -> Numbers:
+    """Of each row the F1 of the words of the answer, of the acceptable one that it is nearest to, (rows,)."""
+    found = []
+    for prediction, answers in zip(predictions, labels, strict=True):
+        said, best = squad_plain(prediction).split(), 0.0
+        for text in answers.texts:
+            right = squad_plain(text).split()
+            common = sum((Counter(said) & Counter(right)).values())
+            best = max(
+                best, 2 * common / (len(said) + len(right)) if said and right else float(said == right)
+            )
+        found.append(best)
+    return np.asarray(found)
 
 
-def _of_rows(compare: Any, predictions: Numbers, labels: Numbers) -> Numbers:
-    pairs = zip(predictions, labels, strict=True)
-    return np.asarray([max(compare(found, text) for text in wanted.texts) for found, wanted in pairs])
-
-
-def _matches(predictions: Numbers, labels: Numbers) -> Numbers:
-    return _of_rows(_exact, predictions, labels)
-
-
-def _overlaps(predictions: Numbers, labels: Numbers) -> Numbers:
-    return _of_rows(_f1, predictions, labels)
-
-
-SQUAD_EXACT_MATCH = Metric(
-    "squad_exact_match", 0, 1,
+SQUAD_EXACT_MATCH = mean_metric(
+    "squad_exact_match",
     "SQuAD's exact match: share of rows whose answer is an acceptable one, but for case, punctuation and "
     "articles",
-    lambda found, wanted: float(_matches(found, wanted).mean()), mean_variance, by_row=_matches,
-)  # fmt: skip
-SQUAD_F1 = Metric(
-    "squad_f1", 0, 1,
-    "SQuAD's F1 of the words of an answer, of the acceptable one that it is nearest to",
-    lambda found, wanted: float(_overlaps(found, wanted).mean()), mean_variance, by_row=_overlaps,
-)  # fmt: skip
+    _exact,
+)
+SQUAD_F1 = mean_metric(
+    "squad_f1", "SQuAD's F1 of the words of an answer, of the acceptable one that it is nearest to", _f1
+)

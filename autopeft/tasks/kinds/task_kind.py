@@ -39,7 +39,7 @@ from autopeft.tasks.kinds.scorer import Scorer
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
 
-__all__ = ["TaskKind", "options_in", "plain_name", "told_name"]
+__all__ = ["TaskKind", "name_with_options", "options_in", "plain_name"]
 
 _LONGEST = 60_000
 _SAFE = " ,.:;!'()"  # as they are, so that a name can be read
@@ -102,7 +102,7 @@ def plain_name(name: str) -> str:
     return name.partition("?")[0]
 
 
-def told_name(name: str, options: Mapping[str, Any]) -> str:
+def name_with_options(name: str, options: Mapping[str, Any]) -> str:
     """A kind's name with options, as `options_in` reads it; without options the name itself."""
     parts = [f"{key}={quote(str(value), safe=_SAFE)}" for key, value in options.items() if value is not None]
     return f"{name}?{'&'.join(parts)}" if parts else name

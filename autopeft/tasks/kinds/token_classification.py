@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,41 +17,129 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from autopeft.errors import AutoPEFTError, TaskError
-from autopeft.tasks.kinds.answers import IGNORED
+from autopeft.assets import warn_once
+from autopeft.errors import AutoPEFTError, TaskError, UsageError
+from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.class_metrics import class_breakdowns
-from autopeft.tasks.kinds.classification import weights_of_classes
+from autopeft.tasks.kinds.classification import CLASSIFICATION
+from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
-from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss, floored_classes
-from autopeft.tasks.kinds.tag_schema import WORDS, TagSchema, parted, tagged
+from autopeft.tasks.kinds.scorer import Breakdown, ClassWeights, Loss, Scorer, WeightedLoss
 from autopeft.tasks.kinds.tags import (
     ENTITY_F1,
     OUTSIDE,
     TAG_ACCURACY,
     TAG_F1,
     UNSEEN,
+    WORDS,
     Tags,
+    TagSchema,
     entities,
     entity_types,
     outside_of,
-    ragged,
+    parted,
     spell_entities,
+    tagged,
 )
 from autopeft.tasks.kinds.task_kind import TaskKind
-from autopeft.tasks.kinds.words import COUNTS, PLACES, EncodedWords, encode_words
+from autopeft.tasks.tokens import (
+    BESIDE,
+    EncodedSplit,
+    Indices,
+    content_hash,
+    encode_texts,
+    keep_arrays,
+    ragged,
+    read_arrays,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
     from autopeft.tasks.split import Split
 
-__all__ = ["TagLoss"]
+__all__ = ["COUNTS", "PLACES", "EncodedWords", "TagEncoder", "TagLoss"]
+
+
+PLACES, COUNTS = f"{BESIDE}word_places", f"{BESIDE}word_counts"
+"""Keys of a batch (see `EncodedWords.collate`)."""
+_FORMAT = 1
+_CHUNK = 1_000
+_NONE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedWords(EncodedSplit):
+    """Tokens of rows of words.
+
+    Attributes:
+        word_places: the word whose first token each token is, else -1, (tokens,).
+        counts: words of each row, (rows,).
+        tags: of the words of each row, (rows,) objects; `None` without tags.
+
+    `labels` are the numbers of words that have a token, (rows,) int64; `None` without tags.
+    """
+
+    by_token = (*EncodedSplit.by_token, "word_places")
+    by_row = (*EncodedSplit.by_row, "counts", "tags")
+
+    word_places: NDArray[np.int32]
+    counts: Indices
+    tags: NDArray[np.object_] | None
+
+    @property
+    def truth(self) -> NDArray[Any] | None:
+        """The tags of the words of each row, (rows,) objects (`Tags`)."""
+        return self.tags
+
+    @property
+    def label_counts(self) -> Indices:
+        """The words of each row that have a token, (rows,)."""
+        places = np.asarray(self.word_places != _NONE, dtype=np.int64)
+        return np.asarray(np.add.reduceat(places, self.offsets[:-1]))
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """See `EncodedSplit.labels_fingerprint`: of the tag of each word and its place."""
+        told = [] if self.tags is None else [list(row) for row in self.tags]
+        digest = hashlib.sha256(json.dumps(told).encode())
+        digest.update(np.ascontiguousarray(self.word_places).data)
+        return digest.hexdigest()
+
+    def collate(
+        self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """As `EncodedSplit.collate`. `labels` (B, L) int64, where there are tags, are those of words at their
+        first tokens, and -100 elsewhere. `PLACES` (B, L) int64 are the words whose first tokens stand
+        there, and -1 elsewhere; `COUNTS` (B,) int64 are the words of the rows."""
+        batch = super().collate(rows, device=device)
+        chosen = np.asarray(rows, dtype=np.int64)
+        flat, inside = self.layout(chosen, device)
+        places = np.full(inside.shape, _NONE, dtype=np.int64)
+        places[inside] = self.word_places[flat]
+        own = {PLACES: torch.from_numpy(places), COUNTS: torch.from_numpy(self.counts[chosen])}
+        if self.tags is not None:
+            labels = np.full(inside.shape, IGNORED, dtype=np.int64)
+            for row, index in enumerate(chosen):
+                there = places[row] != _NONE
+                labels[row, there] = np.asarray(self.tags[index], dtype=np.int64)[places[row, there]]
+            own["labels"] = torch.from_numpy(labels)
+        return {**batch, **{key: value.to(device, non_blocking=True) for key, value in own.items()}}
 
 
 class TagEncoder(Encoder):
-    """Tokens of words, with the tag of each word at its first token."""
+    """Tokens of words, with the tag of each word at its first token.
+
+    The words of a row are joined by spaces and tokenised as a text, and a word's first token is the first one
+    that the tokenizer places on it. For tokenizers such as BERT's that is what `is_split_into_words` and
+    `word_ids` give. Those that join the space to the word behind it (GPT-2, RoBERTa, Llama, T5) give a word
+    the tokens that it has inside a text, which `is_split_into_words` needs `add_prefix_space` for, and many
+    do not have."""
+
+    label_type = object
 
     def encode(
         self,
@@ -59,13 +150,83 @@ class TagEncoder(Encoder):
         labelled: bool = True,
         cached: bool = True,
     ) -> EncodedWords:
-        """See `Encoder.encode` and `encode_words`."""
-        tags = list(rows.labels) if labelled else None
-        return encode_words(rows.fields[WORDS], tags, tokenizer, max_length, kind=self.kind, cached=cached)
+        """See `Encoder.encode`. Words whose first token lies beyond `max_length`, and words that the
+        tokenizer makes nothing of, have no place; a warning says how many those are.
 
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """The rows' `Tags`, (rows,) objects."""
-        return ragged(labels)
+        Raises:
+            UsageError: see `encode_texts`; or the tokenizer does not tell where its tokens stand in a text.
+        """
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"{type(tokenizer).__name__} does not tell which word a token is of; tags of words need a "
+                "tokenizer with a tokenizer.json."
+            )
+        words = rows.fields[WORDS]
+        texts = [" ".join(row) for row in words]
+        plain = encode_texts(texts, None, tokenizer, max_length, kind=self.kind, cached=cached)
+        offsets = np.asarray(plain.offsets)
+        key = None
+        if cached:
+            key = content_hash(f"words {_FORMAT} {max_length} {fingerprint_of(tokenizer)}", map(list, words))
+        arrays = read_arrays(key, len(words))
+        if arrays is None:
+            found = np.full(int(offsets[-1]), _NONE, dtype=np.int32)
+            for start in range(0, len(texts), _CHUNK):
+                chunk = tokens_of(
+                    tokenizer,
+                    texts[start : start + _CHUNK],
+                    None,
+                    truncation=True,
+                    max_length=max_length,
+                    padding=False,
+                    return_offsets_mapping=True,
+                    return_special_tokens_mask=True,
+                )
+                spans = zip(chunk["offset_mapping"], chunk["special_tokens_mask"], strict=True)
+                for row, (own, special) in enumerate(spans, start=start):
+                    if own:  # a text may have no token; a padding token then keeps its row
+                        found[offsets[row] : offsets[row] + len(own)] = _first_tokens(
+                            words[row], own, special
+                        )
+            arrays = {"ids": np.asarray(plain.ids), "offsets": offsets, "places": found}
+            arrays = keep_arrays(key, len(words), arrays)
+        places = np.asarray(arrays["places"])
+        counts = np.asarray([len(row) for row in words], dtype=np.int64)
+        seen = np.add.reduceat((places != _NONE).astype(np.int64), offsets[:-1])
+        if unseen := int(counts.sum() - seen.sum()):
+            warn_once(
+                f"{unseen:,} of {int(counts.sum()):,} words have no token within {max_length} tokens: they "
+                "are neither learnt nor scored, and get no tag. Raise --max-length (max_length=…) where "
+                "rows are longer."
+            )
+        return EncodedWords(
+            **{**vars(plain), "labels": seen if labelled else None},
+            word_places=places,
+            counts=counts,
+            tags=ragged(list(rows.labels)) if labelled else None,
+        )
+
+
+def _first_tokens(
+    words: Sequence[str], spans: Sequence[tuple[int, int]], special: Sequence[int]
+) -> NDArray[np.int32]:
+    """Of each token of a row the word that it is the first token of, else -1.
+
+    Args:
+        spans: where each token stands in the joined words, (tokens, 2); a token may begin with the space.
+        special: 1 for tokens that stand for no part of the text.
+    """
+    lengths = np.asarray([len(word) for word in words])
+    starts = np.concatenate([[0], np.cumsum(lengths[:-1] + 1)])
+    begins, ends = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T
+    found = np.full(len(begins), _NONE, dtype=np.int32)
+    # The space before a word is the word's: tokens begin with it, or are that alone.
+    word = np.searchsorted(starts - 1, begins, side="right") - 1
+    real = (np.asarray(special) == 0) & (ends > begins)
+    _, first = np.unique(word[real], return_index=True)
+    at = np.flatnonzero(real)[first]
+    found[at] = word[at]
+    return found
 
 
 class TagHead(Head):
@@ -98,10 +259,6 @@ class TagLoss(WeightedLoss):
     def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (…, tags) and labels (…), such as (B, L)."""
         return self._losses(logits, batch["labels"]).sum()
-
-    def floored(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """See `Loss`; of tags (words,)."""
-        return floored_classes(logits, labels)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each place (…), 0 where there is no word."""
@@ -160,7 +317,7 @@ class TagScorer(Scorer):
         self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
     ) -> list[float] | None:
         """See `Scorer.class_weights`; each word counts."""
-        return weights_of_classes(asked, [tag for row in labels for tag in row], names)
+        return CLASSIFICATION.scorer.class_weights(asked, [tag for row in labels for tag in row], names)
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The tag that most words have; of equal ones the first."""
@@ -213,12 +370,15 @@ class TagScorer(Scorer):
 
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """Cross-entropy of the tags of words that the model saw, all words alike."""
-        told = [
-            logsumexp(seen, axis=1) - seen[np.arange(len(seen)), truth]
-            for seen, truth in _seen_logits(outputs, labels)
-        ]
-        losses = np.concatenate(told) if told else np.empty(0)
-        return float(losses.mean()) if len(losses) else None
+        losses = []
+        for row, tags in zip(outputs, labels, strict=True):
+            logits = np.asarray(row, dtype=np.float64)
+            if logits.ndim == 2 and len(logits) == len(tags):  # decisions have none
+                seen = _seen(logits)
+                logits, truth = logits[seen], np.asarray(tags, dtype=np.int64)[seen]
+                losses.append(logsumexp(logits, axis=1) - logits[np.arange(len(logits)), truth])
+        flat = np.concatenate(losses) if losses else np.empty(0)
+        return float(flat.mean()) if len(flat) else None
 
     def breakdown(
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
@@ -231,7 +391,18 @@ class TagScorer(Scorer):
             np.concatenate([np.asarray(r, dtype=np.int64) for r in part]) for part in (found, truth)
         )
         tables = class_breakdowns(said, there, names)
-        return (*_by_type(said, there, rows, names), *tables) if spell_entities(names) else tables
+        if not spell_entities(names):
+            return tables
+        spelled, wanted = ({tuple(e) for e in entities(tags, rows, names).tolist()} for tags in (said, there))
+        by_type: list[tuple[str | int | float, ...]] = []
+        for i, name in enumerate(entity_types(names)):
+            ours, theirs = ({e for e in part if e[2] == i} for part in (spelled, wanted))
+            right, both = len(ours & theirs), len(ours) + len(theirs)
+            precision = right / len(ours) if ours else np.nan
+            recall = right / len(theirs) if theirs else np.nan
+            by_type.append((name, precision, recall, 2 * right / both if both else np.nan, len(theirs)))
+        headers = ("type", "precision", "recall", "F1", "support")
+        return (Breakdown("entities", "Entities of each type", headers, tuple(by_type)), *tables)
 
     def tell(self, rows: Split, outputs: NDArray[Any], names: Sequence[str]) -> list[tuple[str, str]]:
         """Of each row the words with their tags, right and predicted, where these are not outside; `?` for
@@ -288,35 +459,6 @@ def _seen(logits: NDArray[Any]) -> NDArray[np.bool_]:
 def _named(rows: Sequence[Any], labels: NDArray[Any]) -> NDArray[Any]:
     """Rows of tags by name, (rows,) objects."""
     return ragged([[tags.names[int(tag)] for tag in row] for row, tags in zip(rows, labels, strict=True)])
-
-
-def _seen_logits(
-    outputs: NDArray[Any], labels: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Of each row the logits (words, tags) and tags of the words that the model saw; none of rows of
-    decisions."""
-    for row, tags in zip(outputs, labels, strict=True):
-        logits = np.asarray(row, dtype=np.float64)
-        if logits.ndim == 2 and len(logits) == len(tags):
-            seen = _seen(logits)
-            yield logits[seen], np.asarray(tags, dtype=np.int64)[seen]
-
-
-def _by_type(
-    said: NDArray[Any], there: NDArray[Any], rows: NDArray[Any], names: Sequence[str]
-) -> tuple[Breakdown, ...]:
-    """Precision, recall, F1 and support of the entities of each type."""
-    found, truth = ({tuple(e) for e in entities(tags, rows, names).tolist()} for tags in (said, there))
-    table: list[tuple[str | int | float, ...]] = []
-    for i, name in enumerate(entity_types(names)):
-        ours, theirs = ({e for e in part if e[2] == i} for part in (found, truth))
-        right = len(ours & theirs)
-        precision = right / len(ours) if ours else np.nan
-        recall = right / len(theirs) if theirs else np.nan
-        both = len(ours) + len(theirs)
-        table.append((name, precision, recall, 2 * right / both if both else np.nan, len(theirs)))
-    headers = ("type", "precision", "recall", "F1", "support")
-    return (Breakdown("entities", "Entities of each type", headers, tuple(table)),)
 
 
 register_kind(

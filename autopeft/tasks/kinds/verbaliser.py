@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from autopeft.errors import TaskError, near
-from autopeft.tasks.kinds.task_kind import told_name
+from autopeft.tasks.kinds.task_kind import name_with_options
 from autopeft.tasks.table import is_unicode, listed
 
 __all__ = [
@@ -147,19 +147,15 @@ def _pieces(text: str) -> Sequence[tuple[str | None, str]]:
                 f"of the text itself is written twice: {piece * 2}."
             )
         if match[1] is not None:
-            found += [(_field(match[1], text), ""), (None, "")]
+            name, known = match[1], (*FIELDS, MASK)
+            if name not in known:
+                raise TaskError(
+                    f"The template {text!r} has the unknown field {{{name}}}.{near(name, known)} There are "
+                    f"{', '.join(f'{{{n}}}' for n in known)}; a brace of the text itself is written twice."
+                )
+            found += [(FIELDS.get(name, name), ""), (None, "")]
     found[-1] = (None, found[-1][1] + text[place:])
     return found
-
-
-def _field(name: str, text: str) -> str:
-    known = (*FIELDS, MASK)
-    if name not in known:
-        raise TaskError(
-            f"The template {text!r} has the unknown field {{{name}}}.{near(name, known)} There are "
-            f"{', '.join(f'{{{n}}}' for n in known)}; a brace of the text itself is written twice."
-        )
-    return FIELDS.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -231,8 +227,12 @@ class LabelWords:
 
     def __str__(self) -> str:
         """The words as `parse` reads them."""
-        named = zip(self.classes, self.words, strict=True) if self.classes else ((w,) for w in self.words)
-        return ",".join("=".join(map(_escaped, part)) for part in named)
+        table = str.maketrans(_ESCAPES)
+        words = [word.translate(table) for word in self.words]
+        if not self.classes:
+            return ",".join(words)
+        classes = [name.translate(table) for name in self.classes]
+        return ",".join(f"{name}={word}" for name, word in zip(classes, words, strict=True))
 
     def in_order(self, names: Sequence[str]) -> LabelWords:
         """The words in the order of the classes `names`, without the names.
@@ -255,10 +255,6 @@ class LabelWords:
             )
         by_class = dict(zip(self.classes, self.words, strict=True))
         return LabelWords(tuple(by_class[name] for name in names))
-
-
-def _escaped(word: str) -> str:
-    return "".join(_ESCAPES.get(letter, letter) for letter in word)
 
 
 def _check_shown(what: str, text: str) -> None:
@@ -292,4 +288,4 @@ def kind_with_words(kind: str | None, words: WordsData | None, template: str | N
         "label_words": None if words is None else LabelWords.of(words),
         "template": None if template is None else Template.parse(template),
     }
-    return told_name(kind or _KIND, told)
+    return name_with_options(kind or _KIND, told)

@@ -8,11 +8,9 @@ its first token.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,19 +21,26 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.assets import warn_once
 from autopeft.errors import UsageError
 from autopeft.tasks.fingerprints import fingerprint_of
+from autopeft.tasks.kinds.encoder import Encoder
+from autopeft.tasks.kinds.questions import NULL
 from autopeft.tasks.kinds.spans import Answers, RowWindows, places_of_answer
-from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.tokens import (
     BESIDE,
     EncodedSplit,
     Indices,
     check_length,
-    kept_arrays,
+    content_hash,
+    keep_arrays,
     no_use,
+    ragged,
+    read_arrays,
     tokens_of,
 )
 
-__all__ = ["CONTEXT_PLACES", "EncodedWindows", "cut_questions", "encode_windows"]
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
+
+__all__ = ["CONTEXT_PLACES", "EncodedWindows", "WindowEncoder", "cut_questions"]
 
 CONTEXT_PLACES = f"{BESIDE}context_places"
 """Key of a batch (see `EncodedWindows.collate`)."""
@@ -108,111 +113,103 @@ class EncodedWindows(EncodedSplit):
         return {**batch, CONTEXT_PLACES: torch.from_numpy(places).to(device, non_blocking=True)}
 
 
-def encode_windows(
-    questions: Sequence[str],
-    contexts: Sequence[str],
-    answers: Sequence[Answers] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    *,
-    null: bool,
-    kind: str,
-    cached: bool = True,
-) -> EncodedWindows:
-    """Tokenise questions with their contexts. A question has a quarter of `max_length` at most, the rest of
-    it is cut; how many were, and how many answers no window holds, is told once.
+class WindowEncoder(Encoder):
+    """Windows of questions with their contexts; a sequence for each window."""
 
-    Raises:
-        UsageError: see `encode_texts`; or the tokenizer does not tell where its tokens stand in a text, or
-            `max_length` leaves no room for both texts.
-    """
-    _check(tokenizer, max_length)
-    assert tokenizer.pad_token_id is not None
-    arrays = kept_arrays(
-        lambda: _content_hash(questions, contexts, tokenizer, max_length),
-        None,
-        lambda: _tokenise(questions, contexts, tokenizer, max_length),
-        cached=cached,
-    )
-    sources = np.asarray(arrays["row_source"], dtype=np.int64)
-    found = EncodedWindows(
-        ids=arrays["ids"],
-        offsets=arrays["offsets"],
-        types=arrays.get("types"),
-        labels=None,
-        kind=kind,
-        pad_id=int(tokenizer.pad_token_id),
-        pad_type=int(tokenizer.pad_token_type_id),
-        max_length=max_length,
-        begins=np.asarray(arrays["begins"]),
-        ends=np.asarray(arrays["ends"]),
-        sources=sources,
-        contexts=ragged(list(contexts)),
-        answers=None if answers is None else ragged(list(answers)),
-        null=null,
-    )
-    _tell_cut(int(np.asarray(arrays["row_cut"]).sum()), len(sources), max_length)
-    return found if answers is None else _labelled(found, answers)
+    label_type = object
 
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedWindows:
+        """See `Encoder.encode`. A question has a quarter of `max_length` at most, and the rest of it is cut;
+        warnings say how many were, and how many answers no window holds.
 
-def _check(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    if not tokenizer.is_fast:
-        raise UsageError(
-            f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; spans of a text "
-            "need a tokenizer with a tokenizer.json."
+        Raises:
+            UsageError: see `encode_texts`; or the tokenizer does not tell where its tokens stand in a text,
+            or
+                `max_length` leaves no room for both texts.
+        """
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"{type(tokenizer).__name__} does not tell where its tokens stand in a text; spans of a text "
+                "need a tokenizer with a tokenizer.json."
+            )
+        check_length(tokenizer, max_length)
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        if max_length < special + 2:
+            raise UsageError(
+                f"{max_length=} leaves no room for a question and its context beside {special} special "
+                f"tokens; give at least {special + 2}."
+            )
+        contexts = rows.pairs or []
+        key = None
+        if cached:
+            header = f"windows {_FORMAT} {max_length} {fingerprint_of(tokenizer)}"
+            key = content_hash(header, zip(rows.texts, contexts, strict=True))
+        arrays = read_arrays(key, None)
+        if arrays is None:
+            arrays = _tokenise(rows.texts, contexts, tokenizer, max_length, room=max_length - special)
+            arrays = keep_arrays(key, None, arrays)
+        sources = np.asarray(arrays["row_source"], dtype=np.int64)
+        if cut := int(np.asarray(arrays["row_cut"]).sum()):
+            warn_once(
+                f"The questions of {cut:,} of {len(sources):,} windows have more than "
+                f"{max(1, max_length // 4)} tokens, a quarter of {max_length}, and are cut; raise "
+                "--max-length (max_length=…)."
+            )
+        begins, ends, offsets = np.asarray(arrays["begins"]), np.asarray(arrays["ends"]), arrays["offsets"]
+        labels = None
+        if labelled:
+            # The places of the first answer of each row, which is the one that is learnt.
+            spans = np.stack([begins, ends], axis=1).astype(np.int64)
+            labels = np.zeros((len(sources), 2), dtype=np.int64)
+            for window, row in enumerate(sources.tolist()):
+                if rows.labels[row]:
+                    start, text = rows.labels[row][0]
+                    own = spans[offsets[window] : offsets[window + 1]]
+                    labels[window] = places_of_answer(own, start, start + len(text))
+            held = np.zeros(len(rows), dtype=bool)
+            np.logical_or.at(held, sources, labels[:, 1] > 0)
+            lost = sum(bool(own) and not there for own, there in zip(rows.labels, held, strict=True))
+            if lost:
+                warn_once(
+                    f"{lost:,} of {len(rows):,} answers stand whole in no window of {max_length} tokens and "
+                    "are not learnt; raise --max-length (max_length=…)."
+                )
+        # Rows that are asked about say whether no answer may be given; those with answers show it.
+        null = rows.fields.get(NULL) or [any(isinstance(a, Answers) and a.null for a in rows.labels)]
+        return EncodedWindows(
+            ids=arrays["ids"],
+            offsets=offsets,
+            types=arrays.get("types"),
+            labels=labels,
+            kind=self.kind,
+            pad_id=int(tokenizer.pad_token_id),
+            pad_type=int(tokenizer.pad_token_type_id),
+            max_length=max_length,
+            begins=begins,
+            ends=ends,
+            sources=sources,
+            contexts=ragged(list(contexts)),
+            answers=ragged(list(rows.labels)) if labelled else None,
+            null=bool(null[0]),
         )
-    check_length(tokenizer, max_length)
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    if max_length < special + 2:
-        raise UsageError(
-            f"{max_length=} leaves no room for a question and its context beside {special} special tokens; "
-            f"give at least {special + 2}."
-        )
 
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows whose question is cut; contexts are read in windows and never are."""
+        if not len(rows):
+            return 0.0
+        return float(cut_questions(rows.texts, tokenizer, max_length)[1].mean())
 
-def _labelled(found: EncodedWindows, answers: Sequence[Answers]) -> EncodedWindows:
-    """The split with the places of the first answer of each row."""
-    spans = np.stack([found.begins, found.ends], axis=1).astype(np.int64)
-    labels = np.zeros((len(found), 2), dtype=np.int64)
-    for window, row in enumerate(found.sources.tolist()):
-        if answers[row]:
-            start, text = answers[row][0]
-            own = spans[found.offsets[window] : found.offsets[window + 1]]
-            labels[window] = places_of_answer(own, start, start + len(text))
-    held = np.zeros(len(answers), dtype=bool)
-    np.logical_or.at(held, found.sources, labels[:, 1] > 0)
-    lost = sum(bool(own) and not there for own, there in zip(answers, held, strict=True))
-    if lost:
-        warn_once(
-            f"{lost:,} of {len(answers):,} answers stand whole in no window of {found.max_length} tokens and "
-            "are not learnt; raise --max-length (max_length=…)."
-        )
-    return EncodedWindows(**{**vars(found), "labels": labels})
-
-
-def _tell_cut(cut: int, windows: int, max_length: int) -> None:
-    if cut:
-        warn_once(
-            f"The questions of {cut:,} of {windows:,} windows have more than {_question_tokens(max_length)} "
-            f"tokens, a quarter of {max_length}, and are cut; raise --max-length (max_length=…)."
-        )
-
-
-def _question_tokens(max_length: int) -> int:
-    return max(1, max_length // 4)
-
-
-# Tokens
-# ------------------------------------------------------------------------------------------------------
-
-
-def _content_hash(
-    questions: Sequence[str], contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> str:
-    digest = hashlib.sha256(f"windows {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
-    for pair in zip(questions, contexts, strict=True):
-        digest.update(json.dumps(pair).encode() + b"\n")
-    return digest.hexdigest()
+    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """`null`, where no answer may be given."""
+        return {NULL: True} if any(answers.null for answers in rows.labels) else {}
 
 
 def cut_questions(
@@ -223,7 +220,7 @@ def cut_questions(
     Raises:
         UsageError: the tokenizer cannot encode them.
     """
-    most, found = _question_tokens(max_length), list(questions)
+    most, found = max(1, max_length // 4), list(questions)
     cut = np.zeros(len(found), dtype=bool)
     keep = most
     long = list(range(len(found)))
@@ -243,19 +240,32 @@ def cut_questions(
 
 
 def _tokenise(
-    questions: Sequence[str], contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    room: int,
 ) -> dict[str, NDArray[Any]]:
+    """`ids`, `offsets`, `begins` and `ends` of all windows, and `types` where the tokenizer has them; of each
+    window the row that it is of (`row_source`) and whether its question was cut (`row_cut`).
+
+    Args:
+        room: tokens of a question and its context at most, together.
+    """
     tokens_of(tokenizer, [max(contexts, key=len)], None, verbose=False)  # tried alone, see there
-    asked, cut = cut_questions(questions, tokenizer, max_length)
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - _question_tokens(max_length)
+    shortened, cut = cut_questions(questions, tokenizer, max_length)
+    room -= max(1, max_length // 4)
     stride = max(0, min(max_length // 3, room // 2))
     with_types = "token_type_ids" in tokenizer.model_input_names
-    parts: list[dict[str, list[NDArray[Any]]]] = []
+    flat: dict[str, list[NDArray[Any]]] = {"ids": [], "begins": [], "ends": []}
+    if with_types:
+        flat["types"] = []
     sources: list[NDArray[np.int64]] = []
-    for start in range(0, len(asked), _CHUNK):
+    for start in range(0, len(shortened), _CHUNK):
         encoded = tokens_of(
             tokenizer,
-            asked[start : start + _CHUNK],
+            shortened[start : start + _CHUNK],
             contexts[start : start + _CHUNK],
             truncation="only_second",
             max_length=max_length,
@@ -267,31 +277,21 @@ def _tokenise(
             return_token_type_ids=with_types,
             verbose=False,
         )
-        parts.append(_windows(encoded, tokenizer, with_types=with_types))
         sources.append(np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64) + start)
+        for i, ids in enumerate(encoded["input_ids"]):
+            # A tokenizer may give nothing for both texts; one padding token keeps the window.
+            of_context = np.asarray([s == 1 for s in encoded.sequence_ids(i)] or [False])
+            spans = np.asarray(encoded["offset_mapping"][i] or [(0, 0)], dtype=np.int64).reshape(-1, 2)
+            there = of_context & (spans[:, 1] > spans[:, 0])
+            try:
+                flat["ids"].append(np.asarray(ids or [tokenizer.pad_token_id], dtype=np.int32))
+                if with_types:
+                    flat["types"].append(np.asarray(encoded["token_type_ids"][i] or [0], dtype=np.int8))
+            except OverflowError as error:
+                raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
+            for name, column in (("begins", 0), ("ends", 1)):
+                flat[name].append(np.where(there, spans[:, column], _NONE).astype(np.int32))
     rows = np.concatenate(sources)
-    joined = {name: [array for part in parts for array in part[name]] for name in parts[0]}
-    arrays: dict[str, NDArray[Any]] = {name: np.concatenate(own) for name, own in joined.items()}
-    arrays["offsets"] = np.concatenate([[0], np.cumsum([len(own) for own in joined["ids"]])]).astype(np.int64)
+    arrays: dict[str, NDArray[Any]] = {name: np.concatenate(own) for name, own in flat.items()}
+    arrays["offsets"] = np.concatenate([[0], np.cumsum([len(own) for own in flat["ids"]])]).astype(np.int64)
     return {**arrays, "row_source": rows, "row_cut": cut[rows]}
-
-
-def _windows(encoded: Any, tokenizer: PreTrainedTokenizerBase, *, with_types: bool) -> dict[str, Any]:
-    """Of each window its `ids`, `begins` and `ends`, and `types` where the tokenizer has them."""
-    found: dict[str, list[NDArray[Any]]] = {"ids": [], "begins": [], "ends": []}
-    if with_types:
-        found["types"] = []
-    for i, ids in enumerate(encoded["input_ids"]):
-        # A tokenizer may give nothing for both texts; one padding token keeps the window.
-        of_context = np.asarray([s == 1 for s in encoded.sequence_ids(i)] or [False])
-        spans = np.asarray(encoded["offset_mapping"][i] or [(0, 0)], dtype=np.int64).reshape(-1, 2)
-        there = of_context & (spans[:, 1] > spans[:, 0])
-        try:
-            found["ids"].append(np.asarray(ids or [tokenizer.pad_token_id], dtype=np.int32))
-            if with_types:
-                found["types"].append(np.asarray(encoded["token_type_ids"][i] or [0], dtype=np.int8))
-        except OverflowError as error:
-            raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
-        for name, column in (("begins", 0), ("ends", 1)):
-            found[name].append(np.where(there, spans[:, column], _NONE).astype(np.int32))
-    return found

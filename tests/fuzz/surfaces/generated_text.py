@@ -25,7 +25,7 @@ from autopeft.errors import printable
 from autopeft.recipe import Recipe
 from autopeft.report.html.page import render_report
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks.kinds import get_kind, get_metric, writing
+from autopeft.tasks.kinds import generative, get_kind, get_metric
 from autopeft.tasks.kinds.metric import own_metric
 from autopeft.training.samples import Asked, samples_of
 
@@ -77,7 +77,7 @@ def _writing(text: str) -> Iterator[None]:
         return text if tokens else ""
 
     with (
-        mock.patch.object(writing, "generate", generate),
+        mock.patch.object(generative, "generate", generate),
         mock.patch.object(PreTrainedTokenizerBase, "decode", decode),
     ):
         yield

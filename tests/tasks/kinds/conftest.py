@@ -12,4 +12,4 @@ from autopeft.tasks.kinds import registry
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
     keep(monkeypatch, registry.KINDS, registry.METRICS)
-    monkeypatch.setattr(registry, "_BY_KIND", {k: list(v) for k, v in registry._BY_KIND.items()})
+    monkeypatch.setattr(registry, "_BY_KIND", {k: dict(v) for k, v in registry._BY_KIND.items()})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ from support.cloze import TEMPLATES, WORDS, cloze_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.tasks.kinds.cloze import EncodedCloze, cut_rows, encode_cloze, word_tokens
+from autopeft.tasks.kinds.cloze import ClozeEncoder, EncodedCloze, word_tokens
 from autopeft.tasks.kinds.verbaliser import LabelWords, Template
+from autopeft.tasks.split import Split
 
 TEXTS = ["the film was good", "a story", "the the the the the the the the the film"]
 
@@ -27,9 +27,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def encoded(
     template: str, tokenizer: PreTrainedTokenizerFast, most: int = 48, pairs: list[str] | None = None
 ) -> EncodedCloze:
-    words, found = LabelWords.parse(WORDS), Template.parse(template)
-    options: dict[str, Any] = {"kind": "classification"}
-    first, again = (encode_cloze(TEXTS, pairs, words, found, tokenizer, most, **options) for _ in range(2))
+    encoder = ClozeEncoder(LabelWords.parse(WORDS), Template.parse(template))
+    rows = Split(TEXTS, pairs, [0] * len(TEXTS))
+    first, again = (encoder.encode(rows, tokenizer, most) for _ in range(2))
     assert first.fingerprint == again.fingerprint, "read from the cache"
     assert np.array_equal(first.at, again.at)
     return first
@@ -98,8 +98,8 @@ def test_the_text_gives_way_and_the_template_stays() -> None:
         "[CLS] the the the It was [MASK] . [SEP]",
     ]
     assert found.at.tolist() == [6, 5, 6]
-    cut = cut_rows(TEXTS, None, Template.parse(TEMPLATES["bert"]), tokenizer, 9)
-    assert cut.tolist() == [True, False, True]
+    encoder = ClozeEncoder(LabelWords.parse(WORDS), Template.parse(TEMPLATES["bert"]))
+    assert encoder.truncated(Split(TEXTS, None, [0] * 3), tokenizer, 9) == pytest.approx(2 / 3)
     with pytest.raises(TaskError, match=r"6 tokens.*max_length=6"):
         encoded(TEMPLATES["bert"], tokenizer, 6)
 
@@ -117,9 +117,9 @@ def test_of_a_pair_the_longer_text_gives_way_first() -> None:
 
 def test_masks_and_ends_in_a_text_are_not_the_templates() -> None:
     tokenizer = cloze_tokenizer()
-    words, template = LabelWords.parse(WORDS), Template.parse(TEMPLATES["bert"])
+    encoder = ClozeEncoder(LabelWords.parse(WORDS), Template.parse(TEMPLATES["bert"]))
     texts = ["the [MASK] was [MASK]", "[SEP] {mask} [SEP]"]
-    found = encode_cloze(texts, None, words, template, tokenizer, 48, kind="classification")
+    found = encoder.encode(Split(texts, None, [0, 1]), tokenizer, 48)
     assert found.at.tolist() == [7, len(found.ids[found.offsets[1] :]) - 3]
     with pytest.raises(UsageError, match="has no mask token"):
         encoded(TEMPLATES["bert"], cloze_tokenizer(masked=False))
@@ -141,14 +141,14 @@ def test_a_label_word_is_the_token_of_its_place(template: str) -> None:
 
 
 def test_the_place_of_a_mask_that_takes_the_space_before_it() -> None:
-    tokenizer, words = byte_pairs(), LabelWords.parse("bad,great")
-    template, options = Template.parse("{text} It was {mask} ."), {"kind": "classification"}
-    found = encode_cloze(TEXTS[:2], None, words, template, tokenizer, 48, **options)
+    tokenizer = byte_pairs()
+    encoder = ClozeEncoder(LabelWords.parse("bad,great"), Template.parse("{text} It was {mask} ."))
+    found = encoder.encode(Split(TEXTS[:2], None, [0, 1]), tokenizer, 48)
     for row in range(2):
         ids = found.ids[found.offsets[row] : found.offsets[row + 1]]
         assert ids[found.at[row]] == tokenizer.mask_token_id
         assert ids.tolist() == tokenizer(f"{TEXTS[row]} It was <mask> .")["input_ids"]
-    shorter = encode_cloze(TEXTS, None, words, template, tokenizer, 24, **options)
+    shorter = encoder.encode(Split(TEXTS, None, [0, 1, 0]), tokenizer, 24)
     for row in range(len(TEXTS)):
         ids = shorter.ids[shorter.offsets[row] : shorter.offsets[row + 1]]
         kept = "".join(tokenizer.convert_ids_to_tokens(ids))

@@ -20,8 +20,7 @@ from autopeft.tasks.files import read_file
 from autopeft.tasks.kinds import choose_kind
 from autopeft.tasks.kinds.conversations import (
     PAIRS,
-    asked_columns,
-    conversation_columns,
+    AnswersSchema,
     pair_columns,
     problems_of,
     read_conversations,
@@ -37,7 +36,7 @@ def table(**columns: list[Any]) -> Table:
 
 
 def read(found: Table, **named: str) -> RawRows:
-    return read_conversations(found, conversation_columns(found, ColumnNames(**named)))
+    return read_conversations(found, AnswersSchema().columns(found, ColumnNames(**named)))
 
 
 def kind_of(found: Table, **named: str) -> str:
@@ -161,7 +160,7 @@ def test_numbers_of_a_folder_are_answers_as_they_stand_there(tmp_path: Path) -> 
 @pytest.mark.parametrize("missing", [None, "", " ", float("nan")])
 def test_a_row_that_is_asked_may_lack_its_answer(missing: Any) -> None:
     found = table(prompt=["hi", "bye"], completion=["hello", missing])
-    columns = asked_columns(found, ColumnNames())
+    columns = AnswersSchema().text_columns(found, ColumnNames())
     assert problems_of(found, columns, asked=True) == {}
     assert read_conversations(found, columns, asked=True).fields["messages"][1] == [
         {"role": "user", "content": "bye"}
@@ -210,7 +209,7 @@ def test_the_first_five_rows_are_named_and_the_others_counted() -> None:
 
 def test_wrong_rows_can_be_listed() -> None:
     found = table(messages=[[USER, ASSISTANT], [USER]])
-    assert list(problems_of(found, conversation_columns(found, ColumnNames()))) == [1]
+    assert list(problems_of(found, AnswersSchema().columns(found, ColumnNames()))) == [1]
 
 
 def test_what_is_claimed() -> None:
@@ -275,18 +274,20 @@ def test_columns_that_are_used_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_sources_and_targets_are_found_by_their_usual_names(source: str, target: str) -> None:
     found = table(**{"id": [1, 2], source: ["a", "b"], target: ["c", "d"]})
-    assert conversation_columns(found, ColumnNames()) == Columns(source, None, target)
-    assert asked_columns(found, ColumnNames()) == Columns(source, None, target)
-    assert asked_columns(table(**{source: ["a"]}), ColumnNames()) == Columns(source, None, None)
+    assert AnswersSchema().columns(found, ColumnNames()) == Columns(source, None, target)
+    assert AnswersSchema().text_columns(found, ColumnNames()) == Columns(source, None, target)
+    assert AnswersSchema().text_columns(table(**{source: ["a"]}), ColumnNames()) == Columns(
+        source, None, None
+    )
     assert kind_of(found) == "seq2seq"
     assert read(found).labels == ["c", "d"]
 
 
 def test_either_side_of_a_pair_can_be_named() -> None:
     found = table(text=["a"], summary=["b"], title=["c"])
-    assert conversation_columns(found, ColumnNames(text="title", label="summary")).text == "title"
-    assert conversation_columns(found, ColumnNames(label="title")) == Columns("text", None, "title")
-    assert conversation_columns(found, ColumnNames(text="text")) == Columns("text", None, "summary")
+    assert AnswersSchema().columns(found, ColumnNames(text="title", label="summary")).text == "title"
+    assert AnswersSchema().columns(found, ColumnNames(label="title")) == Columns("text", None, "title")
+    assert AnswersSchema().columns(found, ColumnNames(text="text")) == Columns("text", None, "summary")
     assert pair_columns(found) == ("text", "summary")
     assert pair_columns(table(text=["a"])) is None
 

@@ -18,10 +18,9 @@ from autopeft.hybrid import attach
 from autopeft.hybrid.prediction import predictive
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import Generation
-from autopeft.tasks.kinds import generation as generating
-from autopeft.tasks.kinds.chat_templates import turn_end
+from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
 from autopeft.tasks.kinds.generation import generate, room_of
-from autopeft.tasks.kinds.writing import Writer, own_ends
+from autopeft.tasks.kinds.generative import generate_texts, own_ends
 
 PROMPTS = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
@@ -89,13 +88,13 @@ def asked_for_a_cache(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]] = PROMPTS
 ) -> list[bool]:
     """Whether each call of transformers' `generate` was one with a cache, while a text is written."""
-    inner, asked = generating._call, []
+    inner, asked = type(model).generate, []
 
-    def told(*args: Any, cached: bool, **kwargs: Any) -> Any:
-        asked.append(cached)
-        return inner(*args, cached=cached, **kwargs)
+    def told(self: Any, **kwargs: Any) -> Any:
+        asked.append(self.generation_config.use_cache)
+        return inner(self, **kwargs)
 
-    monkeypatch.setattr(generating, "_call", told)
+    monkeypatch.setattr(type(model), "generate", told)
     generate(model, prompts, Generation(), most=3, **OPTIONS)
     return asked
 
@@ -184,12 +183,12 @@ def test_what_the_model_itself_says_of_generation_changes_nothing() -> None:
     assert model.generation_config is own
 
 
-def test_an_end_token_ends_a_row_and_is_left_out() -> None:
+def test_an_end_token_ends_a_row() -> None:
     model = with_hybrid("lora", "llama")
     plain = generate(model, PROMPTS, Generation(), most=6, **OPTIONS)
     end = plain[1][2]
     found = generate(model, PROMPTS, Generation(), most=6, ends=(end,), pad=0)
-    assert found == [row[: row.index(end)] if end in row else row for row in plain]
+    assert found == [row[: row.index(end) + 1] if end in row else row for row in plain]
     assert len(found[1]) < 6
 
 
@@ -252,9 +251,8 @@ def test_what_is_written_beside_dept_ends_where_its_updates_do() -> None:
 def test_pieces_are_the_whole(case: str) -> None:
     model, tokenizer = with_hybrid(case, "llama"), word_tokenizer(None, eos_token="<|end|>")
     pieces: list[str] = []
-    writer = Writer(model, tokenizer, most=12)
-    [whole] = writer.write([[8, 9]], Generation(), told=pieces.append)
-    assert "".join(pieces).strip() == whole
+    [whole] = generate_texts(model, tokenizer, [[8, 9]], Generation(), most=12, told=pieces.append)
+    assert "".join(pieces).strip() == whole.text
 
 
 def test_ends_that_are_no_tokens_are_left_out() -> None:
@@ -262,8 +260,8 @@ def test_ends_that_are_no_tokens_are_left_out() -> None:
     words = model.config.vocab_size
     model.generation_config.eos_token_id = [3, words, 10**30, -1, "</s>"]
     assert own_ends(model) == (3,)
-    writer = Writer(model, word_tokenizer(None, eos_token="<|end|>"), most=3)
-    assert len(writer.sample([[8, 9]], Generation())) == 1
+    tokenizer = word_tokenizer(None, eos_token="<|end|>")
+    assert len(generate_texts(model, tokenizer, [[8, 9]], Generation(), most=3)) == 1
 
 
 def test_a_tokenizer_in_python_tells_a_text_in_which_the_model_wrote_what_it_lacks(
@@ -279,9 +277,9 @@ def test_a_tokenizer_in_python_tells_a_text_in_which_the_model_wrote_what_it_lac
         streamer.end()
         return [written]
 
-    monkeypatch.setattr("autopeft.tasks.kinds.writing.generate", told)
-    writer = Writer(tiny_model("llama"), tokenizer, most=5)
-    assert writer.write([[5]], Generation(), told=pieces.append) == ["two"]
+    monkeypatch.setattr("autopeft.tasks.kinds.generative.generate", told)
+    [found] = generate_texts(tiny_model("llama"), tokenizer, [[5]], Generation(), most=5, told=pieces.append)
+    assert found.text == "two"
     assert "".join(pieces) == "two"
 
 
@@ -328,8 +326,8 @@ def test_words_that_end_a_turn_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
             streamer.end()
         return [written]
 
-    monkeypatch.setattr("autopeft.tasks.kinds.writing.generate", told)
-    writer = Writer(model, tokenizer, most=4)
-    object.__setattr__(writer.end, "text", "three")
-    assert writer.write([[1]], Generation(), told=pieces.append) == ["two"]
+    monkeypatch.setattr("autopeft.tasks.kinds.generative.generate", told)
+    monkeypatch.setattr("autopeft.tasks.kinds.generative.turn_end", lambda *_: TurnEnd((3,), "three"))
+    [found] = generate_texts(model, tokenizer, [[1]], Generation(), most=4, told=pieces.append)
+    assert found.text == "two"
     assert "".join(pieces).strip() == "two"

@@ -17,9 +17,8 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import attach
 from autopeft.hybrid.prediction import predictive
 from autopeft.tasks.kinds import Generation
-from autopeft.tasks.kinds import generation as generating
 from autopeft.tasks.kinds.generation import generate
-from autopeft.tasks.kinds.writing import Writer
+from autopeft.tasks.kinds.generative import generate_texts
 
 SOURCES = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
@@ -69,15 +68,16 @@ def test_the_cache_changes_no_token(
     case: str, name: str, beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, how = with_hybrid(case, name), Generation(beams=beams)
-    inner, asked = generating._call, []
+    inner, asked = type(model).generate, []
 
-    def anew(*args: Any, cached: bool, **kwargs: Any) -> Any:
-        asked.append(cached)
-        return inner(*args, cached=False, **kwargs)
+    def anew(self: Any, **kwargs: Any) -> Any:
+        asked.append(self.generation_config.use_cache)
+        self.generation_config.use_cache = False
+        return inner(self, **kwargs)
 
     with torch.no_grad():
         kept = generate(model, SOURCES, how, most=6, **OPTIONS)
-        monkeypatch.setattr(generating, "_call", anew)
+        monkeypatch.setattr(type(model), "generate", anew)
         assert generate(model, SOURCES, how, most=6, **OPTIONS) == kept
     assert asked == [True]
 
@@ -90,7 +90,7 @@ def test_beams_are_those_of_transformers(name: str) -> None:
         wanted = model.generate(
             torch.tensor(SOURCES[1:2]), num_beams=4, max_new_tokens=8, do_sample=False, eos_token_id=9
         )
-    assert found == [[token for token in wanted[0, 1:].tolist() if token not in (9, 0)]]
+    assert found == [[token for token in wanted[0, 1:].tolist() if token != 0]]
 
 
 @pytest.mark.parametrize("case", ["lora-dropout", "laplace"])
@@ -149,12 +149,12 @@ def test_both_sides_have_the_positions_for_themselves(caplog: pytest.LogCaptureF
 
 def test_pieces_are_the_whole_and_of_beams_one() -> None:
     model, tokenizer = encoder_decoder("t5"), side_tokenizer()
-    writer = Writer(model, tokenizer, most=6)
     for beams in (1, 3):
         pieces: list[str] = []
-        (text,) = writer.write([[7, 8, 3]], Generation(beams=beams), told=pieces.append)
-        assert "".join(pieces).strip() == text
-        assert text
+        how = Generation(beams=beams)
+        (found,) = generate_texts(model, tokenizer, [[7, 8, 3]], how, most=6, told=pieces.append)
+        assert "".join(pieces).strip() == found.text
+        assert found.text
     assert len(pieces) == 1
 
 

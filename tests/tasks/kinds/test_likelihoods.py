@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds import TaskKind, get_kind
-from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
+from autopeft.tasks.kinds.conversation_tokens import IGNORED, EncodedConversations, encode_conversations
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
     TOKEN_ACCURACY,
@@ -25,7 +25,8 @@ from autopeft.tasks.kinds.likelihoods import (
     row_likelihoods,
     token_loss,
 )
-from autopeft.tasks.kinds.targets import encode_targets
+from autopeft.tasks.kinds.seq2seq import TargetEncoder
+from autopeft.tasks.split import Split
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import logits_of, slice_rows
@@ -36,7 +37,7 @@ ENCODER_DECODERS = ("t5", "bart")
 EACH = pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
 
 
-def rows(count: int = 6) -> EncodedAnswers:
+def rows(count: int = 6) -> EncodedConversations:
     return encode_conversations(chats(count), word_tokenizer(), 64, kind="causal_lm", cached=False)
 
 
@@ -48,7 +49,9 @@ def given(name: str) -> tuple[TaskKind, PreTrainedModel, dict[str, Tensor]]:
     """The kind of task that a model learns answers by, the model, and a batch of rows of unequal lengths."""
     if name in DECODERS:
         return get_kind("causal_lm"), tiny_model(name), batch_of()
-    targets = encode_targets(*pairs(6), side_tokenizer(), 20, kind="seq2seq", cached=False)
+    sources, wanted = pairs(6)
+    rows = Split(sources, None, wanted)
+    targets = TargetEncoder().encode(rows, side_tokenizer(), 20, cached=False)
     batch = targets.collate(range(6))
     assert (batch["labels"] == IGNORED).any()
     assert (batch["attention_mask"] == 0).any()

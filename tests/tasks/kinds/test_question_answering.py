@@ -27,9 +27,9 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.kinds.question_answering import SpanLoss
 from autopeft.tasks.kinds.spans import Answers, RowWindows
-from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.split import Split
 from autopeft.tasks.summary import summarise
+from autopeft.tasks.tokens import ragged
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import shortest_forward
 from autopeft.training.head_start import start_head

@@ -9,7 +9,8 @@ import pytest
 from scipy.special import log_softmax
 
 from autopeft.tasks.kinds import get_kind, kind_names
-from autopeft.tasks.kinds.tags import Tags, ragged
+from autopeft.tasks.kinds.tags import Tags
+from autopeft.tasks.tokens import ragged
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 3, 60)

@@ -37,7 +37,8 @@ from autopeft.search.planning.prepare import prepare
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
-from autopeft.tasks.kinds.targets import EncodedTargets, encode_targets
+from autopeft.tasks.kinds.seq2seq import EncodedTargets, TargetEncoder
+from autopeft.tasks.split import Split
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.losses import logits_of
@@ -49,7 +50,8 @@ RECIPE = lora_recipe(rate=0.03)
 
 
 def rows(count: int = 6) -> EncodedTargets:
-    return encode_targets(*pairs(count), side_tokenizer(), 20, kind="seq2seq", cached=False)
+    sources, targets = pairs(count)
+    return TargetEncoder().encode(Split(sources, None, targets), side_tokenizer(), 20, cached=False)
 
 
 def batch_of(count: int = 6) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from autopeft.tasks.kinds.spans import (
     places_of_answer,
     squad_plain,
 )
-from autopeft.tasks.kinds.tags import ragged
+from autopeft.tasks.tokens import ragged
 
 
 def row(*texts: str) -> Answers:

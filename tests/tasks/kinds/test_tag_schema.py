@@ -12,7 +12,7 @@ from support.words import tagged_rows, write_tagged
 
 from autopeft.errors import DataError
 from autopeft.tasks import load_task
-from autopeft.tasks.kinds.tag_schema import TagSchema, tagged
+from autopeft.tasks.kinds.tags import TagSchema, tagged
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 CHOSEN = Columns("tokens", None, "tags")

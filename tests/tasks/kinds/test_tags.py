@@ -20,9 +20,9 @@ from autopeft.tasks.kinds.tags import (
     entities,
     entity_types,
     outside_of,
-    ragged,
     spell_entities,
 )
+from autopeft.tasks.tokens import ragged
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "entities" / "cases.json").read_text())
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

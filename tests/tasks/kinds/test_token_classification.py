@@ -20,9 +20,10 @@ from autopeft.errors import AutoPEFTError, DataError, TaskError
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric, kind_of_model
-from autopeft.tasks.kinds.tags import Tags, ragged
+from autopeft.tasks.kinds.tags import Tags
 from autopeft.tasks.kinds.token_classification import TagLoss
 from autopeft.tasks.summary import summarise
+from autopeft.tasks.tokens import ragged
 from autopeft.training import TrainingPlan, predict
 from autopeft.training.head_start import start_head
 

@@ -12,7 +12,8 @@ from support.small_tokenizers import bytes_with_spaces, sentence_pieces, word_pi
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds.spans import Answers
-from autopeft.tasks.kinds.windows import EncodedWindows, cut_questions, encode_windows
+from autopeft.tasks.kinds.windows import EncodedWindows, WindowEncoder, cut_questions
+from autopeft.tasks.split import Split
 
 SHORT = "Ann can stay happy"
 LONG = " ".join(["stay happy can Ann stay unhappy"] * 5)
@@ -25,10 +26,21 @@ ANSWERS = [
 TOKENIZERS = [word_pieces, bytes_with_spaces, sentence_pieces]
 
 
+def encode_windows(
+    questions: list[str],
+    contexts: list[str],
+    answers: list[Answers] | None,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    cached: bool = False,
+) -> EncodedWindows:
+    rows = Split(questions, contexts, answers or [None] * len(questions))
+    return WindowEncoder().encode(rows, tokenizer, max_length, labelled=answers is not None, cached=cached)
+
+
 def encoded(make: Any = word_pieces, max_length: int = 16, **options: Any) -> EncodedWindows:
-    return encode_windows(
-        QUESTIONS, CONTEXTS, ANSWERS, make(), max_length, null=True, kind="x", cached=False, **options
-    )
+    return encode_windows(QUESTIONS, CONTEXTS, ANSWERS, make(), max_length, **options)
 
 
 @pytest.mark.parametrize("make", TOKENIZERS)
@@ -122,16 +134,14 @@ def test_a_long_question_is_cut_and_told(caplog: pytest.LogCaptureFixture) -> No
     cut, which = cut_questions(["stay " * 9, "stay Ann"], tokenizer, 16)
     assert cut == ["stay stay stay stay", "stay Ann"]
     assert which.tolist() == [True, False]
-    data = encode_windows(["stay " * 9], [SHORT], None, tokenizer, 16, null=False, kind="x", cached=False)
+    data = encode_windows(["stay " * 9], [SHORT], None, tokenizer, 16)
     assert int(data.lengths.max()) <= 16
     assert "1 of 1 windows" in caplog.text
 
 
 def test_answers_that_no_window_holds_are_told(caplog: pytest.LogCaptureFixture) -> None:
     whole = [Answers([(0, LONG)], LONG, null=False), Answers([(0, "Ann")], SHORT, null=False)]
-    data = encode_windows(
-        QUESTIONS[:2], [LONG, SHORT], whole, word_pieces(), 24, null=False, kind="x", cached=False
-    )
+    data = encode_windows(QUESTIONS[:2], [LONG, SHORT], whole, word_pieces(), 24)
     assert "1 of 2 answers" in caplog.text
     assert data.labels is not None
     assert not data.labels[data.sources == 0].any()
@@ -140,12 +150,12 @@ def test_answers_that_no_window_holds_are_told(caplog: pytest.LogCaptureFixture)
 def test_tokens_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
     made = []
-    original = encode_windows.__globals__["_tokenise"]
-    monkeypatch.setitem(
-        encode_windows.__globals__, "_tokenise", lambda *a, **k: made.append(1) or original(*a, **k)
+    original = cut_questions
+    monkeypatch.setattr(
+        "autopeft.tasks.kinds.windows.cut_questions", lambda *a, **k: made.append(1) or original(*a, **k)
     )
     first, again = (
-        encode_windows(QUESTIONS, CONTEXTS, ANSWERS, word_pieces(), 16, null=True, kind="x") for _ in range(2)
+        encode_windows(QUESTIONS, CONTEXTS, ANSWERS, word_pieces(), 16, cached=True) for _ in range(2)
     )
     assert made == [1]
     for name in ("ids", "offsets", "begins", "ends", "sources", "labels"):
@@ -154,14 +164,14 @@ def test_tokens_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_smallest_length_has_room_for_both_texts() -> None:
-    data = encode_windows(["stay Ann"], [SHORT], None, word_pieces(), 5, null=False, kind="x", cached=False)
+    data = encode_windows(["stay Ann"], [SHORT], None, word_pieces(), 5)
     assert set(data.lengths.tolist()) == {5}
     with pytest.raises(UsageError, match="no room for a question"):
-        encode_windows(["stay"], [SHORT], None, word_pieces(), 4, null=False, kind="x", cached=False)
+        encode_windows(["stay"], [SHORT], None, word_pieces(), 4)
 
 
 def test_a_text_of_which_the_tokenizer_makes_nothing_is_one_window() -> None:
-    data = encode_windows(["\u200b"], ["\u200b"], None, word_pieces(), 16, null=False, kind="x", cached=False)
+    data = encode_windows(["\u200b"], ["\u200b"], None, word_pieces(), 16)
     assert len(data) == 1
     assert (data.begins == -1).all()
 
@@ -171,4 +181,4 @@ def test_a_tokenizer_without_places_is_refused() -> None:
         is_fast = False
 
     with pytest.raises(UsageError, match="need a tokenizer with"):
-        encode_windows(["a"], ["b"], None, Slow(), 16, null=False, kind="x")  # type: ignore[arg-type]
+        encode_windows(["a"], ["b"], None, Slow(), 16)

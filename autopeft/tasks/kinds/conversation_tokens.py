@@ -12,10 +12,9 @@ server gives a model; tokenizers of Llama 2's kind mark the beginning of a text 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -33,23 +32,33 @@ from autopeft.tasks.tokens import (
     EncodedSplit,
     Indices,
     check_length,
-    kept_arrays,
+    content_hash,
+    keep_arrays,
+    ragged,
+    read_arrays,
     tokens_of,
 )
 
-__all__ = ["ANSWER_CUT", "IGNORED", "PROMPT_CUT", "EncodedAnswers", "EncodedWriting", "encode_conversations"]
+__all__ = [
+    "ANSWER_CUT",
+    "IGNORED",
+    "PROMPT_CUT",
+    "EncodedConversations",
+    "EncodedPrompts",
+    "encode_conversations",
+]
 
 IGNORED = -100
 """Label of a token that is not learnt, as transformers has it."""
 _FORMAT = 2
 _CHUNK = 1_000
 PROMPT_CUT, ANSWER_CUT = 1, 2
-"""Of `EncodedWriting.row_cut`."""
+"""Of `EncodedPrompts.row_cut`."""
 _SOME_ANSWER = "answer"
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedWriting(EncodedSplit):
+class EncodedPrompts(EncodedSplit):
     """Tokens of rows to which a model writes answers.
 
     Attributes:
@@ -59,6 +68,8 @@ class EncodedWriting(EncodedSplit):
         tokenizer: what the tokens are of.
         longest: tokens of an answer that is written, at most, where nothing else is asked for.
     """
+
+    by_row = (*EncodedSplit.by_row, "row_cut", "answers")
 
     row_cut: NDArray[np.int8]
     answers: NDArray[np.object_]
@@ -77,7 +88,7 @@ class EncodedWriting(EncodedSplit):
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedAnswers(EncodedWriting):
+class EncodedConversations(EncodedPrompts):
     """Tokens of conversations.
 
     Attributes:
@@ -87,6 +98,9 @@ class EncodedAnswers(EncodedWriting):
     `labels` are the numbers of learnt tokens, (rows,) int64. A row whose answer was cut has lost its prompt
     before, as far as it could, and its `row_cut` is 2.
     """
+
+    by_token = (*EncodedPrompts.by_token, "learnt")
+    by_row = (*EncodedPrompts.by_row, "prompts")
 
     learnt: NDArray[np.bool_]
     prompts: Indices
@@ -101,18 +115,7 @@ class EncodedAnswers(EncodedWriting):
         """See `EncodedSplit.labels_fingerprint`: of which tokens are learnt."""
         return hashlib.sha256(np.ascontiguousarray(self.learnt).tobytes()).hexdigest()
 
-    def take(self, rows: Indices) -> EncodedAnswers:
-        """See `EncodedSplit.take`."""
-        plain = super().take(rows)
-        own = {
-            "learnt": self.learnt[self.places(rows)],
-            "row_cut": self.row_cut[rows],
-            "prompts": self.prompts[rows],
-            "answers": self.answers[rows],
-        }
-        return EncodedAnswers(**{**vars(plain), **own})
-
-    def all_learnt(self) -> EncodedAnswers:
+    def all_learnt(self) -> EncodedConversations:
         """See `EncodedSplit.all_learnt`; nothing predicts the first token of a row."""
         if self.kind != "causal_lm":
             super().all_learnt()
@@ -133,7 +136,7 @@ class EncodedAnswers(EncodedWriting):
 
     def with_answers(
         self, rows: Sequence[int], answers: Sequence[Sequence[int]], room: int | None
-    ) -> EncodedAnswers:
+    ) -> EncodedConversations:
         """Rows, one or several times, with these tokens in the place of their last answers. They alone are
         learnt, and the texts of the answers stay those of the rows. A row of more than `room` tokens loses
         the beginning of what is asked, but for one token."""
@@ -169,7 +172,7 @@ def encode_conversations(
     cached: bool = True,
     asked: bool = False,
     ended: bool = True,
-) -> EncodedAnswers:
+) -> EncodedConversations:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
 
     A row beyond `max_length` loses the beginning of what stands before its last answer (a token of it stays,
@@ -185,26 +188,37 @@ def encode_conversations(
         DataError: no row has a token to be learnt.
     """
     check_length(tokenizer, max_length)
-    assert tokenizer.pad_token_id is not None
     template = template_of(tokenizer)
-    arrays = kept_arrays(
-        lambda: _content_hash(conversations, tokenizer, template, max_length, ended=ended),
-        len(conversations),
-        lambda: _tokenise(conversations, tokenizer, template, max_length, ended=ended),
-        cached=cached,
-    )
-    counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
+    key = None
+    if cached:
+        what = "answers" if ended else "answers without ends"
+        header = f"{what} {_FORMAT} {max_length} {fingerprint_of(tokenizer)}"
+        key = content_hash(header, chain([template], conversations))
+    arrays = read_arrays(key, len(conversations))
+    if arrays is None:
+        arrays = _tokenise(conversations, tokenizer, template, max_length, ended=ended)
+        arrays = keep_arrays(key, len(conversations), arrays)
+    ids, offsets, learnt = (np.asarray(arrays[name]) for name in ("ids", "offsets", "learnt"))
+    counts = np.add.reduceat(np.asarray(learnt, dtype=np.int64), offsets[:-1])
     if not counts.any() and not asked:
         raise DataError(f"None of {len(counts):,} rows has a token to be learnt within {max_length} tokens.")
-    _tell_cut(np.asarray(arrays["row_cut"]), max_length)
-    answers = np.empty(len(conversations), dtype=object)
-    answers[:] = [m[-1]["content"] if m[-1]["role"] == "assistant" else "" for m in conversations]
-    offsets = np.asarray(arrays["offsets"])
-    prompts = _prompts(np.asarray(arrays["learnt"]), offsets)
-    longest = max(1, int((np.diff(offsets) - prompts).max()))
+    if cut := int((np.asarray(arrays["row_cut"]) == ANSWER_CUT).sum()):
+        warn_once(
+            f"{cut:,} of {len(counts):,} answers do not fit into {max_length} tokens and lose their end; "
+            "raise --max-length (max_length=…)."
+        )
+    # A prompt goes up to the last token that is not learnt; the first token of a row never is.
+    plain, lengths = np.flatnonzero(~learnt), np.diff(offsets)
+    last = plain[np.searchsorted(plain, offsets[1:]) - 1]
+    prompts = np.asarray(last + 1 - offsets[:-1], dtype=np.int64)
+    longest = max(1, int((lengths - prompts).max()))
     if asked:
-        prompts = _continued(prompts, conversations, np.diff(offsets), arrays, tokenizer)
-    return EncodedAnswers(
+        # All of a plain text is a prompt, without the token that ends it.
+        texts = np.asarray([messages[0]["role"] == "assistant" for messages in conversations])
+        ends = ids[offsets[1:] - 1] == tokenizer.eos_token_id
+        prompts = np.where(texts, np.maximum(lengths - ends, 1), prompts)
+    answers = [m[-1]["content"] if m[-1]["role"] == "assistant" else "" for m in conversations]
+    return EncodedConversations(
         ids=arrays["ids"],
         offsets=arrays["offsets"],
         types=None,
@@ -216,54 +230,10 @@ def encode_conversations(
         learnt=arrays["learnt"],
         row_cut=arrays["row_cut"],
         prompts=prompts,
-        answers=answers,
+        answers=ragged(answers),
         tokenizer=tokenizer,
         longest=longest,
     )
-
-
-def _tell_cut(row_cut: NDArray[np.int8], max_length: int) -> None:
-    if cut := int((row_cut == ANSWER_CUT).sum()):
-        warn_once(
-            f"{cut:,} of {len(row_cut):,} answers do not fit into {max_length} tokens and lose their end; "
-            "raise --max-length (max_length=…)."
-        )
-
-
-def _prompts(learnt: NDArray[np.bool_], offsets: Indices) -> Indices:
-    """Tokens of each row up to the last that is not learnt, (rows,); the first token of a row never is."""
-    plain = np.flatnonzero(~learnt)
-    last = plain[np.searchsorted(plain, offsets[1:]) - 1]
-    return np.asarray(last + 1 - offsets[:-1], dtype=np.int64)
-
-
-def _continued(
-    prompts: Indices,
-    conversations: Sequence[Conversation],
-    lengths: Indices,
-    arrays: Mapping[str, NDArray[Any]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Indices:
-    """The same, but all of a plain text without the token that ends it."""
-    plain = np.asarray([messages[0]["role"] == "assistant" for messages in conversations])
-    ends = np.asarray(arrays["ids"])[np.asarray(arrays["offsets"])[1:] - 1] == tokenizer.eos_token_id
-    return np.where(plain, np.maximum(lengths - ends, 1), prompts)
-
-
-def _content_hash(
-    conversations: Sequence[Conversation],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
-    max_length: int,
-    *,
-    ended: bool,
-) -> str:
-    what = "answers" if ended else "answers without ends"
-    digest = hashlib.sha256(f"{what} {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
-    digest.update(json.dumps(template).encode() + b"\n")
-    for messages in conversations:
-        digest.update(json.dumps(messages).encode() + b"\n")
-    return digest.hexdigest()
 
 
 # Parts of a conversation
@@ -287,25 +257,22 @@ def _parts(
         return _parts([*messages, some], tokenizer, template, ended=ended)[:-1]
     if template is None or messages[0]["role"] == "assistant":
         return _joined(messages, ended=ended and tokenizer.eos_token_id is not None)
-    found = list(_rendered_parts(messages, ChatTemplate(tokenizer, template)))
-    return found if ended else [*found[:-1], _bare(found[-1], messages[-1]["content"])]
-
-
-def _bare(part: _Part, answer: str) -> _Part:
-    """The part of an answer without what a template writes behind it; a template that writes the answer
-    otherwise keeps it."""
-    before, found, _ = part.text.partition(answer.strip())
-    return _Part(before + found, part.learnt) if found else part
+    parts = _rendered_parts(messages, ChatTemplate(tokenizer, template))
+    if not ended:
+        # Without what the template writes behind the answer; one that writes the answer otherwise keeps it.
+        before, found, _ = parts[-1].text.partition(messages[-1]["content"].strip())
+        parts[-1] = _Part(before + found, parts[-1].learnt) if found else parts[-1]
+    return parts
 
 
 def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
     """The messages one after the other, an answer with the end token unless it is an example's. A line break
     parts them where neither has white space there, and no end token stands between them; it belongs to the
-    prompt."""
+    prompt. Answers of weight 0, as examples have, are not learnt."""
     parts: list[_Part] = []
     for message in messages:
         text, answer = message["content"], message["role"] == "assistant"
-        learnt = answer and _is_learnt(message)
+        learnt = answer and bool(message.get("weight", 1))
         if parts and not parts[-1].ended and not parts[-1].text[-1].isspace() and not text[0].isspace():
             if parts[-1].learnt:
                 text = "\n" + text
@@ -315,13 +282,9 @@ def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
     return parts
 
 
-def _is_learnt(message: dict[str, Any]) -> bool:
-    """Whether an answer is; those of weight 0, as examples have, are not."""
-    return bool(message.get("weight", 1))
-
-
-def _rendered_parts(messages: Conversation, template: ChatTemplate) -> Iterator[_Part]:
+def _rendered_parts(messages: Conversation, template: ChatTemplate) -> list[_Part]:
     """What the template writes before each answer, and the answer with what ends it."""
+    parts: list[_Part] = []
     done = ""
     for k, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -339,9 +302,9 @@ def _rendered_parts(messages: Conversation, template: ChatTemplate) -> Iterator[
         bare = answer.rstrip()
         if len(bare) > len(message["content"].rstrip()):
             answer = bare
-        yield _Part(before.removeprefix(done))
-        yield _Part(answer, learnt=_is_learnt(message))
+        parts += [_Part(before.removeprefix(done)), _Part(answer, learnt=bool(message.get("weight", 1)))]
         done = before + answer
+    return parts
 
 
 # Tokens
@@ -356,21 +319,47 @@ def _tokenise(
     *,
     ended: bool,
 ) -> dict[str, NDArray[Any]]:
-    begin = _beginning(tokenizer)
-    rows: list[tuple[list[int], list[bool], int]] = []
+    """`ids`, `offsets`, `learnt` and `row_cut` of conversations within `max_length` tokens."""
+    # The token that the tokenizer itself puts before a text, if any.
+    begin = list(tokenizer("a")["input_ids"])[:1]
+    if tokenizer.bos_token_id is None or begin != [tokenizer.bos_token_id]:
+        begin = []
+    rows: list[list[int]] = []
+    masks: list[list[bool]] = []
+    cuts: list[int] = []
     for start in range(0, len(conversations), _CHUNK):
         chunk = conversations[start : start + _CHUNK]
         parts = [_parts(messages, tokenizer, template, ended=ended) for messages in chunk]
         rendered = [template is not None and messages[0]["role"] != "assistant" for messages in chunk]
         tokens = _tokens_of_parts(parts, rendered, tokenizer)
         for row, whole in zip(parts, rendered, strict=True):
-            rows.append(_cut(*_row(row, tokens, tokenizer, [] if whole else begin), tokenizer, max_length))
-    lengths = [len(ids) for ids, _, _ in rows]
+            ids = [] if whole else list(begin)
+            learnt = [False] * len(ids)
+            for part in row:
+                new = list(next(tokens))
+                if part.ended:
+                    new.append(int(tokenizer.eos_token_id))
+                ids += new
+                learnt += [part.learnt] * len(new)
+            if not ids:  # a tokenizer may give nothing for a text; one padding token keeps the row
+                ids, learnt = [int(tokenizer.pad_token_id)], [False]
+            over = len(ids) - max_length
+            cut = 0
+            if over > 0:
+                answer = next((i for i in range(len(ids) - 1, -1, -1) if not learnt[i]), -1) + 1
+                kept = 1 if ids[0] == tokenizer.bos_token_id else 0
+                # One token has to stand before the answer, or its first would be predicted by nothing.
+                gone = min(over, max(answer - max(kept, 1), 0))
+                ids, learnt = ids[:kept] + ids[kept + gone :], learnt[:kept] + learnt[kept + gone :]
+                cut = ANSWER_CUT if gone < over else PROMPT_CUT
+            rows.append(ids[:max_length])
+            masks.append([False, *learnt[1:max_length]])
+            cuts.append(cut)
     return {
-        "ids": np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _, _ in rows]),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "learnt": np.concatenate([np.asarray(learnt, dtype=np.bool_) for _, learnt, _ in rows]),
-        "row_cut": np.asarray([cut for _, _, cut in rows], dtype=np.int8),
+        "ids": np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]),
+        "offsets": np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+        "learnt": np.concatenate([np.asarray(mask, dtype=np.bool_) for mask in masks]),
+        "row_cut": np.asarray(cuts, dtype=np.int8),
     }
 
 
@@ -391,42 +380,3 @@ def _tokens_of_parts(
             both = list(next(behind)) if whole and place else before + own
             yield both[len(before) :] if both[: len(before)] == before else own
             before = own
-
-
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that the tokenizer itself puts before a text, if any."""
-    begin = tokenizer.bos_token_id
-    found = list(tokenizer("a")["input_ids"])[:1]
-    return found if begin is not None and found == [begin] else []
-
-
-def _row(
-    parts: Sequence[_Part], tokens: Iterator[list[int]], tokenizer: PreTrainedTokenizerBase, begin: list[int]
-) -> tuple[list[int], list[bool]]:
-    """Tokens of a row, and whether each is learnt."""
-    ids, learnt = list(begin), [False] * len(begin)
-    for part in parts:
-        new = list(next(tokens))
-        if part.ended:
-            new.append(int(tokenizer.eos_token_id))
-        ids += new
-        learnt += [part.learnt] * len(new)
-    # A tokenizer may give nothing for a text; one padding token keeps the row.
-    return (ids, learnt) if ids else ([int(tokenizer.pad_token_id)], [False])
-
-
-def _cut(
-    ids: list[int], learnt: list[bool], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[int], list[bool], int]:
-    """A row within `max_length` tokens, and what was cut of it."""
-    over = len(ids) - max_length
-    cut = 0
-    if over > 0:
-        answer = next((i for i in range(len(ids) - 1, -1, -1) if not learnt[i]), -1) + 1
-        kept = 1 if ids[0] == tokenizer.bos_token_id else 0
-        # One token has to stand before the answer, or its first would be predicted by nothing.
-        gone = min(over, max(answer - max(kept, 1), 0))
-        ids, learnt = ids[:kept] + ids[kept + gone :], learnt[:kept] + learnt[kept + gone :]
-        cut = ANSWER_CUT if gone < over else PROMPT_CUT
-    ids, learnt = ids[:max_length], learnt[:max_length]
-    return ids, [False, *learnt[1:]], cut

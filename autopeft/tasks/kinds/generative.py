@@ -14,17 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import TextStreamer
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.tasks.kinds.answers import IGNORED, EncodedWriting
 from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
-from autopeft.tasks.kinds.generated import (
-    CHRF,
-    EXACT_MATCH,
-    LAST_NUMBER,
-    ROUGE_1,
-    ROUGE_2,
-    ROUGE_L,
-    check_installed,
-)
+from autopeft.tasks.kinds.conversation_tokens import IGNORED, EncodedPrompts
 from autopeft.tasks.kinds.generation import Generation, generate, is_token
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
@@ -35,25 +26,34 @@ from autopeft.tasks.kinds.likelihoods import (
 )
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
-from autopeft.tasks.tokens import EncodedSplit
+from autopeft.tasks.kinds.text_metrics import (
+    CHRF,
+    EXACT_MATCH,
+    LAST_NUMBER,
+    ROUGE_1,
+    ROUGE_2,
+    ROUGE_L,
+    check_installed,
+)
+from autopeft.tasks.tokens import EncodedSplit, ragged
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split
 
-__all__ = ["Writer", "WritingScorer", "Written", "own_ends", "writing_scorer"]
+__all__ = ["GeneratedText", "GenerativeScorer", "generate_texts", "generative_scorer", "own_ends"]
 
 _COLUMNS = 3  # of `row_likelihoods`
 _ANSWERED = np.dtype([("likelihoods", np.float64, (_COLUMNS,)), ("answer", np.object_)])
 _MOST = 1 << 20  # tokens that a manifest can say
 
 
-def writing_scorer(scorer: Scorer) -> WritingScorer:
+def generative_scorer(scorer: Scorer) -> GenerativeScorer:
     """The scorer of a kind whose models write.
 
     Raises:
         TaskError: models of this kind write nothing.
     """
-    if not isinstance(scorer, WritingScorer):
+    if not isinstance(scorer, GenerativeScorer):
         raise TaskError(
             f"Models for {scorer.kind} write no texts; take a decoder as a language model (--kind "
             "causal_lm), or a method that learns from labels."
@@ -61,7 +61,7 @@ def writing_scorer(scorer: Scorer) -> WritingScorer:
     return scorer
 
 
-class WritingScorer(Scorer):
+class GenerativeScorer(Scorer):
     """Outputs are (rows, 3): the negative log-likelihood of a row's learnt tokens, their number, and how many
     of them are the most probable. Where the model wrote answers, they are (rows,) of `likelihoods` and
     `answer`. Decisions are what it wrote.
@@ -109,8 +109,7 @@ class WritingScorer(Scorer):
         Raises:
             TaskError: the split's rows have no answers.
         """
-        writer, prompts = self._prompted(model, split, rows)
-        return writer.write(prompts, how, device=device, told=told)
+        return [found.text for found in self.sample(model, split, rows, how, device=device, told=told)]
 
     def sample(
         self,
@@ -120,19 +119,21 @@ class WritingScorer(Scorer):
         how: Generation,
         *,
         device: str | torch.device = "cpu",
-    ) -> list[Written]:
+        told: Callable[[str], None] | None = None,
+    ) -> list[GeneratedText]:
         """As `generate`, with the tokens of each answer."""
-        writer, prompts = self._prompted(model, split, rows)
-        return writer.sample(prompts, how, device=device)
-
-    def _prompted(
-        self, model: torch.nn.Module, split: EncodedSplit, rows: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[Writer, list[list[int]]]:
-        """The model as a writer, and the tokens that it reads before each answer."""
-        if not isinstance(split, EncodedWriting):
+        if not isinstance(split, EncodedPrompts):
             raise TaskError(f"Answers are written to rows of {self.kind}, but got {type(split).__name__}.")
-        writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
-        return writer, [split.prompt(int(row)) for row in rows]
+        return generate_texts(
+            model,
+            split.tokenizer,
+            [split.prompt(int(row)) for row in rows],
+            how,
+            most=split.longest,
+            mean=self.average(),
+            device=device,
+            told=told,
+        )
 
     def rewards(self, metric: Metric, texts: Sequence[str], labels: NDArray[Any]) -> NDArray[np.float64]:
         """The metric of each text beside the label of its row, (texts,).
@@ -146,8 +147,7 @@ class WritingScorer(Scorer):
                 f"The reward of a text is the task's metric of it, but {metric.name} compares no texts: take "
                 f"{f'{known}, or ' if known else ''}a metric of generated answers of your own (--metric)."
             )
-        found = np.empty(len(texts), dtype=object)
-        found[:] = list(texts)
+        found = ragged(texts)
         if metric.by_row is not None and metric.of_sums is None:
             return np.asarray(metric.by_row(found, labels), dtype=np.float64)
         alone = range(len(found))
@@ -241,105 +241,66 @@ def _likelihoods(outputs: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-class Written(NamedTuple):
+class GeneratedText(NamedTuple):
     """An answer: its tokens, with the one that ends it where it came to its end, and its text."""
 
     tokens: tuple[int, ...]
     text: str
 
 
-class Writer:
-    """A model with its tokenizer, and what ends its answers.
+def generate_texts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    how: Generation,
+    *,
+    most: int,
+    mean: Callable[[Tensor, int], Tensor] | None = None,
+    device: str | torch.device = "cpu",
+    told: Callable[[str], None] | None = None,
+) -> list[GeneratedText]:
+    """The answer to each prompt, whose text has no special tokens and no white space at its ends.
 
     Args:
         model: in eval mode.
+        prompts: tokens, at least one each.
         most: new tokens at most, where nothing else is asked for.
         mean: of logits, where a hybrid stands for several models (see `autopeft.hybrid.predictive`).
+        told: is given the answer to a single prompt piece by piece, as it is written.
 
     Raises:
-        UsageError: the tokenizer's chat template is refused, or it has no padding token.
+        UsageError: the model cannot generate, the tokenizer's chat template is refused, or it has no padding
+            token.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        most: int,
-        mean: Callable[[Tensor, int], Tensor] | None = None,
-    ) -> None:
-        if tokenizer.pad_token_id is None:
-            raise UsageError("The tokenizer has no padding token: set `tokenizer.pad_token`.")
-        self.model, self.tokenizer, self.most, self._mean = model, tokenizer, most, mean
-        self.end = turn_end(tokenizer, own_ends(model))
-        self._known = 1 + max(tokenizer.get_vocab().values())
-
-    def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        how: Generation,
-        *,
-        device: str | torch.device = "cpu",
-        told: Callable[[str], None] | None = None,
-    ) -> list[str]:
-        """The answer to each prompt, without special tokens and white space at its ends.
-
-        Args:
-            prompts: tokens, at least one each.
-            told: is given the answer to a single prompt piece by piece, as it is written.
-
-        Raises:
-            UsageError: the model cannot generate.
-        """
-        pieces = (
-            _Pieces(self.tokenizer, told, self.end, self._known)
-            if told is not None and how.beams == 1
-            else None
-        )
-        found = self._generate(prompts, how, device, streamer=pieces)
-        texts = [self._text(tokens) for tokens in found]
-        if told is not None and how.beams > 1:  # none is the most probable before the end
-            told(texts[0])
-        return texts
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], how: Generation, *, device: str | torch.device = "cpu"
-    ) -> list[Written]:
-        """The answer to each prompt as `write` gives it, with its tokens.
-
-        Raises:
-            UsageError: the model cannot generate.
-        """
-        found = self._generate(prompts, how, device, ended=True)
-        ends = set(self.end.tokens)
-        return [
-            Written(tuple(row), self._text([token for token in row if token not in ends])) for row in found
-        ]
-
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], how: Generation, device: str | torch.device, **told: Any
-    ) -> list[list[int]]:
-        return generate(
-            self.model,
-            prompts,
-            how,
-            most=self.most,
-            ends=self.end.tokens,
-            pad=int(self.tokenizer.pad_token_id),
-            begin=self.tokenizer.bos_token_id,
-            mean=self._mean,
-            device=device,
-            **told,
-        )
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        # A model may have more tokens than its tokenizer. Tokenizers in Rust leave those out, and tokenizers
-        # in Python raise whatever they stumble over.
-        known = [token for token in tokens if token < self._known]
-        text = str(self.tokenizer.decode(known, skip_special_tokens=True))
-        text = text if self.end.text is None else text.partition(self.end.text)[0]
+    if tokenizer.pad_token_id is None:
+        raise UsageError("The tokenizer has no padding token: set `tokenizer.pad_token`.")
+    end = turn_end(tokenizer, own_ends(model))
+    # A model may have more tokens than its tokenizer. Tokenizers in Rust leave those out, and tokenizers in
+    # Python raise whatever they stumble over.
+    known = 1 + max(tokenizer.get_vocab().values())
+    pieces = _Pieces(tokenizer, told, end, known) if told is not None and how.beams == 1 else None
+    rows = generate(
+        model,
+        prompts,
+        how,
+        most=most,
+        ends=end.tokens,
+        pad=int(tokenizer.pad_token_id),
+        begin=tokenizer.bos_token_id,
+        mean=mean,
+        device=device,
+        streamer=pieces,
+    )
+    found = []
+    for row in rows:
+        tokens = [token for token in row if token < known and token not in end.tokens]
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        text = text if end.text is None else text.partition(end.text)[0]
         # A tokenizer that decodes letters by itself may leave halves of surrogate pairs.
-        return text.encode("utf-8", "replace").decode("utf-8").strip()
+        found.append(GeneratedText(tuple(row), text.encode("utf-8", "replace").decode("utf-8").strip()))
+    if told is not None and pieces is None:  # no beam is the most probable before the end
+        told(found[0].text)
+    return found
 
 
 def own_ends(model: nn.Module) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
+from autopeft.tasks.kinds.metric import Metric, mean_metric, mean_variance
 
 __all__ = [
     "CHRF",
@@ -27,7 +26,6 @@ __all__ = [
     "ROUGE_2",
     "ROUGE_L",
     "check_installed",
-    "mean_variance",
 ]
 
 Texts = NDArray[Any]
@@ -36,20 +34,9 @@ _MOST_LETTERS = 100_000
 _NUMBER, _NEAR = re.compile(r"-?[0-9]+(?:\.[0-9]*)?"), 1e-3
 
 
-def mean_variance(score: float, rows: ScoredRows) -> float:
-    """Of the mean of values from 0 to 1: exact where they are 0 or 1, else the largest that it can be."""
-    share = shrunk(score, rows.rows)
-    return share * (1 - share) / max(rows.rows, 1)
-
-
-def _plain(text: Any) -> str:
-    """A text without white space at its ends, and with one space for each white space inside."""
-    return " ".join(str(text).split())
-
-
 def _matches(predictions: Texts, labels: Texts) -> NDArray[Any]:
     pairs = zip(predictions, labels, strict=True)
-    return np.asarray([_plain(found) == _plain(wanted) for found, wanted in pairs], dtype=np.float64)
+    return np.asarray([str(a).split() == str(b).split() for a, b in pairs], dtype=np.float64)
 
 
 def _last_number(text: Any) -> float:
@@ -64,27 +51,17 @@ def _same_numbers(predictions: Texts, labels: Texts) -> NDArray[Any]:
     return np.asarray(near, dtype=np.float64)
 
 
-@cache
-def _rouge(name: str) -> Any:
+def _rouge(name: str, predictions: Texts, labels: Texts) -> NDArray[Any]:
+    """The F-measure of each row by one of rouge-score's figures, (rows,)."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([name])
-
-
-def _rouge_of(name: str) -> Callable[[Texts, Texts], NDArray[Any]]:
-    """The F-measure of each row by one of rouge-score's figures."""
-
-    def by_row(predictions: Texts, labels: Texts) -> NDArray[Any]:
-        pairs = zip(map(_decodable, predictions), map(_decodable, labels), strict=True)
-        found = [_rouge(name).score(wanted, said)[name].fmeasure for said, wanted in pairs]
-        return np.asarray(found, dtype=np.float64)
-
-    return by_row
-
-
-def _decodable(text: Any) -> str:
-    """A text without halves of surrogate pairs, which rouge-score cannot encode."""
-    return str(text).encode("utf-8", "replace").decode("utf-8")
+    scorer = RougeScorer([name])
+    found = []
+    for pair in zip(predictions, labels, strict=True):
+        # Halves of surrogate pairs, which rouge-score cannot encode, become question marks.
+        said, wanted = (str(text).encode("utf-8", "replace").decode("utf-8") for text in pair)
+        found.append(scorer.score(wanted, said)[name].fmeasure)
+    return np.asarray(found, dtype=np.float64)
 
 
 def check_installed(metric: Metric) -> None:
@@ -116,38 +93,35 @@ def _chrf_of(counts: NDArray[Any]) -> float:
     return float(_chrf()._compute_score_from_stats(counts.tolist()).score) / 100
 
 
-def _mean_of(name: str, summary: str, by_row: Callable[[Texts, Texts], NDArray[Any]]) -> Metric:
-    """A metric that is the mean of a value for each row."""
-    return Metric(
-        name, 0, 1, summary, lambda found, wanted: float(by_row(found, wanted).mean()), mean_variance,
-        by_row=by_row, generated=True,
-    )  # fmt: skip
-
-
-EXACT_MATCH = _mean_of(
+EXACT_MATCH = mean_metric(
     "exact_match",
     "share of generated answers that are the expected one; white space is one space, and none at the ends",
     _matches,
+    generated=True,
 )
-LAST_NUMBER = _mean_of(
+LAST_NUMBER = mean_metric(
     "last_number",
     "share of generated answers whose last number is that of the expected one, within 0.001",
     _same_numbers,
+    generated=True,
 )
-ROUGE_L = _mean_of(
+ROUGE_L = mean_metric(
     "rouge_l",
     "ROUGE-L of generated answers: F-measure of the longest common subsequence of words (a to z, 0 to 9)",
-    _rouge_of("rougeL"),
+    partial(_rouge, "rougeL"),
+    generated=True,
 )
-ROUGE_1 = _mean_of(
+ROUGE_1 = mean_metric(
     "rouge_1",
     "ROUGE-1 of generated answers: F-measure of common words (a to z, 0 to 9)",
-    _rouge_of("rouge1"),
+    partial(_rouge, "rouge1"),
+    generated=True,
 )
-ROUGE_2 = _mean_of(
+ROUGE_2 = mean_metric(
     "rouge_2",
     "ROUGE-2 of generated answers: F-measure of common pairs of neighbouring words, as rouge_1",
-    _rouge_of("rouge2"),
+    partial(_rouge, "rouge2"),
+    generated=True,
 )
 CHRF = Metric(
     "chrf", 0, 1,

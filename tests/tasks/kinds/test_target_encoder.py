@@ -11,13 +11,20 @@ import torch
 from support.language import pairs, side_tokenizer, word_tokenizer
 
 from autopeft.errors import UsageError
-from autopeft.tasks.kinds.targets import EncodedTargets, encode_targets
+from autopeft.tasks.kinds.seq2seq import EncodedTargets, TargetEncoder
+from autopeft.tasks.split import Split
 
 PAD, END = 0, 3
 
 
+def encode_targets(
+    sources: list[str], targets: list[str], tokenizer: Any, max_length: int, *, cached: bool = False
+) -> EncodedTargets:
+    return TargetEncoder().encode(Split(sources, None, targets), tokenizer, max_length, cached=cached)
+
+
 def encoded(rows: int = 6, *, most: int = 20, **changes: Any) -> EncodedTargets:
-    return encode_targets(*pairs(rows), side_tokenizer(**changes), most, kind="seq2seq", cached=False)
+    return encode_targets(*pairs(rows), side_tokenizer(**changes), most)
 
 
 def words(ids: Any) -> str:
@@ -47,7 +54,7 @@ def test_labels_are_the_targets_and_nothing_behind_them() -> None:
 
 
 def test_a_tokenizer_that_ends_no_target_is_helped() -> None:
-    plain = encode_targets(["what"], ["one two"], word_tokenizer(None), 20, kind="seq2seq", cached=False)
+    plain = encode_targets(["what"], ["one two"], word_tokenizer(None), 20)
     assert words(plain.target_ids) == "one two </s>"
     assert words(plain.ids) == "what", "a source is as the tokenizer has it"
 
@@ -70,7 +77,7 @@ def test_the_tokenizer_s_own_side_for_targets_is_taken() -> None:
     own = side_tokenizer()
     tokenizer = Sided(tokenizer_object=own.backend_tokenizer, pad_token="<pad>", eos_token="</s>")
     tokenizer._switch_to_input_mode()
-    rows = encode_targets(["what", "is"], ["one", "two two"], tokenizer, 20, kind="seq2seq", cached=False)
+    rows = encode_targets(["what", "is"], ["one", "two two"], tokenizer, 20)
     assert words(rows.ids) == "what <|end|> is <|end|>"
     assert words(rows.target_ids) == "<|start|> one </s> <|start|> two two </s>"
 
@@ -78,7 +85,7 @@ def test_the_tokenizer_s_own_side_for_targets_is_taken() -> None:
 def test_either_side_is_cut_and_that_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     sources = ["what is one", "what " * 9, "what", "what " * 7]
     targets = ["one", "two", "three " * 8, "four " * 5]
-    rows = encode_targets(sources, targets, side_tokenizer(), 5, kind="seq2seq", cached=False)
+    rows = encode_targets(sources, targets, side_tokenizer(), 5)
     assert rows.row_cut.tolist() == [0, 1, 2, 3]
     assert np.diff(rows.offsets).tolist() == [4, 5, 2, 5]
     assert np.diff(rows.target_offsets).tolist() == [2, 2, 5, 5]
@@ -91,19 +98,19 @@ def test_either_side_is_cut_and_that_is_told_once(caplog: pytest.LogCaptureFixtu
 def test_batches_are_of_rows_that_cost_alike() -> None:
     sources = ["what", "what is is is is", "what is", "what is is"]
     targets = ["one two three four five one", "one", "one", "one two three"]
-    rows = encode_targets(sources, targets, side_tokenizer(), 20, kind="seq2seq", cached=False)
+    rows = encode_targets(sources, targets, side_tokenizer(), 20)
     assert rows.lengths.tolist() == [2 + 7, 6 + 2, 3 + 2, 4 + 4]
     assert [batch.tolist() for batch in rows.batch_indices(2)] == [[0, 1], [3, 2]]
     assert rows.order().tolist() == [0, 1, 3, 2]
 
 
 def test_rows_may_lack_their_target() -> None:
-    rows = encode_targets(["what", "is"], ["", "one"], side_tokenizer(), 20, kind="seq2seq", cached=False)
+    rows = encode_targets(["what", "is"], ["", "one"], side_tokenizer(), 20)
     assert rows.labels is not None
     assert rows.labels.tolist() == [0, 2]
     assert rows.collate([0, 1])["labels"][0].tolist() == [-100, -100]
     assert rows.collate([0])["labels"].tolist() == [[-100]]
-    none = encode_targets(["what"], [""], side_tokenizer(), 20, kind="seq2seq", cached=False)
+    none = encode_targets(["what"], [""], side_tokenizer(), 20)
     assert none.collate([0])["labels"].tolist() == [[-100]]
     assert none.longest == 1
 
@@ -130,19 +137,19 @@ def test_a_stack_has_its_own_side() -> None:
 def test_other_targets_are_other_rows() -> None:
     """States of a decoder depend on them, and so does what is kept of them."""
     sources, targets = pairs(6)
-    other = encode_targets(sources, targets[::-1], side_tokenizer(), 20, kind="seq2seq", cached=False)
+    other = encode_targets(sources, targets[::-1], side_tokenizer(), 20)
     assert other.fingerprint != encoded().fingerprint
 
 
 def test_tokens_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
-    first, again = (encode_targets(*pairs(6), side_tokenizer(), 20, kind="seq2seq") for _ in range(2))
+    first, again = (encode_targets(*pairs(6), side_tokenizer(), 20, cached=True) for _ in range(2))
     kept = sorted(p.name for p in (tmp_path / "encoded").iterdir())
     assert len(kept) == 2, "one for each side"
     assert again.fingerprint == first.fingerprint == encoded().fingerprint
-    encode_targets(*pairs(6), side_tokenizer(), 5, kind="seq2seq")
+    encode_targets(*pairs(6), side_tokenizer(), 5, cached=True)
     assert len(list((tmp_path / "encoded").iterdir())) == 4
-    swapped = encode_targets(*pairs(6)[::-1], side_tokenizer(), 20, kind="seq2seq")
+    swapped = encode_targets(*pairs(6)[::-1], side_tokenizer(), 20, cached=True)
     assert swapped.fingerprint != first.fingerprint, "a text is not the same as a source and as a target"
 
 

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds import generated, get_kind, get_metric, jackknife_variance, writing_scorer
-from autopeft.tasks.kinds.generated import (
+from autopeft.tasks.kinds import generative_scorer, get_kind, get_metric, jackknife_variance
+from autopeft.tasks.kinds.metric import pseudo_values
+from autopeft.tasks.kinds.text_metrics import (
     CHRF,
     EXACT_MATCH,
     LAST_NUMBER,
@@ -18,7 +19,6 @@ from autopeft.tasks.kinds.generated import (
     ROUGE_2,
     ROUGE_L,
 )
-from autopeft.tasks.kinds.metric import pseudo_values
 
 KIND = get_kind("causal_lm")
 
@@ -111,7 +111,7 @@ def test_chrf_is_that_of_sacrebleu() -> None:
 
 
 def test_chrf_without_its_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generated, "find_spec", lambda name: None)
+    monkeypatch.setattr("autopeft.tasks.kinds.text_metrics.find_spec", lambda name: None)
     for kind in ("causal_lm", "seq2seq"):
         with pytest.raises(TaskError, match=r"pip install 'autopeft\[chrf\]'"):
             get_kind(kind).scorer.check_metric(CHRF, ())
@@ -167,7 +167,7 @@ def test_predictions_without_texts_cannot_be_compared_with_texts() -> None:
     with pytest.raises(TaskError, match=r"exact_match compares generated answers.*Generation\(\)"):
         KIND.scorer.score(EXACT_MATCH, np.zeros((2, 3)), texts("a", "b"))
     with pytest.raises(TaskError, match="Models for classification write no texts"):
-        writing_scorer(get_kind("classification").scorer)
+        generative_scorer(get_kind("classification").scorer)
 
 
 def test_what_stands_for_a_metric_in_trials() -> None:

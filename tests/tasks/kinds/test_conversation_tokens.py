@@ -12,8 +12,8 @@ from support.small_tokenizers import letters_with_marks
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import DataError, UsageError
-from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
-from autopeft.tasks.kinds.conversations import Conversation, conversation_columns, read_conversations
+from autopeft.tasks.kinds.conversation_tokens import IGNORED, EncodedConversations, encode_conversations
+from autopeft.tasks.kinds.conversations import AnswersSchema, Conversation, read_conversations
 from autopeft.tasks.table import ColumnNames, Table
 
 ONE = [{"role": "user", "content": "what is one"}, {"role": "assistant", "content": "two three"}]
@@ -23,12 +23,12 @@ TEXT = [{"role": "assistant", "content": "one two three four"}]
 
 def encoded(
     *rows: Conversation, tokenizer: PreTrainedTokenizerBase | None = None, length: int = 64, **options: Any
-) -> EncodedAnswers:
+) -> EncodedConversations:
     own = word_tokenizer() if tokenizer is None else tokenizer
     return encode_conversations(rows, own, length, kind="causal_lm", **{"cached": False, **options})
 
 
-def words(found: EncodedAnswers, row: int = 0) -> list[str]:
+def words(found: EncodedConversations, row: int = 0) -> list[str]:
     part = slice(found.offsets[row], found.offsets[row + 1])
     tokens = word_tokenizer().convert_ids_to_tokens(found.ids[part].tolist())
     return [f"[{t}]" if learnt else t for t, learnt in zip(tokens, found.learnt[part], strict=True)]
@@ -37,7 +37,7 @@ def words(found: EncodedAnswers, row: int = 0) -> list[str]:
 def test_which_answers_are_learnt_is_told_of_what_is_measured() -> None:
     """Two answers of equal length: a mask that was measured for one is not the other's."""
 
-    def weighed(*weights: int) -> EncodedAnswers:
+    def weighed(*weights: int) -> EncodedConversations:
         turns = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "four"}]
         marked = [{**turns[1], "weight": weight} for weight in weights]
         return encoded([turns[0], marked[0], turns[0], marked[1]])
@@ -103,7 +103,7 @@ def test_without_a_template_an_end_token_ends_each_answer() -> None:
 
 def test_an_answer_of_weight_0_is_read_as_the_others_and_not_learnt() -> None:
     table = Table("data.jsonl", {"messages": [[TWO[0], {**TWO[1], "weight": 0}, *TWO[2:]]]}, {})
-    [row] = read_conversations(table, conversation_columns(table, ColumnNames())).fields["messages"]
+    [row] = read_conversations(table, AnswersSchema().columns(table, ColumnNames())).fields["messages"]
     assert " ".join(words(encoded(row))) == (
         "<|start|> user what is one <|end|> <|start|> assistant two three <|end|> "
         "<|start|> user what follows <|end|> <|start|> assistant [four] [<|end|>]"
@@ -188,7 +188,9 @@ def test_tokens_are_kept_and_the_template_counts(tmp_path: Path, monkeypatch: py
     first = encoded(ONE, TWO, cached=True)
     other = encoded(ONE, TWO, tokenizer=word_tokenizer(None), cached=True)
     assert len(other.ids) < len(first.ids)
-    monkeypatch.setattr("autopeft.tasks.kinds.answers._tokenise", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(
+        "autopeft.tasks.kinds.conversation_tokens._tokenise", lambda *_: pytest.fail("tokenised again")
+    )
     again = encoded(ONE, TWO, cached=True)
     assert words(again, 1) == words(first, 1)
     assert again.row_cut.tolist() == [0, 0]
