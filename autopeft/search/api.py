@@ -18,7 +18,7 @@ from autopeft.runs.files import make_folder
 from autopeft.runs.folder import RunFolder, as_typed, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
-from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
+from autopeft.search.controller.completed_runs import KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.controller.precision import PrecisionStage
@@ -124,12 +124,15 @@ def _go(
     if reporter is None:  # what limits the scores is said all the same
         for remark in ready.summary.remarks:
             (notify or _log.warning)(remark)
-    told = track(parse_trackers(ready.arguments.log), folder, reporter or SilentReporter(), notify)
+    told: Reporter = reporter or SilentReporter()
+    names = parse_trackers(ready.arguments.log)
+    tracking = track(names, folder, told, notify) if names else None
     try:
-        controller = _run(ready, folder, told, notify, spent, start)
+        controller = _run(ready, folder, tracking or told, tracking, notify, spent, start)
         result = finish(ready, folder, controller, spent.before + clock.monotonic() - start)
     finally:
-        told.close(_HASTE)  # it is closed, unless something failed
+        if tracking is not None:
+            tracking.close(_HASTE)  # it is closed, unless something failed
         shutil.rmtree(folder.scratch, ignore_errors=True)
     if controller.finished:
         shutil.rmtree(folder.state, ignore_errors=True)
@@ -137,7 +140,13 @@ def _go(
 
 
 def _run(
-    ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
+    ready: Prepared,
+    folder: RunFolder,
+    reporter: Reporter,
+    tracking: Tracking | None,
+    notify: Notify,
+    spent: Clock,
+    start: float,
 ) -> Controller:
     from autopeft.search.execution.worker import execute
 
@@ -146,20 +155,18 @@ def _run(
     for problem in (folder.trials().problem, folder.finals().problem):
         if problem is not None and notify is not None:
             notify(problem)
-    past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KnownRuns(
-        past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify), ready.rank_by, ready.place
-    )
+    cache = BaselineCache(reuse=not a.fresh_baselines, notify=notify)
+    known = KnownRuns(folder, checkpoints, keys, cache, ready.rank_by, ready.place)
     strategy = _open_strategy(ready, folder, checkpoints, notify)
     folder.write_lines("trials.jsonl", _finished(folder, strategy.records()))
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
             folder.append_line("trials.jsonl", record)
-        elif not past.holds(record):
+        elif not (record.kept and record.job in known.past):  # which stands there already
             folder.append_line("finals.jsonl", record)
-            kept.remember(record)
+            known.remember(record)
         spent.write(clock.monotonic() - start)
 
     controller = Controller(
@@ -189,8 +196,8 @@ def _run(
             None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
             lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
         ),
-        recall=kept.recall,
-        past=past.records,
+        recall=known.recall,
+        past=list(known.past.values()),
         seconds=ready.seconds,
         spent=spent.before + clock.monotonic() - start,  # what was prepared until now took its time too
         test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
@@ -199,10 +206,10 @@ def _run(
 
     def ending() -> None:
         controller.abandon()
-        if controller.interrupted:
-            reporter.close(_HASTE, at_most=_HASTE)
-        else:
-            reporter.close()
+        if tracking is not None and controller.interrupted:
+            tracking.close(_HASTE, at_most=_HASTE)
+        elif tracking is not None:
+            tracking.close()
 
     reporter.on_start(_info(ready, folder, baselines))
     jobs = LoggedJobs(controller, folder)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from autopeft.search.execution.output import sections
 from autopeft.search.execution.process import (
     ProcessInfo,
     is_stopped,
@@ -29,7 +28,7 @@ def finished_log(about: ProcessInfo, told: str, output: Mapping[str, str]) -> st
         output: what was printed meanwhile, by stream.
     """
     head = f"{about.text()}\npeak memory of the process: {memory_text(peak_memory())}"
-    return _parts(head, told, sections(output))
+    return _joined(head, told, output)
 
 
 def last_step(step: int, loss: float) -> str:
@@ -37,8 +36,9 @@ def last_step(step: int, loss: float) -> str:
     return f"last step reported: {step}, with loss {loss:.6g}" if step else "last step reported: none"
 
 
-def _parts(*parts: str) -> str:
-    return "\n\n".join(part.strip() for part in parts if part.strip())
+def _joined(head: str, told: str, output: Mapping[str, str]) -> str:
+    streams = "\n".join(f"{name}:\n{text.rstrip()}\n" for name, text in output.items() if text.strip())
+    return "\n\n".join(part.strip() for part in (head, told, streams) if part.strip())
 
 
 @dataclass
@@ -111,4 +111,4 @@ class WorkerTrace:
         if self.about is not None:
             lines.append(self.about.text())
             output = self.about.output.since(self.ends)
-        return _parts("\n".join(lines), told, sections(output))
+        return _joined("\n".join(lines), told, output)

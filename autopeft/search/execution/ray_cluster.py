@@ -27,9 +27,8 @@ from autopeft.errors import AutoPEFTError
 from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.environment import environment
 from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
-from autopeft.search.execution.leftovers import end_processes
 from autopeft.search.execution.pool import Pool, Resources
-from autopeft.search.execution.private_folder import RAY, private_folder
+from autopeft.search.execution.private_folder import RAY, end_processes, private_folder
 from autopeft.search.execution.process import has_ended, is_stopped, stopped_below
 from autopeft.search.execution.ray_logs import kept_on_error
 from autopeft.search.execution.ray_token import TOKEN, secure_token, token_hint

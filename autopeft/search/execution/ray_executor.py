@@ -1,6 +1,6 @@
 """The executor: jobs on Ray Tune workers that live through many jobs.
 
-Tune starts workers, places them and notices when they die; what to run and what came of it is the job
+Tune starts workers, places them and notices when they die; jobs and their results are the job
 source's business. To Tune a worker is a trial, and jobs are handed to it: what Tune keeps of its trials does
 not grow with the jobs, and workers that are slow to come up are waited for however short the jobs are. A
 worker trains in a thread of its own and reports about once a second, so that progress, stopping and death are
