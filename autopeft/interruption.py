@@ -89,16 +89,12 @@ def terminable(*, last: bool = False) -> Iterator[None]:
 
     # Shells let what runs in the background ignore Ctrl-C.
     heard = [n for n in _ECHO_SECONDS if (n, signal.getsignal(n)) != (signal.SIGINT, signal.SIG_IGN)]
-    with _handlers(dict.fromkeys(heard, end), after=_late if last else _as_before):
+    with _handlers(dict.fromkeys(heard, end), after=_late if last else None):
         try:
             yield
         finally:
             if last:
                 _Heard.ending = time.monotonic()
-
-
-def _as_before(old: Handler) -> Handler:
-    return old
 
 
 def _late(old: Handler) -> Handler:
@@ -163,9 +159,9 @@ def _note(number: int) -> bool:
 @contextlib.contextmanager
 def _handlers(
     wanted: dict[signal.Signals, Callable[[int, FrameType | None], None]],
-    after: Callable[[Handler], Handler] = _as_before,
+    after: Callable[[Handler], Handler] | None = None,
 ) -> Iterator[None]:
-    """Handle signals inside the block; `after` says by what, given the handler of before."""
+    """Handle signals inside the block; `after` says what follows it, given the handler of before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,4 +172,4 @@ def _handlers(
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, after(old))
+            signal.signal(number, old if after is None else after(old))

@@ -18,7 +18,7 @@ from autopeft.runs.files import make_folder
 from autopeft.runs.folder import RunFolder, as_typed, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
-from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
+from autopeft.search.controller.completed_runs import KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.controller.precision import PrecisionStage
@@ -128,22 +128,23 @@ def _go(
     # What an earlier process of the run, or another search, has trained already.
     a, effort, baselines, predicted = ready.arguments, ready.effort, ready.baselines(), ready.step_cost
     checkpoints = FolderCheckpoints(folder.state / "files")
-    past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KnownRuns(
-        past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify), ready.rank_by, ready.place
-    )
+    cache = BaselineCache(reuse=not a.fresh_baselines, notify=notify)
+    known = KnownRuns(folder, checkpoints, keys, cache, ready.rank_by, ready.place)
     strategy = _open_strategy(ready, folder, checkpoints, notify)
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
             folder.append_line("trials.jsonl", record)
-        elif not past.holds(record):
+        elif not (record.kept and record.job in known.past):  # which stands there already
             folder.append_line("finals.jsonl", record)
-            kept.remember(record)
+            known.remember(record)
         spent.write(clock.monotonic() - start)
 
-    told = track(parse_trackers(a.log), folder, reporter or SilentReporter(), notify)
+    watching: Reporter = reporter or SilentReporter()
+    names = parse_trackers(a.log)
+    tracking = track(names, folder, watching, notify) if names else None
+    told: Reporter = tracking or watching
     try:
         controller = Controller(
             strategy,
@@ -172,8 +173,8 @@ def _go(
                 None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
                 lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
             ),
-            recall=kept.recall,
-            past=past.records,
+            recall=known.recall,
+            past=list(known.past.values()),
             seconds=ready.seconds,
             spent=spent.before + clock.monotonic() - start,  # what was prepared until now took its time too
             test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
@@ -182,10 +183,10 @@ def _go(
 
         def ending() -> None:
             controller.abandon()
-            if controller.interrupted:
-                told.close(_HASTE, at_most=_HASTE)
-            else:
-                told.close()
+            if tracking is not None and controller.interrupted:
+                tracking.close(_HASTE, at_most=_HASTE)
+            elif tracking is not None:
+                tracking.close()
 
         told.on_start(
             SearchInfo(
@@ -216,7 +217,8 @@ def _go(
                 jobs.close()
         result = finish(ready, folder, controller, spent.before + clock.monotonic() - start)
     finally:
-        told.close(_HASTE)  # it is closed, unless something failed
+        if tracking is not None:
+            tracking.close(_HASTE)  # it is closed, unless something failed
         shutil.rmtree(folder.scratch, ignore_errors=True)
     if controller.finished:
         shutil.rmtree(folder.state, ignore_errors=True)

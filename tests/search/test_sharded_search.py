@@ -72,7 +72,7 @@ def test_a_worker_trains_pauses_and_goes_on_as_in_one_process(setup: WorkerSetup
     refused = run(setup, recipe=FISH)
     assert refused.failure == "failed"
     assert "fish_mask" in str(refused.error)
-    (processes,) = worker._TOGETHER.values()
+    (processes,) = worker._PROCESSES.values()
     assert processes.alive, "what all of them refuse costs no process"
     release()
     one = run(replace(setup, processes=1))

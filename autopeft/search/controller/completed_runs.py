@@ -9,85 +9,67 @@ from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.selection.baseline_cache import BaselineCache, KeptScores, RunKeys
 
-__all__ = ["CompletedRuns", "KnownRuns"]
+__all__ = ["KnownRuns"]
 
 _TIMES = ("step_time", "latency")
-
-
-class CompletedRuns:
-    """Final runs of an earlier process, by job, from `finals.jsonl`.
-
-    A finalist's run counts as done while its weights are there: they may have to be tested.
-
-    Attributes:
-        records: those that were complete, the last of each job.
-    """
-
-    def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
-        self._checkpoints = checkpoints
-        self._done: dict[str, TrialRecord] = {}
-        cut_torn_line(folder.path / "finals.jsonl")
-        found = folder.finals()
-        for record in found.records:
-            if record.state == "complete" and record.job and record.scores:
-                self._done[record.job] = record
-        if found.records or found.damaged:
-            # Without what will be run again.
-            folder.write_lines("finals.jsonl", self.records)
-
-    @property
-    def records(self) -> list[TrialRecord]:
-        return list(self._done.values())
-
-    def get(self, job: Job) -> JobResult | None:
-        """What came of the job, if that is known. A run of another recipe under the same name is not it: what
-        a baseline offers may differ where another version of the package goes on."""
-        found = self._done.get(job.id)
-        if found is None or any(split not in found.scores for split in job.splits):
-            return None
-        if (found.recipe, found.seed, found.steps) != (job.recipe, job.seed, job.steps):
-            return None
-        if job.kind == "confirm" and self._checkpoints.get(job.id) is None:
-            return None
-        return _as_result(found)
-
-    def holds(self, record: TrialRecord) -> bool:
-        """Whether a record repeats what stands in `finals.jsonl`."""
-        return record.kept and record.job in self._done
 
 
 class KnownRuns:
     """What need not be run again: final runs of an earlier process, and baselines of earlier searches.
 
+    A finalist's run counts as done while its weights are there: they may have to be tested.
+
     Args:
         rank_by: what this search's recipes are ranked by (see `Job`).
         place: the machine and how many of its processors a job has; what was measured elsewhere is no measure
             of time here. Empty where jobs run on several machines.
+
+    Attributes:
+        past: job to its last record in `finals.jsonl`, of those that were complete.
     """
 
     def __init__(
-        self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache, rank_by: str, place: str = ""
+        self,
+        folder: RunFolder,
+        checkpoints: FolderCheckpoints,
+        keys: RunKeys,
+        cache: BaselineCache,
+        rank_by: str,
+        place: str = "",
     ) -> None:
-        self._past, self._keys, self._cache = past, keys, cache
+        self._checkpoints, self._keys, self._cache = checkpoints, keys, cache
         self._rank_by, self._place = rank_by, place
+        cut_torn_line(folder.path / "finals.jsonl")
+        found = folder.finals()
+        whole = [r for r in found.records if r.state == "complete" and r.job and r.scores]
+        self.past = {record.job: record for record in whole}
+        if found.records or found.damaged:
+            # Without what will be run again.
+            folder.write_lines("finals.jsonl", list(self.past.values()))
 
     def recall(self, job: Job) -> JobResult | None:
-        """What came of a job, if that is known."""
-        found = self._past.get(job)
-        if found is not None or job.kind != "baseline" or not isinstance(job, TrainJob):
-            return found
+        """The result of a job, if it is known."""
+        past = self.past.get(job.id)
+        # What a baseline offers may differ where another version of the package goes on.
+        if (
+            past is not None
+            and all(split in past.scores for split in job.splits)
+            and (past.recipe, past.seed, past.steps) == (job.recipe, job.seed, job.steps)
+            and (job.kind != "confirm" or self._checkpoints.get(job.id) is not None)
+        ):
+            return _as_result(past)
+        if job.kind != "baseline" or not isinstance(job, TrainJob):
+            return None
         key = self._keys.of(job.recipe, job.seed, job.steps, job.precision, job.rank_by, metric=job.metric)
         kept = self._cache.get(key)
         if kept is None or any(split not in kept.scores for split in job.splits):
             return None
-        parts = kept.pseudo_values if "test" in job.splits else ()
-        scores = {split: kept.scores[split] for split in job.splits}
         here = bool(self._place) and kept.place == self._place
         return JobResult(
             job.id,
-            scores,
+            {split: kept.scores[split] for split in job.splits},
             counts=kept.counts,
-            pseudo_values=parts,
+            pseudo_values=kept.pseudo_values if "test" in job.splits else (),
             select_values=kept.select_values,
             merit=kept.merit,
             metric=job.metric,

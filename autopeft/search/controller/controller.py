@@ -49,11 +49,6 @@ def _unknown(job: Job) -> JobResult | None:
     return None
 
 
-def _only_chooses(job: Job) -> bool:
-    """Whether a job is a trial or belongs to a baseline's sweep: no figure that is reported comes from it."""
-    return job.kind == "trial" or (job.kind == "baseline" and "test" not in job.splits)
-
-
 class Controller:
     """A `JobSource` for one search, and the `Room` of its stages.
 
@@ -115,7 +110,7 @@ class Controller:
             clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])
-        self._came, self.planned = dict[str, JobResult](), effort  # what came of baselines' runs
+        self._results, self.planned = dict[str, JobResult](), effort  # of baselines' runs
         self._ended = {record.job for record in past if record.job is not None}
         self._plan = Finals(effort)
         self._left: tuple[Sequence[Job], Sequence[Job]] | None = None  # of the plan, and at least
@@ -207,7 +202,9 @@ class Controller:
         if job.kind == "probe":
             return job
         metric = self.trial_metric if "select" in job.splits else None
-        precision = self.precision(final=not _only_chooses(job))
+        # No figure that is reported comes from a trial or from a baseline's sweep.
+        chooses = job.kind == "trial" or (job.kind == "baseline" and "test" not in job.splits)
+        precision = self.precision(final=not chooses)
         return replace(job, rank_by=self._rank_by, precision=precision, metric=metric)
 
     def precision(self, *, final: bool) -> str:
@@ -249,8 +246,8 @@ class Controller:
         return self._left
 
     def _known(self, job: Job) -> JobResult | None:
-        """What came of a baseline's run, in this process or before."""
-        return self._came.get(job.id) or self._recall(self._measured_by(job))
+        """The result of a baseline's run, of this process or of an earlier one."""
+        return self._results.get(job.id) or self._recall(self._measured_by(job))
 
     def for_candidate(self) -> bool:
         """See `Room`."""
@@ -300,7 +297,7 @@ class Controller:
         if result.files and stage is not self._trials:
             self.checkpoints.put(job.id, result.files)
         if job.kind == "baseline" and result.failure != "stopped":
-            self._came[job.id] = replace(result, files={})
+            self._results[job.id] = replace(result, files={})
         self._left = None
         if job.kind != "trial" and result.error is None:
             self._ended.add(job.id)

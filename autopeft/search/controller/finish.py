@@ -185,7 +185,17 @@ def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], be
             best = by_number[controller.best.number]
         whole = kept if kept and kept.get(WEIGHTS) else None
         won = _Won(best.recipe, f"trial {best.number}", best.counts or {}, best, None, whole)
-    return replace(won, instead=_instead(controller, first, won.origin))
+    why = [
+        f"{origin(side.contender())} won, but the training of its weights failed ({error.rstrip('.')})"
+        for side, error in selection.passed_over
+    ]
+    winner = selection.winner
+    if winner is not None and winner is not first:
+        gone = "its weights are no longer there"
+        if controller.interrupted:
+            gone = "the search was interrupted before its weights were trained"
+        why.append(f"{origin(winner.contender())} won, but {gone}")
+    return replace(won, instead=f"{'. '.join(why)}: {won.origin} is returned instead." if why else None)
 
 
 def _kept_run(side: RepeatedRuns, store: CheckpointStore) -> tuple[FreshRun, Mapping[str, bytes]] | None:
@@ -196,24 +206,6 @@ def _kept_run(side: RepeatedRuns, store: CheckpointStore) -> tuple[FreshRun, Map
             if files and files.get(WEIGHTS):
                 return run, files
     return None
-
-
-def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -> str | None:
-    """Why what reached the goal is not returned; `None` where it is."""
-    selection = controller.selection
-    why = [
-        f"{origin(side.contender())} won, but the training of its weights failed ({error.rstrip('.')})"
-        for side, error in selection.passed_over
-    ]
-    winner = selection.winner
-    if winner is not None and winner is not returned:
-        gone = (
-            "the search was interrupted before its weights were trained"
-            if controller.interrupted
-            else ("its weights are no longer there")
-        )
-        why.append(f"{origin(winner.contender())} won, but {gone}")
-    return f"{'. '.join(why)}: {name} is returned instead." if why else None
 
 
 def _finding(

@@ -152,7 +152,7 @@ class PrecisionJob(Job):
 
 @dataclass
 class JobResult:
-    """What came of a job. `error` is `None` exactly when every wanted split was scored with a finite number.
+    """The result of a job. `error` is `None` exactly when every wanted split was scored with a finite number.
 
     Attributes:
         scores: split name to score.

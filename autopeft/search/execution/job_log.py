@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autopeft.search.execution.output import sections
+import psutil
+
 from autopeft.search.execution.process import (
     ProcessInfo,
-    ProcessWatch,
+    is_stopped,
     memory_text,
     oom_kills,
     peak_memory,
@@ -26,7 +28,7 @@ def finished_log(about: ProcessInfo, told: str, output: Mapping[str, str]) -> st
         output: what was printed meanwhile, by stream.
     """
     head = f"{about.text()}\npeak memory of the process: {memory_text(peak_memory())}"
-    return _parts(head, told, sections(output))
+    return _joined(head, told, output)
 
 
 def last_step(step: int, loss: float) -> str:
@@ -34,8 +36,9 @@ def last_step(step: int, loss: float) -> str:
     return f"last step reported: {step}, with loss {loss:.6g}" if step else "last step reported: none"
 
 
-def _parts(*parts: str) -> str:
-    return "\n\n".join(part.strip() for part in parts if part.strip())
+def _joined(head: str, told: str, output: Mapping[str, str]) -> str:
+    streams = "\n".join(f"{name}:\n{text.rstrip()}\n" for name, text in output.items() if text.strip())
+    return "\n\n".join(part.strip() for part in (head, told, streams) if part.strip())
 
 
 @dataclass
@@ -43,7 +46,7 @@ class WorkerTrace:
     """What the driver knows of a worker, for the day when it is lost.
 
     Attributes:
-        about: its process; `None` until it has told.
+        about, process: its process; `None` until it has told, and `process` where it is on another machine.
         ends: where its output files ended when its last job did.
         step, loss, peak: the last that its job reported: step, loss, and the process's peak memory in bytes.
         stopped_since: since when it was seen to stand still, in seconds of the caller's clock.
@@ -55,13 +58,16 @@ class WorkerTrace:
     loss: float = float("nan")
     peak: int | None = None
     stopped_since: float | None = None
-    _watch: ProcessWatch | None = field(default=None, repr=False)
+    process: psutil.Process | None = None
     _began: float = field(default_factory=time.time)
     _kills: int | None = None
 
     def introduce(self, about: ProcessInfo) -> None:
         """Take down what a worker tells of its process, which still runs."""
-        self.about, self._watch = about, ProcessWatch(about)
+        self.about = about
+        if about.here:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process = psutil.Process(about.pid)
 
     def begin(self) -> None:
         """Take note that a job begins."""
@@ -69,19 +75,15 @@ class WorkerTrace:
         self._began, self._kills = time.time(), oom_kills()
 
     @property
-    def here(self) -> bool:
-        """Whether its process is one of this machine."""
-        return self._watch is not None and self._watch.here
-
-    @property
     def stopped(self) -> bool:
         """Whether its process stands still by a signal, as far as it is one of this machine."""
-        return self._watch is not None and self._watch.stopped
+        return self.process is not None and is_stopped(self.process.pid)
 
     def kill(self) -> None:
-        """End its process, which must be one of this machine."""
-        if self._watch is not None:
-            self._watch.kill()
+        """End its process, where it is one of this machine."""
+        if self.process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process.kill()
 
     def lost_log(self, told: str) -> str:
         """The text of a job whose worker is gone.
@@ -90,28 +92,23 @@ class WorkerTrace:
             told: what is known of it otherwise; Ray's account of the death.
         """
         lines = ["The worker's process ended before its job did."]
-        if self._watch is not None:
-            lines.append(f"ended by: {self._watch.ending()}")
+        if self.process is not None:
+            lines.append(
+                "A signal that it could catch would have left a message in its standard error, below. "
+                "Without one it was SIGKILL, which the kernel sends when memory is short, or an exit."
+            )
         if self.stopped_since is not None:
             lines.append("before that: it had been stopped, as by SIGSTOP, and did not go on")
         lines.append(last_step(self.step, self.loss))
         lines.append(f"seconds since the job was given: {time.time() - self._began:.1f}")
         peak = "not reported" if self.peak is None else memory_text(self.peak)
         lines.append(f"peak memory of the process, as last reported: {peak}")
-        lines += self._shortage()
+        now = oom_kills()
+        if self.process is not None and now is not None and self._kills is not None:
+            short = now - self._kills
+            lines.append(f"processes that the kernel killed for want of memory since then: {short}")
         output: Mapping[str, str] = {}
         if self.about is not None:
             lines.append(self.about.text())
             output = self.about.output.since(self.ends)
-        return _parts("\n".join(lines), told, sections(output))
-
-    def close(self) -> None:
-        """The worker is not watched any more."""
-        if self._watch is not None:
-            self._watch.close()
-
-    def _shortage(self) -> list[str]:
-        now = oom_kills()
-        if now is None or self._kills is None or self._watch is None or not self._watch.here:
-            return []
-        return [f"processes that the kernel killed for want of memory since then: {now - self._kills}"]
+        return _joined("\n".join(lines), told, output)

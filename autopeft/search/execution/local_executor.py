@@ -58,9 +58,14 @@ class LocalExecutor:
                         break
                     if job is None:
                         raise RuntimeError("The source awaits a result, but no job runs.")
-                    result = watch.run(self._run, source, runner, setup, job, about)
-                    if result is not None:
-                        _told(source.complete, result)
+                    try:
+                        watch.working = True
+                        result = self._run(source, runner, setup, job, about)
+                    except _OverdueError:
+                        continue  # it did not heed an interruption in time
+                    finally:
+                        watch.working = False
+                    _told(source.complete, result)
             if ending is not None:
                 ending()
         finally:
@@ -92,7 +97,7 @@ class LocalExecutor:
             result = runner(setup, job, on_step, lambda: bool(wrong) or source.stopped)
         if wrong:
             raise_error_of_source(wrong[0])
-        result.log = finished_log(about, result.log, tee.text())
+        result.log = finished_log(about, result.log, tee.kept)
         return result
 
 
@@ -105,28 +110,18 @@ class _Watch:
 
     def __init__(self, source: JobSource) -> None:
         self._source = source
-        self._working = self._overdue = False
+        self.working = self._overdue = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def interrupt(self) -> None:
         """Interrupt the source; in the main thread, as all handlers of signals are called."""
-        if self._overdue and self._working:
+        if self._overdue and self.working:
             raise _OverdueError
         self._source.interrupt()
         if self._thread is None:
             self._thread = threading.Thread(target=self._wait, daemon=True)
             self._thread.start()
-
-    def run(self, do: Callable[..., JobResult], *args: Any) -> JobResult | None:
-        """What `do` returns, or `None` if it did not heed an interruption in time."""
-        try:
-            self._working = True
-            return do(*args)
-        except _OverdueError:
-            return None
-        finally:
-            self._working = False
 
     def close(self) -> None:
         """Wait until nothing more is seen to; what was interrupted in time is not reminded."""
@@ -139,8 +134,8 @@ class _Watch:
             if self._closed.wait(_LOOK_SECONDS):
                 return
         end = time.monotonic() + STOP_SECONDS
-        while self._working and not self._closed.wait(_LOOK_SECONDS):
-            if self._working and time.monotonic() >= end:
+        while self.working and not self._closed.wait(_LOOK_SECONDS):
+            if self.working and time.monotonic() >= end:
                 self._overdue = True
                 remind()
                 return

@@ -75,7 +75,11 @@ class LoggedJobs:
         job = self._source.next()
         if isinstance(job, Job):
             self._open[job.id] = (job, 0, float("nan"))
-            self._folder.append_line(JOBS, _definition(job))
+            told = {"type": type(job).__name__, **{f.name: getattr(job, f.name) for f in fields(job)}}
+            if told.get("keep_above") is not None:
+                told["keep_above"] = repr(told["keep_above"])  # JSON has no infinity
+            told["files"] = digests(job.files) or None
+            self._folder.append_line(JOBS, {**told, "at": _now()})
         return job
 
     def progress(self, job: str, step: int, loss: float) -> None:
@@ -114,9 +118,41 @@ class LoggedJobs:
         self._open.clear()
 
     def _write(self, job: Job, result: JobResult) -> None:
-        path, text = log_file(self._folder, job.id), _text(job, result)
+        """Write the log of a job that has ended; its first line says how."""
+        state = "paused" if result.paused else "complete"
+        if result.error is not None:
+            state = str(result.failure or "failed")
+        again = f" (attempt {job.attempt + 1})" if job.attempt else ""
+        length = f"{job.steps} steps" if job.steps else "no training"
+        if isinstance(job, TrainJob):
+            until = "" if job.until is None else f" up to step {job.until}"
+            share = "" if job.share == 1.0 else f" on {job.share:.3g} of the rows"
+            length = f"{job.steps} steps{until}{share}"
+        lines = [
+            f"{job.id}{again}: {state}",
+            f"ended: {_now()}, after {result.seconds:.1f} s",
+            f"job: {job.label}",
+            f"seed {job.seed}, {length}, splits {', '.join(job.splits)}",
+            f"recipe: {json.dumps(job.recipe, ensure_ascii=False, default=str)}",
+        ]
+        if result.error is not None:
+            lines.append(f"error: {result.error}")
+        else:
+            scores = ", ".join(f"{split} {score:.6g}" for split, score in result.scores.items())
+            loss = "none" if result.train_loss is None else f"{result.train_loss:.6g}"
+            lines.append(f"scores: {scores}; train loss {loss}")
+        if result.worker:
+            lines.append(f"worker: {result.worker}")
+        text = "\n".join(lines) + f"\n{result.log}".rstrip() + "\n"
         result.log = ""  # it is on disk, and results are kept for long
-        text = _shortened(text, _MOST if self._bytes < _ROOM else _LITTLE)
+
+        # Without its middle, where it is too long: both its begin and its end tell something.
+        most = _MOST if self._bytes < _ROOM else _LITTLE
+        if (left_out := len(text) - most) > 0:
+            head, tail = text[: most // 3], text[most // 3 + left_out :]
+            text = f"{head}\n[… {left_out:,} characters are left out here …]\n{tail}"
+
+        path = log_file(self._folder, job.id)
         try:
             before = path.stat().st_size if path.exists() else 0
             if before:
@@ -127,17 +163,13 @@ class LoggedJobs:
             self._bytes += path.stat().st_size - before
             if not before and _went_well(path):
                 self._well.append(path)
-            self._forget()
+            while len(self._well) > _KEPT:  # the oldest logs of jobs that went well are removed
+                oldest = self._well.popleft()
+                if oldest.exists() and _went_well(oldest):
+                    self._bytes -= oldest.stat().st_size
+                    oldest.unlink()
         except OSError as error:
             raise AutoPEFTError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
-
-    def _forget(self) -> None:
-        """Remove the oldest logs of jobs that went well."""
-        while len(self._well) > _KEPT:
-            path = self._well.popleft()
-            if path.exists() and _went_well(path):
-                self._bytes -= path.stat().st_size
-                path.unlink()
 
 
 class HandedOut:
@@ -240,64 +272,9 @@ def digests(files: Mapping[str, bytes] | None) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in (files or {}).items()}
 
 
-def _definition(job: Job) -> dict[str, Any]:
-    told = {"type": type(job).__name__, **{f.name: getattr(job, f.name) for f in fields(job)}}
-    if told.get("keep_above") is not None:
-        told["keep_above"] = repr(told["keep_above"])
-    told["files"] = digests(job.files) or None
-    return {**told, "at": _now()}
-
-
-def _text(job: Job, result: JobResult) -> str:
-    """The log of a job: its first line says how it ended."""
-    again = f" (attempt {job.attempt + 1})" if job.attempt else ""
-    lines = [
-        f"{job.id}{again}: {_state(result)}",
-        f"ended: {_now()}, after {result.seconds:.1f} s",
-        f"job: {job.label}",
-        f"seed {job.seed}, {_length(job)}, splits {', '.join(job.splits)}",
-        f"recipe: {json.dumps(job.recipe, ensure_ascii=False, default=str)}",
-    ]
-    if result.error is not None:
-        lines.append(f"error: {result.error}")
-    else:
-        scores = ", ".join(f"{split} {score:.6g}" for split, score in result.scores.items())
-        lines.append(f"scores: {scores}; train loss {_number(result.train_loss)}")
-    if result.worker:
-        lines.append(f"worker: {result.worker}")
-    return "\n".join(lines) + f"\n{result.log}".rstrip() + "\n"
-
-
-def _state(result: JobResult) -> str:
-    if result.error is None:
-        return "paused" if result.paused else "complete"
-    return str(result.failure or "failed")
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
-
-
-def _length(job: Job) -> str:
-    if not isinstance(job, TrainJob):
-        return f"{job.steps} steps" if job.steps else "no training"
-    until = "" if job.until is None else f" up to step {job.until}"
-    share = "" if job.share == 1.0 else f" on {job.share:.3g} of the rows"
-    return f"{job.steps} steps{until}{share}"
-
-
 def _went_well(path: Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as file:
         return _WENT_WELL.match(file.readline(1000)) is not None
-
-
-def _shortened(text: str, most: int) -> str:
-    """The text without its middle, where it is too long: both its begin and its end tell something."""
-    if len(text) <= most:
-        return text
-    head = most // 3
-    left_out = len(text) - most
-    return f"{text[:head]}\n[… {left_out:,} characters are left out here …]\n{text[head + left_out :]}"
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OutputFiles", "Tee", "sections"]
+__all__ = ["OutputFiles", "Tee"]
 
 _TAIL = 200_000  # bytes of each stream that are kept of a job
 _STREAMS = {"stderr": 2, "stdout": 1}
@@ -70,11 +70,14 @@ class Tee:
     """Keeps what Python prints in this process, and lets it through.
 
     What C libraries write does not pass here: the caller's file descriptors are left alone.
+
+    Attributes:
+        kept: the last 200,000 characters of each stream.
     """
 
     def __init__(self) -> None:
-        self._kept = dict.fromkeys(_STREAMS, "")
-        self._open = False
+        self.kept = dict.fromkeys(_STREAMS, "")
+        self.open = False
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
@@ -82,31 +85,22 @@ class Tee:
         before = {name: getattr(sys, name) for name in _STREAMS}
         for name, stream in before.items():
             setattr(sys, name, _Stream(self, name, stream))
-        self._open = True
+        self.open = True
         try:
             yield
         finally:
-            self._open = False
+            self.open = False
             for name, stream in before.items():
                 setattr(sys, name, stream)
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
         """Keep nothing inside the block, though it may stand inside `keeping`."""
-        was, self._open = self._open, False
+        was, self.open = self.open, False
         try:
             yield
         finally:
-            self._open = was
-
-    def add(self, name: str, text: str) -> None:
-        """Keep text of a stream, the last 200,000 characters of all of it."""
-        if self._open:
-            self._kept[name] = (self._kept[name] + text)[-_TAIL:]
-
-    def text(self) -> dict[str, str]:
-        """What was kept of each stream."""
-        return dict(self._kept)
+            self.open = was
 
 
 class _Stream:
@@ -116,7 +110,9 @@ class _Stream:
         self._tee, self._name, self._stream = tee, name, stream
 
     def write(self, text: str) -> Any:
-        self._tee.add(self._name, text)
+        if self._tee.open:
+            kept = self._tee.kept
+            kept[self._name] = (kept[self._name] + text)[-_TAIL:]
         return self._stream.write(text)
 
     def writelines(self, lines: Any) -> None:
@@ -125,11 +121,6 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def sections(output: Mapping[str, str]) -> str:
-    """Streams under their names; those that are empty are left out."""
-    return "\n".join(f"{name}:\n{text.rstrip()}\n" for name, text in output.items() if text.strip())
 
 
 def _flush() -> None:

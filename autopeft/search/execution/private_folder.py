@@ -11,15 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from autopeft.search.execution.leftovers import end_processes
+import psutil
 
-__all__ = ["RAY", "private_folder"]
+__all__ = ["RAY", "end_processes", "private_folder", "processes_of"]
 
 RAY = "r"  # what Ray is given: it lets everyone into its folder, but nobody else gets as far as that
 _PREFIX, _NEW, _LOCK = "apf-", "apn-", "in-use"
 # Ray appends up to 65 bytes to its folder for a socket, as in
 # /session_2026-11-26_18-29-18_380436_1234567/sockets/plasma_store.1, and a path of one holds 107.
 _LONGEST_ROOT = 24
+_END_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -79,3 +80,45 @@ def _taken(folder: Path) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def end_processes(folder: Path) -> None:
+    """Kill what is left of the Ray whose folder this is; nobody may need it any more."""
+    found = processes_of(folder)
+    for process in found:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(found, timeout=_END_SECONDS)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """This user's processes that are Ray's, and that name the folder or have a file in it open.
+
+    Ray's agents and workers overwrite their command line and their environment with a title; what they log
+    stays open.
+    """
+    inside = f"{folder}{os.sep}"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real != os.getuid() or process.pid == os.getpid():
+                continue
+            words = process.cmdline()
+            if _is_rays(words) and (
+                any(inside in word for word in words)
+                or any(file.path.startswith(inside) for file in process.open_files())
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return found
+
+
+def _is_rays(words: list[str]) -> bool:
+    """Whether it is a program of Ray's, not somebody's look at its logs."""
+    return any(word.startswith("ray::") for word in words[:1]) or any(
+        "ray" in Path(word).parts and ("core" in Path(word).parts or word.endswith(".py"))
+        for word in words[:3]
+    )

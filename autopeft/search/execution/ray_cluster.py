@@ -12,38 +12,37 @@ import ipaddress
 import logging
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autopeft.errors import AutoPEFTError
 from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.environment import environment
 from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
 from autopeft.search.execution.pool import Pool, Resources
-from autopeft.search.execution.private_folder import RAY, private_folder
+from autopeft.search.execution.private_folder import RAY, end_processes, private_folder
 from autopeft.search.execution.process import has_ended, is_stopped, stopped_below
 from autopeft.search.execution.ray_logs import kept_on_error
 from autopeft.search.execution.ray_token import TOKEN, secure_token, token_hint
 
 with environment(importing=True):
     import ray
-    from ray import tune
 
-__all__ = ["Cluster", "cluster", "mute", "nodes", "one_ray"]
+__all__ = ["Cluster", "cluster", "mute", "nodes"]
 
 _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
 _LEAVE_SECONDS, _LEAVE_SOON = 15.0, 4.0
 _LISTEN_SECONDS = 10.0
 _LOOK_SECONDS, _WATCH_SECONDS, _STOPPED_SECONDS, _NOTICE_SECONDS = 0.05, 0.5, 8.0, 3.0
-_START = "start Ray on this machine"
 
 
 def nodes() -> list[Resources]:
@@ -53,7 +52,10 @@ def nodes() -> list[Resources]:
 
 @contextlib.contextmanager
 def mute() -> Iterator[None]:
-    """Keep what Ray tells off standard output, where results are written; log levels do not cover that."""
+    """Keep what Ray tells off standard output, where results are written.
+
+    Ray 2.60 prints there that a worker has died, with `log_to_driver=False` and at any level of its logs.
+    """
 
     def tell(data: Any, ignore_prefix: Any) -> None:
         _log.debug("\n".join(data["lines"]))
@@ -62,25 +64,16 @@ def mute() -> Iterator[None]:
         yield
 
 
-def one_ray() -> contextlib.AbstractContextManager[None]:
-    """Let no call of Ray's interface start a Ray by itself.
-
-    Where jobs do not end in time, Tune's thread may be amid such calls when the run's own Ray has ended. It
-    would start another one, which nobody ends: the process would wait for it a minute, and leave its workers.
-    """
-    return _replaced(ray._private.auto_init_hook, "enable_auto_connect", False)
-
-
 @dataclass
 class Cluster:
     """A cluster that is used.
 
     Attributes:
-        started: process ids of what a private Ray consists of, by the names of the programs.
+        private: whether this process has started it.
     """
 
     health: HealthCheck
-    started: Mapping[str, int]
+    private: bool
     _stopped: frozenset[int] = frozenset()
 
     def end_stopped(self) -> None:
@@ -88,8 +81,8 @@ class Cluster:
 
         A worker that was stopped before it was up has told nothing of itself.
         """
-        raylet = self.started.get("raylet")
-        before, self._stopped = self._stopped, frozenset(stopped_below(raylet) if raylet else ())
+        raylets = _started("raylet") if self.private else ()
+        before, self._stopped = self._stopped, frozenset(p for r in raylets for p in stopped_below(r))
         for pid in before & self._stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -123,14 +116,13 @@ def cluster(
         stack.enter_context(kept_on_error(folder, logs))
         ended, left = False, threading.Event()
         try:
-            started: Mapping[str, int] = {}
             if folder is not None:
-                started = _start(pool, folder, left)
+                _start(pool, folder, left)
                 if pool.listen is not None and notify is not None:
                     notify(_joining())
             elif not joined:
                 _join(str(pool.address))
-            yield Cluster(_health(resume, private=private), started)
+            yield Cluster(_health(resume, private=private), private)
         except RayEndedError:
             joined = False  # there is nothing left to stay with, and Ray would end the process
             ended = True
@@ -144,15 +136,17 @@ def cluster(
 def _left(seconds: float) -> bool:
     """Disconnect from Ray, in so many seconds at most; `False` where it does not answer."""
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    here = threading.current_thread() is threading.main_thread()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
     end = time.monotonic() + seconds
     leaving.start()
     while leaving.is_alive() and time.monotonic() < end:
-        with _own_signals():
-            leaving.join(_LOOK_SECONDS)
+        leaving.join(_LOOK_SECONDS)
+        for number, handler in before.items():
+            # Ray 2.60 gives SIGTERM back to the system where it ends, behind Python's back.
+            signal.signal(number, handler)
     if leaving.is_alive():
-        # At the end of the process, these would wait for an answer.
-        atexit.unregister(ray.shutdown)
-        atexit.unregister(tune.registry._unregister_all)
+        atexit.unregister(ray.shutdown)  # it would wait for an answer at the end of the process
     return not leaving.is_alive()
 
 
@@ -160,16 +154,22 @@ def _left(seconds: float) -> bool:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _start(pool: Pool, folder: Path, left: threading.Event) -> dict[str, int]:
-    """Start a private Ray in a folder; process ids of what it consists of, by the names of the programs.
-
-    It ends with the thread that starts it, which lives until `left` is set.
-    """
+def _start(pool: Pool, folder: Path, left: threading.Event) -> None:
+    """Start a private Ray in a folder."""
     secure_token()
-    with _own_group() as started, _on_loopback(pool.listen), _while_it_starts(started) as ended:
+    with contextlib.ExitStack() as stack:
+        # A group of its own for each process of Ray: `timeout` and schedulers send SIGTERM to a whole group.
+        # There Ray 2.60 ends at once, and jobs do not get their time to end (--grace).
+        apart = partial(ray._private.services.ConsolePopen, start_new_session=True)
+        stack.enter_context(_replaced(ray._private.services, "ConsolePopen", apart))
+        if pool.listen is None:
+            # By this constant Ray listens on loopback alone, as on Windows and macOS. On Linux, Ray 2.60
+            # replaces an address of loopback that it is given by one that other machines reach.
+            stack.enter_context(_replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False))
         _init(
-            _START,
-            run=partial(_unless_ended, ended, started, left),
+            "start Ray on this machine",
+            folder=folder,
+            left=left,
             address="local",
             num_cpus=(pool.workers or 1) * pool.cpus,
             include_dashboard=False,
@@ -183,7 +183,6 @@ def _start(pool: Pool, folder: Path, left: threading.Event) -> dict[str, int]:
             f"Ray listens at {host}, where other machines reach it, though it was told to listen on loopback "
             f"alone; give --listen {host} if that is wanted, or --workers 0 to search without Ray."
         )
-    return started
 
 
 def _join(address: str) -> None:
@@ -196,16 +195,70 @@ def _join(address: str) -> None:
 
 
 def _init(
-    what: str, hint: str = "", run: Callable[[Callable[[], Any]], Any] = lambda init: init(), **options: Any
+    what: str, hint: str = "", folder: Path | None = None, left: threading.Event | None = None, **options: Any
 ) -> None:
-    common = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    """Call `ray.init` in a thread of its own, where Ray leaves the handlers of signals alone.
+
+    Ray waits a minute for a head that is gone, and then ends the process. So where the head or the raylet
+    ends or stands still meanwhile, all of it is ended, and given up where Ray does not notice.
+
+    Args:
+        what: is done, for messages.
+        folder: of a Ray that is started.
+        left: the thread stays until it is set. Linux ends what a thread has started when the thread ends, if
+            it was asked to as Ray asks it.
+
+    Raises:
+        AutoPEFTError: Ray cannot be started or joined.
+    """
+    outcome: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=True, **options)
+        except BaseException as error:
+            outcome.set_exception(error)
+            return
+        outcome.set_result(None)
+        if left is not None:
+            left.wait()
+
+    threading.Thread(target=work, daemon=True).start()
+    moved: dict[int, float] = {}  # when each process was last seen not to stand still
+    ended: float | None = None
+    look = time.monotonic()
     try:
-        with _own_signals():
-            run(partial(ray.init, **common, **options))
+        while not wait([outcome], timeout=_LOOK_SECONDS).done:
+            now = time.monotonic()
+            if folder is None or now < look:
+                continue
+            look = now + _WATCH_SECONDS
+            for pid in {*moved, *_started("gcs_server", "raylet")}:
+                moved[pid] = moved.get(pid, now) if is_stopped(pid) else now
+            over = any(has_ended(pid) or now - at >= _STOPPED_SECONDS for pid, at in moved.items())
+            if over and ended is None:
+                ended = now
+                end_processes(folder)
+            if ended is not None and now - ended > _NOTICE_SECONDS:
+                raise RayEndedError(f"Cannot {what}: its head or its raylet ended while it started.")
+        outcome.result()
+    except KeyboardInterrupt:
+        if folder is not None:  # what was started has no owner any more
+            end_processes(folder)
+        wait([outcome], timeout=_NOTICE_SECONDS)
+        raise
     except RayEndedError:
         raise
     except Exception as error:  # Ray raises bare ones too, as where its raylet does not come up
         raise AutoPEFTError(f"Cannot {what}: {error}{hint}") from error
+
+
+def _started(*names: str) -> list[int]:
+    """Process ids of the programs of these names that this process has started."""
+    try:
+        return [child.pid for child in psutil.Process().children() if child.name() in names]
+    except psutil.Error:  # one of them ended meanwhile
+        return []
 
 
 def _check_listening(address: str) -> None:
@@ -249,13 +302,10 @@ def _health(resume: str, *, private: bool) -> HealthCheck:
     return HealthCheck(endpoints, resume=resume)
 
 
-# What Ray has no option for
-# ----------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Let a name of one of Ray's modules mean something else inside the block; one that is gone stays so."""
+    """Give a name of one of Ray's modules another value inside the block, where Ray has no option for it; a
+    name that is gone stays so."""
     before = getattr(module, name, None)
     if before is not None:
         setattr(module, name, value)
@@ -264,129 +314,3 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     finally:
         if before is not None:
             setattr(module, name, before)
-
-
-def _on_loopback(listen: str | None) -> contextlib.AbstractContextManager[None]:
-    """Let a Ray that starts listen on loopback, unless it shall listen elsewhere.
-
-    Ray does so by itself on Windows and macOS, where it asks this constant; an address of loopback that it
-    is given it replaces by one that other machines reach.
-    """
-    if listen is not None:
-        return contextlib.nullcontext()
-    return _replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-
-@contextlib.contextmanager
-def _own_group() -> Iterator[dict[str, int]]:
-    """Let what Ray starts be in a process group of its own, together; process ids by name, as they start.
-
-    A scheduler or a terminal sends signals to a whole group: there the search alone hears of them, and ends
-    its Ray itself.
-    """
-    started: dict[str, int] = {}
-    popen = ray._private.services.ConsolePopen
-
-    def start(command: list[str], *args: Any, preexec_fn: Callable[[], None], **more: Any) -> Any:
-        first = next(iter(started.values()), 0)
-
-        def before() -> None:
-            try:
-                os.setpgid(0, first)
-            except OSError:  # the first has ended
-                os.setpgid(0, 0)
-            preexec_fn()
-
-        process: subprocess.Popen[bytes] = popen(command, *args, preexec_fn=before, **more)
-        started.setdefault(Path(command[0]).name, process.pid)
-        return process
-
-    with _replaced(ray._private.services, "ConsolePopen", start):
-        yield started
-
-
-@contextlib.contextmanager
-def _while_it_starts(started: Mapping[str, int]) -> Iterator[threading.Event]:
-    """Where the head or the raylet ends or stands still while Ray starts, end all of it and set the event
-    that the block gets."""
-    over, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        since: dict[int, float] = {}
-        while not over.wait(_WATCH_SECONDS):
-            pids = [started[name] for name in ("gcs_server", "raylet") if name in started]
-            now = time.monotonic()
-            since = {pid: since.get(pid, now) for pid in pids if is_stopped(pid)}
-            if any(map(has_ended, pids)) or any(now - at >= _STOPPED_SECONDS for at in since.values()):
-                _kill(started)
-                ended.set()
-                return
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield ended
-    finally:
-        over.set()
-
-
-def _unless_ended(
-    ended: threading.Event, started: Mapping[str, int], left: threading.Event, init: Callable[[], Any]
-) -> None:
-    """Call `init` in a thread of its own: it waits a minute for a head that is gone, and then Ray ends the
-    process.
-
-    Linux ends what a thread has started when the thread ends, if it was asked to as Ray asks it. So the
-    thread stays until `left` is set.
-
-    Raises:
-        RayEndedError: what it started ended or stands still, and some seconds later it has not noticed.
-        Exception: what it raised.
-    """
-    outcome: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            init()
-        except Exception as error:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(None)
-            left.wait()
-
-    threading.Thread(target=work, daemon=True).start()
-    noticed: float | None = None
-    try:
-        while not wait([outcome], timeout=_LOOK_SECONDS).done:
-            if not ended.is_set():
-                continue
-            noticed = noticed or time.monotonic()
-            if time.monotonic() - noticed > _NOTICE_SECONDS:
-                raise RayEndedError(f"Cannot {_START}: its head or its raylet ended while it started.")
-    except KeyboardInterrupt:  # what it has started has no owner any more
-        _kill(started)
-        wait([outcome], timeout=_NOTICE_SECONDS)
-        raise
-    outcome.result()
-
-
-def _kill(started: Mapping[str, int]) -> None:
-    for pid in list(started.values()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the handlers of signals.
-
-    Where Ray starts, it sets one of its own that ends the process at SIGTERM. Where it ends, it gives SIGTERM
-    back to the system behind Python's back.
-    """
-    here = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
-    try:
-        with _replaced(ray._private.utils, "set_sigterm_handler", lambda handler: None):
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """The executor: jobs on Ray Tune workers that live through many jobs.
 
-Tune starts workers, places them and notices when they die; what to run and what came of it is the job
+Tune starts workers, places them and notices when they die; jobs and their results are the job
 source's business. To Tune a worker is a trial, and jobs are handed to it: what Tune keeps of its trials does
 not grow with the jobs, and workers that are slow to come up are waited for however short the jobs are. A
 worker trains in a thread of its own and reports about once a second, so that progress, stopping and death are
@@ -35,7 +35,7 @@ from autopeft.search.execution.health import HealthCheck, RayEndedError
 from autopeft.search.execution.job_log import finished_log
 from autopeft.search.execution.pool import Capacity, Pool
 from autopeft.search.execution.process import ProcessInfo, is_stopped, peak_memory
-from autopeft.search.execution.ray_cluster import Cluster, cluster, mute, nodes, one_ray
+from autopeft.search.execution.ray_cluster import cluster, mute, nodes
 from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
@@ -307,16 +307,21 @@ def run_jobs(
         environment(),
         quiet(),
         mute(),
-        one_ray(),
         DriverThread() as driver,
         cluster(pool, resume, driver, logs, notify, lambda: watched.came) as there,
     ):
-        with (
-            heeded(watched.interrupt, lambda: source.stopped),
-            contextlib.closing(
-                _scheduler(source, Capacity(pool, nodes, resume=resume), driver, there)
-            ) as scheduler,
-        ):
+        with heeded(watched.interrupt, lambda: source.stopped):
+            capacity = Capacity(pool, nodes, resume=resume)
+            source.scale(capacity.size)
+            scheduler = Scheduler(
+                source,
+                capacity,
+                driver,
+                there.health,
+                _give,
+                look_there=_look_there,
+                look_at_starting=there.end_stopped,
+            )
             stored = None if model_files is None else _StoredFiles.of(model_files)
             tuner = _tuner(scheduler, {"runner": runner, "setup": setup, "stored": stored}, pool, scratch)
             _fit(tuner, scheduler, driver, there.health, watched)
@@ -324,19 +329,6 @@ def run_jobs(
             raise_error_of_source(scheduler.fatal)
         if ending is not None:
             ending()
-
-
-def _scheduler(source: JobSource, capacity: Capacity, driver: DriverThread, there: Cluster) -> Scheduler:
-    source.scale(capacity.size)
-    return Scheduler(
-        source,
-        capacity,
-        driver,
-        there.health,
-        _give,
-        look_there=_look_there,
-        look_at_starting=there.end_stopped,
-    )
 
 
 class _OverdueError(Exception):

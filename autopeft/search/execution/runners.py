@@ -17,6 +17,7 @@ def count(context: JobContext, job: CountJob) -> JobResult:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -128,30 +129,46 @@ def _name(thing: Any) -> str:
 def _train(context: JobContext, job: TrainJob) -> JobResult:
     files: dict[str, bytes] = {}
     measured: dict[str, float] = {}
+    plan = context.plan
 
     def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
         if job.kind in ("confirm", "baseline"):
-            measured.update(_measured(context, hybrid))
+            tensors = deployed_tensors(hybrid.modules, hybrid.head())
+            measured["file"] = float(safetensors_bytes(tensors))
+            if context.latency:
+                rows = context.data.train.take(typical_rows(context.data.train, plan.batch_size))
+                kind, device = context.task.task_kind, plan.torch_device()
+                measured["latency"] = latency_of(hybrid.model, rows, kind, device)
         if job.keep_above is not None:
-            files.update(_saved(hybrid))
+            with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+                hybrid.save(folder)
+                saved = sorted(path for path in Path(folder).iterdir() if path.is_file())
+                files.update({path.name: path.read_bytes() for path in saved})
+
+    resume = None
+    with contextlib.suppress(DataError):  # where its checkpoint is damaged, a paused trial begins again
+        if job.files and "checkpoint" in job.files:
+            resume = Checkpoint.from_bytes(job.files["checkpoint"])
 
     outcome = run_trial(
         context.backbone(job.precision),
         Recipe.from_dict(dict(job.recipe)),
         context.data,
-        replace(context.plan, steps=job.steps, seed=job.seed, train_share=job.share),
+        replace(plan, steps=job.steps, seed=job.seed, train_share=job.share),
         splits=job.splits,
         metric=job.metric,
         on_step=context.on_step,
         keep=keep,
         until=job.until,
-        resume=_checkpoint(job),
+        resume=resume,
         samples=job.samples,
     )
     scores = {k: float(v) for k, v in outcome.scores.items()}
     merit = _merit(job, outcome.losses.get("select"), outcome.calibrated_losses.get("select"))
-    if job.keep_above is not None and not _ranks(merit, scores) > job.keep_above:
-        files = {}
+    if job.keep_above is not None:
+        rank = next(iter(scores.values())) if merit is None else merit
+        if not rank > job.keep_above:
+            files = {}
     if outcome.train.checkpoint is not None:
         files = {"checkpoint": outcome.train.checkpoint.to_bytes()}
     return JobResult(
@@ -174,31 +191,6 @@ def _merit(job: Job, loss: float | None, calibrated: float | None) -> float | No
     """What a job's recipe is ranked by where that is one of its losses on *select*."""
     told = {"loss": loss, "calibrated-loss": calibrated}.get(job.rank_by)
     return -told if told is not None and math.isfinite(told) else None
-
-
-def _ranks(merit: float | None, scores: Mapping[str, float]) -> float:
-    return next(iter(scores.values())) if merit is None else merit
-
-
-def _measured(context: JobContext, hybrid: Hybrid) -> dict[str, float]:
-    """What the trained hybrid takes: its file, and, where the search limits it, the time of a batch."""
-    tensors = deployed_tensors(hybrid.modules, hybrid.head())
-    found = {"file": float(safetensors_bytes(tensors))}
-    if context.latency:
-        split, plan = context.data.train, context.plan
-        rows = split.take(typical_rows(split, plan.batch_size))
-        kind, device = context.task.task_kind, plan.torch_device()
-        found["latency"] = latency_of(hybrid.model, rows, kind, device)
-    return found
-
-
-def _checkpoint(job: Job) -> Checkpoint | None:
-    """Where a paused trial goes on from; `None` (from the start) where its checkpoint is gone or damaged."""
-    data = (job.files or {}).get("checkpoint")
-    try:
-        return None if data is None else Checkpoint.from_bytes(data)
-    except DataError:
-        return None
 
 
 @runs(ScoreJob)
@@ -302,9 +294,3 @@ def _encoded(context: JobContext, job: UntrainedJob, name: str) -> EncodedSplit:
 def _probe(context: JobContext, job: PrecisionJob) -> JobResult:
     found = probe_precision(context.backbone, context.data, replace(context.plan, seed=job.seed))
     return JobResult(job.id, measured={} if found is None else asdict(found))
-
-
-def _saved(hybrid: Hybrid) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
-        hybrid.save(folder)
-        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

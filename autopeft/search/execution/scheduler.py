@@ -137,12 +137,6 @@ class Scheduler:
                 self._driver.call(self._complete_lost, outcome)
             elif worker.handle is None and self._clock() >= self._start_from:
                 self._start_failed(reason)
-        worker.trace.close()
-
-    def close(self) -> None:
-        """Let go of the processes of workers that are still there when the run has ended."""
-        for worker in self._workers.values():
-            worker.trace.close()
 
     def stop(self) -> bool:
         """Whether the run ends now. Called all the time, so that the capacity's size is kept up here."""
@@ -164,7 +158,7 @@ class Scheduler:
         """Kill the processes of workers that stand still."""
         now = self._clock()
         silent = [worker for worker in self._workers.values() if now - worker.heard > _SILENT_SECONDS]
-        for trace in (worker.trace for worker in silent if worker.trace.here):
+        for trace in (worker.trace for worker in silent):
             if not trace.stopped:
                 trace.stopped_since = None
             elif trace.stopped_since is None:
@@ -175,7 +169,7 @@ class Scheduler:
             return
         self._elsewhere_from = now + _ELSEWHERE_SECONDS
         for worker in silent:
-            if worker.trace.about is not None and not worker.trace.here:
+            if worker.trace.about is not None and not worker.trace.about.here:
                 self._look_there(worker.node, worker.trace.about.pid)
         if any(worker.handle is None and now - worker.heard > _START_SECONDS for worker in silent):
             self._look_at_starting()

@@ -41,7 +41,8 @@ class WorkerSetup:
         task: the rows to train on and to score.
         plan: how to train; each job sets its own steps and seed.
         threads: CPU threads of one job.
-        key: names this setup; a worker loads backbone and data once for each key.
+        key: digest of what decides the outcome. A worker keeps backbone and encoded data by it between jobs,
+            so that a job carries a recipe, and weights only where it goes on from some.
         latency: whether runs after the search measure the time of a batch at inference.
         processes: of one job, among which the backbone's layers and the rows of a step are divided.
     """
@@ -81,7 +82,7 @@ class Loaded:
 
 
 _LOADED: dict[str, Loaded] = {}
-_TOGETHER: dict[tuple[int, str], Processes] = {}  # of the jobs that have several
+_PROCESSES: dict[tuple[int, str], Processes] = {}  # of the jobs that have several
 
 
 def loaded(setup: WorkerSetup) -> Loaded:
@@ -107,19 +108,19 @@ def release() -> None:
 
 
 def _end_processes() -> None:
-    while _TOGETHER:
-        _TOGETHER.popitem()[1].close()
+    while _PROCESSES:
+        _PROCESSES.popitem()[1].close()
 
 
 def _processes(setup: WorkerSetup) -> Processes:
     """The processes of this setup's jobs, started when they are first needed, and anew when they have ended:
     what was sharded over them is then of no use."""
     key = (setup.processes, setup.plan.torch_device().type)
-    if key not in _TOGETHER or not _TOGETHER[key].alive:
+    if key not in _PROCESSES or not _PROCESSES[key].alive:
         _end_processes()
         loaded(setup).models.clear()
-        _TOGETHER[key] = Processes(setup.processes, device=key[1])
-    return _TOGETHER[key]
+        _PROCESSES[key] = Processes(setup.processes, device=key[1])
+    return _PROCESSES[key]
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -127,7 +128,7 @@ class _Stopped(Exception):  # noqa: N818
 
 
 def execute(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool]) -> JobResult:
-    """Run a job and say what came of it; errors of the job are part of the result and never raised.
+    """Run a job and return its result; errors of the job are part of the result and never raised.
 
     After an error that is not the recipe's own, backbone and data are loaded anew for the next job. The
     process's number of threads is afterwards what it was.
@@ -176,7 +177,20 @@ def run_job(
         Exception: any other error of the training.
     """
     with _threads(max(1, setup.threads // setup.processes)):
-        return _retried(setup, job, on_step, should_stop, [] if notes is None else notes)
+        try:
+            return _run(setup, job, on_step, should_stop)
+        except Exception as error:
+            smallest = isinstance(job, ScoreJob | UntrainedJob) or micro_rows(setup.plan, job.attempt) == 1
+            if smallest or not ran_out_of_memory(error):
+                raise
+            if notes is not None:
+                notes.append(f"With fewer rows at once again, after this:\n{_traceback(error)}")
+        # Past the handler, the frames that held the memory are gone.
+        _LOADED.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return _run(setup, replace(job, attempt=job.attempt + 1), on_step, should_stop)
 
 
 @contextlib.contextmanager
@@ -206,24 +220,6 @@ def _explained(job: Job, error: Exception) -> JobResult:
     where = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {error} (at {Path(where.filename).name}:{where.lineno})"
     return _failed(job, text, "failed")
-
-
-def _retried(
-    setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool], notes: list[str]
-) -> JobResult:
-    try:
-        return _run(setup, job, on_step, should_stop)
-    except Exception as error:
-        smallest = isinstance(job, ScoreJob | UntrainedJob) or micro_rows(setup.plan, job.attempt) == 1
-        if smallest or not ran_out_of_memory(error):
-            raise
-        notes.append(f"With fewer rows at once again, after this:\n{_traceback(error)}")
-    # Past the handler, the frames that held the memory are gone.
-    _LOADED.clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return _run(setup, replace(job, attempt=job.attempt + 1), on_step, should_stop)
 
 
 def micro_rows(plan: TrainingPlan, attempt: int) -> int:
@@ -261,10 +257,7 @@ def _here(setup: WorkerSetup, job: Job, step: Progress) -> JobResult:
     seconds = getattr(job, "within", None) if setup.processes == 1 else None
     with within(seconds, partial(kept.backbone, setup)) as backbone:
         context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
-        return _finite(job, runner(context, job))
-
-
-def _finite(job: Job, result: JobResult) -> JobResult:
-    """The result; a failure where a score is no finite number, as a metric of the user's may give."""
+        result = runner(context, job)
+    # A metric of the user's may give no finite number.
     bad = [f"{split}={score}" for split, score in result.scores.items() if not math.isfinite(score)]
     return _failed(job, f"The score is not finite: {', '.join(bad)}.", "non_finite") if bad else result

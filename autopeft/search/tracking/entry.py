@@ -38,7 +38,7 @@ def entry_name(of: Job | TrialRecord) -> str:
 
 
 def entry_config(of: Job | TrialRecord) -> dict[str, Value]:
-    """Kind, seed and hyperparameters, alike for a job and for the record of what came of it."""
+    """Kind, seed and hyperparameters, alike for a job and for its record."""
     found: dict[str, Value] = {"kind": of.kind}
     if of.seed is not None:
         found["seed"] = of.seed

@@ -41,16 +41,16 @@ def parse_trackers(text: str | None) -> tuple[str, ...]:
     Raises:
         UsageError: a tracker is unknown, or its package is not installed.
     """
-    asked = [word.strip().lower() for word in (text or "none").split(",")]
-    if asked == ["none"]:
+    words = [word.strip().lower() for word in (text or "none").split(",")]
+    if words == ["none"]:
         return ()
-    for word in asked:
+    for word in words:
         if word not in TRACKERS:
             raise UsageError(
                 f"There is no tracker {word!r}.{near(word, TRACKERS)} "
                 f"Write none, or some of {', '.join(TRACKERS)}, separated by commas."
             )
-    found = tuple(name for name in TRACKERS if name in asked)
+    found = tuple(name for name in TRACKERS if name in words)
     missing = [name for name in found if not _installed(TRACKERS[name][0])]
     if missing:
         packages = " ".join(TRACKERS[name][1] for name in missing)
@@ -75,16 +75,12 @@ def track(
         notify: takes one line where a tracker fails; without it, the line is a warning of the logger
             `autopeft`.
     """
-    backgrounds = []
-    if names:
-        # It imports Ray, which takes seconds.
-        from autopeft.search.tracking.ray_callbacks import open_tracker
+    # It imports Ray, which takes seconds.
+    from autopeft.search.tracking.ray_callbacks import open_tracker
 
-        # The manifest is written once, when a run begins, and differs from any other's.
-        run = hashlib.sha256((folder.path / "manifest.json").read_bytes()).hexdigest()[:8]
-        backgrounds = [
-            BackgroundTracker(name, partial(open_tracker, name, folder.path, run)) for name in names
-        ]
+    # The manifest is written once, when a run begins, and differs from any other's.
+    run = hashlib.sha256((folder.path / "manifest.json").read_bytes()).hexdigest()[:8]
+    backgrounds = [BackgroundTracker(name, partial(open_tracker, name, folder.path, run)) for name in names]
     before = {record.job for record in folder.finals().records}
     return Tracking(reporter, backgrounds, notify or _log.warning, before)
 
@@ -142,7 +138,7 @@ class Tracking:
             self._report(found, step, {"loss": loss}, minor=True)
 
     def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        """Report what came of it, and end the entry unless the trial may go on."""
+        """Report the figures of a record, and end its entry unless the trial may go on."""
         self._reporter.on_trial_end(record, best, remaining)
         if not self._listening() or (record.kept and record.job in self._before):
             return

@@ -7,7 +7,7 @@ from typing import Any
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
-from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
+from autopeft.search.controller.completed_runs import KnownRuns
 from autopeft.search.core.jobs import Job, TrainJob
 from autopeft.search.selection.baseline_cache import KeptScores
 
@@ -19,69 +19,6 @@ def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)
 def record(name: str, kind: Any = "baseline", **more: Any) -> TrialRecord:
     options: dict[str, Any] = {"state": "complete", "scores": {"select": 0.5}, "job": name, **more}
     return TrialRecord(kind, name, options.pop("state"), {"name": name}, seed=3, steps=5, **options)
-
-
-def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
-    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
-    for line in (
-        record("good", counts={"deployed": 5}, seconds=2.0, train_loss=0.3),
-        record("failed", state="failed", scores={}, error="no"),
-        record("", scores={"select": 0.1}),
-        {**asdict(record("odd")), "scores": {"select": "high"}},
-        record("confirm-1-s1000", kind="confirm"),
-        record("confirm-2-s1000", kind="confirm"),
-    ):
-        folder.append_line("finals.jsonl", line)
-    with (tmp_path / "finals.jsonl").open("a") as file:
-        file.write('{"job": "torn", "state": "comp')
-    checkpoints.put("confirm-1-s1000", {"weights": b"1"})
-    past = CompletedRuns(folder, checkpoints)
-    found = past.get(job("good"))
-    assert found is not None
-    assert (found.scores, found.seconds, found.counts) == ({"select": 0.5}, 2.0, {"deployed": 5})
-    assert past.get(job("good", splits=("select", "test"))) is None
-    assert all(past.get(job(name)) is None for name in ("failed", "", "odd", "torn", "new"))
-    # A finalist without its weights is trained again: it may have to be tested.
-    assert past.get(job("confirm-1-s1000", kind="confirm")) is not None
-    assert past.get(job("confirm-2-s1000", kind="confirm")) is None
-    kept = [line["job"] for line in folder.lines("finals.jsonl")]
-    assert kept == ["good", "confirm-1-s1000", "confirm-2-s1000"]
-
-
-def test_the_first_record_may_be_torn(tmp_path: Path) -> None:
-    """What is written next does not go on in its line."""
-    folder = RunFolder.create("t", "k", root=tmp_path, out=None)
-    finals = folder.path / "finals.jsonl"
-    finals.write_text('{"job": "torn", "state": "comp')
-    CompletedRuns(folder, FolderCheckpoints(folder.path / "checkpoints"))
-    assert finals.read_text() == ""
-
-
-def test_a_run_of_another_recipe_or_seed_or_length_is_not_the_jobs(tmp_path: Path) -> None:
-    """A baseline's candidates may be others where another version goes on."""
-    folder = RunFolder(tmp_path)
-    folder.append_line("finals.jsonl", record("baseline-0-0-s3"))
-    past = CompletedRuns(folder, FolderCheckpoints(tmp_path / "files"))
-    asked = job("baseline-0-0-s3")
-    assert past.get(replace(asked, recipe={"name": "baseline-0-0-s3"})) is not None
-    for other in ({"recipe": {"name": "another"}}, {"seed": 4}, {"steps": 6}):
-        assert past.get(replace(asked, **other)) is None
-
-
-def test_what_is_run_again_is_recorded_again_and_the_last_one_counts(tmp_path: Path) -> None:
-    """A finalist whose weights are gone is trained again: its scores are then those of the new weights."""
-    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
-    folder.append_line("finals.jsonl", record("confirm-1-s3", kind="confirm"))
-    past = CompletedRuns(folder, checkpoints)
-    again = record("confirm-1-s3", kind="confirm", scores={"select": 0.7})
-    assert past.holds(replace(again, kept=True))
-    assert not past.holds(again)
-    folder.append_line("finals.jsonl", again)
-    checkpoints.put("confirm-1-s3", {"weights": b"1"})
-    found = CompletedRuns(folder, checkpoints).get(job("confirm-1-s3", kind="confirm"))
-    assert found is not None
-    assert found.scores == {"select": 0.7}
-    assert len(folder.finals().records) == 1
 
 
 class Keys:
@@ -102,9 +39,71 @@ class Cache:
         self.held[key] = run
 
 
-def known(folder: Path, cache: Any, rank_by: str, place: str = "") -> KnownRuns:
-    past = CompletedRuns(RunFolder(folder), FolderCheckpoints(folder))
-    return KnownRuns(past, Keys(), cache, rank_by, place)  # type: ignore[arg-type]
+def known(
+    folder: Path, cache: Any = None, rank_by: str = "score", place: str = "", checkpoints: Any = None
+) -> KnownRuns:
+    checkpoints = checkpoints or FolderCheckpoints(folder / "files")
+    return KnownRuns(RunFolder(folder), checkpoints, Keys(), cache or Cache(), rank_by, place)  # type: ignore[arg-type]
+
+
+def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
+    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
+    for line in (
+        record("good", counts={"deployed": 5}, seconds=2.0, train_loss=0.3),
+        record("failed", state="failed", scores={}, error="no"),
+        record("", scores={"select": 0.1}),
+        {**asdict(record("odd")), "scores": {"select": "high"}},
+        record("confirm-1-s1000", kind="confirm"),
+        record("confirm-2-s1000", kind="confirm"),
+    ):
+        folder.append_line("finals.jsonl", line)
+    with (tmp_path / "finals.jsonl").open("a") as file:
+        file.write('{"job": "torn", "state": "comp')
+    checkpoints.put("confirm-1-s1000", {"weights": b"1"})
+    past = known(tmp_path, checkpoints=checkpoints)
+    found = past.recall(job("good"))
+    assert found is not None
+    assert (found.scores, found.seconds, found.counts) == ({"select": 0.5}, 2.0, {"deployed": 5})
+    assert past.recall(job("good", splits=("select", "test"))) is None
+    assert all(past.recall(job(name)) is None for name in ("failed", "", "odd", "torn", "new"))
+    # A finalist without its weights is trained again: it may have to be tested.
+    assert past.recall(job("confirm-1-s1000", kind="confirm")) is not None
+    assert past.recall(job("confirm-2-s1000", kind="confirm")) is None
+    kept = [line["job"] for line in folder.lines("finals.jsonl")]
+    assert kept == ["good", "confirm-1-s1000", "confirm-2-s1000"]
+
+
+def test_the_first_record_may_be_torn(tmp_path: Path) -> None:
+    """What is written next does not go on in its line."""
+    folder = RunFolder.create("t", "k", root=tmp_path, out=None)
+    finals = folder.path / "finals.jsonl"
+    finals.write_text('{"job": "torn", "state": "comp')
+    known(folder.path)
+    assert finals.read_text() == ""
+
+
+def test_a_run_of_another_recipe_or_seed_or_length_is_not_the_jobs(tmp_path: Path) -> None:
+    """A baseline's candidates may be others where another version goes on."""
+    folder = RunFolder(tmp_path)
+    folder.append_line("finals.jsonl", record("baseline-0-0-s3"))
+    past = known(tmp_path)
+    asked = job("baseline-0-0-s3")
+    assert past.recall(replace(asked, recipe={"name": "baseline-0-0-s3"})) is not None
+    for other in ({"recipe": {"name": "another"}}, {"seed": 4}, {"steps": 6}):
+        assert past.recall(replace(asked, **other)) is None
+
+
+def test_what_is_run_again_is_recorded_again_and_the_last_one_counts(tmp_path: Path) -> None:
+    """A finalist whose weights are gone is trained again: its scores are then those of the new weights."""
+    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
+    folder.append_line("finals.jsonl", record("confirm-1-s3", kind="confirm"))
+    again = record("confirm-1-s3", kind="confirm", scores={"select": 0.7})
+    folder.append_line("finals.jsonl", again)
+    checkpoints.put("confirm-1-s3", {"weights": b"1"})
+    found = known(tmp_path, checkpoints=checkpoints).recall(job("confirm-1-s3", kind="confirm"))
+    assert found is not None
+    assert found.scores == {"select": 0.7}
+    assert len(folder.finals().records) == 1
 
 
 def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:

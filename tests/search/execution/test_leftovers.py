@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.search.execution.leftovers import end_processes, processes_of
+from autopeft.search.execution.private_folder import end_processes, processes_of
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 

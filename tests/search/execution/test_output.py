@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autopeft.search.execution.output import OutputFiles, Tee, sections
+from autopeft.search.execution.output import OutputFiles, Tee
 
 SCRIPT = """
 import os, sys
@@ -60,11 +60,7 @@ def test_a_tee_keeps_the_end_and_rests_where_it_should() -> None:
             sys.stderr.write("a display")
         sys.stderr.writelines(["z" * 60_000, "last"])
     sys.stderr.write("after")
-    kept = tee.text()["stderr"]
+    kept = tee.kept["stderr"]
     assert len(kept) == 200_000
     assert kept.endswith("zlast")
     assert "a display" not in kept
-
-
-def test_empty_streams_are_left_out() -> None:
-    assert sections({"stderr": " \n", "stdout": "x\n\n"}) == "stdout:\nx\n"

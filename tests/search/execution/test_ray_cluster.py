@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def test_handlers_of_signals_stay_those_of_the_program() -> None:
 
 
 def test_a_ray_that_listens_elsewhere_all_the_same_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_init", lambda *args, **more: None)
+    monkeypatch.setattr(ray_cluster.ray, "init", lambda **options: None)
     monkeypatch.setattr(ray_cluster, "secure_token", lambda: None)
     monkeypatch.setattr(ray_cluster, "_head", lambda: ("192.0.2.7", 1))
     with pytest.raises(AutoPEFTError, match=r"Ray listens at 192\.0\.2\.7.*--listen 192\.0\.2\.7"):
@@ -266,40 +267,47 @@ def test_a_ray_that_listens_elsewhere_all_the_same_is_refused(monkeypatch: pytes
     ray_cluster._start(Pool(1, listen="192.0.2.7"), Path("/nowhere"), threading.Event())
 
 
-def test_a_start_that_waits_for_what_has_ended_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass
+class Starting:
+    """A Ray that does not come up: its head runs, and whoever started it waits."""
+
+    head: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def init(self, **options: Any) -> None:
+        folder = Path(options["_temp_dir"]).parent
+        program = folder / "ray" / "core" / "gcs_server"
+        program.parent.mkdir(parents=True)
+        shutil.copy("/bin/sleep", program)
+        self.head.append(subprocess.Popen([str(program), "60"]))
+        time.sleep(60)
+
+    def run(self) -> None:
+        with DriverThread() as driver, ray_cluster.cluster(Pool(1), "resume", driver):
+            raise AssertionError("it has not come up")
+
+
+@pytest.fixture
+def starting(monkeypatch: pytest.MonkeyPatch, place: Path) -> Starting:
+    found = Starting()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(ray_cluster.ray, "init", found.init)
+    monkeypatch.setattr(ray_cluster, "secure_token", lambda: None)
     monkeypatch.setattr(ray_cluster, "_NOTICE_SECONDS", 0.2)
-    ended, never = threading.Event(), threading.Event()
-    threading.Timer(0.2, ended.set).start()
+    monkeypatch.setattr(ray_cluster, "_STOPPED_SECONDS", 1.0)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_start_that_waits_for_what_has_ended_is_given_up(starting: Starting, number: int) -> None:
+    threading.Timer(1.5, lambda: starting.head[0].send_signal(number)).start()
     with pytest.raises(RayEndedError, match="Cannot start Ray"):
-        ray_cluster._unless_ended(ended, {}, never, lambda: never.wait(60))
-    never.set()
+        starting.run()
+    assert starting.head[0].wait(10) is not None
 
 
-def test_a_start_that_notices_says_so_itself() -> None:
-    def fail() -> None:
-        raise ValueError("the raylet is gone")
-
-    with pytest.raises(ValueError, match="the raylet is gone"):
-        ray_cluster._unless_ended(threading.Event(), {}, threading.Event(), fail)
-
-
-def test_what_was_started_has_its_thread_until_it_is_left() -> None:
-    left, threads = threading.Event(), list[threading.Thread]()
-    start = lambda: threads.append(threading.current_thread())  # noqa: E731
-    ray_cluster._unless_ended(threading.Event(), {}, left, start)
-    threads[0].join(0.3)
-    assert threads[0].is_alive()
-    left.set()
-    threads[0].join(10)
-    assert not threads[0].is_alive()
-
-
-def test_ctrl_c_while_ray_starts_ends_what_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_NOTICE_SECONDS", 0.2)
-    child = subprocess.Popen(["sleep", "60"])
-    never, started = threading.Event(), {"gcs_server": child.pid}
-    threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
+def test_ctrl_c_while_ray_starts_ends_what_it_has_started(starting: Starting) -> None:
+    threading.Timer(1.5, lambda: signal.raise_signal(signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        ray_cluster._unless_ended(threading.Event(), started, never, lambda: never.wait(60))
-    assert child.wait(10) == -signal.SIGKILL
-    never.set()
+        starting.run()
+    assert not psutil.pid_exists(starting.head[0].pid) or starting.head[0].poll() is not None

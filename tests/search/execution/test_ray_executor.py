@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import re
@@ -12,13 +11,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from support.cluster import command_of, processes
 from support.driving import Driver
 from support.jobs import Source, job, make_runner
@@ -28,9 +25,7 @@ from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
 from autopeft.search.execution import ray_cluster, ray_executor
-from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.local_executor import LocalExecutor
-from autopeft.search.execution.ray_cluster import Cluster
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.execution.worker import WorkerSetup, execute, release
 from autopeft.tasks import load_task
@@ -192,33 +187,6 @@ def test_what_is_no_ray_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Mon
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(AutoPEFTError, match="does not answer as Ray does"):
             run_jobs(Source([]), make_runner(), {}, Pool(1, address=address), tmp_path / "ray")
-
-
-def test_no_other_ray_begins_until_tunes_thread_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is left of Tune after its Ray asks Ray on; that starts one by default, which nobody would end."""
-    begins, seen = lambda: bool(ray._private.auto_init_hook.enable_auto_connect), list[bool]()
-
-    class Watched(DriverThread):
-        def __exit__(self, *exc: object) -> None:
-            seen.append(begins())
-            super().__exit__(*exc)
-
-    @contextlib.contextmanager
-    def ended(*given: Any) -> Iterator[Cluster]:
-        seen.append(begins())
-        raise AutoPEFTError("Ray ended.")
-        yield
-
-    monkeypatch.setattr(ray_executor, "DriverThread", Watched)
-    monkeypatch.setattr(ray_executor, "cluster", ended)
-    assert begins()
-    with pytest.raises(AutoPEFTError, match=r"Ray ended\."):
-        run_jobs(Source([]), make_runner(), {}, Pool(1), tmp_path / "ray")
-    assert seen == [False, False]
-    assert begins()
-    assert not ray.is_initialized()
 
 
 SCRIPT = """

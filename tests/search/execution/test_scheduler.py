@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -242,19 +241,6 @@ def test_a_job_that_a_worker_cannot_read_is_lost_and_the_next_one_runs() -> None
     assert len(stage.source.results) == 2, "one without a job has nothing to lose"
 
 
-def test_in_the_end_nothing_is_held_of_workers() -> None:
-    def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    stage, before = Stage(Source("a", "b"), [2]), descriptors()
-    stage.up("one", "two")
-    for name in ("one", "two"):
-        stage.scheduler.receive(name, {"about": ProcessInfo.own(), "handle": name})
-    assert descriptors() == before + 2 * hasattr(os, "pidfd_open")
-    stage.scheduler.close()
-    assert descriptors() == before
-
-
 def test_a_worker_that_fails_says_why() -> None:
     stage = Stage(Source("a"), [1])
     stage.up("one")
@@ -395,7 +381,6 @@ def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
 class Process:
     """What a trace knows of a worker's process."""
 
-    here: bool = True
     stopped: bool = False
     killed: bool = False
     about: Any = None
@@ -468,7 +453,7 @@ def test_where_the_driver_itself_stood_still_nobody_is_killed_at_once() -> None:
 
 
 def test_on_another_machine_it_is_looked_there() -> None:
-    process = Process(here=False, about=ProcessInfo("h", "other", 77, {}, OutputFiles({})))
+    process = Process(about=ProcessInfo("h", "other", 77, {}, OutputFiles({})))
     stage = with_process(process)
     stage.scheduler._workers["one"].node = "node-2"
     watching(stage, process, range(30), heard=lambda now: False)
