@@ -87,6 +87,8 @@ class TrialRecord:
         step_cost: of a trial, what a training step takes, predicted, where LoRA of the same budget on all
             layers takes 1; `None` where it was not predicted.
         samples: of a run after the search a handful of the answers that its model wrote.
+        by_task: of a set of tasks, split to task to score, each in the task's own metric (the manifest's kind
+            of task names it); `scores` has their mean.
     """
 
     kind: JobKind
@@ -118,6 +120,7 @@ class TrialRecord:
     measured: dict[str, int | float] | None = field(default=None, repr=False)
     step_cost: float | None = None
     samples: list[Sample] | None = field(default=None, repr=False)
+    by_task: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
     @property
     def deployed(self) -> int | float | None:
@@ -231,7 +234,7 @@ def _numbers(record: TrialRecord) -> Iterator[int | float]:
     r = record
     single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of, r.step_cost)
     yield from (value for value in single if value is not None)
-    tables = ((r.counts or {}), r.scores, r.rungs, r.merits, (r.measured or {}))
+    tables = ((r.counts or {}), r.scores, r.rungs, r.merits, (r.measured or {}), *r.by_task.values())
     yield from chain.from_iterable(table.values() for table in tables)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -135,13 +135,15 @@ def evaluate(
 class Scored:
     """A score, what each group of rows contributes to it (see `Scorer.pseudo_values`), the mean loss over
     rows where the kind of task has one (see `Scorer.row_loss`), that loss at the temperature which suits
-    the rows best (see `Scorer.calibrated_loss`), and samples of what was written."""
+    the rows best (see `Scorer.calibrated_loss`), samples of what was written, and of a set of tasks the score
+    of each (see `Scorer.by_task`)."""
 
     score: float
     pseudo_values: tuple[float, ...] = ()
     loss: float | None = None
     calibrated_loss: float | None = None
     samples: tuple[Sample, ...] = ()
+    by_task: Mapping[str, float] = field(default_factory=dict)
 
 
 def score_by_rows(
@@ -184,4 +186,5 @@ def score_by_rows(
         None if alone else scorer.row_loss(outputs, split.truth),
         scorer.calibrated_loss(outputs, split.truth) if loss and not alone else None,
         samples,
+        scorer.by_task(outputs, split.truth),
     )

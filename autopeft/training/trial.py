@@ -46,6 +46,7 @@ class TrialOutcome:
             is scored by what the model writes.
         calibrated_losses: the same at the temperature that suits the rows best, but for *test*.
         samples: of the answers that the hybrid wrote to rows of the last split, where they were asked for.
+        by_task: of a set of tasks, split to task to score, each in the task's own metric.
     """
 
     scores: Mapping[str, float]
@@ -56,6 +57,7 @@ class TrialOutcome:
     losses: Mapping[str, float] = field(default_factory=dict)
     calibrated_losses: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
+    by_task: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -172,6 +174,7 @@ def run_trial(
             name: s.calibrated_loss for name, s in scored.items() if s.calibrated_loss is not None
         },
         samples=scored[splits[-1]].samples,
+        by_task={name: found.by_task for name, found in scored.items() if found.by_task},
     )
 
 

@@ -211,4 +211,8 @@ def test_two_tasks_with_a_head_each_are_searched_together(shell: Shell) -> None:
     assert manifest["data"]["kind"].startswith("mixture?tasks=")
     assert "report.html" in shell.said("report", "both")
     page = (shell.folder / "both/report.html").read_text()
-    assert [name for name in ("rows", "lengths", "toy_closeness") if name not in page] == []
+    assert [
+        name
+        for name in ("rows", "lengths", "toy_closeness", "Scores of the tasks on test")
+        if name not in page
+    ] == []

@@ -13,10 +13,20 @@ from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.recipe.contents import in_brief
 from autopeft.report.html.values import shown
-from autopeft.report.text import duration, number, percent, score
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.runs.records import TrialRecord
 
-__all__ = ["Cell", "Row", "Table", "finals_table", "methods_of", "state_of", "trials_table"]
+__all__ = [
+    "Cell",
+    "Row",
+    "Table",
+    "finals_table",
+    "methods_of",
+    "state_of",
+    "task_scores",
+    "trials_table",
+]
 
 _MOST = 2000
 # Trained for fewer steps than others: stopped, or waiting on a rung to go on.
@@ -139,6 +149,24 @@ def trials_table(records: Iterable[TrialRecord], unfinished: Iterable[TrialRecor
         ("select", True), ("rungs", False), ("steps", True), ("time", True),
     )  # fmt: skip
     return _table("trials-table", headers, found, final=False)
+
+
+def task_scores(records: Iterable[TrialRecord]) -> Sheet | None:
+    """The scores of a set's tasks on *test*, of each run after the search; `None` for a single task."""
+    runs: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        for task, found in record.by_task.get("test", {}).items():
+            runs.setdefault(record.label, {}).setdefault(task, []).append(found)
+    if not runs:
+        return None
+    tasks = list(next(iter(runs.values())))
+    return Sheet(
+        ("run", *tasks),
+        tuple((label, *(mean_sd(found.get(task, [])) for task in tasks)) for label, found in runs.items()),
+        title="Scores of the tasks on test",
+        notes=("Each is in the task's own metric, the mean ± standard deviation over fresh seeds.",),
+        right=frozenset(tasks),
+    )
 
 
 def finals_table(records: Iterable[TrialRecord]) -> Table:

@@ -69,6 +69,7 @@ class KnownRuns:
             job.id,
             {split: kept.scores[split] for split in job.splits},
             counts=kept.counts,
+            by_task=kept.by_task,
             pseudo_values=kept.pseudo_values if "test" in job.splits else (),
             select_values=kept.select_values,
             merit=kept.merit,
@@ -90,7 +91,7 @@ class KnownRuns:
             )
             parts = tuple(record.pseudo_values or ()), tuple(record.select_values or ())
             merit, took = record.merits.get(str(record.steps)), record.measured or {}
-            kept = KeptScores(record.scores, *parts, merit, took, self._place, record.counts)
+            kept = KeptScores(record.scores, *parts, merit, took, self._place, record.counts, record.by_task)
             self._cache.put(key, kept, record.seconds)
 
 
@@ -108,4 +109,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         merit=record.merits.get(str(record.steps)),
         metric=record.metric,
         samples=tuple(record.samples or ()),
+        by_task=record.by_task,
     )

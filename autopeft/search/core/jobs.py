@@ -107,6 +107,7 @@ class Job:
             metric=result.metric,
             measured=dict(result.measured) or None,
             samples=list(result.samples) or None,
+            by_task=result.by_task,
         )
 
 
@@ -167,6 +168,7 @@ class JobResult:
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
             `file` and, where it is limited, `latency`), or what a probe found.
         samples: of what the model wrote, where the job asked for them.
+        by_task: of a set of tasks, split to task to score, each in the task's own metric.
         log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
@@ -186,6 +188,7 @@ class JobResult:
     metric: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
+    by_task: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     log: str = field(default="", repr=False)
 
     @property

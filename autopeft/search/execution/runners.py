@@ -184,6 +184,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         metric=job.metric,
         measured={**outcome.measured, **measured},
         samples=outcome.samples,
+        by_task=outcome.by_task,
     )
 
 
@@ -229,6 +230,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                 pseudo_values=parts,
                 metric=job.metric,
                 samples=found[job.splits[-1]].samples,
+                by_task={split: scored.by_task for split, scored in found.items() if scored.by_task},
             )
 
 

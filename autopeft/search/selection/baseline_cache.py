@@ -89,10 +89,14 @@ class RunKey:
 
 @dataclass(frozen=True)
 class KeptScores:
-    """Scores of a run by split, what groups of *test* rows and of *select* rows contribute to the score there
-    (see `Scorer.pseudo_values`), what it is ranked by where that is not its score, what it took (see
-    `JobResult.measured`) in which place (times of another machine, or beside other work, are others), and how
-    many parameters it left: data-dependent methods leave others than their recipe says."""
+    """What is kept of a run.
+
+    Attributes:
+        scores: by split.
+        pseudo_values, select_values, merit, measured, by_task: see `JobResult`.
+        place: where it was measured; times of another machine, or beside other work, are others.
+        counts: parameters that it left; data-dependent methods leave others than their recipe says.
+    """
 
     scores: Mapping[str, float]
     pseudo_values: tuple[float, ...] = ()
@@ -101,6 +105,7 @@ class KeptScores:
     measured: Mapping[str, float] = field(default_factory=dict)
     place: str = ""
     counts: CountTable | None = None
+    by_task: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class RunKeys:
@@ -249,6 +254,7 @@ class BaselineCache:
             "measured": {k: v for k, v in (run.measured or known.measured).items() if _is_finite(v)},
             "place": run.place if run.measured else known.place,
             "counts": run.counts or known.counts,
+            "by_task": {**known.by_task, **run.by_task},
             "seconds": round(seconds, 3),
         }
         content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -301,13 +307,17 @@ def _kept(content: Mapping[str, Any], key: RunKey) -> KeptScores | None:
     if merit is not None and not _is_finite(merit):
         return None
     measured, place = content.get("measured", {}), content.get("place", "")
-    counts = content.get("counts")
-    for table in (measured, {} if counts is None else counts):
+    counts, by_task = content.get("counts"), content.get("by_task", {})
+    if not isinstance(by_task, dict):
+        return None
+    for table in (measured, {} if counts is None else counts, *by_task.values()):
         if not isinstance(table, dict) or not all(map(_is_finite, table.values())):
             return None
     found, took = ({str(k): float(v) for k, v in numbers.items()} for numbers in (scores, measured))
     test, select = (tuple(map(float, values)) for values in parts)
-    return KeptScores(found, test, select, None if merit is None else float(merit), took, str(place), counts)
+    return KeptScores(
+        found, test, select, None if merit is None else float(merit), took, str(place), counts, by_task
+    )
 
 
 def _is_finite(value: Any) -> bool:

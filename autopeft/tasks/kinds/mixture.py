@@ -136,10 +136,16 @@ class MixedSplit(Split):
         pairs = None
         if any(part.pairs is not None for part in parts):
             pairs = [pair for part in parts for pair in part.pairs or [""] * len(part)]
+        fields: dict[str, list[Any]] = {}
+        for task, part in enumerate(parts):
+            for name, column in part.fields.items():
+                before, after = (sum(map(len, some)) for some in (parts[:task], parts[task + 1 :]))
+                fields[f"{task} {name}"] = [*[None] * before, *column, *[None] * after]
         return cls(
             texts=[text for part in parts for text in part.texts],
             pairs=pairs,
             labels=[(task, label) for task, part in enumerate(parts) for label in part.labels],
+            fields=fields,
             parts=tuple(parts),
         )
 
@@ -810,8 +816,8 @@ class MixtureScorer(Scorer):
                 found[row] = (task, value)
         return ragged(found)
 
-    def scores(self, outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-        """The score of each task, by its name, in its own metric.
+    def by_task(self, outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """See `Scorer.by_task`.
 
         Raises:
             TaskError, AutoPEFTError: see `Scorer.score`.
@@ -824,7 +830,7 @@ class MixtureScorer(Scorer):
     def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
         if len(outputs) != len(labels) or not len(outputs):
             raise TaskError(f"Cannot score {len(outputs):,} predictions against {len(labels):,} labels.")
-        return float(np.mean(list(self.scores(outputs, labels).values())))
+        return float(np.mean(list(self.by_task(outputs, labels).values())))
 
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """The mean of the tasks' own."""
@@ -870,7 +876,7 @@ class MixtureScorer(Scorer):
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
     ) -> tuple[Breakdown, ...]:
         """The score of each task."""
-        scores = self.scores(outputs, labels)
+        scores = self.by_task(outputs, labels)
         rows = [
             (member.name, member.metric, scores[member.name], len(places))
             for _, member, places, _ in self._apart(outputs, labels)

@@ -256,6 +256,10 @@ class Scorer(ABC):
         """
         return float(metric.score(*self.compared(metric, outputs, labels)))
 
+    def by_task(self, outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """The score of each task of a set by its name, in its own metric; empty for a single task."""
+        return {}
+
     def compared(
         self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:

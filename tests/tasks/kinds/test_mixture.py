@@ -325,5 +325,15 @@ def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
     assert found.test_mean is not None
     assert {b.name for b in found.baselines} >= {"head only"}
     page = write_report(load_run(tmp_path / "run")).read_text()
-    for said in ("mean_of_tasks", *(member.name for member in of_all_kinds(place).task_kind.scorer.members)):  # type: ignore[attr-defined]
+    finals = [record for record in load_run(tmp_path / "run").finals().records if "test" in record.scores]
+    assert finals
+    for record in finals:
+        of_test = record.by_task["test"]
+        assert list(of_test) == [m.name for m in options["task"].task_kind.scorer.members]
+        assert record.scores["test"] == pytest.approx(np.mean(list(of_test.values())))
+    for said in (
+        "mean_of_tasks",
+        "Scores of the tasks on test",
+        *(member.name for member in of_all_kinds(place).task_kind.scorer.members),
+    ):  # type: ignore[attr-defined]
         assert said in page
