@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from autopeft.assets.cache import SPARE_DISK, cache_folder, publish
 from autopeft.errors import AssetError
 
-__all__ = ["backbone_fingerprint", "bytes_of", "map_weights"]
+__all__ = ["backbone_fingerprint", "bytes_of", "held_tensors", "map_weights"]
 
 _log = logging.getLogger("autopeft")
 _ALIGNMENT = 64
@@ -41,15 +41,18 @@ def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
             yield name, tensor
 
 
+def held_tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """The tensors of the base model by name, without what a quantised module makes anew for a state dict, and
+    without what is attached."""
+    base = model.base_model
+    found = _plain((*base.named_parameters(), *base.named_buffers()))
+    return [(name, tensor) for name, tensor in found if not name.startswith("autopeft.")]
+
+
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the base model: its class, configuration and every weight. Remembered until one changes."""
     base = cast(PreTrainedModel, model.base_model)
-    # What is held, without what a quantised module makes anew for a state dict, and without what is attached.
-    held = [
-        tensor
-        for name, tensor in _plain((*base.named_parameters(), *base.named_buffers()))
-        if not name.startswith("autopeft.")
-    ]
+    held = [tensor for _, tensor in held_tensors(model)]
     # Some values of each tensor: fused optimizers, and what writes to `.data`, do not raise its version.
     samples: dict[torch.device, list[Tensor]] = {}
     for tensor in held:

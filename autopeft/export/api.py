@@ -25,7 +25,7 @@ from autopeft.training import predict as predict_outputs
 from autopeft.training.samples import shortened
 
 if TYPE_CHECKING:
-    from autopeft.export.formats import Ready
+    from autopeft.export.package import Ready
 
 __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
 

@@ -7,7 +7,7 @@ into a folder of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from autopeft.export.lora_factors import NotServable
 from autopeft.export.lora_format import lora_adapter
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.export.merged_format import merge, write_merged
-from autopeft.export.package import RECIPE
+from autopeft.export.package import RECIPE, Ready
 from autopeft.export.peft_format import (
     NotExpressible,
     PeftAdapter,
@@ -117,23 +117,6 @@ class Export:
             f"are not those of {asset.hub}: load it from autopeft.assets.resolve_model({asset.key!r}).path, "
             "or export it with --as merged, which needs no backbone.",
         )
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A format that can be written.
-
-    Attributes:
-        write: writes it into a folder.
-        section: of the model card, how it is loaded and served.
-        lines: what else is to be said of it.
-        facts: the same and more as data.
-    """
-
-    write: Callable[[Path], object]
-    section: str
-    lines: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _peft(export: Export) -> Ready:

@@ -10,11 +10,11 @@ peft/, merged/, …      a format that others load (see `autopeft.export.formats
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.card import README, model_card, write_card
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from autopeft.assets import ModelSource
-    from autopeft.export.formats import Ready
     from autopeft.hybrid import Hybrid
 
-__all__ = ["Saved", "find_saved", "load_hybrid", "load_saved", "write_package"]
+__all__ = ["Ready", "Saved", "find_saved", "load_hybrid", "load_saved", "write_package"]
 
 _WINNER = "winner/"  # of a run folder
 _OF_A_HYBRID, RECIPE, WEIGHTS = "hybrid.json", "recipe.yaml", "weights.safetensors"
@@ -131,6 +130,23 @@ def load_hybrid(
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
     return hybrid, source
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A format that can be written.
+
+    Attributes:
+        write: writes it into a folder.
+        section: of the model card, how it is loaded and served.
+        lines: what else is to be said of it.
+        facts: the same and more as data.
+    """
+
+    write: Callable[[Path], object]
+    section: str
+    lines: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_package(

@@ -22,9 +22,9 @@ def check_metric(metric: str, kind: str, names: Sequence[str], rows: Split | Non
     """
     known = get_metric(metric)
     if not known.own and metric not in metrics_of(kind):
+        scored = " and ".join(kinds_of(metric)) or "sets of tasks"
         raise TaskError(
-            f"{metric=} is for {' and '.join(kinds_of(metric))}, but the task is {kind}; choose from "
-            f"{', '.join(metrics_of(kind))}."
+            f"{metric=} is for {scored}, but the task is {kind}; choose from {', '.join(metrics_of(kind))}."
         )
     get_kind(kind).scorer.check_metric(known, names, rows)
 
@@ -44,4 +44,7 @@ def compute(metric: str, predictions: NDArray[Any], labels: NDArray[Any], kind: 
         AutoPEFTError: a prediction is not finite.
     """
     known = get_metric(metric)
-    return get_kind(kind or kinds_of(metric)[0]).scorer.score(known, predictions, labels)
+    kinds = kinds_of(metric) if kind is None else (kind,)
+    if not kinds:
+        raise TaskError(f"{metric=} is for sets of tasks: give the kind of the set (kind=task.kind).")
+    return get_kind(kinds[0]).scorer.score(known, predictions, labels)

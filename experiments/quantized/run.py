@@ -114,7 +114,7 @@ def one(setting: Setting) -> dict[str, Any]:
 
     from autopeft import Recipe, load_task
     from autopeft.assets import load_tokenizer, resolve_model
-    from autopeft.assets.weights import _held
+    from autopeft.assets.weights import held_tensors
     from autopeft.tasks import Rows
     from autopeft.tasks.encode import encode
     from autopeft.training import TrainingPlan, run_trial
@@ -138,7 +138,7 @@ def one(setting: Setting) -> dict[str, Any]:
     return {
         "scores": dict(outcome.scores) if setting.scored else {},
         "losses": [outcome.train.losses[0], outcome.train.losses[-1]],
-        "weights": sum(tensor.numel() * tensor.element_size() for _, tensor in _held(model)),
+        "weights": sum(tensor.numel() * tensor.element_size() for _, tensor in held_tensors(model)),
         "before": before,
         "peak": outcome.train.memory,
         "step": outcome.train.step_time,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ from autopeft.backbones import on_meta
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
-    from autopeft.tasks.encode import EncodedTask
 
 __all__ = ["Head"]
+
+T = TypeVar("T")
 
 
 class Head:
@@ -139,9 +140,13 @@ class Head:
         return on_meta(config, self.auto_class)
 
     def each(
-        self, model: PreTrainedModel, data: EncodedTask
-    ) -> Iterator[tuple[AbstractContextManager[PreTrainedModel], EncodedTask]]:
-        """Each head of the model and the task that it is for: what to enter for a model with that head."""
+        self, model: PreTrainedModel, data: T
+    ) -> Iterator[tuple[AbstractContextManager[PreTrainedModel], T]]:
+        """Each head of the model: what to enter for a model with that head, and its task.
+
+        Args:
+            data: an `EncodedTask`.
+        """
         yield nullcontext(model), data
 
     # Forwards

@@ -34,7 +34,7 @@ from autopeft.tasks.copies import Input
 from autopeft.tasks.kinds.encoder import Encoder
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
-from autopeft.tasks.kinds.registry import get_kind, get_metric, register_kind, register_options
+from autopeft.tasks.kinds.registry import METRICS, get_kind, get_metric, register_options
 from autopeft.tasks.kinds.schema import Schema
 from autopeft.tasks.kinds.scorer import Breakdown, Loss, Scorer
 from autopeft.tasks.kinds.task_kind import TaskKind, name_with_options
@@ -44,7 +44,6 @@ from autopeft.tasks.tokens import WINDOW_BATCHES, EncodedSplit, Indices, ragged
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
-    from autopeft.tasks.encode import EncodedTask
     from autopeft.tasks.split import SplitName
 
 __all__ = ["MEAN_OF_TASKS", "EncodedMixture", "Member", "MixedSplit", "Mixture", "mixture_name"]
@@ -612,8 +611,8 @@ class MixtureHead(Head):
         return with_heads(models[0], {m.name: o for m, o in zip(self.members[1:], models[1:], strict=False)})
 
     def each(
-        self, model: PreTrainedModel, data: EncodedTask
-    ) -> Iterator[tuple[AbstractContextManager[PreTrainedModel], EncodedTask]]:
+        self, model: PreTrainedModel, data: Any
+    ) -> Iterator[tuple[AbstractContextManager[PreTrainedModel], Any]]:
         for task, member in enumerate(self.members):
             rows: dict[SplitName, Split] = {}
             tokens: dict[SplitName, EncodedSplit] = {}
@@ -922,7 +921,7 @@ def _kind(name: str, members: Sequence[Member], mixture: Mixture) -> TaskKind:
     )
 
 
-register_kind(_kind(_NAME, (), Mixture()))
+METRICS.enter(MEAN_OF_TASKS.name, MEAN_OF_TASKS)
 
 
 @register_options(_NAME, "tasks", "temperature", "batches")

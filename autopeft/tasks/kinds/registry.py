@@ -110,7 +110,7 @@ def register_options(kind: str, *names: str) -> Callable[[Maker], Maker]:
     decorator of the function that makes the kind of these options; its `name` has them too.
 
     Args:
-        kind: under which the plain one is registered.
+        kind: under which the plain one is registered, where there is one.
         names: of the options; the function gets those that were told, as texts.
 
     Raises:
@@ -177,10 +177,14 @@ def get_kind(name: str) -> TaskKind:
 
 @lru_cache(maxsize=64)
 def _told(name: str) -> TaskKind:
-    kind = KINDS.find(plain_name(name))
-    names, make = _OPTIONS.get(kind.name, ((), None))
-    told = options_in(name, names)
-    return kind if make is None else make(told)
+    KINDS.load()
+    plain = plain_name(name)
+    if plain not in _OPTIONS:
+        kind = KINDS.find(plain)
+        options_in(name, ())
+        return kind
+    names, make = _OPTIONS[plain]
+    return make(options_in(name, names))
 
 
 def kind_names() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from support.saved_model import save_backbone, write_reviews
 
+from autopeft.runs.folder import RunFolder
 from autopeft.search import api
+from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 
@@ -41,9 +44,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
+class Opened(Exception):  # noqa: N818
+    """Stands for a strategy that begins; it has the points that were handed to it."""
+
+
 def first(ready: Prepared) -> tuple[list[dict[str, Any]], list[str]]:
     said: list[str] = []
-    return api._first(ready, said.append), said
+
+    def opened(**given: Any) -> None:
+        raise Opened(given["first"])
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(api, "StrategyContext", opened)
+        run = RunFolder.create("t", "k", root=folder)
+        with pytest.raises(Opened) as began:
+            api._open_strategy(ready, run, FolderCheckpoints(run.path / "files"), said.append)
+    (points,) = began.value.args
+    return points, said
 
 
 def test_the_portfolio_comes_first(place: dict[str, Any], asked: list[Any]) -> None:
@@ -77,7 +94,7 @@ def test_a_cheap_search_tries_the_upper_layers_too(
     place: dict[str, Any], asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "upper_points", lambda _, count: [{"rank": 10 + i} for i in range(count)])
-    ready = replace(prepare(SearchArguments(**{**place, "trials": 8})), objective="score,cost")
+    ready = replace(prepare(SearchArguments(**{**place, "trials": 8})), cost="step_cost")
     points, _ = first(ready)
     assert points[:3] == [{"rank": 3}, {"rank": 10}, {"rank": 11}]
     assert [trials for _, _, trials, _ in asked] == [6]

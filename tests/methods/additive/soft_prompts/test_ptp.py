@@ -134,7 +134,7 @@ def test_in_16_bits_the_perturbation_is_finite_and_in_its_ball(dtype: torch.dtyp
                 bias.copy_(torch.linspace(-15, 15, len(bias)))
     step: Any = step_on(hybrid)
     if sure:
-        step.labels = step.logits.argmax(-1)
+        step.batch = {**step.batch, "labels": step.logits.argmax(-1)}
     delta = policy_of(hybrid).worst(step)
     e = hybrid.model.get_input_embeddings()(step.batch["input_ids"]).detach().float()
     radius = 0.05 * torch.linalg.vector_norm(e * step.batch["attention_mask"][..., None], dim=(1, 2))

@@ -192,7 +192,7 @@ def test_a_gate_without_a_gradient_of_the_loss_closes(steps: int, below_one: int
         optimizer.schedule(step)
         module.before_step(step, 2 * steps)
         module.after_backward(step, 2 * steps)
-        optimizer.step()
+        optimizer.inner.step()
         gates.append(float(module.dense.gate(location).detach().flatten()[0]))
     assert [z < 1 for z in gates].index(True) + 1 == below_one
     assert [z == 0 for z in gates].index(True) + 1 == zero
