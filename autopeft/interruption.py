@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -81,8 +82,11 @@ def terminable(*, last: bool = False) -> Iterator[None]:
         # What is registered first is called last, and Python then takes away all handlers but this one.
         atexit.register(_ignore)
 
+    process = os.getpid()
+
     def end(number: int, frame: FrameType | None) -> None:
-        if not _ends():
+        # A child between its fork and its exec has this handler too, and leaves the signal to its parent.
+        if os.getpid() == process and not _ends():
             _note(number)
             _Heard.ending = time.monotonic()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

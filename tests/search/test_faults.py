@@ -134,11 +134,12 @@ def check_winner(search: Searching) -> None:
     """The result names a winner whose recipe and weights are there and belong together."""
     result, winner = search.result(), search.run / "winner"
     trials = {t["number"]: t for t in search.trials_written() if t["state"] == "complete"}
-    chosen = trials[result["number"]]
+    baseline = result["number"] is None  # it won, and was confirmed as it was trained
+    chosen = result if baseline else trials[result["number"]]
     assert result["recipe"] == chosen["recipe"]
     assert Recipe.load(winner / "recipe.yaml").hash() == Recipe.from_dict(chosen["recipe"]).hash()
     assert (winner / "weights.safetensors").stat().st_size > 0
-    if not result["confirmed"]:
+    if not result["confirmed"] and not baseline:
         assert chosen["score"] == max(t["score"] for t in trials.values()), "the best of all is kept"
 
 
