@@ -13,7 +13,7 @@ from autopeft.export.from_python import is_saved_hybrid, manifest_of
 from autopeft.foreign import file_in, read_table_in
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks.kinds import get_kind, kind_names
+from autopeft.tasks.kinds import get_kind, is_kind, kind_names
 from autopeft.tasks.kinds.task_kind import plain_name
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Card:
             ) from error
         if card.kind is None and card.architecture is not None:
             return card
-        plain = plain_name(str(card.kind))
-        if plain not in kind_names():
+        if not is_kind(str(card.kind)):
+            plain = plain_name(str(card.kind))
             hint = near(plain, kind_names())
             raise UsageError(
                 f"{folder / MANIFEST} names the unknown kind of task {plain!r}.{hint} "

@@ -27,6 +27,7 @@ from autopeft.tasks.kinds import (
     own_metric,
     use_metric,
 )
+from autopeft.tasks.kinds.task_kind import plain_name
 from autopeft.tasks.kinds.text_metrics import EXACT_MATCH
 from autopeft.tasks.kinds.verbaliser import WordsData, kind_with_words
 from autopeft.tasks.memory import describe, tables_in
@@ -139,8 +140,10 @@ def load_task(
     """
     if isinstance(task, Task):
         given = {
-            "text": text, "text_pair": text_pair, "label": label, "kind": kind, "label_words": label_words,
-            "template": template, "metric": metric, "class_weights": class_weights,
+            "text": text, "text_pair": text_pair, "label": label, "label_words": label_words,
+            "template": template, "class_weights": class_weights,
+            "kind": None if kind in (task.kind, plain_name(task.kind)) else kind,
+            "metric": None if metric == task.metric else metric,
         }  # fmt: skip
         late = [what for what, value in given.items() if value is not None]
         late += ["drop_empty"] if drop_empty else []

@@ -27,6 +27,7 @@ __all__ = [
     "generative_kind",
     "get_kind",
     "get_metric",
+    "is_kind",
     "kind_names",
     "kind_of_model",
     "kind_on",
@@ -185,6 +186,12 @@ def _told(name: str) -> TaskKind:
         return kind
     names, make = _OPTIONS[plain]
     return make(options_in(name, names))
+
+
+def is_kind(name: str) -> bool:
+    """Whether there is a kind of that name, whatever options it is told."""
+    KINDS.load()
+    return plain_name(name) in (*KINDS.names(), *_OPTIONS)
 
 
 def kind_names() -> tuple[str, ...]:

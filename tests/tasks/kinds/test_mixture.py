@@ -337,3 +337,17 @@ def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
         *(member.name for member in of_all_kinds(place).task_kind.scorer.members),
     ):  # type: ignore[attr-defined]
         assert said in page
+
+
+def test_what_was_trained_is_evaluated_and_exported(place: Path, tmp_path: Path) -> None:
+    task = two()
+    outcome = autopeft.train(
+        recipe=lora_recipe(), task=task, model=str(place / "bert"), steps=4, max_length=32,
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    exported = autopeft.export(str(tmp_path / "run"), out=str(tmp_path / "exported"))
+    for folder in (tmp_path / "run", exported.folder):
+        found = autopeft.evaluate(str(folder), task=task, model=str(place / "bert"))
+        assert found.score == pytest.approx(outcome.scores["test"], abs=1e-6)
+    with pytest.raises(UsageError, match="rows do not say which"):
+        autopeft.predict(str(tmp_path / "run"), ["good film"])
