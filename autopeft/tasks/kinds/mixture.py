@@ -308,16 +308,21 @@ class EncodedMixture(EncodedSplit):
         )
 
     def _there(self) -> list[tuple[int, EncodedSplit, int, int]]:
-        """The tasks with rows: number, rows, and the numbers of the first row and of the first sequence."""
-        found, row, sequence = [], 0, 0
+        """The tasks with rows: number, rows, and the numbers of the first row and of the first item of a
+        batch: a kind may lay a row out as several sequences, and batches are of rows or of sequences."""
+        found, row, item = [], 0, 0
         for task, part in enumerate(self.parts):
             if part is not None:
-                found.append((task, part, row, sequence))
-                row, sequence = row + len(part), sequence + len(part.offsets) - 1
+                found.append((task, part, row, item))
+                row, item = row + len(part), item + len(part.lengths)
         return found
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts if part is not None)
+
+    @property
+    def lengths(self) -> Indices:
+        return np.concatenate([part.lengths for _, part, _, _ in self._there()])
 
     @property
     def prompt_lengths(self) -> Indices:
@@ -347,7 +352,7 @@ class EncodedMixture(EncodedSplit):
         """See `EncodedSplit.of_rows`: objects, the task's number and what its kind makes of a row."""
         found = []
         for task, part, _, first in self._there():
-            own = outputs[first : first + len(part.offsets) - 1]
+            own = outputs[first : first + len(part.lengths)]
             found += [(task, value) for value in part.of_rows(_stacked([value for _, value in own]))]
         return ragged(found)
 
@@ -375,7 +380,7 @@ class EncodedMixture(EncodedSplit):
         own: list[Indices | None] = [None] * len(there)
         sizes = [len(part) for _, part, _, _ in there]
         if among is not None:
-            own = list(_by_part(np.sort(among), [len(part.offsets) - 1 for _, part, _, _ in there]))
+            own = list(_by_part(np.sort(among), [len(part.lengths) for _, part, _, _ in there]))
             sizes = [len(rows) for rows in own if rows is not None]
         rng = np.random.default_rng(seed)
         # Each pass over a task's rows has a permutation of its own.
@@ -418,11 +423,10 @@ class EncodedMixture(EncodedSplit):
         chosen = np.asarray(rows, dtype=np.int64)
         batches, places = [], []
         for task, part, _, first in self._there():
-            there = np.flatnonzero((chosen >= first) & (chosen < first + len(part.offsets) - 1))
+            there = np.flatnonzero((chosen >= first) & (chosen < first + len(part.lengths)))
             if len(there):
                 batch = part.collate(chosen[there] - first, device=device)
-                # A kind may lay a row out as several sequences.
-                batch["task_id"] = torch.full((len(there),), task, dtype=torch.int64, device=device)
+                batch["task_id"] = torch.full_like(batch["task_id"], task)
                 batches.append(batch)
                 places.append(there)
         if len(batches) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from autopeft.assets import load_tokenizer
 from autopeft.errors import AutoPEFTError, DataError, TaskError, UsageError
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
-from autopeft.tasks import load_task
+from autopeft.tasks import load_task, task_set
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.split import Split
@@ -205,3 +206,20 @@ def test_a_search(backbone: str, file: str, tmp_path: Path) -> None:
     assert 0 <= found.test_mean <= 1
     page = write_report(load_run(tmp_path / "run")).read_text()
     assert "accuracy_norm" in page
+
+
+def test_two_tasks_are_trained_together(file: str, backbone: str, tmp_path: Path) -> None:
+    """Each row has several sequences, and the head that both tasks share comes with the backbone."""
+    one = load_task(file)
+    both = task_set([replace(one, name=name) for name in ("first", "second")])
+    outcome = autopeft.train(
+        recipe=RECIPE, task=both, model=backbone, steps=4, max_length=48, out=str(tmp_path / "both")
+    )
+    model = both.task_kind.head.load_model(backbone, both.labels)
+    data = encode(both, load_tokenizer(backbone), 48)
+    found, alone = predict(model, data.test), predict(model, encode(one, load_tokenizer(backbone), 48).test)
+    rows = len(one.splits["test"])
+    assert [task for task, _ in found] == [0] * rows + [1] * rows
+    for (_, own), wanted in zip(found, [*alone, *alone], strict=True):
+        np.testing.assert_allclose(own, wanted, atol=1e-5)
+    assert 0 <= outcome.scores["test"] <= 1
