@@ -96,6 +96,7 @@ hybrid
 """
 
 
+@pytest.mark.slow
 def test_a_real_notebook_shows_them(tmp_path: Path) -> None:
     """A kernel asks each object for its HTML, and keeps one line of text beside it."""
     notebook = nbformat.v4.new_notebook()

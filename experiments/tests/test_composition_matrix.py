@@ -62,7 +62,8 @@ LANGUAGE_MODELS = ("llama causal_lm", "t5 seq2seq", "llama multiple_choice")
 OTHERS = ("llama classification", *LANGUAGE_MODELS)
 
 
-@pytest.mark.parametrize("name", [BERT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize("name", [BERT, *OTHERS])
+@pytest.mark.slow
 def test_one_pair_of_each_class_of_shared_site(matrix: Any, name: str) -> None:
     assert set(matrix.MODELS) == {BERT, *OTHERS}
     pairs = matrix.one_of_each_class(matrix.all_pairs([name]))

@@ -187,6 +187,7 @@ def test_the_sentence_that_is_printed_goes_on_with_the_search(start: Start) -> N
     assert len(run.result()["test"]) == EFFORTS["quick"].seeds
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_what_does_not_heed_the_first(start: Start) -> None:
     patch = SLEEP.format(module="autopeft.search.execution.worker", name="run_job")
     command = start(*SEARCH, "--trials", "2", "--steps", "10", "--workers", "0", patch=patch)
@@ -334,6 +335,7 @@ def mergeable(material: Path) -> Path:
     return material / "mergeable"
 
 
+@pytest.mark.slow
 @both(SIGINT)
 def test_an_export_that_is_not_whole_is_not_there(mergeable: Path, start: Start, number: Signals) -> None:
     command = start("export", "mergeable", "-o", "exported", "--as", "merged", patch=HALF)
@@ -356,6 +358,7 @@ def test_signals_until_the_process_is_gone_do_not_change_its_exit_code(start: St
     assert "Traceback" not in command.out
 
 
+@pytest.mark.slow
 def test_signals_when_a_command_has_ended_do_not_change_its_exit_code(start: Start) -> None:
     command = start("spaces", patch=SLOW_END)
     command.wait_for(lambda: "stuck" in command.out)

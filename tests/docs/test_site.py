@@ -173,7 +173,9 @@ def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
         context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [pytest.param(WIDE, "light", marks=pytest.mark.slow), (NARROW, "dark")]
+)
 def test_pages_open_in_silence_and_fit(
     site: Path, opened: Callable[..., Opened], tmp_path: Path, width: int, scheme: str
 ) -> None:

@@ -83,6 +83,7 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
     return study
 
 
+@pytest.mark.slow
 def test_a_folder_stays_under_fifty_megabytes_for_a_hundred_trials(tmp_path: Path) -> None:
     folder, most = RunFolder.create("t", "key", root=tmp_path, out=None), 0
 
