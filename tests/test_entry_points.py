@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PYPROJECT = """
 [build-system]
 requires = ["setuptools"]
@@ -180,6 +182,7 @@ def test_a_method_from_another_package(tmp_path: Path) -> None:
     assert run(tmp_path, "methods", "bias_vector", METHOD, PROGRAM).strip() == "works"
 
 
+@pytest.mark.slow
 def test_a_composition_from_another_package(tmp_path: Path) -> None:
     printed = run(tmp_path, "compositions", "mean", COMPOSITION, COMPOSED)
     assert "mean — a composition: the mean of what its children add" in printed

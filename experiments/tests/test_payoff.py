@@ -139,6 +139,7 @@ def test_the_rounds_are_told_apart(payoff: SimpleNamespace) -> None:
     assert payoff.SECOND.seeds == payoff.FEW_SEEDS
 
 
+@pytest.mark.slow
 def test_a_round_tests_on_no_row_of_those_before_it(payoff: SimpleNamespace) -> None:
     assert [payoff.earlier(seed) for seed in (200, 401)] == [(), ((200,),)]
     assert payoff.earlier(502) == ((200,), (400, 401))

@@ -102,6 +102,7 @@ def test_a_training_reads_what_a_search_would_and_says_so(
     run.recipes.cache_clear()
 
 
+@pytest.mark.slow
 def test_what_is_better_everywhere_is_found_without_the_cells_own_cluster(judging: Any) -> None:
     found = list(judging.judged(evidence(dora, noise=0.3), {"minilm": minilm_spec()}))
     assert len(found) == 5 * 3 * 3
@@ -114,6 +115,7 @@ def test_what_is_better_everywhere_is_found_without_the_cells_own_cluster(judgin
     assert not any(j.abstained for j in found)
 
 
+@pytest.mark.slow
 def test_a_clusters_own_scores_have_no_part_in_its_recommendation(judging: Any) -> None:
     def spam(key: Key, setting: Setting) -> float:
         if key.template != "krona":

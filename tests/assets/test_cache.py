@@ -206,6 +206,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.slow
 def test_a_search_and_a_model_in_memory_without_a_cache(place: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(place / "model")
     given = (model, AutoTokenizer.from_pretrained(place / "model"))

@@ -133,7 +133,7 @@ def test_other_weights_on_the_hub_are_not_used(place: Hub) -> None:
     assert "model.safetensors of someone/tiny on the hub has sha256" in said[-1]
 
 
-@pytest.mark.parametrize("broken", ["gone", "cut"])
+@pytest.mark.parametrize("broken", ["gone", pytest.param("cut", marks=pytest.mark.slow)])
 def test_a_hub_that_fails_on_the_way_costs_a_sentence(place: Hub, broken: str) -> None:
     sound = (place.folder / "tokenizer.json").read_bytes()
     if broken == "gone":

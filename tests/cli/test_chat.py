@@ -64,6 +64,7 @@ def test_who_writes_nothing_cannot_be_talked_with(tmp_path: Path, capsys: pytest
     assert "max_new_tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_answer_on_a_terminal_is_streamed_and_the_same_in_a_pipe(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_an_answer_on_a_terminal_is_streamed_and_the_same_in_a_pipe(
     assert capsys.readouterr().out == "two\twhat follows one\n"
 
 
+@pytest.mark.slow
 def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
     ours, theirs = pty.openpty()
     long = ["--max-new-tokens", "30", "--temperature", "50"]  # drawn evenly: it seldom ends

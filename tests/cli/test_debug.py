@@ -78,6 +78,7 @@ def traceback_of(text: str) -> str:
     return found[: end.end()]
 
 
+@pytest.mark.slow
 def test_pdb_opens_at_the_failing_line(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run, opened = fail(arguments), list[str]()
 

@@ -128,6 +128,7 @@ def test_another_task_is_another(place: Path, say: Say) -> None:
     say(*after, *SMALL, "--steps", "1", "--effort", "quick", "-o", "again")
 
 
+@pytest.mark.slow
 def test_what_comes_after_a_search(place: Path, say: Say) -> None:
     size = ("--trials", "2", "--steps", "2", "--workers", "0", "--baselines", "none", "--effort", "quick")
     out = say("search", *ON, *SMALL, "--space", "space.yaml", "--budget", "50%", *size, "-o", "found")

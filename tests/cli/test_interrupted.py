@@ -257,12 +257,12 @@ WHERE: dict[str, tuple[tuple[str, ...], str, Signals | None]] = {
     "data are loading": (
         (*SEARCH, "--workers", "0"),
         SLEEP.format(module="autopeft.training.task_loading", name="load_task"),
-        SIGINT,
+        None,
     ),
     "ray starts": (
         (*SEARCH, *SMALL, "--workers", "1"),
         SLEEP.format(module="autopeft.search.execution.ray_executor", name="cluster"),
-        SIGTERM,
+        SIGINT,
     ),
     "train": (
         ("train", "--recipe", "mam", *DATA, "--steps", "10"),
@@ -369,6 +369,7 @@ def test_signals_when_a_command_has_ended_do_not_change_its_exit_code(start: Sta
     assert "Traceback" not in command.out
 
 
+@pytest.mark.slow
 def test_a_swarm_of_ctrl_c_is_one(start: Start) -> None:
     sizes = ("--trials", "2", "--steps", "10", "--baselines", "none", "--workers", "0")
     command = start(*SEARCH, *sizes, patch=STUCK.format(job="trial-1"))

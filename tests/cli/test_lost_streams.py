@@ -36,10 +36,8 @@ def test_a_training_ends_well_without_a_stdout(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "result.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "redirected",
-    [pytest.param(">&-", marks=pytest.mark.slow), pytest.param("2>&-", marks=pytest.mark.slow), ">&- 2>&-"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
 def test_other_commands_end_well_without_a_stream(tmp_path: Path, redirected: str) -> None:
     done = in_shell(tmp_path, redirected, "methods")
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,6 +24,9 @@ import pytest
 from support.browser import chromium
 from support.documents import ROOT
 
+# `.ci/run` builds the site and runs these by themselves.
+pytestmark = pytest.mark.slow
+
 WIDE, NARROW = 1400, 420
 SEEN = (
     *("index.html", "tutorials/first-search.html", "how-to/recipes.html", "concepts/counts.html"),

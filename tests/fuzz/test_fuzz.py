@@ -24,7 +24,11 @@ def place() -> Iterator[Bench]:
         yield found
 
 
-@pytest.mark.parametrize("name", surfaces())
+# Some hundred whole reports are written for run folders.
+LONGER = pytest.param("run_folder", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [LONGER if name == "run_folder" else name for name in surfaces()])
 def test_no_case_is_bad(name: str, place: Bench) -> None:
     todo = [case for case in cases(surfaces(), SHORT) if case.surface.name == name]
     assert [str(finding) for finding in place.run(todo)] == []

@@ -50,7 +50,10 @@ def hybrid_recipe(number: int) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", ["bert", pytest.param("gpt2", marks=pytest.mark.slow), "t5"])
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "t5")]
+
+
+@pytest.mark.parametrize("name", ["bert", *SLOWER])
 def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
     model = tiny_model(name)
     inputs = tiny_inputs(name, pad=2)

@@ -99,7 +99,10 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 # -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in ("mixed", "adalora")]
+
+
+@pytest.mark.parametrize("name", ["mixed", "adalora", *SLOWER])
 def test_the_trainer_goes_on_as_if_it_had_not_stopped(name: str, tmp_path: Path) -> None:
     hybrid = calibrated(attach(tiny_bert(), RECIPES[name], seed=0))
     start = {k: v.clone() for k, v in trained_values(hybrid).items()}

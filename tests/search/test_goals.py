@@ -82,6 +82,7 @@ def _is_told(result: Any, run: Any, folder: Path) -> None:
     assert "Seeds: 1000, 1001." in card
 
 
+@pytest.mark.slow
 def test_the_smallest_takes_no_measurement(arguments: dict[str, Any], tmp_path: Path) -> None:
     said: list[str] = []
     result = search(**arguments, goal="smallest", notify=said.append)
@@ -92,7 +93,8 @@ def test_the_smallest_takes_no_measurement(arguments: dict[str, Any], tmp_path: 
     _is_told(result, run, tmp_path)
 
 
-@pytest.mark.parametrize("after", [3, pytest.param(18, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [3, 18])
 def test_a_search_that_was_killed_goes_on_to_the_same_end(
     arguments: dict[str, Any], tmp_path: Path, after: int
 ) -> None:

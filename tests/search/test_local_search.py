@@ -114,7 +114,7 @@ def test_ctrl_c_keeps_what_was_found_and_it_goes_on(arguments: dict[str, Any], t
     assert len(run.result()["test"]) == 1
 
 
-@pytest.mark.parametrize("name", ["latest", "data"])
+@pytest.mark.parametrize("name", ["latest", pytest.param("data", marks=pytest.mark.slow)])
 def test_a_name_means_a_run_before_this_one(arguments: dict[str, Any], tmp_path: Path, name: str) -> None:
     """The new run is the latest one too, and its own name has the part `data` too."""
     small = {**arguments, "workers": 0, "trials": 1, "steps": 4, "baselines": "none", "out": None}

@@ -60,6 +60,7 @@ def test_the_head_alone_is_returned_said_first_reported_exported_and_loaded(
     assert autopeft.predict(exported.folder, texts) == autopeft.predict(result.run, texts)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_returns_it_all_the_same(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         search(**arguments, reporter=Dies(3))
@@ -71,6 +72,7 @@ def test_a_search_that_was_killed_returns_it_all_the_same(arguments: dict[str, A
     assert (load_run(arguments["out"]).winner / "weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_weights_are_there_where_runs_are_known_from_an_earlier_search(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -81,6 +83,7 @@ def test_weights_are_there_where_runs_are_known_from_an_earlier_search(
     assert all((kept[name] == trained[name]).all() for name in kept)
 
 
+@pytest.mark.slow
 def test_the_head_of_a_baseline_that_is_known_from_an_earlier_search_is_counted(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -66,7 +66,12 @@ HASHES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(PACKAGED))
+LARGE = {"cmudict", "tatoeba-en-es"}  # each more than 100,000 rows
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in sorted(PACKAGED)]
+)
 def test_rows_are_those_that_scores_were_recorded_on_clean_and_in_one_split_each(name: str) -> None:
     task = load_task(name)
     assert task.source.sha256[:12] == HASHES[name]
@@ -126,6 +131,7 @@ def plain_sources(name: str) -> dict[str, set[str]]:
     return {split: {_plain(text) for text in rows.texts} for split, rows in load_task(name).splits.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sources"), [("tatoeba-en-es", 119_339), ("cmudict", 126_052)])
 def test_no_source_is_in_two_splits_whatever_its_capitals(name: str, sources: int) -> None:
     """A sentence with two translations, and a word that is said in two ways, stay together."""
@@ -145,7 +151,8 @@ def test_words_are_letters_and_phonemes() -> None:
     assert phonemes == ["AH0", "EY1", "AA1 L T OW2", "IH1 T S", "AH0"]
 
 
-@pytest.mark.parametrize("name", ["tatoeba-en-es", pytest.param("cmudict", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tatoeba-en-es", "cmudict"])
 def test_a_decoder_learns_them_as_prompts_and_answers(name: str) -> None:
     llama = spec_of_model(tiny_model("llama"))[0]
     task, other = load_task(name, backbone=llama), load_task(name)

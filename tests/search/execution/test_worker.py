@@ -163,7 +163,8 @@ print(json.dumps([found.error, found.failure, found.scores, found.log]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
-@pytest.mark.parametrize(("room", "suffices"), [(100, True), pytest.param(1, False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "suffices"), [(100, True), (1, False)])
 def test_where_memory_is_really_short_fewer_rows_are_taken_at_once(
     tmp_path: Path, room: int, suffices: bool
 ) -> None:

@@ -77,6 +77,7 @@ def test_without_a_task_it_says_what_is_best_over_all(place: dict[str, Any]) -> 
     assert Recipe.from_dict(told["recipe"]) == found.recipe
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("near")
 def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, Any]) -> None:
     found = autopeft.recommend(**place, task="trec")

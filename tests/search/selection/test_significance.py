@@ -260,6 +260,7 @@ def copied(
     return compare(sides[0][0], sides[1][0], split, name="LoRA", parts=parts, margin=margin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_make_no_difference_of_noise(name: str) -> None:
     """Two recipes of equal accuracy, each of which some texts suit better, whatever the seed."""
@@ -491,6 +492,7 @@ def test_as_good_is_said_with_the_margin() -> None:
     assert "as good" not in clear.sentence()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spread", "seeds"), [(0.0, 3), (0.05, 3), (0.2, 3), (0.05, 5)])
 def test_intervals_by_rows_hold_the_truth_as_often_as_they_say(spread: float, seeds: int) -> None:
     """Other rows and other seeds each time; the true difference is 0."""

@@ -111,7 +111,9 @@ def test_what_does_not_merge_leaves_and_what_merges_stays() -> None:
     assert "parallel_adapter" not in methods
 
 
-@pytest.mark.parametrize("way", SERVED)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow) if w == "peft" else w for w in SERVED]
+)
 def test_candidates_can_be_served(way: str) -> None:
     """From any point of a mixed space, on a decoder; whether one can be is known from the graph."""
     spec = spec_of(tiny_model("llama").config)

@@ -310,6 +310,7 @@ def test_both_tasks_are_learnt(place: Path, batches: Any) -> None:
     assert outcome.scores["select"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "budget": "20%", "task": of_all_kinds(place), "model": str(place / "bert"), "max_length": 16,

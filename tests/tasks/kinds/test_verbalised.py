@@ -351,6 +351,7 @@ class Dies(SilentReporter):
         raise RuntimeError("killed")
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_compares_with_the_backbone_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
