@@ -82,6 +82,7 @@ def test_files_are_read_once_while_they_stay_the_same(kept: Path, monkeypatch: p
     assert not intact(kept)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_write_the_cache_has_one_of_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

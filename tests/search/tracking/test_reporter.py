@@ -64,6 +64,7 @@ def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest
         parse_trackers("wandb")
 
 
+@pytest.mark.slow
 def test_names_are_read_without_ray() -> None:
     code = (
         "import sys; from autopeft.search.tracking.reporter import parse_trackers; "
