@@ -36,7 +36,7 @@ from autopeft.search.execution.ray_token import TOKEN, secure_token, token_hint
 with environment(importing=True):
     import ray
 
-__all__ = ["Cluster", "cluster", "mute", "nodes"]
+__all__ = ["Cluster", "cluster", "mute", "nodes", "one_ray"]
 
 _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
@@ -62,6 +62,15 @@ def mute() -> Iterator[None]:
 
     with _replaced(ray._private.worker, "print_to_stdstream", tell):
         yield
+
+
+def one_ray() -> contextlib.AbstractContextManager[None]:
+    """Let no call of Ray's interface start a Ray by itself.
+
+    Where SIGTERM reaches every process, Ray's too, Tune's thread may be amid such calls. Ray 2.60 would then
+    start another head, which nobody ends: the search would not end in time, and leave its workers.
+    """
+    return _replaced(ray._private.auto_init_hook, "enable_auto_connect", False)
 
 
 @dataclass

@@ -35,7 +35,7 @@ from autopeft.search.execution.health import HealthCheck, RayEndedError
 from autopeft.search.execution.job_log import finished_log
 from autopeft.search.execution.pool import Capacity, Pool
 from autopeft.search.execution.process import ProcessInfo, is_stopped, peak_memory
-from autopeft.search.execution.ray_cluster import cluster, mute, nodes
+from autopeft.search.execution.ray_cluster import cluster, mute, nodes, one_ray
 from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
@@ -307,6 +307,7 @@ def run_jobs(
         environment(),
         quiet(),
         mute(),
+        one_ray(),
         DriverThread() as driver,
         cluster(pool, resume, driver, logs, notify, lambda: watched.came) as there,
     ):
