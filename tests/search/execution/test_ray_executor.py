@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.cluster import command_of, processes
 from support.driving import Driver
@@ -140,9 +141,12 @@ def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Pa
     )
     try:
         driver.wait_for("done", 3)
-        victims = [pid for pid in processes(driver.process.pid) if part in command_of(pid)]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+        # Ray's processes are in sessions of their own.
+        started = psutil.Process(driver.process.pid).children(recursive=True)
+        victims = [process for process in started if part in command_of(process.pid)]
+        assert victims
+        for process in victims:
+            process.kill()
         (raised,) = driver.wait_for("raised", seconds=60)
         assert raised["kind"] == "RayEndedError"
         assert "autopeft search --resume" in raised["text"]
