@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +220,8 @@ def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "progress\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert {"raylet", "gcs_server"} <= {child.name() for child in started}
         if whole_group:  # as a terminal does
             os.killpg(process.pid, signal.SIGINT)
         else:
@@ -231,10 +232,8 @@ def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group
     finally:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 30
-    while processes(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not processes(process.pid), "processes of Ray were left behind"
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not left, "processes of Ray were left behind"
 
 
 @pytest.mark.slow
