@@ -160,6 +160,7 @@ def test_another_task_has_labels_that_the_head_does_not_know(place: Path, say: S
     (place / "other.csv").write_text("\n".join(["body,verdict", *rows]) + "\n")
     text = say("evaluate", "run", "--task", "other.csv", *DATA, code=2)
     say(*with_name(hints(text), "train"), *SMALL, "--steps", "1", "-o", "instead")
+    assert "maybe" in (place / "instead" / "winner" / "hybrid.json").read_text(), "its head knows the label"
 
 
 def test_peft_has_no_words_for_it(place: Path, say: Say) -> None:

@@ -41,9 +41,18 @@ def test_a_search_on_ray_finds_what_one_without_further_processes_finds(
         assert found.train_loss == pytest.approx(expected.train_loss, abs=1e-5)
     assert both.test == pytest.approx(one.test)
     assert any("2 processes" in line for line in said)
+    assert psutil.wait_procs(served(tmp_path / "cache"), timeout=20)[1] == []
+
+
+def served(cache: Path) -> list[psutil.Process]:
+    """The further processes of the trials that use this cache."""
     begun = "autopeft.training.processes import serve"
-    left = [p for p in psutil.process_iter(["cmdline"]) if begun in str(p.info["cmdline"])]
-    assert left == []
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        environment = process.info["environ"] or {}
+        if begun in str(process.info["cmdline"]) and environment.get("AUTOPEFT_CACHE") == str(cache):
+            found.append(process)
+    return found
 
 
 @pytest.fixture

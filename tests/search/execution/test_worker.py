@@ -168,10 +168,14 @@ print(json.dumps([found.error, found.failure, found.scores, found.log]))
 def test_where_memory_is_really_short_fewer_rows_are_taken_at_once(
     tmp_path: Path, room: int, suffices: bool
 ) -> None:
-    """The process may address so many more MiB; a batch wants some 150, a quarter of it less than 80."""
+    """The process may address so many more MiB; a batch wants some 150, a quarter of it less than 80.
+
+    The model is loaded again without threads, for whose stacks there is no room.
+    """
     save_backbone(tmp_path / "model")
     write_reviews(tmp_path / "data.csv", rows=4000)
-    environment = {**os.environ, "AUTOPEFT_CACHE": str(tmp_path / "cache"), "MALLOC_ARENA_MAX": "1"}
+    alone = {"MALLOC_ARENA_MAX": "1", "HF_DEACTIVATE_ASYNC_LOAD": "1"}
+    environment = {**os.environ, "AUTOPEFT_CACHE": str(tmp_path / "cache"), **alone}
     found = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path), "2048", str(room)],
         env=environment, capture_output=True, text=True, timeout=240,
