@@ -34,6 +34,7 @@ from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import ASSETS, MODEL_ALIASES
 from autopeft.assets.wheels import Notify, alias_of, fetch
+from autopeft.devices import accelerator
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
 
@@ -295,7 +296,7 @@ def _complete(
     if mapping:
         options["key_mapping"] = mapping
     # On CPUs fused attention in 16 bits is slower than its plain form; else transformers chooses.
-    attention = "eager" if dtype.itemsize < 4 and not torch.cuda.is_available() else None
+    attention = "eager" if dtype.itemsize < 4 and accelerator() is None else None
     # `sequence classification` of `AutoModelForSequenceClassification`.
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor"))
     with torch.random.fork_rng(devices=[]), quiet_transformers():

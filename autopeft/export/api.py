@@ -228,7 +228,9 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         from autopeft.export.peft_format import NotExpressible
 
         # Nothing folds into packed weights: what is written is of the checkpoint that they were made from.
-        hybrid, source = load_hybrid(saved, model=given.model, notify=given.notify, quantize="none")
+        hybrid, source = load_hybrid(
+            saved, model=given.model, notify=given.notify, quantize="none", device=given.device
+        )
         trained_in = saved.card.backbone.get("quantize")
         if trained_in and given.notify is not None:
             given.notify(

@@ -160,6 +160,7 @@ class EvaluateArguments(Arguments):
     model: shared.OtherModel = None
     quantize: shared.OtherQuantize = None
     precision: shared.OtherPrecision = None
+    device: shared.OtherDevice = "auto"
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
@@ -205,6 +206,7 @@ class PredictArguments(Arguments):
     model: shared.OtherModel = None
     quantize: shared.OtherQuantize = None
     precision: shared.OtherPrecision = None
+    device: shared.OtherDevice = "auto"
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
@@ -232,6 +234,7 @@ class ChatArguments(Arguments):
     model: shared.OtherModel = None
     quantize: shared.OtherQuantize = None
     precision: shared.OtherPrecision = None
+    device: shared.OtherDevice = "auto"
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     notify: shared.Notify = None
 
@@ -270,4 +273,5 @@ class ExportArguments(Arguments):
         ),
     ] = None
     model: shared.OtherModel = None
+    device: shared.OtherDevice = "auto"
     notify: shared.Notify = None

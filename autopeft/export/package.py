@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.devices import AUTO, device_named
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.card import README, model_card, write_card
 from autopeft.export.from_python import is_saved_hybrid, model_class
@@ -74,17 +75,24 @@ def load_saved(
     notify: Callable[[str], None] | None = None,
     quantize: str | None = None,
     precision: str | None = None,
+    device: str = AUTO,
 ) -> tuple[Hybrid, PreTrainedTokenizerBase]:
     """The hybrid on its backbone, ready to predict, and the tokenizer, or what its kind of task has in its
     place. `model` is where the backbone is now, `quantize` how it is quantised: `none`, or one of
-    `autopeft.assets.QUANTIZED`, and `precision` that of its weights; default: as it was trained.
+    `autopeft.assets.QUANTIZED`, and `precision` that of its weights; default: as it was trained. `device` is
+    where it computes.
 
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
     kind = saved.card.task_kind  # says so where nothing can be asked
     hybrid, source = load_hybrid(
-        saved, model=model, notify=notify, quantize=quantize, precision=precision or saved.card.precision
+        saved,
+        model=model,
+        notify=notify,
+        quantize=quantize,
+        precision=precision or saved.card.precision,
+        device=device,
     )
     return hybrid, kind.encoder.load_processor(source)
 
@@ -96,12 +104,13 @@ def load_hybrid(
     notify: Callable[[str], None] | None = None,
     quantize: str | None = None,
     precision: str = "fp32",
+    device: str = AUTO,
 ) -> tuple[Hybrid, ModelSource]:
     """The hybrid on its backbone, in eval mode, and where that came from; else as `load_saved`."""
     from autopeft.assets import check_quantize, dtype_of, load_model, resolve_model
     from autopeft.hybrid import load
 
-    card = saved.card
+    card, place = saved.card, device_named(device)
     if not (model or card.model):
         raise UsageError(
             f"{saved.folder} names no backbone, as its model was made from a configuration; say where it is "
@@ -127,6 +136,7 @@ def load_hybrid(
         )
     else:
         live = card.task_kind.head.load_model(source, card.labels, dtype=dtype_of(precision))
+    live.to(place)  # type: ignore[arg-type]
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
     return hybrid, source

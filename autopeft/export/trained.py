@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from autopeft.arguments import command_line
+from autopeft.devices import AUTO, device_named
 from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.from_python import longest_of
 from autopeft.export.manifest import MANIFEST, read_manifest
@@ -50,6 +51,7 @@ class Load(Protocol):
         notify: Notify = None,
         quantize: str | None = None,
         precision: str | None = None,
+        device: str = AUTO,
     ) -> Live: ...
 
 
@@ -158,17 +160,24 @@ def trained(
 
 def on_backbone(given: EvaluateArguments | PredictArguments | ChatArguments) -> dict[str, Any]:
     """What a hybrid's `load` is told: which backbone, and how it is held."""
-    return {name: getattr(given, name) for name in ("model", "notify", "quantize", "precision")}
+    return {name: getattr(given, name) for name in ("model", "notify", "quantize", "precision", "device")}
+
+
+def _moved(hybrid: Hybrid, device: str) -> Hybrid:
+    """A live hybrid with its model on the device of a name; `auto` leaves it where it is."""
+    if device != AUTO:
+        hybrid.model.to(device_named(device))  # type: ignore[arg-type]
+    return hybrid
 
 
 def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
     task = outcome.task
 
-    def load(*, notify: Notify = None, **other: str | None) -> Live:
+    def load(*, notify: Notify = None, device: str = AUTO, **other: str | None) -> Live:
         """The live one, unless it was taken off, or is to be on another backbone."""
         if outcome.hybrid.attached and not any(other.values()):
-            return outcome.hybrid, outcome.tokenizer
-        return load_saved(find_saved(outcome.folder), notify=notify, **other)
+            return _moved(outcome.hybrid, device), outcome.tokenizer
+        return load_saved(find_saved(outcome.folder), notify=notify, device=device, **other)
 
     return TrainedHybrid(
         where=outcome.folder,
@@ -197,10 +206,10 @@ def _of_hybrid(
         kind.encoder.load_processor(path) if tokenizer is None else kind.encoder.processor(tokenizer, config)
     )
 
-    def load(*, notify: Notify = None, **other: str | None) -> Live:
+    def load(*, notify: Notify = None, device: str = AUTO, **other: str | None) -> Live:
         if any(other.values()):
             raise UsageError(f"{', '.join(other)} are for saved hybrids: a live one is on its own model.")
-        return hybrid, words
+        return _moved(hybrid, device), words
 
     return TrainedHybrid(
         where=Path(hybrid.recipe.name),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autopeft.devices import generator
+
 __all__ = ["seeded"]
 
 _WITHOUT = ("meta",)  # devices that draw nothing
@@ -44,7 +46,7 @@ class _OwnDraws(TorchDispatchMode):
             device = torch.device(given.get("device") or ("cpu" if first is None else first.device))
             if device.type not in _WITHOUT:
                 if device not in self._generators:
-                    self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+                    self._generators[device] = generator(device, self._seed)
                 return drawing(*args, **given, generator=self._generators[device])
         return func(*args, **given)
 

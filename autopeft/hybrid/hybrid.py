@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import is_packed, quantization_of
 from autopeft.backbones import base_model_of, embedded_words, spec_of_model
 from autopeft.counting import Counts
+from autopeft.devices import generators_kept
 from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
@@ -317,8 +318,7 @@ class Hybrid:
         gradient. Random numbers drawn meanwhile do not count: settling draws the same where the measurement
         was kept."""
         flags = [(module, module.training) for module in self.model.modules()]
-        device = self.injection.base.device
-        drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        drawn = generators_kept(self.injection.base.device)
         with nullcontext() if calibration.attached else self.bare(), drawn:
             # Nothing reads gradients of packed weights, and integers have none.
             own = self.injection.base.parameters()

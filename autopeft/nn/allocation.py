@@ -95,4 +95,4 @@ def allocate(positions: Tensor, numbers: Tensor, wholes: Sequence[Whole], budget
     kept = numbers[:reach]
     whole = torch.bincount(kept, minlength=len(wholes)) >= thresholds
     total = int(totals[reach - 1]) if reach else 0
-    return Allocation(positions[:reach][~whole[kept]], tuple(whole.tolist()), total)
+    return Allocation(positions[:reach][~whole[kept]], tuple(whole.cpu().tolist()), total)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from autopeft.devices import generator
 from autopeft.method import LossStep, shortened
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.tensor_deltas import TensorDeltas
@@ -72,7 +73,7 @@ class _Gates:
         """Pieces of the flattened entries, each with the noise of its gates and that of the tensor's."""
         entries, *tensor = locations
         flat = entries.detach().view(-1)
-        sources = [torch.Generator(flat.device).manual_seed(seed) for seed in self.seeds]
+        sources = [generator(flat.device, seed) for seed in self.seeds]
         beside: list[Tensor | None] = [None for _ in tensor]
         if sources:
             beside = [

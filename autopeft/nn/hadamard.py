@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autopeft.devices import full_precision
+
 __all__ = ["sylvester", "walsh_hadamard"]
 
 _RADIX = 64  # levels are taken six at a time, as products with a small matrix: far fewer passes over memory
@@ -54,7 +56,7 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, length: int, keep: int) -> Tensor:
         ctx.sizes = len(x), length
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return _transform(x, length, keep)
 
     @staticmethod

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from autopeft.devices import full_precision
+
 __all__ = ["Router"]
 
 
@@ -53,7 +55,7 @@ class Router(nn.Module):
     def forward(self, u: Tensor, mask: Tensor | None = None, *, counted: bool = True) -> Tensor:
         """Weights (…, experts) in fp32 of u (…, width); `mask` (…) is 0 for rows that the loss leaves out.
         Of a forward that is not `counted` there is no loss."""
-        with torch.autocast(u.device.type, enabled=False):
+        with full_precision(u.device):
             p = torch.softmax(self._perturbed(nn.functional.linear(u.float(), self.weight.float())), dim=-1)
         if self.top_k is None:
             return p

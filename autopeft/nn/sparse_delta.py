@@ -120,7 +120,7 @@ class SparseDelta(nn.Module):
                 "but they do not; the file that they were loaded from is damaged."
             )
         edges = torch.tensor([self.offsets[t.name][0] for t in self.tensors] + [self.total])
-        cuts = torch.searchsorted(index, edges.to(index.device)).tolist()
+        cuts = torch.searchsorted(index, edges.to(index.device)).cpu().tolist()
         spans = {t.name: (cuts[i], cuts[i + 1]) for i, t in enumerate(self.tensors)}
         self._spans = (index, version, spans)
         return spans

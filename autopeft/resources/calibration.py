@@ -23,6 +23,7 @@ import transformers
 
 from autopeft.assets import cache_folder, warn_once
 from autopeft.counting import Counter
+from autopeft.devices import label
 from autopeft.errors import AssetError, AutoPEFTError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
@@ -229,7 +230,7 @@ def _identity(bench: Bench, backbone: str) -> str:
         "shortcuts": plan.shortcuts,
         "steps": bench.steps,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": _processor() if device.type == "cpu" else label(device),
         "versions": [torch.__version__, transformers.__version__],
     }
     told |= {"memory_saving": True} if plan.memory_saving else {}

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.assets.precision import PRECISIONS
+from autopeft.devices import held_memory
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape
@@ -78,9 +79,7 @@ class Bench:
     def base(self) -> int:
         """Bytes that the process holds with the backbone in use and nothing attached."""
         self._forwards()
-        if self.device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self.device))
-        return resident() or 0
+        return self._held()
 
     def __call__(self, recipe: Recipe) -> Measured:
         """Measure a recipe.
@@ -97,9 +96,7 @@ class Bench:
         return Measured(min(result.step_seconds[1:] or result.step_seconds), latency, memory)
 
     def _held(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self.device))
-        return resident() or 0
+        return (resident() if self.device.type == "cpu" else held_memory(self.device)) or 0
 
     def _forwards(self, count: int = _FORWARDS) -> float:
         kind = self.data.task.task_kind

@@ -11,6 +11,7 @@ from typing import Any
 
 from autopeft.arguments import takes
 from autopeft.counting import Budget
+from autopeft.devices import count
 from autopeft.errors import AutoPEFTError, StoppedError, UsageError
 from autopeft.foreign import check_inside
 from autopeft.recipe import Recipe
@@ -237,7 +238,14 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     from autopeft.search.execution.ray_executor import Pool, RayExecutor
 
     return RayExecutor(
-        Pool(ready.workers, ready.cpus, ready.gpus, a.address, a.listen),
+        Pool(
+            ready.workers,
+            ready.cpus,
+            ready.gpus,
+            a.address,
+            a.listen,
+            gpus_here=count() if ready.gpus else None,
+        ),
         folder.scratch / "ray",
         model_files=pack(ready.source) if a.address or a.listen else None,
         resume=resume_command(folder.path, vars(a)),

@@ -183,16 +183,12 @@ class EncodedSplit:
         but where rows have a side of their own for the decoder."""
         return self.offsets
 
-    def layout(
-        self, rows: Indices, device: str | torch.device = "cpu", stack: str = "encoder"
-    ) -> tuple[Indices, NDArray[np.bool_]]:
+    def layout(self, rows: Indices, stack: str = "encoder") -> tuple[Indices, NDArray[np.bool_]]:
         """Where the tokens of a batch come from and go to: the tokens' positions in `ids`, one row after the
         other, and which places of the padded batch (B, L) hold a token; those of a stack that has others."""
         offsets = self.offsets_of(stack)
         lengths = offsets[rows + 1] - offsets[rows]
         width = max(1, int(lengths.max()))
-        if torch.device(device).type != "cpu":
-            width = max(width, min(-(-width // 8) * 8, self.max_length))
         inside = np.arange(width)[None, :] < lengths[:, None]
         return places_of(offsets, rows), inside
 
@@ -207,11 +203,10 @@ class EncodedSplit:
 
         Keys: `input_ids` and `attention_mask` (B, L) int64, `token_type_ids` (B, L) where the tokenizer has
             them, `labels` (B, …) where there are labels, of the kind's type (int64 for class indices, float32
-            for numbers), `task_id` (B,) zeros. L is the longest row's length, on accelerators rounded up to a
-            multiple of 8 within `max_length`.
+            for numbers), `task_id` (B,) zeros. L is the longest row's length.
         """
         chosen = np.asarray(rows, dtype=np.int64)
-        flat, inside = self.layout(chosen, device)
+        flat, inside = self.layout(chosen)
         ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
         ids[inside] = self.ids[flat]
         batch = {

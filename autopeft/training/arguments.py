@@ -77,6 +77,7 @@ class TrainArguments(Arguments):
     max_length: shared.MaxLength = None
     batch_size: shared.BatchSize = 32
     micro_batch: shared.MicroBatch = None
+    device: shared.Device = "auto"
     precision: shared.Precision = "fp32"
     quantize: shared.Quantize = None
     memory_saving: shared.MemorySaving = False

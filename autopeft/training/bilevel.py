@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autopeft.devices import generator_state, restore_generator
 from autopeft.method import OuterStep
-from autopeft.training.contexts import generator_state, learning, restore_generator
+from autopeft.training.contexts import learning
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.gradient import Gradient
 from autopeft.training.optimizer import PhaseOptimizer

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autopeft.devices import generators_kept
 from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import Loss
 from autopeft.training.batches import share_of_rows
-from autopeft.training.contexts import evaluation_mode, generators_kept, training_mode
+from autopeft.training.contexts import evaluation_mode, training_mode
 from autopeft.training.contracts import Trainable
 from autopeft.training.forward import Forward
 from autopeft.training.losses import logits_of, slice_rows

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autopeft.devices import generator_state, restore_generator
 from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
-from autopeft.training.contexts import generator_state, restore_generator
 from autopeft.training.optimizer import PhaseOptimizer
 
 __all__ = ["Checkpoint"]
@@ -69,10 +69,10 @@ class Checkpoint:
         for i, state in optimizer.inner.state_dict()["state"].items():
             kept = {k: v for k, v in state.items() if v is not None}
             found.update({f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in kept.items()})
-        cpu, cuda = generator_state(device)
+        cpu, own = generator_state(device)
         found["generator.cpu"] = cpu
-        if cuda is not None:
-            found["generator.cuda"] = cuda
+        if own is not None:
+            found[f"generator.{device.type}"] = own
         copied = {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
         return cls(copied, tuple(losses), micro_rows, share, since, optimizer.training.optimizer.name)
 
@@ -155,7 +155,9 @@ class Checkpoint:
         for i, kept in state.items():  # torch gives it the type of its parameter: Adafactor's is finer
             held = optimizer.inner.state[optimizer.parameters[i]]
             held.update({k: v.to(held[k].device) for k, v in kept.items() if v.dtype != held[k].dtype})
-        restore_generator((self.tensors["generator.cpu"], self.tensors.get("generator.cuda")), device)
+        # On a device of another kind than before its own generator goes on from the plan's seed.
+        own = None if device.type == "cpu" else self.tensors.get(f"generator.{device.type}")
+        restore_generator((self.tensors["generator.cpu"], own), device)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}

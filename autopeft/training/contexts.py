@@ -18,11 +18,8 @@ __all__ = [
     "check_checkpointing",
     "checkpointing",
     "evaluation_mode",
-    "generator_state",
-    "generators_kept",
     "head_kept",
     "learning",
-    "restore_generator",
     "training_mode",
 ]
 
@@ -119,33 +116,6 @@ def learning(parameters: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter])
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def generator_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """State of the global generators, to draw the same numbers again."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
-    """Back to a state that `generator_state` returned."""
-    cpu, cuda = state
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda, device)
-
-
-@contextmanager
-def generators_kept(device: torch.device, *, seed: int | None = None) -> Iterator[None]:
-    """The global generators (CPU and the device's) are put back on leaving; within they start from `seed`, or
-    go on from where they are."""
-    state = generator_state(device)
-    try:
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
-    finally:
-        restore_generator(state, device)
 
 
 @contextmanager

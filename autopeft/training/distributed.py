@@ -69,7 +69,7 @@ class Team:
         told = [float(total), *(float(p.grad is not None) for p in held)]
         counted = torch.tensor(told, dtype=torch.float64, device=self.device)
         dist.all_reduce(counted)
-        loss, *there = counted.tolist()
+        loss, *there = counted.cpu().tolist()
         learned = [p for p, count in zip(held, there, strict=True) if count]
         for dtype in sorted({p.dtype for p in learned}, key=str):
             self._add_gradients([p for p in learned if p.dtype == dtype])

@@ -24,6 +24,7 @@ from autopeft.assets import (
     unquantized,
 )
 from autopeft.backbones import on_meta, spec_of
+from autopeft.devices import device_named
 from autopeft.effort import Effort, choose_effort
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.graph import build_graph, on_packed
@@ -131,7 +132,7 @@ def train(call: TrainCall) -> FixedOutcome:
         >>> autopeft.predict(outcome, "What is the capital of France?")    # doctest: +SKIP
     """
     given = call.base(TrainArguments)
-    dtype = dtype_of(given.precision)
+    dtype, device = dtype_of(given.precision), device_named(given.device)
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     recipe = pinned(recipe, given.runs)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
@@ -160,6 +161,7 @@ def train(call: TrainCall) -> FixedOutcome:
         reporter.on_start(info)
         data = encode(task, tokenizer, plan.max_length, learn_all=plan.learn_all)
         model = task.task_kind.head.load_model(source, task.labels, seed=given.seed, dtype=dtype)
+        model.to(device)  # type: ignore[arg-type]
         if plan.head_start == "probe":
             alone = not trained_entries(recipe)
             start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
@@ -216,6 +218,7 @@ def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:
         head_start=given.head_start,
         max_length=max_length,
         seed=given.seed,
+        device=given.device,
         eval_every=given.eval_every,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import StackPlaces, base_model_of
+from autopeft.devices import generator_state, generators_kept
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.injection.depth import trunk_depths
@@ -24,7 +25,7 @@ from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.tokens import mask_of
-from autopeft.training.contexts import evaluation_mode, generator_state, generators_kept, training_mode
+from autopeft.training.contexts import evaluation_mode, training_mode
 from autopeft.training.contracts import Trainable
 from autopeft.training.distributed import team_of
 from autopeft.training.losses import logits_of
@@ -316,7 +317,7 @@ def _trunk(pair: _TwoRows) -> Trunk | None:
             plain, states = logits_of(model, batch, kind).float(), trunk.compute(batch)
             # States are stored by the positions that the rows say.
             sound = len(states) == len(levels) and all(
-                found.shape[1] == pair.split.layout(pair.rows, found.device, stack)[1].shape[1]
+                found.shape[1] == pair.split.layout(pair.rows, stack)[1].shape[1]
                 for stack, found in states.items()
             )
             if sound:

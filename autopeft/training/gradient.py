@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autopeft.devices import empty_cache, generator_state, restore_generator
 from autopeft.hybrid.events import loss_terms
 from autopeft.hybrid.loss_step import Step
 from autopeft.tasks.kinds import Loss
-from autopeft.training.contexts import generator_state, restore_generator
 from autopeft.training.distributed import team_of
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
@@ -77,8 +77,7 @@ class Gradient:
             # Past the handler the failed pass's frames are gone, and what they held can be freed.
             for parameter in parameters:
                 parameter.grad = None
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            empty_cache(self.device)
             self.micro_rows = max(1, min(self.micro_rows, rows) // 2)
             restore_generator(state, self.device)
         raise AssertionError("unreachable")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autopeft.devices import generators_kept
 from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid, answering
 from autopeft.hybrid.events import fire, settled
@@ -24,7 +25,7 @@ from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.checks import check
-from autopeft.training.contexts import checkpointing, generators_kept, learning, training_mode
+from autopeft.training.contexts import checkpointing, learning, training_mode
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from torch import nn
 
-from autopeft.training.contexts import generator_state, restore_generator
+from autopeft.devices import empty_cache, generator_state, restore_generator
 from autopeft.training.distributed import team_of
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 
@@ -51,6 +50,5 @@ def with_fewer_rows(act: Callable[[int], _T], rows: int, model: nn.Module, *, do
                 ) from error
         # Past the handler the failed pass's frames are gone, and what they held can be freed.
         rows = max(1, rows // 2)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(device)
         restore_generator(state, device)

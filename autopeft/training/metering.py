@@ -2,7 +2,7 @@
 
 On one CPU thread time is processor time, which other programs on the machine disturb little; on several
 threads and on other devices it is wall time. Memory is the resident set of the whole process at its highest,
-on a GPU the bytes that tensors held there.
+elsewhere the bytes that tensors held on the device, where it measures them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from autopeft.devices import peak_memory, reset_peak_memory, synchronize
+
 __all__ = ["PeakMemory", "clock", "resident"]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -23,8 +25,8 @@ _PEAK, _NOW = "VmHWM", "VmRSS"
 
 def clock(device: torch.device) -> float:
     """Seconds from a fixed point; only differences mean something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        synchronize(device)
         return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
@@ -34,22 +36,19 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._sound = device, False
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if device.type != "cpu":
+            self._sound = reset_peak_memory(device)
+            return
+        give_back()
+        with suppress(OSError):
+            _CLEAR.write_text("5")  # sets the process's own high-water mark back to what it holds now
             self._sound = True
-        elif device.type == "cpu":
-            give_back()
-            with suppress(OSError):
-                _CLEAR.write_text("5")  # sets the process's own high-water mark back to what it holds now
-                self._sound = True
 
     def bytes(self) -> int | None:
         """The peak so far."""
         if not self._sound:
             return None
-        return (
-            torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status(_PEAK)
-        )
+        return _status(_PEAK) if self._device.type == "cpu" else peak_memory(self._device)
 
 
 def resident() -> int | None:

@@ -29,6 +29,7 @@ else:  # these take seconds to import
 __all__ = [
     "BatchSize",
     "ClassWeights",
+    "Device",
     "DropEmpty",
     "HeadStart",
     "Kind",
@@ -42,6 +43,7 @@ __all__ = [
     "Model",
     "ModelData",
     "Notify",
+    "OtherDevice",
     "OtherModel",
     "OtherPrecision",
     "OtherQuantize",
@@ -372,6 +374,12 @@ def rows(split: str) -> Option:
     return Option(help=f"At most so many rows of {split}; default: the effort's.", panel=DATA, least=1)
 
 
+_DEVICE = (
+    "What computes, as torch names it: cpu, cuda, cuda:1, xpu or mps. auto is the accelerator where there is "
+    "one, else the CPU."
+)
+Device = Annotated[str, Option(help=_DEVICE, panel=TRAINING)]
+OtherDevice = Annotated[str, Option(help=_DEVICE, doc=f"{_DEVICE} A live hybrid stays where it is.")]
 Precision = Annotated[
     str,
     Option(

@@ -49,7 +49,7 @@ class Packing:
             )
         mask = batch["attention_mask"].bool()
         lengths = mask.sum(dim=1)
-        row, start, ends = self._laid(lengths.tolist())
+        row, start, ends = self._laid(lengths.cpu().tolist())
         width, device = max(ends), mask.device
         inside = (mask.cumsum(dim=1) - 1)[mask]
         first = torch.tensor([r * width + s for r, s in zip(row, start, strict=True)], device=device)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from autopeft.devices import device_named
 from autopeft.errors import UsageError, near
 from autopeft.recipe import TrainingSection
 from autopeft.training.options import HEAD_STARTS
 
 __all__ = ["TrainingPlan"]
-
-_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class TrainingPlan:
         eval_batch_size: rows at once in evaluation, where `micro_batch` does not ask for fewer.
         max_length: longest sequence in tokens that the data is encoded to.
         seed: of the new head and modules, the order of the data and the draws of stochastic methods.
-        device: `auto` takes CUDA where there is one.
+        device: as torch names it; `auto` takes an accelerator where there is one (`autopeft.devices`).
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
         shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
             last layer serves only the positions that are read. No effect with the backbone's dropout.
@@ -81,11 +80,6 @@ class TrainingPlan:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 problems.append(f"`{name}` must be an integer of at least {low}, but got {name}={value!r}.")
-        if str(self.device).split(":")[0] not in _DEVICES:
-            hint = near(str(self.device), _DEVICES)
-            problems.append(
-                f"`device` must be one of {', '.join(_DEVICES)}, but got device={self.device!r}.{hint}"
-            )
         if self.head_start not in HEAD_STARTS:
             hint = near(str(self.head_start), HEAD_STARTS)
             problems.append(
@@ -116,13 +110,6 @@ class TrainingPlan:
         """The device to train on.
 
         Raises:
-            UsageError: CUDA is asked for and there is none.
+            UsageError: there is none of this name.
         """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                f"device={self.device!r} needs a CUDA device and there is none here; take 'auto' or 'cpu'."
-            )
-        return device
+        return device_named(self.device)

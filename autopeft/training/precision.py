@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from autopeft.assets.heads import reset_head
 from autopeft.backbones import spec_of_model
+from autopeft.devices import synchronize
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.spec import LINEAR_SITES, BackboneSpec
@@ -134,8 +135,7 @@ def _backward(forward: Forward, batch: Mapping[str, Tensor], loss: Loss) -> None
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter()
 
     start = now()

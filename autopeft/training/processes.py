@@ -33,6 +33,7 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
+from autopeft.devices import count, device_named
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.training.distributed import Team, forget_teams, working_in
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
@@ -84,16 +85,19 @@ class Failed:
 
 @contextlib.contextmanager
 def joined(settings: Settings) -> Iterator[Team]:
-    """Within, torch's default group holds the processes: by gloo on CPUs, by NCCL on GPUs."""
-    cuda = settings.device == "cuda"
-    device = torch.device("cuda", settings.rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    """Within, torch's default group holds the processes: by gloo on CPUs, by NCCL on CUDA."""
+    device = torch.device("cpu")
+    if settings.device != "cpu":
+        device = torch.device(settings.device, settings.rank)
+        torch.accelerator.set_device_index(settings.rank)
     store = dist.FileStore(settings.store, settings.size)  # type: ignore[attr-defined]
     store.set_timeout(timedelta(seconds=_START_SECONDS))
     with _on_loopback():
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=store, rank=settings.rank, world_size=settings.size
+            dist.get_default_backend_for_device(device),
+            store=store,
+            rank=settings.rank,
+            world_size=settings.size,
         )
     try:
         yield Team(settings.rank, settings.size, device)
@@ -157,7 +161,8 @@ class Processes:
 
     Args:
         size: how many, this one included.
-        device: `cpu`, or `cuda`: each takes a GPU of its own, of those that this process sees.
+        device: the kind of device, as in `cpu` or `cuda`: each takes one of its own, of those that this
+            process sees.
 
     Raises:
         UsageError: fewer than two are asked for, there are fewer GPUs, or this process has a torch group.
@@ -171,12 +176,8 @@ class Processes:
     def __init__(self, size: int, *, device: str = "cpu") -> None:
         if size < 2:
             raise UsageError(f"Several processes are at least 2, but got {size}; one needs none of this.")
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"Processes compute on 'cpu' or 'cuda', but got device={device!r}.")
-        if device == "cuda" and torch.cuda.device_count() < size:
-            raise UsageError(
-                f"{size} processes need a GPU each, and this process sees {torch.cuda.device_count()}."
-            )
+        if device_named(device).type != "cpu" and count() < size:
+            raise UsageError(f"{size} processes need a GPU each, and this process sees {count()}.")
         if dist.is_initialized():
             raise UsageError(
                 "This process belongs to a torch.distributed group already, and a trial over several "
@@ -336,7 +337,7 @@ class Processes:
             if not peer.gone:
                 peer.cut = True
                 peer.process.kill()
-        if self.device == "cuda" and dist.is_initialized():  # gloo notices closed connections, NCCL does not
+        if self.device != "cpu" and dist.is_initialized():  # gloo notices closed connections, NCCL does not
             dist.distributed_c10d._abort_process_group()
 
     def close(self) -> None:

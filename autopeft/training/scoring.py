@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autopeft.devices import generators_kept
 from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds import Generation, Scorer, generative_scorer, get_kind, get_metric
-from autopeft.training.contexts import evaluation_mode, generators_kept
+from autopeft.training.contexts import evaluation_mode
 from autopeft.training.forward import Forward
 from autopeft.training.memory import with_fewer_rows
 from autopeft.training.samples import Asked, sampled, samples_of, told_of

@@ -45,7 +45,7 @@ def _methods_of_tests() -> Iterator[None]:
 def language_model(name: str) -> PreTrainedModel:
     if name == "llama":
         return tiny_model("llama")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = BertForMaskedLM(tiny_config("bert"))
         for key, parameter in model.named_parameters():

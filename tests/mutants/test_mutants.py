@@ -88,7 +88,10 @@ class Checkout:
                 shutil.copy2(ROOT / name, root / name)
         for name in ("methods", "search_spaces"):
             (root / "autopeft" / name).symlink_to(root / name)
+        # The tests on the second device need it declared by `import torch`.
+        device = root / "tests" / "support" / "second_device"
         self.environment = {**os.environ, "PYTHONPATH": str(root)}
+        self.on_device = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(device)])}
         where = "import autopeft, autopeft.methods as m; print(*autopeft.__path__, *m.__path__, sep='\\n')"
         command = [sys.executable, "-c", where]
         found = subprocess.check_output(command, cwd=root.parent, env=self.environment, text=True)
@@ -97,9 +100,11 @@ class Checkout:
     def fails(self, tests: tuple[str, ...]) -> str:
         """What a run of these tests says that fails; empty where all pass."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
+        there = all(test.startswith("tests/second_device/") for test in tests)
+        environment = self.on_device if there else self.environment
         try:
             done = subprocess.run(
-                command, cwd=self.root, env=self.environment, text=True, capture_output=True, timeout=HANGS
+                command, cwd=self.root, env=environment, text=True, capture_output=True, timeout=HANGS
             )
         except subprocess.TimeoutExpired:
             return "They hang."

@@ -48,7 +48,7 @@ def classifier(name: str, *, seed: int = 0, attention: str = "sdpa") -> PreTrain
     config = _config(name)
     config.num_labels = 2
     config._attn_implementation = "eager" if name in EAGER else attention
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config)
         for key, parameter in model.named_parameters():

@@ -89,7 +89,7 @@ def save_causal(folder: Path, *, head: bool = True, seed: int = 0, **changes: An
 
 
 def _saved(folder: Path, make: Any, tokenizer: PreTrainedTokenizerFast, seed: int, *, head: bool) -> Path:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = make()
         for name, parameter in model.named_parameters():

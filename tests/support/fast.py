@@ -20,6 +20,8 @@ PROCESSES = (
     "tests/tasks/test_gym.py::test_rows_are_the_same_for_a_seed_and_fewer_begin_more",
     "tests/tasks/test_gym.py::test_splits_share_no_prompt_and_come_from_seeds_of_their_own",
     "tests/cli/test_bad_input.py::test_from_outside_there_is_no_traceback_unless_asked_for",
+    "tests/second_device/test_search.py",
+    "tests/second_device/test_placement.py",
     "tests/cli/test_chat.py",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
     "tests/assets/test_cache.py::test_a_process_that_cannot_write_the_cache_has_one_of_its_own",
@@ -71,6 +73,8 @@ PROCESSES = (
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",
 )
 LONG = (
+    "tests/second_device/test_contract.py",
+    "tests/second_device/test_training.py",
     "tests/contract/test_verbalised.py",
     "tests/tasks/kinds/test_verbalised.py::test_a_recipe_is_trained_saved_and_asked",
     "tests/tasks/kinds/test_verbalised.py::test_a_search_goes_on_and_compares_with_the_backbone_as_it_is",

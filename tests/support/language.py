@@ -96,7 +96,7 @@ def save_decoder(
         bos_token_id=2,
         eos_token_id=3,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():  # of a new head's own size no adapter could move the logits
@@ -121,7 +121,7 @@ def encoder_decoder(name: str, *, seed: int = 0, vocabulary: int | None = None) 
     """A T5 (its head tied and scaled) or BART of 3 + 3 layers for the tokenizer's words, in eval mode."""
     common: dict[str, Any] = {"vocab_size": vocabulary or len(side_tokenizer()), "d_model": 32}
     common |= {"pad_token_id": 0, "eos_token_id": 3, "dropout_rate" if name == "t5" else "dropout": 0.0}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel
         if name == "t5":

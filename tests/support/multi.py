@@ -95,7 +95,7 @@ def classifier(name: str, **kwargs: Any) -> PreTrainedModel:
     plain.config.num_labels = 3
     model = GPT2ForSequenceClassification(plain.config)
     model.transformer.load_state_dict(plain.transformer.state_dict())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         torch.nn.init.normal_(model.score.weight, std=0.5)
     return model.eval()

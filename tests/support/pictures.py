@@ -21,7 +21,7 @@ def save_vit(folder: Path, *, seed: int = 0, size: int = 16, **changes: Any) -> 
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
         "image_size": 16, "patch_size": 8,
     }  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViTForImageClassification(ViTConfig(**{**sizes, **changes}))
         for parameter in model.vit.parameters():

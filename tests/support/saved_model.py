@@ -43,7 +43,7 @@ def save_backbone(folder: Path, *, seed: int = 0, biases: float = 0.0, **changes
         "max_position_embeddings": 64,
     }
     config = BertConfig(**{**sizes, **changes})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
         for name, parameter in model.base_model.named_parameters():

@@ -32,7 +32,7 @@ def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: A
     config._attn_implementation = "eager" if name in EAGER else attention
     for key, value in kwargs.items():
         setattr(config, key, value)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FAMILIES[name].model(config)
         for key, parameter in model.named_parameters():

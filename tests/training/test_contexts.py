@@ -6,7 +6,8 @@ from support.training import tiny_bert
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
 
-from autopeft.training.contexts import evaluation_mode, generators_kept, learning, training_mode
+from autopeft.devices import generators_kept
+from autopeft.training.contexts import evaluation_mode, learning, training_mode
 
 
 def mixed_flags(model: nn.Module) -> dict[str, bool]:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from autopeft.errors import UsageError
 from autopeft.training.plan import TrainingPlan
@@ -18,7 +17,6 @@ from autopeft.training.plan import TrainingPlan
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"micro_batch": 0}, "micro_batch=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"device": "cude"}, "Did you mean 'cuda'"),
         ({"patience": 2}, "set `eval_every`"),
     ],
 )
@@ -29,8 +27,8 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], said: str) -> No
 
 def test_all_bad_values_are_told_at_once() -> None:
     with pytest.raises(UsageError) as error:
-        TrainingPlan(steps=0, batch_size=-1, device="gpu")
-    assert all(f"`{name}`" in str(error.value) for name in ("steps", "batch_size", "device"))
+        TrainingPlan(steps=0, batch_size=-1)
+    assert all(f"`{name}`" in str(error.value) for name in ("steps", "batch_size"))
 
 
 def test_replacing_a_value_checks_again() -> None:
@@ -48,12 +46,3 @@ def test_a_micro_batch_bounds_the_rows_of_an_evaluation() -> None:
     assert TrainingPlan(steps=1).eval_rows == 64
     assert TrainingPlan(steps=1, micro_batch=3).eval_rows == 3
     assert TrainingPlan(steps=1, batch_size=500, micro_batch=200).eval_rows == 64
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert TrainingPlan(steps=1).torch_device() == torch.device("cpu")
-    with pytest.raises(UsageError, match="needs a CUDA device"):
-        TrainingPlan(steps=1, device="cuda:0").torch_device()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert TrainingPlan(steps=1).torch_device() == torch.device("cuda")

@@ -24,6 +24,7 @@ class Pool:
         cpus, gpus: what each job takes; `gpus` may be a fraction.
         address: an existing Ray cluster, or `None` for a private, local one.
         listen: the IP address of this machine at which a private one is there for others; `None` for none.
+        gpus_here: GPUs of this machine that a private one gives to jobs; `None` for those that Ray finds.
     """
 
     workers: int | None
@@ -31,6 +32,7 @@ class Pool:
     gpus: float = 0.0
     address: str | None = None
     listen: str | None = None
+    gpus_here: int | None = None
 
 
 class Capacity:

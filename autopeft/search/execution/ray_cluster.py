@@ -181,6 +181,7 @@ def _start(pool: Pool, folder: Path, left: threading.Event) -> None:
             left=left,
             address="local",
             num_cpus=(pool.workers or 1) * pool.cpus,
+            num_gpus=pool.gpus_here,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
             _temp_dir=str(folder),

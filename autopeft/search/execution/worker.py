@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from autopeft.assets import ModelSource, dtype_of, map_weights, resolve_model
+from autopeft.devices import accelerator, empty_cache, peak_memory
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, UntrainedJob
 from autopeft.search.execution.deadline import within
@@ -149,9 +150,10 @@ def execute(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callab
     except Exception as error:
         notes.append(_traceback(error))
         result = _explained(job, error)
-    if torch.cuda.is_available():
-        notes.append(f"peak GPU memory of the process: {memory_text(torch.cuda.max_memory_allocated())}")
-        torch.cuda.empty_cache()
+    if (device := accelerator()) is not None:
+        if (peak := peak_memory(device)) is not None:
+            notes.append(f"peak GPU memory of the process: {memory_text(peak)}")
+        empty_cache(device)
     result.seconds = time.perf_counter() - start
     result.worker = f"{os.uname().nodename}:{os.getpid()}"
     result.log = "\n\n".join(notes)
@@ -188,8 +190,7 @@ def run_job(
         # Past the handler, the frames that held the memory are gone.
         _LOADED.clear()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
         return _run(setup, replace(job, attempt=job.attempt + 1), on_step, should_stop)
 
 

@@ -336,6 +336,15 @@ class SearchArguments(Arguments):
     cpus_per_trial: Annotated[
         int, Option(help="CPUs of one trial.", panel=WORKERS, least=1, changeable=True)
     ] = 1
+    device: Annotated[
+        str,
+        Option(
+            help="What trials compute on, as torch names it: cpu, cuda, xpu or mps. auto is the accelerator "
+            "where there is one, else the CPU.",
+            panel=WORKERS,
+            changeable=True,
+        ),
+    ] = "auto"
     gpus_per_trial: Annotated[
         float | None,
         Option(

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autopeft.assets import (
     ModelSource,
     keep_model,
@@ -26,6 +24,7 @@ from autopeft.assets import (
 )
 from autopeft.backbones import on_meta, spec_of
 from autopeft.counting import Budget
+from autopeft.devices import AUTO, accelerator, count, device_named, label
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
 from autopeft.hybrid import head_of
@@ -169,7 +168,8 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """The manifest without the summary of its rows, for which the tokenizer has to read them."""
-        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        found = accelerator()
+        gpu = None if found is None else label(found)
         return {
             "created": self.created,
             "task": self.task_name,
@@ -211,10 +211,10 @@ def prepare(
         AssetError: data or backbone could not be fetched.
     """
     a, anew = arguments, effort is None
-    objective, gpus, processes, within = _check(a)
+    objective, device, gpus, processes, within = _check(a)
     seconds = parse_duration(a.time)
     a = a.changed(model=str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model))
-    gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
+    gpu, parameters = gpus > 0, Budget.parse(a.budget)
     if anew:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
@@ -231,8 +231,7 @@ def prepare(
         head_start=a.head_start,
         max_length=a.max_length,
         seed=a.seed,
-        # On a cluster GPUs may be logical: each worker sees what it has.
-        device="cpu" if not gpus else "cuda" if a.address is None else "auto",
+        device=device,
     )
     limits = parameters.limits(spec)
     check_feasible(space.bind(spec), parameters)
@@ -274,12 +273,10 @@ def prepare(
     if workers is None and a.address is None:  # on a cluster, its size decides
         workers = max(1, available_cpus() // max(a.cpus_per_trial, processes))
         if gpus:
-            workers = max(1, min(workers, int(torch.cuda.device_count() / gpus)))
+            workers = max(1, min(workers, int(count() / gpus)))
     cpus, place = max(a.cpus_per_trial, processes), ""
     if a.address is None and a.listen is None:  # else jobs may run on several machines
-        device = plan.torch_device()
-        on = torch.cuda.get_device_name(0) if device.type == "cuda" else device
-        place = f"{platform.node()}, {on}, {cpus} CPUs each, {workers} at once"
+        place = f"{platform.node()}, {label(plan.torch_device())}, {cpus} CPUs each, {workers} at once"
     metric = kind.scorer.trial_metric(get_metric(task.metric)).name
     return Prepared(
         arguments=a,
@@ -355,9 +352,9 @@ def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) 
     return replace(effort, top=top, select_rows=rows)
 
 
-def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
-    """Check what needs this machine, but neither data nor backbone: objective, GPUs and processes of one
-    trial, and limits.
+def _check(a: SearchArguments) -> tuple[str, str, float, int, Limits]:
+    """Check what needs this machine, but neither data nor backbone: objective, device, GPUs and processes of
+    one trial, and limits.
 
     Raises:
         UsageError: an argument is missing or does not go with another, or this machine lacks GPUs.
@@ -386,10 +383,25 @@ def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
             "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
             f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
         )
-    gpus = a.gpus_per_trial
-    if gpus is None and a.address is None and torch.cuda.is_available():
-        gpus = _GPU_SHARE if (a.processes_per_trial or 1) == 1 else float(a.processes_per_trial or 1)
+    # Which kind of device, and how much of it: on a cluster each worker looks for itself.
+    gpus, several = a.gpus_per_trial, a.processes_per_trial or 1
+    here = None if a.address is not None else device_named(a.device)
+    kind, _, index = a.device.partition(":")
+    if index and a.workers != 0:
+        raise UsageError(
+            f"A worker sees the GPUs that it was given, and no others, but got device={a.device!r}; take "
+            f"{kind!r}, or run the search in this process (workers=0)."
+        )
+    if (kind == "cpu" and gpus) or (gpus == 0 and kind not in (AUTO, "cpu")):
+        raise UsageError(
+            f"device={a.device!r} and gpus_per_trial={gpus:g} contradict each other; leave one of them out."
+        )
+    if gpus is None and here is not None and here.type != "cpu":
+        gpus = _GPU_SHARE if several == 1 else float(several)
     gpus = gpus or 0.0
+    device = "cpu"
+    if gpus:
+        device = kind if here is None else a.device if index else here.type
     limits = limits_of(a)
 
     # Processes of one trial: the given number, else one for each whole GPU.
@@ -412,13 +424,12 @@ def _check(a: SearchArguments) -> tuple[str, float, int, Limits]:
             f"A trial of {processes} processes divides the backbone among them, but {single}; leave one of "
             "the two out."
         )
-    if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
+    if gpus and a.address is None and count() < math.ceil(gpus):
         raise UsageError(
-            f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
-            f"{torch.cuda.device_count()}; "
-            "leave it out to train on the CPU, or join a cluster with --address."
+            f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has {count()}; leave "
+            "it out to train on the CPU, or join a cluster with --address."
         )
-    return objective, gpus, processes, replace(limits, processes=processes)
+    return objective, device, gpus, processes, replace(limits, processes=processes)
 
 
 def available_cpus() -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from autopeft.assets import ModelSource, dtype_of
+from autopeft.devices import empty_cache
 from autopeft.effort import LARGE
 from autopeft.errors import AutoPEFTError, CompositionError, UsageError
 from autopeft.foreign import file_in, parse_json
@@ -180,8 +181,7 @@ def find_pooling(
     finally:
         del model
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
 
 
 # Precision

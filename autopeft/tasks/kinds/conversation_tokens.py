@@ -129,7 +129,7 @@ class EncodedConversations(EncodedPrompts):
         """As `EncodedSplit.collate`; `labels` (B, L) int64 are the tokens that are learnt, each at its own
         place (not moved by one), and -100 elsewhere."""
         batch = super().collate(rows, device=device)
-        flat, inside = self.layout(np.asarray(rows, dtype=np.int64), device)
+        flat, inside = self.layout(np.asarray(rows, dtype=np.int64))
         labels = np.full(inside.shape, IGNORED, dtype=np.int64)
         labels[inside] = np.where(self.learnt[flat], self.ids[flat], IGNORED)
         return {**batch, "labels": torch.from_numpy(labels).to(device, non_blocking=True)}

@@ -167,7 +167,7 @@ def generate(
                 written = live.generate(**inputs, streamer=streamer)
         finally:
             live.generation_config = own
-        for i, tokens in zip(rows, written[:, 1 if encodes else width :].tolist(), strict=True):
+        for i, tokens in zip(rows, written[:, 1 if encodes else width :].cpu().tolist(), strict=True):
             stop = next((k for k, token in enumerate(tokens) if token in ends), len(tokens))
             found[i] = tokens[: stop + 1]
     return [found[i] for i in range(len(fitted))]

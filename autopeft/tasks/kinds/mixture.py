@@ -651,7 +651,7 @@ class MixtureHead(Head):
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of the member that the rows are of; nothing for rows of several, whose heads read a row."""
-        present = batch["task_id"].unique().tolist()
+        present = batch["task_id"].unique().cpu().tolist()
         if len(present) > 1:
             return {}
         with self._of(model, present[0]) as own:
@@ -660,7 +660,7 @@ class MixtureHead(Head):
 
     def run(self, model: nn.Module, inputs: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Tensor:
         ids = batch["task_id"]
-        present = ids.unique().tolist()
+        present = ids.unique().cpu().tolist()
         heads = [self.members[task].task_kind.head for task in present]
         if len(present) == 1 or head_bank(model) is None:
             with self._of(model, present[0]) as own:
@@ -720,7 +720,7 @@ class MixtureLoss(Loss):
         """The tasks that a batch has rows of: their numbers, the places of their rows (`None`: all), and
         what it holds of them."""
         ids = batch["task_id"]
-        present = ids.unique().tolist()
+        present = ids.unique().cpu().tolist()
         if len(present) == 1:
             yield present[0], None, dict(batch)
             return
@@ -781,7 +781,7 @@ class MixtureScorer(Scorer):
     def outputs(
         self, model: nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
     ) -> NDArray[Any]:
-        ids = batch["task_id"].tolist()
+        ids = batch["task_id"].cpu().tolist()
         if len(set(ids)) > 1:
             raise UsageError("Rows of several tasks are scored in batches of one task each.")
         own = self.members[ids[0]].task_kind.scorer.outputs(model, batch, run)

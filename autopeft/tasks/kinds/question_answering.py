@@ -127,7 +127,7 @@ class SpanScorer(Scorer):
         context that a token stands for."""
         logits = run().double().cpu().numpy()
         places = batch[CONTEXT_PLACES].cpu().numpy()
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        lengths = batch["attention_mask"].sum(dim=1).cpu().tolist()
         both = np.concatenate([logits, places], axis=-1)
         return ragged([own[:length] for own, length in zip(both, lengths, strict=True)])
 

@@ -142,7 +142,7 @@ class EncodedTargets(EncodedPrompts):
         them. What the decoder reads is made of them by the model (see `Head.inputs`)."""
         chosen = np.asarray(rows, dtype=np.int64)
         batch = super().collate(chosen, device=device)
-        flat, inside = self.layout(chosen, device, "decoder")
+        flat, inside = self.layout(chosen, "decoder")
         labels = np.full(inside.shape, IGNORED, dtype=np.int64)
         labels[inside] = self.target_ids[flat]
         return {**batch, "labels": torch.from_numpy(labels).to(device, non_blocking=True)}

@@ -117,7 +117,7 @@ class EncodedWords(EncodedSplit):
         there, and -1 elsewhere; `COUNTS` (B,) int64 are the words of the rows."""
         batch = super().collate(rows, device=device)
         chosen = np.asarray(rows, dtype=np.int64)
-        flat, inside = self.layout(chosen, device)
+        flat, inside = self.layout(chosen)
         places = np.full(inside.shape, _NONE, dtype=np.int64)
         places[inside] = self.word_places[flat]
         own = {PLACES: torch.from_numpy(places), COUNTS: torch.from_numpy(self.counts[chosen])}

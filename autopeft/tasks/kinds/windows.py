@@ -107,7 +107,7 @@ class EncodedWindows(EncodedSplit):
         the answer. `CONTEXT_PLACES` (B, L, 2) int64 are the letters of the context that a token stands for,
         and -1 at tokens of anything else."""
         batch = super().collate(rows, device=device)
-        flat, inside = self.layout(np.asarray(rows, dtype=np.int64), device)
+        flat, inside = self.layout(np.asarray(rows, dtype=np.int64))
         places = np.full((*inside.shape, 2), _NONE, dtype=np.int64)
         places[inside] = np.stack([self.begins[flat], self.ends[flat]], axis=1)
         return {**batch, CONTEXT_PLACES: torch.from_numpy(places).to(device, non_blocking=True)}

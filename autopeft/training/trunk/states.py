@@ -150,7 +150,7 @@ class Trunk:
             self._stores[id(split)] = None
             return None
         return {
-            stack: store.gather(*split.layout(rows, device, stack)).to(device, self.dtype)
+            stack: store.gather(*split.layout(rows, stack)).to(device, self.dtype)
             for stack, store in stores.items()
         }
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from autopeft.devices import full_precision
 from autopeft.errors import CompositionError
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks, TensorDeltas
@@ -45,7 +46,7 @@ def soft_top_k(
         k: how many of each row, (batch,), at least 1.
         mask: (batch, n), 0 for what is not there.
     """
-    with torch.autocast(scores.device.type, enabled=False):
+    with full_precision(scores.device):
         s = scores.float()
         there = torch.ones_like(s, dtype=torch.bool) if mask is None else mask.bool()
         s = s.masked_fill(~there, _LOWEST)

@@ -122,7 +122,7 @@ class SelectivePrompts(nn.Module):
         """The sites that have a generator; raises DataError where a damaged file names some wrongly."""
         index = self.layer_index
         if self._read is None or self._read[0] is not index or self._read[1] != index._version:
-            places = index.tolist()
+            places = index.cpu().tolist()
             if places != sorted(set(places) & set(range(len(self.sites)))):
                 raise DataError("The saved layers of a prompt (selective_prompt) are damaged; save it again.")
             self._read = index, index._version, [self.sites[place] for place in places]
@@ -172,7 +172,7 @@ class SelectivePrompts(nn.Module):
     def _layers(self) -> list[int | None]:
         """The layers that a prompt is made in front of; in a search those that would be."""
         places = self._best() if self.searching else self.layer_index
-        return [self.numbers[place] for place in places.tolist()]
+        return [self.numbers[place] for place in places.cpu().tolist()]
 
     @torch.no_grad()
     def _choose(self) -> None:

@@ -166,7 +166,9 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
     def explicit(self, sites: Sequence[Site]) -> Explicit:
         """LoRAs of as many ranks as triplets are kept."""
         lengths = (
-            [len(c.E) for c in self.children_by_site()] if self.kept is None else self.kept.sum(1).tolist()
+            [len(c.E) for c in self.children_by_site()]
+            if self.kept is None
+            else self.kept.sum(1).cpu().tolist()
         )
         ranks = dict(zip(self.at, lengths, strict=True))
         return plain_loras(self, sites, lambda site: int(ranks[site.key]))

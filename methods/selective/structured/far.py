@@ -148,7 +148,7 @@ class FARModule(PerSite[RowDelta]):
     def nodes(self) -> dict[str, list[int]]:
         """The rows that are held at each site (`encoder.0.up`)."""
         pairs = zip(self.at, self.children_by_site(), strict=True)
-        return {key.replace("-", "."): child.index.tolist() for key, child in pairs}
+        return {key.replace("-", "."): child.index.cpu().tolist() for key, child in pairs}
 
     def deploy(self) -> None:
         """Hold the chosen rows alone, also in the midst of priming."""

@@ -137,7 +137,7 @@ def hardest_rows(
     kept: list[tuple[float, Batch]] = []
     count = rows = 0
     for batch in batches:
-        found = losses(batch).tolist()
+        found = losses(batch).cpu().tolist()
         if not all(map(math.isfinite, found)):
             raise AutoPEFTError(
                 "The hardest rows cannot be found: the loss of a row is not finite; use fp32 and check the "

@@ -40,7 +40,7 @@ def _terms(objective: Objective, example: Example, mode: str) -> Iterator[tuple[
             f"{tuple(logits.shape)}; use mode 'label'."
         )
     log_p = torch.log_softmax(logits[0].float(), dim=-1)
-    for label, p in enumerate(log_p.detach().exp().tolist()):
+    for label, p in enumerate(log_p.detach().exp().cpu().tolist()):
         yield -log_p[label], p
 
 

@@ -181,6 +181,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "stand_in": st.booleans(),
     "workers": st.integers(1, 64),
     "cpus_per_trial": st.integers(1, 64),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "xpu"]),
     "gpus_per_trial": st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]),
     "processes_per_trial": st.sampled_from([1, 2, 4]),
     "address": text,

@@ -52,7 +52,7 @@ def prepared(name: str, **config: Any) -> Hybrid:
     model = tiny_model(name)
     _no_dropout(model)
     hybrid = attach(model, recipe(**config), seed=0)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hybrid.prepare(lambda rows: batches(name, rows or 1), LogitsObjective(model))
     return hybrid
@@ -236,7 +236,7 @@ def test_modules_start_alike_whether_it_was_measured_or_kept() -> None:
     found = []
     for _ in range(2):
         model = tiny_model("bert")
-        with attach(model, recipe(keep="9%"), seed=0) as hybrid, torch.random.fork_rng():
+        with attach(model, recipe(keep="9%"), seed=0) as hybrid, torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             hybrid.prepare(lambda rows: batches("bert", rows or 1), LogitsObjective(model), kept=Kept())
             found.append(snapshot(hybrid.root))
