@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autopeft.export.api import Evaluation, Exported, evaluate, export, predict
     from autopeft.export.chat import Chat, chat
     from autopeft.graph import CompositionGraph, build_graph
-    from autopeft.hybrid import Hybrid, MultiHybrid, attach, attach_many, load
+    from autopeft.hybrid import Hybrid, attach, load
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
@@ -37,14 +37,12 @@ _HOMES = {
     "Exported": "export.api",
     "FixedOutcome": "training.fixed",
     "Hybrid": "hybrid",
-    "MultiHybrid": "hybrid",
     "Recipe": "recipe",
     "Recommendation": "search.portfolio.recommend",
     "SearchResult": "search.api",
     "Task": "tasks",
     "UsageError": "errors",
     "attach": "hybrid",
-    "attach_many": "hybrid",
     "build_graph": "graph",
     "chat": "export.chat",
     "count": "counting",
@@ -72,7 +70,6 @@ __all__ = [
     "Exported",
     "FixedOutcome",
     "Hybrid",
-    "MultiHybrid",
     "Recipe",
     "Recommendation",
     "SearchResult",
@@ -80,7 +77,6 @@ __all__ = [
     "UsageError",
     "__version__",
     "attach",
-    "attach_many",
     "build_graph",
     "chat",
     "count",

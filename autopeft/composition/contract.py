@@ -191,12 +191,11 @@ class Composition(Protocol):
     It may take part in the events of the training loop, as a method's module does. `options` are those of the
     recipe's item, complete.
 
-    Four members are optional. `check_modules(modules)` looks at the modules of the entries under it once they
-    are built, by name, and raises CompositionError where it cannot hold them. `merged(site, children, weight,
-    bias)`, which `traits.mergeable` asks for, gives the new weight and bias of a linear site or a norm, from
-    `MergingChild` objects. `counts_padding` is not empty where results depend on how many positions are
-    padding: it says then, in words, what does so. `pools(site)` is whether it looks at the sequence there as
-    a whole, so that it refuses a decoding step from a cache; texts are then written without one.
+    Three members are optional. `check_modules(modules)` looks at the modules of the entries under it once
+    they are built, by name, and raises CompositionError where it cannot hold them. `merged(site, children,
+    weight, bias)`, which `traits.mergeable` asks for, gives the new weight and bias of a linear site or a
+    norm, from `MergingChild` objects. `pools(site)` is whether it looks at the sequence there as a whole, so
+    that it refuses a decoding step from a cache; texts are then written without one.
 
     Attributes:
         kind: its name in recipes; `register` sets it.

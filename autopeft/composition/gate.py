@@ -59,10 +59,6 @@ class Gate(nn.Module):
             {c.name: PerSite({s.key: self._linear(c.fed(s)) for s in c.sites}) for c in children}
         )
 
-    @property
-    def counts_padding(self) -> str:
-        return "" if self.masked else "a gate with `masked: false`"
-
     def pools(self, site: Site) -> bool:
         return True
 

@@ -50,7 +50,6 @@ _OWN = (
     Member("key_value", "module", "in each forward", (*_FOLDS, "x", "call"), "keys, values", "any"),
     Member("merged", "module", "by merging", (*_FOLDS, "weight", "bias"), "weight, bias"),
     Member("check_modules", "module", "at attach, when all is built: may raise", ("modules",), ""),
-    Member("counts_padding", "module", "by several hybrids on one model", None, "str"),
     Member("pools", "module", "before a text is written", ("site",), "bool"),
 )
 _OF_ENTRIES = (

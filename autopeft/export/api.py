@@ -17,7 +17,6 @@ from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, on_backbone, saved_of, task_of, trained
 from autopeft.foreign import local_path
-from autopeft.hybrid import answering
 from autopeft.runs.files import empty_folder, plain
 from autopeft.tasks import Split, SplitName, Task, get_metric
 from autopeft.tasks.kinds import Breakdown
@@ -127,8 +126,8 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     encoded = kind.encoder.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
     how = kind.scorer.generation(known.use) if metric.generated else None
-    with answering(hybrid):
-        outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
+    hybrid.require_attached()
+    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
     labels = kind.encoder.label_array(rows.labels)
     value = kind.scorer.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
@@ -183,10 +182,10 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         encoded = known.kind.encoder.encode(
             questions.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
-        with answering(hybrid):
-            outputs = predict_outputs(
-                hybrid.model, encoded, batch_size=given.batch_size, generation=how, told=given.told
-            )
+        hybrid.require_attached()
+        outputs = predict_outputs(
+            hybrid.model, encoded, batch_size=given.batch_size, generation=how, told=given.told
+        )
     found = answers(known, questions, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)

@@ -9,7 +9,6 @@ from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import WRITES, ChatArguments
 from autopeft.export.trained import Trained, on_backbone, trained
-from autopeft.hybrid import answering
 from autopeft.tasks.kinds.generation import longest_prompt
 from autopeft.tasks.kinds.language_model import UNKNOWN
 from autopeft.training import predict
@@ -101,8 +100,8 @@ class Chat:
         encoded = self._kind.encoder.encode(
             rows, self._tokenizer, self._max_length, labelled=False, cached=False
         )
-        with answering(self._hybrid):
-            (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
+        self._hybrid.require_attached()
+        (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
         return str(self._kind.scorer.present(output, ())["answer"])
 
     def _shorten(self) -> None:

@@ -20,17 +20,8 @@ _SOURCE = {"name": "not recorded", "origin": "saved from Python", "notice": None
 
 
 def is_saved_hybrid(folder: Path) -> bool:
-    """Whether a folder is a hybrid saved from Python.
-
-    Raises:
-        UsageError: it holds several, each in a folder of its own.
-    """
-    if file_in(folder, _HYBRID) is not None:
-        return True
-    several = sorted(path.parent.name for path in folder.glob(f"hybrid-*/{_HYBRID}"))
-    if several:
-        raise UsageError(f"{folder} holds {len(several)} hybrids; name one: {folder / several[0]}.")
-    return False
+    """Whether a folder is a hybrid saved from Python."""
+    return file_in(folder, _HYBRID) is not None
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

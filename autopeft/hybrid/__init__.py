@@ -9,7 +9,6 @@ from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.inputs import pinned, with_inputs
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
-from autopeft.hybrid.multi import MultiHybrid, answering, attach_many
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_tensors
 from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
@@ -21,11 +20,8 @@ __all__ = [
     "ExplicitRecipe",
     "Hybrid",
     "HybridCallback",
-    "MultiHybrid",
     "activated_neurons",
-    "answering",
     "attach",
-    "attach_many",
     "build_modules",
     "deployed_tensors",
     "explicit_recipe",

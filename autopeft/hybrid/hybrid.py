@@ -85,7 +85,7 @@ def attach(
         with seeded(seed):
             modules = build_modules(graph)
         refuse_packed(model, layout, modules)
-        hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
+        hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec))
         base = base_model_of(model)
         hybrid.injection = Injection(model, base, layout, graph, modules)
         try:
@@ -123,19 +123,12 @@ class Hybrid:
 
     injection: Injection
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        recipe: Recipe,
-        graph: CompositionGraph,
-        root: Root,
-        untouched: Untouched,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
         self.model, self.recipe, self.graph, self.spec = model, recipe, graph, graph.spec
         self.root = root
         self.attached = self._merged = self.prepared = False
-        self._untouched = untouched
-        self._persistence = Persistence(model, self)
+        self._untouched = Untouched(model)
+        self._persistence = Persistence(model, self.reloaded)
 
     # Life
     # -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import CompositionGraph
-from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget, check_module, no_such_part, parts_of
 from autopeft.recipe import Recipe
 from autopeft.recipe.training import address
@@ -31,7 +30,6 @@ __all__ = [
     "counts_of",
     "deployed_form",
     "head_of",
-    "lane_name",
     "refuse_attached",
     "refuse_packed",
     "whole",
@@ -44,18 +42,10 @@ class Root(nn.Module):
     """Owner of everything that a hybrid trains, registered once on the model as `autopeft`.
 
     Attributes:
-        recipe, spec: what was built and for which backbone; `None` where it holds several hybrids. A copy of
-            the model can be saved by them.
+        recipe, spec: what was built and for which backbone. A copy of the model can be saved by them.
     """
 
-    _lanes: int | None = None  # of several hybrids, which hold a root each: their token
-
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        recipe: Recipe | None = None,
-        spec: BackboneSpec | None = None,
-    ) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], recipe: Recipe, spec: BackboneSpec) -> None:
         super().__init__()
         self.recipe, self.spec = recipe, spec
         for name, module in modules.items():
@@ -63,27 +53,18 @@ class Root(nn.Module):
 
 
 def active_modules(model: nn.Module) -> list[nn.Module]:
-    """All submodules of the hybrids that act in this thread's forwards of a model: of its hybrid; where there
-    are several, of the one that is `alone`, else of all."""
-    root = getattr(model, ROOT, None)
-    token = getattr(root, "_lanes", None)
-    alone = None if token is None else frames.alone.get(token)
-    found = root if root is None or alone is None else root.get_submodule(lane_name(alone))
-    return [] if found is None else list(found.modules())
-
-
-def lane_name(number: int) -> str:
-    """The name of one of several hybrids' root in that of all."""
-    return f"h{number}"
+    """All submodules of a model's hybrid; none where it has no hybrid."""
+    root: nn.Module | None = getattr(model, ROOT, None)
+    return [] if root is None else list(root.modules())
 
 
 def refuse_attached(model: PreTrainedModel) -> None:
     """Raise UsageError if the model has a hybrid."""
-    roots = [m for m in model.modules() if isinstance(m, Root)]
-    if roots:
-        names = ", ".join(repr(root.recipe.name) for root in roots if root.recipe is not None)
+    root = next((m for m in model.modules() if isinstance(m, Root)), None)
+    if root is not None:
         raise UsageError(
-            f"{type(model).__name__} has a hybrid attached already ({names}); call detach() on it first."
+            f"{type(model).__name__} has a hybrid attached already ({root.recipe.name!r}); call detach() on "
+            "it first."
         )
 
 

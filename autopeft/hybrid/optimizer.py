@@ -70,8 +70,7 @@ def groups_of_head(
     them and the head has some.
 
     Args:
-        head: its parameters by their names in the model. They may be copies, as where several hybrids are on
-            it.
+        head: its parameters by their names in the model.
     """
     hidden = hidden_of_head(model) if "hidden" in training.parts("head") else {}
     groups = []

@@ -12,11 +12,11 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import model_name
 from autopeft.assets.heads import plain_options
 from autopeft.errors import DataError, UsageError
-from autopeft.graph import CompositionGraph, build_graph
+from autopeft.graph import build_graph
 from autopeft.hybrid.modules import ROOT, head_of
 from autopeft.hybrid.store import save
 from autopeft.runs.files import write_atomic
@@ -51,20 +51,6 @@ _WRAPPERS = re.compile(
 )
 
 
-class _Owner(Protocol):
-    def reloaded(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One hybrid of a model: where in the folder it goes, and what it is."""
-
-    folder: str
-    graph: CompositionGraph
-    modules: Mapping[str, nn.Module]
-    head: Mapping[str, nn.Parameter]
-
-
 @dataclass(eq=False)
 class Persistence:
     """How an attached model is saved and loaded, from `install` to `remove`.
@@ -73,11 +59,11 @@ class Persistence:
 
     Attributes:
         model: what the hybrid is on.
-        owner: its `reloaded` is called after values were loaded; copies of the model have none.
+        reloaded: called after values were loaded; copies of the model have none.
     """
 
     model: PreTrainedModel
-    owner: _Owner | None
+    reloaded: Callable[[], None] | None
     _before: Callable[..., Any] | None = field(default=None, init=False)
     _handles: list[RemovableHandle] = field(default_factory=list, init=False)
     _prefix: str | None = field(default=None, init=False)
@@ -104,7 +90,7 @@ class Persistence:
 
     def __getstate__(self) -> dict[str, Any]:
         # The handles go along: a copy of the whole hybrid is taken off its model like any other.
-        return {**self.__dict__, "owner": None}
+        return {**self.__dict__, "reloaded": None}
 
     # Saving
     # -------------------------------------------------------------------------------------------------
@@ -119,9 +105,8 @@ class Persistence:
     ) -> None:
         """Save the hybrid and the task head, in place of `PreTrainedModel.save_pretrained`.
 
-        `autopeft.load(model, folder)` and the Trainer's `resume_from_checkpoint` take the folder. Several
-        hybrids on a model go into `hybrid-0`, `hybrid-1` … below it. The whole model is saved after
-        `hybrid.merge()`.
+        `autopeft.load(model, folder)` and the Trainer's `resume_from_checkpoint` take the folder. The whole
+        model is saved after `hybrid.merge()`.
 
         Args:
             save_directory: where; made if needed. The files of a whole model in it are left alone, with a
@@ -171,10 +156,9 @@ class Persistence:
             root = copy.deepcopy(root)
             start = f"{ROOT}."
             root.load_state_dict({k.removeprefix(start): v for k, v in given.items() if k.startswith(start)})
-        head = self._head()
+        head = head_of(self.model)
         values: Mapping[str, Any] = head if given is None else {name: given[name] for name in head}
-        for piece in _pieces(root, values):
-            save(folder / piece.folder, self.model, piece.graph, piece.modules, piece.head)
+        save(folder, self.model, build_graph(root.recipe, root.spec), dict(root.named_children()), values)
         whole = _whole_model(folder)
         if whole is not None:
             warnings.warn(
@@ -188,17 +172,12 @@ class Persistence:
         copied = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
         write_atomic(folder / TRAINING_WEIGHTS, to_bytes(copied, metadata=_MARK))
         if not (folder / "README.md").exists():
-            write_atomic(folder / "README.md", _readme(self.model, [p.folder for p in _pieces(root, values)]))
-
-    def _head(self) -> dict[str, nn.Parameter]:
-        """The model's own task head, where it is what trains: several hybrids have copies of it."""
-        root: Any = self.model._modules[ROOT]
-        return {} if root.recipe is None else head_of(self.model)
+            write_atomic(folder / "README.md", _readme(self.model))
 
     def _own_names(self) -> set[str]:
         """The names in the model of everything that is saved."""
         root: Any = self.model._modules[ROOT]
-        return {f"{ROOT}.{name}" for name in root.state_dict()} | set(self._head())
+        return {f"{ROOT}.{name}" for name in root.state_dict()} | set(head_of(self.model))
 
     # Loading
     # ------------------------------------------------------------------------------------------------
@@ -217,7 +196,7 @@ class Persistence:
         if not any(k.startswith(start) for k in state_dict) and names.keys() != self._own_names():
             return
         there = model.state_dict()
-        backbone = {k for k in there if not k.startswith(f"{ROOT}.")} - set(self._head())
+        backbone = {k for k in there if not k.startswith(f"{ROOT}.")} - set(head_of(self.model))
         if names.keys() & backbone:
             return  # a whole state dict, which torch compares
         self._prefix = prefix
@@ -238,22 +217,9 @@ class Persistence:
         """Do not count the backbone as missing from what `save_pretrained` wrote."""
         if self._prefix is not None:
             keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(self._prefix)]
-        if self.owner is not None and not any(f"{ROOT}." in k for k in keys.missing_keys):
-            self.owner.reloaded()
+        if self.reloaded is not None and not any(f"{ROOT}." in k for k in keys.missing_keys):
+            self.reloaded()
         self._prefix = None
-
-
-def _pieces(root: Any, head: Mapping[str, Any]) -> Iterator[_Piece]:
-    """The hybrids below a root, which may be one."""
-    if root.recipe is not None:
-        yield _Piece("", build_graph(root.recipe, root.spec), dict(root.named_children()), head)
-        return
-    children = dict(root.named_children())
-    for name, inner in children.items():
-        own: Any = children.get(f"head{name[1:]}")
-        if getattr(inner, "recipe", None) is not None:
-            graph = build_graph(inner.recipe, inner.spec)
-            yield _Piece(f"hybrid-{name[1:]}", graph, dict(inner.named_children()), own.named())
 
 
 def _form(value: Tensor | None) -> str:
@@ -281,26 +247,23 @@ def _whole_model(folder: Path) -> str | None:
     return None
 
 
-def _readme(model: PreTrainedModel, folders: list[str]) -> str:
+def _readme(model: PreTrainedModel) -> str:
     """The folder's README: what is in it, and how to load it."""
     name = model_name(getattr(model.config, "_name_or_path", "")) or "the backbone"
     kind = type(model).__name__
     options = plain_options(model, labels=kind.endswith("Classification"))
-    each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
-    several = [f"There is one hybrid in each of {', '.join(folders)}.", ""] if len(folders) > 1 else []
     lines = [
         "# A hybrid and its task head",
         "",
         f"The weights of the backbone {plain(name)} are not here; `recipe.yaml` says what is.",
         "`from_pretrained` cannot read this folder. Read it with AutoPEFT:",
         "",
-        *several,
         "```python",
         "import autopeft",
         f"from transformers import {kind}",
         "",
         f"model = {kind}.from_pretrained({json.dumps(name)}{options})",
-        *each,
+        'hybrid = autopeft.load(model, ".")',
         "```",
         "",
         "`autopeft export` turns it into a folder for `autopeft predict` and, where it can be said, for",

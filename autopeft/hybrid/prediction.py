@@ -48,8 +48,7 @@ def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None
     members of ensembles, and over the normal distribution of the logits under posteriors. Where several
     entries are ensembles, member i of all of them acts together, as many times as the largest says; the
     covariances that posteriors give add. The one column of a regression becomes its mean. Without any of
-    these it is what `run` yields. Of several hybrids on a model the one that is `alone` counts. Samples are
-    the same in every call, and for every row.
+    these it is what `run` yields. Samples are the same in every call, and for every row.
 
     `mean` says what is the logits' mean over a dimension where that is something else than the log of the
     mean softmax (independent labels, an order of classes).

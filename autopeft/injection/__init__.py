@@ -5,19 +5,14 @@ from __future__ import annotations
 from autopeft.injection.bind import Members
 from autopeft.injection.caching import allows_cache
 from autopeft.injection.install import Injection
-from autopeft.injection.lanes import split_rows
-from autopeft.injection.multi import LaneInjection, MultiInjection
 from autopeft.injection.threads import changing
 from autopeft.injection.weights import ParameterPatch, Part
 
 __all__ = [
     "Injection",
-    "LaneInjection",
     "Members",
-    "MultiInjection",
     "ParameterPatch",
     "Part",
     "allows_cache",
     "changing",
-    "split_rows",
 ]

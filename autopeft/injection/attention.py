@@ -53,15 +53,10 @@ _BEHIND = {ours: name for name, ours in DELEGATES.items()}
 @dataclass
 class Prefix:
     """Keys and values for one call of one attention, (1 or batch, length, width); `used` once a function
-    took them.
-
-    `visible` (batch, length) tells which columns each example sees where prefixes differ in length; default:
-    all of them.
-    """
+    took them."""
 
     keys: Tensor
     values: Tensor
-    visible: Tensor | None = None
     used: bool = False
 
 
@@ -76,35 +71,19 @@ def _heads(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _padded_mask(
-    mask: Tensor | None, prefix: Prefix, query: Tensor, keys: int, *, causal: bool, fused: bool
+    mask: Tensor | None, prefix: Prefix, query: Tensor, keys: int, *, causal: bool
 ) -> Tensor | None:
-    """The mask with the prefix's columns on the left, visible except where the prefix says otherwise.
+    """The mask with the prefix's columns on the left, visible.
 
     Without a mask a fused causal attention aligns queries with the first keys, which would be the prefix:
-    then the mask is made. So it is where columns of the prefix are to be hidden.
+    then the mask is made.
     """
-    length, visible = prefix.keys.shape[1], prefix.visible
     if mask is None:
         queries = query.shape[2]
-        causal = causal and queries > 1
-        if not causal and visible is None:
+        if not causal or queries <= 1:
             return None
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril() if causal else mask
-        mask = mask if fused else _additive(mask, query.dtype)
-    if visible is None:
-        return pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
-    front = visible[:, None, None, :]
-    front = front if mask.dtype == torch.bool else _additive(front, mask.dtype)
-    batch = visible.shape[0]
-    front = front.expand(batch, mask.shape[1], mask.shape[2], length)
-    return torch.cat([front, mask.expand(batch, -1, -1, -1)], dim=3)
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as what an eager attention adds to its scores: zero, or the lowest number."""
-    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return zeros.masked_fill(~visible, torch.finfo(dtype).min)
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
+    return pad(mask, (prefix.keys.shape[1], 0), value=True if mask.dtype == torch.bool else 0.0)
 
 
 def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True) -> Callable[..., Any]:
@@ -134,7 +113,7 @@ def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True)
         mask, width = attention_mask, value.shape[-1]
         if prefix is not None:
             prefix.used = True
-            mask = _padded_mask(mask, prefix, query, key.shape[2], causal=causal, fused=fused)
+            mask = _padded_mask(mask, prefix, query, key.shape[2], causal=causal)
             key = torch.cat([_heads(prefix.keys, key), key], dim=2)
             value = torch.cat([_heads(prefix.values, value), value], dim=2)
             if kwargs.get("position_bias") is not None:
@@ -211,15 +190,12 @@ class AttentionHooks:
             return args, kwargs
         x, handed = first_input(args, kwargs), dict(kwargs)
         if self.prefixes:
-            handed[PREFIX] = Prefix(*self.key_values(x))
+            call = Call(frames.context(self.token, stack))
+            pairs = [child.key_value(x, call) for child in self.prefixes]
+            handed[PREFIX] = Prefix(*one_after_the_other(pairs))
         if self.terms:
             handed[SCORES] = scores_of(self.terms, self.token, x)
         return args, handed
-
-    def key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all prefixes here, (1 or batch, length, width), for the attention's input x."""
-        call = Call(frames.context(self.token, self.place.site.stack))
-        return one_after_the_other([child.key_value(x, call) for child in self.prefixes])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         handed = {"prefix": kwargs.get(PREFIX), "term on the scores": kwargs.get(SCORES)}
@@ -245,12 +221,11 @@ def configs_of(base: nn.Module, stacks: list[StackPlaces]) -> list[PreTrainedCon
 
 
 def has_prefixes(root: nn.Module, token: int) -> bool:
-    """Whether an attention of this stack is handed a prefix of a hybrid, by itself or beside those of others
-    on the same model; known from the hooks that hand them over."""
+    """Whether an attention of this stack is handed a prefix of a hybrid; known from the hooks that hand them
+    over."""
     owners = (
         getattr(hook, "__self__", None)
         for module in root.modules()
         for hook in module._forward_pre_hooks.values()
     )
-    hooks = (hook for owner in owners for hook in getattr(owner, "lanes", (owner,)))
-    return any(isinstance(h, AttentionHooks) and h.token == token and bool(h.prefixes) for h in hooks)
+    return any(isinstance(h, AttentionHooks) and h.token == token and bool(h.prefixes) for h in owners)

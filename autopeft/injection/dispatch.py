@@ -163,28 +163,19 @@ class ModuleHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = first_input(args, kwargs)
-        new = self.enter(x)
-        return (args, kwargs) if new is x else with_input(args, kwargs, new)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """The module's input with everything applied that begins here."""
+        new = x = first_input(args, kwargs)
         for dispatcher in self.residuals:  # a region with a norm in front starts from this residual stream
             if dispatcher.token not in frames.bare:
                 frames.captured[(dispatcher.token, dispatcher.place.site.key, "residual")] = x
         for dispatcher in self.entries:
-            x = dispatcher.enter(x)
-        return x
+            new = dispatcher.enter(new)
+        return (args, kwargs) if new is x else with_input(args, kwargs, new)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        y: Tensor = output[0] if isinstance(output, tuple) else output
-        new = self.leave(args[0] if args else kwargs.get("hidden_states"), y)
+        x = args[0] if args else kwargs.get("hidden_states")
+        new = y = output[0] if isinstance(output, tuple) else output
+        for dispatcher in self.exits:
+            new = dispatcher.leave(x, new)
         if new is y:
             return output
         return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The module's output with everything applied that ends here."""
-        for dispatcher in self.exits:
-            y = dispatcher.leave(x, y)
-        return y

@@ -10,18 +10,16 @@ of its own forward, also when several forwards of one model are open.
 What is laid down is thread-local, and overwritten rather than stacked: a recomputation that stops early
 leaves nothing behind that could be mistaken for the data of the next.
 
-Where several hybrids share a model, how the rows of the batch are divided among them is laid down beside
-their contexts (see `autopeft.injection.lanes`). Norms in front of the attention need it too, so there it is
-kept with the checkpoint of the whole layer.
+A norm in front of the attention runs earlier in its layer. Where such norms are altered, the context is kept
+with the checkpoint of the whole layer (`autopeft.injection.install.LayerHooks`).
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -34,9 +32,7 @@ __all__ = [
     "SCORES",
     "TOKENS",
     "Frames",
-    "Kept",
     "RowsKey",
-    "Split",
     "frames",
     "further_forward",
     "reading",
@@ -55,44 +51,11 @@ TOKENS = itertools.count(1)
 """Numbers for hybrids, each unique in this process."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """How many consecutive rows of a batch each of several hybrids has; 0 where it takes no part."""
-
-    sizes: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """All rows of the batch."""
-        return sum(self.sizes)
-
-    def active(self) -> list[int]:
-        """Indices of the hybrids that have rows."""
-        return [i for i, n in enumerate(self.sizes) if n]
-
-    @staticmethod
-    def alone(index: int, count: int, total: int) -> Split:
-        """All `total` rows for one of `count` hybrids."""
-        return Split(tuple(total if i == index else 0 for i in range(count)))
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A snapshot of the contexts of some hybrids and of how the batch is split, for a recomputation."""
-
-    contexts: dict[tuple[int, str], Context]
-    token: int
-    split: Split | None
-
-
 class Frames(threading.local):
     """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
     (hybrid, stack) whose embeddings are as the hybrid has them already, reserved rows filled.
 
     `bare` are the hybrids of which nothing acts at the moment, since the bare backbone runs before theirs.
-
-    Of hybrids that share a model, by the token they have in common: how the batch of this forward is split,
-    whether the forward of the whole model is open, and which hybrid has whole batches to itself.
 
     `further` says of the forwards that begin now that they are further ones of a step. `rows` are the
     positions (batch, k) that a region is computed for at present, with the length of the sequence.
@@ -110,9 +73,6 @@ class Frames(threading.local):
         self.captured: dict[tuple[int, str, str], Tensor] = {}
         self.embedded: set[tuple[int, str]] = set()
         self.bare: set[int] = set()
-        self.splits: dict[int, Split] = {}
-        self.open: set[int] = set()
-        self.alone: dict[int, int] = {}
         self.further = False
         self.rows: dict[RowsKey, tuple[Tensor, int]] = {}
         self.entered: tuple[int, str] = (0, "")
@@ -133,23 +93,8 @@ class Frames(threading.local):
         finally:
             self.bare.discard(token)
 
-    def keep(self, token: int, hybrids: Iterable[int]) -> Kept:
-        """A snapshot for these hybrids and the token that they have in common."""
-        wanted = set(hybrids)
-        contexts = {k: v for k, v in self.contexts.items() if k[0] in wanted}
-        return Kept(contexts, token, self.splits.get(token))
-
-    def lay(self, kept: Kept) -> None:
-        """Restore a snapshot."""
-        self.contexts.update(kept.contexts)
-        if kept.split is not None:
-            self.splits[kept.token] = kept.split
-
     def clear(self, token: int) -> None:
         """Forget everything of a hybrid."""
-        self.splits.pop(token, None)
-        self.open.discard(token)
-        self.alone.pop(token, None)
         self.bare.discard(token)
         self.behind.pop(token, None)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}

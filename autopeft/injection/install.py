@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -17,7 +20,6 @@ from autopeft.injection.attention import DELEGATES, AttentionHooks, configs_of
 from autopeft.injection.bind import BoundModule, Role, bind, bound, has_role
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import TOKENS, frames
-from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook
 from autopeft.injection.regions import FirstRow, RegionForward, Replacing, narrowed
@@ -25,10 +27,49 @@ from autopeft.injection.sequence import RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks, owners_of
-from autopeft.method import BARE, WeightTarget
+from autopeft.method import BARE, Context, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection"]
+
+_FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it checkpoints a layer with
+
+
+@dataclass
+class Checkpointed:
+    """A checkpointing function that lays down the contexts of its forward before the layer runs again."""
+
+    function: Callable[..., Any]
+    contexts: dict[tuple[int, str], Context]
+
+    def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.function(partial(self._run, layer), *args, **kwargs)
+
+    def _run(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frames.contexts.update(self.contexts)
+        return layer(*args, **kwargs)
+
+
+@dataclass
+class LayerHooks:
+    """Keeps a hybrid's contexts of a forward with the checkpoint of a layer.
+
+    Recomputation runs the layer's forward and neither its hooks nor the root's, and starts with modules that
+    see no keyword arguments (a norm in front of the attention), while other forwards may have begun since.
+    """
+
+    token: int
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        function = module.__dict__.get(_FUNCTION)
+        if function is not None and module.training and torch.is_grad_enabled():
+            contexts = {key: context for key, context in frames.contexts.items() if key[0] == self.token}
+            module.__dict__[_FUNCTION] = Checkpointed(function, contexts)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        function = module.__dict__.get(_FUNCTION)
+        if isinstance(function, Checkpointed):
+            module.__dict__[_FUNCTION] = function.function
 
 
 class Injection:
@@ -43,7 +84,6 @@ class Injection:
 
     Attributes:
         token: the hybrid's number, unique in this process.
-        pooler: the module that reads the first row, where this base model has one.
 
     Raises:
         SiteError: the model lacks a site that the graph uses.
@@ -66,8 +106,6 @@ class Injection:
                 f"{type(model).__name__} lacks {', '.join(missing[:5])}; load the whole model, or leave "
                 "these sites out."
             )
-        pooler = getattr(base, layout.family.pooler or "", None)
-        self.pooler: nn.Module | None = pooler if isinstance(pooler, nn.Module) else None
         self._handles: list[RemovableHandle | OwnForward | Replacing | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
@@ -118,7 +156,7 @@ class Injection:
             attending += attends
         self._handles += self.dispatch_to_ours(attending)
 
-        pooler = self.pooler
+        pooler = getattr(self.base, self.layout.family.pooler or "", None)  # reads the first row
         if pooler is not None and any(e.traits.skips_pooler for e in self.graph.entries.values()):
             self._handles.append(FirstRow(pooler, self.token))
 
@@ -135,7 +173,7 @@ class Injection:
 
         # An altered norm in front of an attention has to know its forward when a layer is recomputed.
         stacks = {s.stack for s in self.graph.sites() if s.name == "attention_norm"}
-        checkpoints = LayerHooks(self.token, (self.token,))
+        checkpoints = LayerHooks(self.token)
         layers = (path for s in self.layout.stacks if s.map.name in stacks for path in s.layers)
         for module in {self.base.get_submodule(path) for path in layers}:
             self._handles += [
@@ -254,19 +292,13 @@ class Injection:
         """Register the weight hooks anew: which tensors a mask touches is known only after calibration."""
         self.revision += 1
         self._remove_weights()
-        self._weights = self.weight_hooks()
+        owners = owners_of(self.model)
+        for name, patch in self.patches().items():
+            for module, leaf in owners[id(self.base.get_parameter(name))]:
+                self._weights.setdefault(module, WeightHooks(self.token)).patches[leaf] = patch
         for module, hook in self._weights.items():
             self._weight_handles.append(module.register_forward_pre_hook(hook.before, prepend=True))
             self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
-
-    def weight_hooks(self) -> dict[nn.Module, WeightHooks]:
-        """For each module whose parameters are altered, the hooks that do so."""
-        owners = owners_of(self.model)
-        hooks: dict[nn.Module, WeightHooks] = {}
-        for name, patch in self.patches().items():
-            for module, leaf in owners[id(self.base.get_parameter(name))]:
-                hooks.setdefault(module, WeightHooks(self.token)).patches[leaf] = patch
-        return hooks
 
     def patches(self) -> dict[str, ParameterPatch]:
         """For each altered parameter of the base model, by name, what alters it."""

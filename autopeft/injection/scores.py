@@ -129,8 +129,8 @@ def side_by_side(pairs: Sequence[Features]) -> Features:
 def places_of(context: Context, x: Tensor, queries: int, keys: int) -> Places:
     """The text positions of the queries, which are the positions of x, and of the keys of an attention.
 
-    What is behind all known positions is nothing: the empty end of a cache of fixed size, or what fills the
-    rows of one hybrid up to those of another. A window keeps the last keys.
+    What is behind all known positions is nothing: the empty end of a cache of fixed size. A window keeps the
+    last keys.
 
     Raises:
         CompositionError: a row holds several texts, or the mask does not tell what is padding.

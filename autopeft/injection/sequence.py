@@ -28,7 +28,7 @@ from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
 from autopeft.spec import BackboneSpec
 
-__all__ = ["RootHooks", "count_from_text", "cut_output", "named_inputs", "past_length"]
+__all__ = ["RootHooks", "named_inputs"]
 
 _CACHES = ("cache", "past_key_values")  # later and earlier name of transformers
 
@@ -93,6 +93,13 @@ class RootHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Extend a forward's inputs, and lay down its context.
+
+        Raises:
+            CompositionError: the root scales the embeddings that it looks up and was given some, a mask does
+                not tell padding, a row holds several texts, or a prompt is another than the one in the cache.
+            UsageError: text and prompts are longer than the backbone's positions.
+        """
         if self.token in frames.bare:
             return args, kwargs
         self.forwards.enter()
@@ -102,7 +109,7 @@ class RootHooks:
         # The bare backbone's last hidden states, without gradients: not in a step from a cache, nor where no
         # prompt that is made of them has rows at present.
         features: dict[str, Tensor] = {}
-        if (self.prepass or any(prompt.slots for prompt in self.of_bare)) and not past_length(inputs):
+        if (self.prepass or any(prompt.slots for prompt in self.of_bare)) and not _past_length(inputs):
             left_out = ("task_id", FEATURES, *_CACHES)
             plain = {name: value for name, value in inputs.items() if name not in left_out}
             if "use_cache" in signature.parameters:
@@ -111,37 +118,8 @@ class RootHooks:
                 output = module(**plain)
             features[BARE] = output[0] if isinstance(output, tuple) else output.last_hidden_state
 
-        if self.leads(module):
-            count_from_text(module, signature.parameters, inputs)
-        context = self.enter(module, inputs, features)
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
-            inputs[CONTEXT] = context
-        return (), inputs
-
-    def leads(self, module: nn.Module) -> bool:
-        """Whether something stands in front of the text of this root, a causal stack with rotary positions:
-        how far a token is from that depends on where the text begins."""
-        if not self.stack.causal or getattr(module, "rotary_emb", None) is None:
-            return False
-        if self._prefixed is None:
-            self._prefixed = has_prefixes(module, self.token)
-        return bool(self.reserving) or self._prefixed
-
-    def enter(
-        self, module: nn.Module, inputs: dict[str, Any], features: Mapping[str, Tensor] | None = None
-    ) -> Context:
-        """Extend a forward's named inputs in place, and lay down its context.
-
-        Args:
-            module: the root.
-            inputs: of its forward.
-            features: what is known of the batch beside what the inputs say (`Context.features`).
-
-        Raises:
-            CompositionError: the root scales the embeddings that it looks up and was given some, a mask does
-                not tell padding, a row holds several texts, or a prompt is another than the one in the cache.
-            UsageError: text and prompts are longer than the backbone's positions.
-        """
+        if self._leads(module):
+            _count_from_text(module, signature.parameters, inputs)
         scale = getattr(module, "embed_scale", 1.0) if self.stack.scales else 1.0
         if inputs.get("inputs_embeds") is not None and scale != 1.0 and (self.rows or self.hooks):
             raise CompositionError(
@@ -152,7 +130,7 @@ class RootHooks:
         # What a recomputation that stopped early left captured would keep activations alive.
         frames.captured = {k: v for k, v in frames.captured.items() if k[0] != self.token}
         task_id, more_features = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
-        past = past_length(inputs)
+        past = _past_length(inputs)
         cached = past > 0
 
         # The mask of what a decoder attends to, with the rows of the encoder's prompts.
@@ -230,7 +208,7 @@ class RootHooks:
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
             earlier=earlier,
-            features={**(features or {}), **(more_features or {})},
+            features={**features, **(more_features or {})},
             tokens=ids,
             cache=_cache(inputs) if self.logits else None,
             cached=cached,
@@ -244,7 +222,18 @@ class RootHooks:
         if inputs.get("inputs_embeds") is not None:
             inputs["inputs_embeds"] = self._embedded(inputs["inputs_embeds"], context)
             frames.embedded.add(frames.entered)
-        return context
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+            inputs[CONTEXT] = context
+        return (), inputs
+
+    def _leads(self, module: nn.Module) -> bool:
+        """Whether something stands in front of the text of this root, a causal stack with rotary positions:
+        how far a token is from that depends on where the text begins."""
+        if not self.stack.causal or getattr(module, "rotary_emb", None) is None:
+            return False
+        if self._prefixed is None:
+            self._prefixed = has_prefixes(module, self.token)
+        return bool(self.reserving) or self._prefixed
 
     def _embedded(self, embeds: Tensor, context: Context) -> Tensor:
         """Embeddings that the forward was given (batch, tokens, width), as they would be had it looked them
@@ -324,13 +313,13 @@ class RootHooks:
         if not reserved.count or self.keep or self.token in frames.bare:
             return output
         if self.stack.leaves is None:
-            return cut_output(output, reserved.text)
+            return _cut_output(output, reserved.text)
         whole = int(reserved.tokens or 0) + reserved.count
 
         def cut(states: Tensor) -> Tensor:  # what has left behind the layers is without them already
             return reserved.text(states) if states.shape[1] == whole else states
 
-        return cut_output(output, cut)
+        return _cut_output(output, cut)
 
     def pooled(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Drop the reserved rows before a pooler reads the first one."""
@@ -368,21 +357,21 @@ def named_inputs(
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def count_from_text(module: nn.Module, known: Collection[str], inputs: dict[str, Any]) -> None:
+def _count_from_text(module: nn.Module, known: Collection[str], inputs: dict[str, Any]) -> None:
     """Let positions begin at the first token behind padding on the left, where the root takes some and got
     none. By itself it counts the padding, so that a row of a batch depends on how long the others are."""
     mask, ids = _mask(inputs, "attention_mask"), inputs.get("input_ids")
     new = inputs.get("inputs_embeds") if ids is None else ids
     if mask is None or new is None or inputs.get("position_ids") is not None or "position_ids" not in known:
         return
-    if mask.shape[1] != new.shape[1] and not past_length(inputs):
+    if mask.shape[1] != new.shape[1] and not _past_length(inputs):
         return  # it is as long as a cache that is still empty
     ahead = (mask.cumsum(1) == 0).sum(1, keepdim=True)
     places = (torch.arange(mask.shape[1], device=mask.device) - ahead).clamp(min=0)
     inputs["position_ids"] = places[:, -new.shape[1] :].to(new.device)
 
 
-def past_length(inputs: Mapping[str, Any]) -> int:
+def _past_length(inputs: Mapping[str, Any]) -> int:
     """How many earlier positions have keys and values in a cache; above 0 in a decoding step."""
     cache = _cache(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
@@ -427,7 +416,7 @@ def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def cut_output(output: Any, cut: Callable[[Tensor], Tensor]) -> Any:
+def _cut_output(output: Any, cut: Callable[[Tensor], Tensor]) -> Any:
     """The output without its reserved rows: last hidden state, and all hidden states where it has them."""
 
     def all_hidden(value: Any) -> bool:  # attentions have four dimensions

@@ -41,16 +41,6 @@ class Forwards:
         me = threading.get_ident()
         self.depths[me] = self.depths.get(me, 0) + 1
 
-    def enter_alone(self) -> None:
-        """As `enter`, where two forwards at once would disturb each other.
-
-        Raises:
-            UsageError: another thread is in one.
-        """
-        with _LOCK:
-            self.refuse_others("begin another")
-            self.enter()
-
     def leave(self) -> None:
         """This thread's forward ends."""
         me = threading.get_ident()

@@ -9,10 +9,9 @@ under reentrant checkpointing.)
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from autopeft.errors import UsageError
 from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget
 
-__all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks", "owners_of"]
+__all__ = ["ParameterPatch", "Part", "WeightHooks", "owners_of"]
 
 _PATIENCE = 60.0  # seconds that a thread waits for its turn at a module
 
@@ -58,23 +57,6 @@ class Part:
         return weight.t() if self.transposed else weight
 
 
-class Patch(Protocol):
-    """Makes the tensor that a module computes with in place of one of its parameters."""
-
-    def new(self, original: Tensor) -> Tensor: ...
-
-
-@dataclass
-class Replacement:
-    """Computes with another parameter altogether."""
-
-    parameter: nn.Parameter
-
-    def new(self, original: Tensor) -> Tensor:
-        """The other parameter."""
-        return self.parameter
-
-
 @dataclass
 class ParameterPatch:
     """The modules that alter one parameter: `whole` read the stored tensor, `parts` a site's (out, in)
@@ -105,9 +87,9 @@ class WeightHooks:
         token: the hybrid's.
     """
 
-    def __init__(self, token: int = 0) -> None:
+    def __init__(self, token: int) -> None:
         self.token = token
-        self.patches: dict[str, Patch] = {}
+        self.patches: dict[str, ParameterPatch] = {}
         self._kept: dict[str, nn.Parameter | None] | None = None
         self._turn, self._owner = threading.RLock(), 0
 
@@ -164,12 +146,3 @@ class WeightHooks:
         module._parameters.update(self._kept)
         self._kept, self._owner = None, 0
         return True
-
-    @contextmanager
-    def swapped(self, module: nn.Module) -> Iterator[None]:
-        """The patched parameters in place, for a forward that is called without its hooks."""
-        self.before(module, ())
-        try:
-            yield
-        finally:
-            self.after(module, (), None)

@@ -240,8 +240,7 @@ class Traits:
 class Context:
     """Data of one forward of a stack, the same for all its sites.
 
-    Where several hybrids share a model, each has a context of its own, for its own rows of the batch. What
-    counts real positions takes them from `told`, which refuses a mask that does not tell them.
+    What counts real positions takes them from `told`, which refuses a mask that does not tell them.
 
     Attributes:
         mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`

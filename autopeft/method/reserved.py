@@ -85,8 +85,7 @@ class Reserved:
             return states.gather(1, _index(self.kept, states, self.kept.shape[1]))
         if self.right:
             return states[:, : states.shape[1] - self.count]
-        end = states.shape[1] if self.tokens is None else self.count + self.tokens
-        return states[:, self.count : end]
+        return states[:, self.count :]
 
     def filled(self, states: Tensor, rows: Tensor) -> Tensor:
         """All positions (batch, positions, …), with `rows` (batch, count, …) at the reserved ones."""
@@ -111,8 +110,7 @@ class Reserved:
         if self.kept is not None:
             zeros = torch.zeros_like(like, dtype=text.dtype)
             return zeros.scatter(1, _index(self.kept, zeros, text.shape[1]), whole)
-        ahead = 0 if self.right else self.count
-        return pad(whole, (0, 0, ahead, like.shape[1] - ahead - text.shape[1]))
+        return pad(whole, (0, 0, 0, self.count) if self.right else (0, 0, self.count, 0))
 
     def led_by(self, owners: tuple[tuple[str, int], ...], tokens: int) -> Reserved:
         """These rows behind those of `owners`, which a layer puts in front of all positions (of images: at

@@ -23,7 +23,7 @@ __all__ = [
 
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
-_BESIDE = ("recipe", "spec", "_lanes")
+_BESIDE = ("recipe", "spec")
 """Names of a hybrid's own attributes beside its entries' modules (`autopeft.hybrid.modules.Root`)."""
 
 

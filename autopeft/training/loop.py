@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from autopeft.devices import generators_kept
 from autopeft.errors import DataError
-from autopeft.hybrid import Hybrid, answering
+from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import fire, settled
 from autopeft.hybrid.policies import Policies
 from autopeft.method import Concludes
@@ -87,74 +86,75 @@ def train(
         PhaseError: the phases of the modules cannot be run.
     """
     started = time.perf_counter()
-    with answering(hybrid) if isinstance(hybrid, Hybrid) else nullcontext():
-        check(hybrid, data, plan, until, resume)
-        device = plan.torch_device()
-        hybrid.model.to(device)
-        peak = PeakMemory(device)
+    if isinstance(hybrid, Hybrid):
+        hybrid.require_attached()
+    check(hybrid, data, plan, until, resume)
+    device = plan.torch_device()
+    hybrid.model.to(device)
+    peak = PeakMemory(device)
 
-        # Calibrate, or return to where the training was paused.
-        if isinstance(hybrid, Hybrid) and resume is not None:
-            resume.fill(hybrid)
-        elif calibrate:
-            if hybrid.needs_prepare and on_phase is not None:
-                on_phase("calibration", 0)
-            prepare(hybrid, data, plan)
+    # Calibrate, or return to where the training was paused.
+    if isinstance(hybrid, Hybrid) and resume is not None:
+        resume.fill(hybrid)
+    elif calibrate:
+        if hybrid.needs_prepare and on_phase is not None:
+            on_phase("calibration", 0)
+        prepare(hybrid, data, plan)
 
-        # Train phase by phase: without phases of its modules, a training is one phase of everything.
-        modules, result = hybrid.modules, TrainResult()
-        dropout = plan.trains_with_dropout(hybrid.recipe.training)
-        with checkpointing(hybrid.model, plan.memory_saving):
-            forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-            gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
-            training = _Training(
-                hybrid=hybrid,
-                data=data,
-                plan=plan,
-                device=device,
-                dropout=dropout,
-                gradient=gradient,
-                result=result,
-                on_step=on_step,
-                on_score=on_score,
-                on_phase=on_phase,
-                should_stop=should_stop,
-                until=until,
-                resume=resume,
-                revision=hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
-            )
-            with (
-                generators_kept(device, seed=plan.seed),
-                training_mode(hybrid.model, modules.values(), dropout=dropout),
-            ):
-                stages = stages_of(modules, plan.steps)
-                gradient.team.align(values_of(modules, hybrid.parameter_groups()))
-                if resume is not None and len(stages) > 1:
-                    raise DataError("A training in several phases cannot go on from a checkpoint.")
-                starts: dict[bool | str, dict[tuple[str, str], Tensor]] = {}
-                for i, stage in enumerate(stages):
-                    altered = return_to_start(stages[i:], starts, modules, hybrid.parameter_groups())
-                    if altered and isinstance(hybrid, Hybrid):
-                        hybrid.refresh()
-                    training.run(stage)
-                    if result.stopped in ("asked", "paused"):
-                        break
-                if result.checkpoint is None:  # also where a pause has no way back
-                    acting = training.follow()
-                    with torch.no_grad():
-                        fire("finish", modules.values())
-                    training.follow(acting)
-                gradient.team.check_equal(values_of(modules, hybrid.parameter_groups()))
+    # Train phase by phase: without phases of its modules, a training is one phase of everything.
+    modules, result = hybrid.modules, TrainResult()
+    dropout = plan.trains_with_dropout(hybrid.recipe.training)
+    with checkpointing(hybrid.model, plan.memory_saving):
+        forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+        gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
+        training = _Training(
+            hybrid=hybrid,
+            data=data,
+            plan=plan,
+            device=device,
+            dropout=dropout,
+            gradient=gradient,
+            result=result,
+            on_step=on_step,
+            on_score=on_score,
+            on_phase=on_phase,
+            should_stop=should_stop,
+            until=until,
+            resume=resume,
+            revision=hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
+        )
+        with (
+            generators_kept(device, seed=plan.seed),
+            training_mode(hybrid.model, modules.values(), dropout=dropout),
+        ):
+            stages = stages_of(modules, plan.steps)
+            gradient.team.align(values_of(modules, hybrid.parameter_groups()))
+            if resume is not None and len(stages) > 1:
+                raise DataError("A training in several phases cannot go on from a checkpoint.")
+            starts: dict[bool | str, dict[tuple[str, str], Tensor]] = {}
+            for i, stage in enumerate(stages):
+                altered = return_to_start(stages[i:], starts, modules, hybrid.parameter_groups())
+                if altered and isinstance(hybrid, Hybrid):
+                    hybrid.refresh()
+                training.run(stage)
+                if result.stopped in ("asked", "paused"):
+                    break
+            if result.checkpoint is None:  # also where a pause has no way back
+                acting = training.follow()
+                with torch.no_grad():
+                    fire("finish", modules.values())
+                training.follow(acting)
+            gradient.team.check_equal(values_of(modules, hybrid.parameter_groups()))
 
-        # Let methods conclude from the rows, where the training came to its end.
-        result.micro_rows = gradient.micro_rows
-        if result.stopped in ("done", "patience"):
-            if on_phase is not None and any(isinstance(module, Concludes) for module in modules.values()):
-                on_phase("conclusion", 0)
-            conclude(hybrid, data, plan, forward=gradient.forward, micro_rows=result.micro_rows)
-        result.memory = peak.bytes()
-        result.seconds = time.perf_counter() - started
-        return result
+    # Let methods conclude from the rows, where the training came to its end.
+    result.micro_rows = gradient.micro_rows
+    if result.stopped in ("done", "patience"):
+        if on_phase is not None and any(isinstance(module, Concludes) for module in modules.values()):
+            on_phase("conclusion", 0)
+        conclude(hybrid, data, plan, forward=gradient.forward, micro_rows=result.micro_rows)
+    result.memory = peak.bytes()
+    result.seconds = time.perf_counter() - started
+    return result
 
 
 @dataclass(kw_only=True)

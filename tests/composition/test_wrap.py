@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.multi import recipe
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor, nn
 
 from autopeft.composition import Wrap
 from autopeft.errors import CompositionError
 from autopeft.hybrid import Hybrid, attach, load
+from autopeft.recipe import Recipe
 
 HOSTS: dict[str, Any] = {
     "lora": {"lora": {"rank": 4}},
@@ -25,6 +26,11 @@ HOSTS: dict[str, Any] = {
 }
 HALVES = {"copies": 3, "density": 0.5}
 HIDDEN: dict[str, Any] = {"hiwi": {"rank": 2, "target": "weight", "sites": ["up"]}}
+
+
+def recipe(*layers: Any, model: Sequence[Any] = ()) -> Recipe:
+    body: dict[str, Any] = {"name": "w", "model": list(model)}
+    return Recipe.from_dict({**body, "layers": [{"attach": list(layers)}]} if layers else body)
 
 
 def _hybrid(item: Any, name: str = "bert") -> Hybrid:

@@ -10,13 +10,11 @@ from typing import Any
 import pandas
 import pytest
 from support.saved_model import save_backbone, write_reviews
-from support.tiny import randomise
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.recorded import Recorded
-from autopeft.hybrid import attach_many
 from autopeft.recipe import Recipe
 from autopeft.training.fixed import FixedOutcome
 
@@ -262,21 +260,8 @@ def test_a_hybrid_that_does_not_act_does_not_answer(outcome: FixedOutcome) -> No
     hybrid.detach()
     with pytest.raises(UsageError, match="is detached from its model"):
         autopeft.predict(hybrid, TEXTS, max_length=24)
-
-
-def test_one_of_several_hybrids_answers_for_all_rows(outcome: FixedOutcome) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained("bert", num_labels=2)
-    recipe = Recipe.from_dict(RECIPE)
-    with attach_many(model, [recipe, recipe], seeds=[0, 1]) as together:
-        for i, hybrid in enumerate(together.hybrids):
-            randomise(hybrid.root, seed=i)
-        first, second = (
-            [row["logits"] for row in autopeft.predict(h, [TEXTS[0]] * 4, max_length=24)]
-            for h in together.hybrids
-        )
-    assert all(row == pytest.approx(first[0], abs=1e-6) for row in first)
-    assert all(row == pytest.approx(second[0], abs=1e-6) for row in second)
-    assert first[0] != pytest.approx(second[0], abs=1e-4)
+    with pytest.raises(UsageError, match="is detached from its model"):
+        autopeft.evaluate(hybrid, task="reviews.csv", text="body", label="verdict", max_length=24)
 
 
 def test_what_training_returned_is_read_from_its_folder_once_it_is_detached(outcome: FixedOutcome) -> None:

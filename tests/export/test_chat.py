@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.language import save_decoder, write_chats
+from transformers import AutoModelForCausalLM
 
 import autopeft
 from autopeft.assets import warn_once
@@ -99,6 +100,17 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(run: Any, says: Calla
     says("")
     talk.say("is")
     assert len(talk.messages) == 2, "nobody answered"
+
+
+def test_a_hybrid_that_was_detached_says_nothing(run: Any, says: Callable[..., None]) -> None:
+    says("three")
+    model = AutoModelForCausalLM.from_pretrained(run.hybrid.model.config._name_or_path)
+    hybrid = autopeft.load(model, run.folder / "winner")
+    talk = autopeft.chat(hybrid)
+    assert talk.say("what follows two") == "three"
+    hybrid.detach()
+    with pytest.raises(UsageError, match="is detached from its model"):
+        talk.say("what follows two")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\ud800"])

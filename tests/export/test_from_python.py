@@ -24,7 +24,7 @@ from autopeft.cli import main
 from autopeft.errors import UsageError
 from autopeft.export.manifest import Card
 from autopeft.export.package import find_saved, load_saved
-from autopeft.hybrid import attach, attach_many
+from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 
 OTHER: dict[str, Any] = {"problem_type": "other", "id2label": {}}
@@ -103,15 +103,6 @@ def test_a_model_of_no_kind_s_is_not_asked(tmp_path: Path) -> None:
     saved = find_saved(attach(model, LORA, seed=0).save(tmp_path / "saved"))
     with pytest.raises(UsageError, match="No kind of task has models like BertForMaskedLM"):
         load_saved(saved)
-
-
-def test_one_of_several_has_to_be_named(tmp_path: Path) -> None:
-    model = named(tmp_path)
-    with attach_many(model, [LORA, LORA], seeds=[0, 1]):
-        model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(UsageError, match=r"holds 2 hybrids; name one: .*hybrid-0"):
-        find_saved(tmp_path / "saved")
-    assert find_saved(tmp_path / "saved" / "hybrid-1").card.labels == ("LABEL_0", "LABEL_1")
 
 
 def test_a_backbone_without_a_name_has_to_be_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from support.cases import recipe_of
 from support.tiny import DECODERS, tiny_inputs, tiny_model
 
 from autopeft.errors import CompositionError
-from autopeft.hybrid import attach, attach_many
+from autopeft.hybrid import attach
 from autopeft.hybrid.caching import generates_from_cache
 from autopeft.recipe import Recipe
 
@@ -42,19 +42,3 @@ def test_what_it_says_is_what_generation_does(case: str, name: str) -> None:
         assert not generates_from_cache(model, 3)
         with pytest.raises(CompositionError, match="use_cache=False"):
             model.generate(**inputs, max_new_tokens=3, use_cache=True)
-
-
-@pytest.mark.parametrize(("name", "expected"), [("llama", False), ("t5", True)])
-def test_prompts_of_several_hybrids_that_differ_in_length(name: str, expected: bool) -> None:
-    """Padding is left among the tokens of what writes; in an encoder it stands in no way."""
-    model = tiny_model(name)
-    with attach_many(model, [prompt(2), prompt(2)]):
-        assert generates_from_cache(model, 3)
-    with attach_many(model, [prompt(2), prompt(3)]):
-        assert generates_from_cache(model, 3) == expected
-
-
-def test_each_of_several_hybrids_has_to_allow_it() -> None:
-    model = tiny_model("llama")
-    with attach_many(model, [prompt(2), recipe({"smop": {"length": 2}})]):
-        assert not generates_from_cache(model, 3)

@@ -9,7 +9,7 @@ from support.training import tiny_bert
 from torch import nn
 
 from autopeft.errors import RecipeError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.optimizer import groups_of
 from autopeft.recipe import Recipe
 
@@ -78,8 +78,6 @@ def test_a_part_that_no_module_has_is_refused_at_attach_and_the_model_is_as_befo
     message = r"training\.groups\.ia3\.up: 'ia3' is not divided into parts, so it has no 'up'; write 'ia3'"
     with pytest.raises(RecipeError, match=message):
         attach(model, wrong)
-    with pytest.raises(RecipeError, match=message):
-        attach_many(model, [wrong])
     assert list(model.state_dict()) == keys
 
 
@@ -132,19 +130,6 @@ def test_the_hidden_layers_of_a_head_train_as_their_group_says() -> None:
     assert moved == pytest.approx(
         {"dense.weight": 0.01, "dense.bias": 0.01, "out_proj.weight": 0.1, "out_proj.bias": 0.1}, rel=1e-3
     )
-
-
-def test_the_hidden_layers_of_each_copy_of_a_head_train_as_its_group_says() -> None:
-    model, apart, whole = tiny_model("roberta"), recipe("lora", groups=APART), recipe("lora")
-    with attach_many(model, [apart, whole, apart], seeds=[0, 1, 2]) as together:
-        first, second, third = together.hybrids
-        for hybrid in (first, third):
-            assert groups(hybrid) == {"lora": (1e-3, 0.0), "head": (0.1, 0.0), "head.hidden": (0.01, 0.5)}
-            _, last, hidden = hybrid.parameter_groups()
-            own = hybrid.head()
-            assert ids(last["params"]) == ids(p for n, p in own.items() if ".out_proj." in n)
-            assert ids(hidden["params"]) == ids(p for n, p in own.items() if ".dense." in n)
-        assert groups(second) == {"lora": (1e-3, 0.0), "head": (1e-3, 0.0)}
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])

@@ -11,7 +11,7 @@ from support.fingerprint import changed, fingerprint
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 
 from autopeft.errors import DataError, MethodError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many, load, pinned
+from autopeft.hybrid import Hybrid, attach, load, pinned
 from autopeft.recipe import Recipe
 from autopeft.search.space.projection import values_of
 from autopeft.search.space.space import Space
@@ -95,13 +95,6 @@ def test_a_saved_hybrid_needs_its_inputs_no_more() -> None:
     loaded = load(tiny_model("bert"), "target")
     assert same(loaded.root, hybrid.root)
     assert loaded.recipe == hybrid.recipe
-
-
-def test_several_hybrids_start_each_from_its_own() -> None:
-    sources = [left(f"source{i}", LORA, seed=i) for i in range(2)]
-    recipes = [starting({**LORA, "from": "a"}, a=f"source{i}") for i in range(2)]
-    together = attach_many(tiny_model("bert"), recipes)
-    assert [same(h.root, s.root) for h, s in zip(together.hybrids, sources, strict=True)] == [True, True]
 
 
 def test_another_content_than_the_recipe_allows_is_refused() -> None:

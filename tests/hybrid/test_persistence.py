@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from autopeft.errors import DataError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many, load
+from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 
 FILES = ["README.md", "hybrid.json", "model.safetensors", "recipe.yaml", "weights.safetensors"]
@@ -313,28 +313,6 @@ def test_a_copy_of_a_hybrid_comes_off_its_model_as_any_other(how: str, tmp_path:
     assert merged.load_state_dict(model.state_dict(), strict=False).missing_keys == []
     model.save_pretrained(tmp_path / "first")
     assert (tmp_path / "first" / "hybrid.json").is_file(), "the first one is as it was"
-
-
-def test_several_hybrids_go_into_a_folder_each(tmp_path: Path) -> None:
-    recipes = [recipe("lora"), recipe({"prefix_tuning": {"length": 2}})]
-    model, inputs = tiny_model("bert"), tiny_inputs("bert", batch=4)
-    with attach_many(model, recipes, seeds=[0, 1]) as together:
-        for seed, hybrid in enumerate(together.hybrids):
-            randomise(hybrid.root, seed=seed)
-            torch.nn.init.normal_(hybrid.head_parameters()[0])
-        expected = logits(model, inputs).detach()
-        model.save_pretrained(tmp_path)
-        state = load_file(tmp_path / "model.safetensors")
-        assert all(name.startswith("autopeft.") for name in state)
-        randomise(model.autopeft, seed=5)  # type: ignore[arg-type]
-        assert model.load_state_dict(state).missing_keys == []
-        assert torch.equal(logits(model, inputs), expected)
-    assert "save_pretrained" not in model.__dict__
-    for i, rows_of in enumerate((slice(0, 2), slice(2, 4))):
-        alone = tiny_model("bert")
-        load(alone, tmp_path / f"hybrid-{i}")
-        found = logits(alone, {k: v[rows_of] for k, v in inputs.items()})
-        torch.testing.assert_close(found, expected[rows_of], atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_not_saved_is_said(tmp_path: Path) -> None:

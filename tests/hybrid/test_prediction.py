@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.multi import recipe
-from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor, nn
 
-from autopeft.hybrid import attach_many, predictive
+from autopeft.hybrid import predictive
 
 
 class Several(nn.Module):
@@ -98,18 +96,6 @@ def test_without_an_ensemble_it_is_one_plain_forward(model: nn.Module) -> None:
 
     assert predictive(model, run) is out
     assert calls == [1]
-
-
-def test_of_several_hybrids_it_is_the_one_that_is_alone() -> None:
-    items = [{"lora_dropout": {"rank": 2, "ensemble": members}} for members in (2, 5)]
-    inputs, predicted = tiny_inputs("bert"), list[Tensor]()
-    for recipes in ([recipe(item) for item in items], [recipe(items[0])]):
-        model = tiny_model("bert").eval()
-        with attach_many(model, recipes, seeds=range(len(recipes))) as many, torch.no_grad():
-            randomise(many.hybrids[0].root)
-            with many.alone(0):
-                predicted.append(predictive(model, lambda model=model: logits(model, inputs)))
-    torch.testing.assert_close(*predicted)
 
 
 def test_a_failing_forward_leaves_no_member_chosen() -> None:

@@ -23,7 +23,7 @@ from autopeft.backbones import projection_of, spec_of_model
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, CompositionError, MethodError, UsageError
 from autopeft.graph import build_graph, draw_svg, draw_text, first_layer, unservable
-from autopeft.hybrid import attach, attach_many, load
+from autopeft.hybrid import attach, load
 from autopeft.method import Traits
 from autopeft.recipe import Recipe
 from autopeft.report.html.heat import heat_of
@@ -167,11 +167,6 @@ def test_a_model_without_logits_is_refused(tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(save_backbone(tmp_path / "bert"))
     with pytest.raises(CompositionError, match="acts on logits, but this model has none: load 'bert' with a"):
         attach(model, BOTH)
-
-
-def test_several_hybrids_do_not_share_a_model_with_it() -> None:
-    with pytest.raises(CompositionError, match=r"acts on logits, whose rows need not be .* one at a time"):
-        attach_many(tiny_model("bert"), [BOTH, WITH_LORA])
 
 
 @pytest.mark.parametrize("changes", [{"level": "layers"}, {"sites": ("q",)}], ids=str)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny import ARCHITECTURES, DECODERS, logits, randomise, tiny_inputs, tiny_model
+from support.tiny import DECODERS, randomise, tiny_inputs, tiny_model
 from transformers import PreTrainedModel
 
 from autopeft.errors import CompositionError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 
 WORDS = [5, 9, 17]
@@ -64,22 +64,6 @@ def test_rows_in_a_text_that_is_padded_on_the_left(name: str) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     together = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(together[:1, 2:], alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_hybrids_of_one_model_keep_their_own_places(name: str) -> None:
-    first = recipe({"length": 1, "offset": 1}, {"length": 2, "offset": 3})
-    second = recipe({"length": 3, "offset": 2})
-    pair = tiny_inputs(name, batch=4, pad=0 if name == "vit" else 2)
-    alone = []
-    for i, one in enumerate((first, second)):
-        model = tiny_model(name)
-        randomise(attach(model, one, seed=0).root)
-        alone.append(logits(model, {k: v[2 * i : 2 * i + 2] for k, v in pair.items()}))
-    model = tiny_model(name)
-    for hybrid in attach_many(model, [first, second], seeds=[0, 0]).hybrids:
-        randomise(hybrid.root)
-    torch.testing.assert_close(logits(model, pair), torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", DECODERS)

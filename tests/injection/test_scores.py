@@ -3,15 +3,13 @@ refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from injection.test_traps import Aloof
 from support.classifiers import classifier, encoded_rows
-from support.multi import LORA, PREFIX, assert_equals_alone, recipe
-from support.multi import classifier as with_head
 from support.on_scores import registered
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor
@@ -31,6 +29,11 @@ from autopeft.training.losses import logits_of
 
 SLOPE = 0.4
 PLACES: dict[str, Any] = {"score_places": {"width": 3}}
+
+
+def recipe(*layers: Any, model: Sequence[Any] = ()) -> Recipe:
+    body: dict[str, Any] = {"name": "r", "model": list(model)}
+    return Recipe.from_dict({**body, "layers": [{"attach": list(layers)}]} if layers else body)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -272,23 +275,6 @@ def test_layers_below_stay_untouched() -> None:
     assert first_layer(hybrid.graph) == trunk_depths(hybrid.injection)["encoder"] == 2
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
-def test_hybrids_of_one_model_have_terms_of_their_own(name: str) -> None:
-    recipes = [recipe("score_slope", PREFIX), recipe(PLACES, LORA), recipe(LORA)]
-    assert_equals_alone(with_head(name), name, recipes)
-
-
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-def test_hybrids_of_one_model_count_their_own_tokens(name: str) -> None:
-    """Prompts of other lengths fill a hybrid's rows up behind its text."""
-    recipes = [
-        recipe("score_slope", model=[{"prompt_tuning": {"length": 3}}]),
-        recipe(PLACES, "score_slope"),
-        recipe(LORA, model=[{"prompt_tuning": {"length": 1}}]),
-    ]
-    assert_equals_alone(with_head(name), name, recipes, logits=1e-5)
-
-
 def test_terms_of_several_entries_add() -> None:
     model, inputs = tiny_model("bert"), tiny_inputs("bert")
     hybrid = attach(model, recipe("score_slope", {"score_slope": {}, "as": "second"}), seed=0)
@@ -303,7 +289,7 @@ def test_terms_of_several_entries_add() -> None:
 
 @pytest.mark.parametrize("kind", ["sum", "gate", "chain", "route"])
 def test_no_composition_holds_it(kind: str) -> None:
-    made = recipe({kind: ["score_slope", LORA]})
+    made = recipe({kind: ["score_slope", "lora"]})
     with pytest.raises(CompositionError, match=rf"acts on the scores .* no {kind} holds such a method"):
         attach(tiny_model("bert"), made, seed=0)
 

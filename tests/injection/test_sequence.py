@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.errors import CompositionError, UsageError
-from autopeft.hybrid import attach, attach_many
+from autopeft.hybrid import attach
 from autopeft.injection.sequence import named_inputs
 from autopeft.recipe import Recipe
 
@@ -126,16 +126,6 @@ def test_nor_where_distances_are_all_that_tells_positions(name: str) -> None:
     source = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     moved = model(**{**inputs, **padded_on_the_left(source, 4)}).logits
     torch.testing.assert_close(moved, model(**inputs).logits, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("which", ["prompt", "prefix"])
-def test_nor_does_it_where_several_hybrids_share_a_model(which: str) -> None:
-    model, inputs = tiny_model("llama"), tiny_inputs("llama", batch=4)
-    lora = Recipe.from_dict({"layers": [{"attach": [{"lora": {"rank": 2}}]}]})
-    for hybrid in attach_many(model, [lora, Recipe.from_dict(_IN_FRONT[which])], seeds=[0, 1]).hybrids:
-        randomise(hybrid.root, std=0.3)
-    padded = logits(model, padded_on_the_left(inputs, 4))[:, 4:]
-    torch.testing.assert_close(padded, logits(model, inputs), atol=1e-5, rtol=1e-4)
 
 
 def test_positions_are_left_to_the_model_where_nothing_stands_in_front() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.injection import changing
 from autopeft.injection.threads import Forwards
 from autopeft.recipe import Recipe
@@ -141,32 +141,6 @@ def test_of_many_threads_that_attach_to_one_model_one_does() -> None:
         assert torch.equal(
             logits(model, tiny_inputs("bert")), logits(tiny_model("bert"), tiny_inputs("bert"))
         )
-
-
-def test_hybrids_that_swap_weights_in_one_batch_have_one_forward_at_a_time() -> None:
-    model = tiny_model("bert")
-    recipes = [Recipe.from_dict({"name": name, **RECIPES["weights"]}) for name in ("a", "b")]
-    together = attach_many(model, recipes, seeds=[0, 1])
-
-    def forward() -> None:
-        with pytest.raises(
-            UsageError, match=r"'the other' is in a forward .*'a', 'b'.* cannot begin another"
-        ):
-            model(**tiny_inputs("bert", batch=4))
-
-    held = Held(model.bert)  # type: ignore[arg-type]
-    model.bert = held
-    other = threading.Thread(target=lambda: model(**tiny_inputs("bert", batch=4)), name="the other")
-    other.start()
-    try:
-        assert held.reached.wait(20)
-        forward()
-    finally:
-        held.go.set()
-        other.join()
-        model.bert = held.inner
-    model(**tiny_inputs("bert", batch=4))
-    together.detach()
 
 
 def test_a_thread_that_has_ended_is_in_no_forward_and_a_copy_has_none() -> None:

@@ -118,17 +118,16 @@ def test_rows_that_are_made_anew_add_none() -> None:
 
 
 @pytest.mark.parametrize("right", [False, True])
-def test_texts_that_are_padded_further_keep_their_length(right: bool) -> None:
-    """Where several hybrids share a batch, shorter ones are filled up behind the text."""
-    states = torch.arange(6.0)[None, :, None]
+def test_text_is_all_but_the_reserved_rows(right: bool) -> None:
+    states = torch.arange(5.0)[None, :, None]
     reserved = Reserved(2, None if right else 3, right=right)
-    assert reserved.text(states)[0, :, 0].tolist() == ([0, 1, 2, 3] if right else [2, 3, 4])
+    assert reserved.text(states)[0, :, 0].tolist() == ([0, 1, 2] if right else [2, 3, 4])
 
 
-def test_text_is_placed_in_front_of_what_shorter_rows_leave_to_padding() -> None:
+def test_text_is_placed_beside_the_reserved_rows() -> None:
     text = torch.ones(1, 2, 1)
     front, images = Reserved(1, 2), Reserved(1, right=True)
-    assert front.placed(text, torch.zeros(2, 5, 1))[..., 0].tolist() == [[0, 1, 1, 0, 0]] * 2
+    assert front.placed(text, torch.zeros(2, 3, 1))[..., 0].tolist() == [[0, 1, 1]] * 2
     assert images.placed(text, torch.zeros(1, 3, 1))[..., 0].tolist() == [[1, 1, 0]]
 
 

@@ -11,7 +11,7 @@ from support.training import Bag, FakeHybrid, encoded_split, encoded_task, tiny_
 from torch import Tensor, nn
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import attach, attach_many
+from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.batches import batch_stream
@@ -19,7 +19,7 @@ from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.forward import Forward
 from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.scoring import evaluate, predict
+from autopeft.training.scoring import evaluate
 
 CPU = torch.device("cpu")
 PLAN = TrainingPlan(steps=6, batch_size=16, device="cpu")
@@ -267,21 +267,6 @@ def test_class_weights_move_the_decision() -> None:
 
 
 _LORA = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
-
-
-def test_one_of_several_is_trained_on_all_rows(data: EncodedTask) -> None:
-    plan = replace(PLAN, steps=3, batch_size=8)
-    with attach(tiny_bert(), _LORA, seed=0) as alone:
-        train(alone, data, plan)
-        expected = predict(alone.model, data.train)
-    with attach_many(tiny_bert(), [_LORA, _LORA, _LORA], seeds=[0, 1, 2]) as together:
-        train(together.hybrids[0], data, plan)
-        with together.alone(0):
-            np.testing.assert_allclose(predict(together.model, data.train), expected, atol=1e-5)
-        with pytest.raises(UsageError, match=r"would be divided among them; build and run it within"):
-            together.hybrids[0].for_trainer()
-        with together.alone(1):
-            assert together.hybrids[1].for_trainer()["callbacks"]
 
 
 @pytest.mark.parametrize("end", ["detach", "merge"])

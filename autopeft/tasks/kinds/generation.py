@@ -232,8 +232,8 @@ def room_of(model: nn.Module) -> int | None:
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     limits = [limit] if isinstance(limit, int) else []
     root: Any = getattr(model, ROOT, None)
-    spec = getattr(root, "spec", None)
-    if spec is not None:
+    if root is not None:
+        spec = root.spec
         limits = limits if spec.max_positions is None else [spec.max_positions]
         at_embeddings = [s for s in spec.sites if s.name == "embeddings" and s.stack == spec.stacks[0].name]
         prompts = [part for part in root.children() if hasattr(part, "prompt")]
@@ -341,8 +341,6 @@ def _may_share(model: Any) -> bool:
     root: Any = getattr(model, ROOT, None)
     if root is None:
         return True
-    if root.recipe is None or root.spec is None:  # several hybrids, each with rows of its own
-        return False
     graph = build_graph(root.recipe, root.spec)
     if any(entry.traits.changes_length for entry in graph.entries.values()):
         return False

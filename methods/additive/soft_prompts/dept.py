@@ -34,7 +34,7 @@ class DecomposedPrompt(PromptTable):
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
         """Row k of scale·A·B at the k-th real token of each text, zeros at reserved rows."""
         context, rows = call.context, call.rows
-        tokens = y.shape[1] if rows.tokens is None else rows.tokens
+        tokens = y.shape[1] - rows.count
         numbers = context.numbers(tokens).to(y.device)
         # Padding may make a batch longer than each of its texts is.
         if context.past + tokens > len(self.A) and int(numbers.max()) >= len(self.A):

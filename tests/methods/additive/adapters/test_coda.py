@@ -18,7 +18,7 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.training import TrainingPlan, train
 
@@ -329,16 +329,13 @@ def test_causal_stacks_are_refused_with_the_way_out(name: str, match: str) -> No
         attach(tiny_model(name), recipe(stack="all"), seed=0)
 
 
-def test_two_in_one_layer_in_a_composition_and_beside_another_hybrid_are_refused() -> None:
+def test_two_in_one_layer_and_one_in_a_composition_are_refused() -> None:
     model = tiny_model("bert")
     with pytest.raises(UsageError, match="only one can"):
         attach(model, recipe({"coda": {"bottleneck": 2}}), seed=0)
     body = {"layers": [{"attach": [{"sum": ["coda", "lora"]}]}]}
     with pytest.raises(CompositionError, match="list it by itself"):
         attach(model, Recipe.from_dict({"name": "s", **body}), seed=0)
-    lora = Recipe.from_dict({"name": "l", "layers": [{"attach": ["lora"]}]})
-    with pytest.raises(CompositionError, match="attach them one at a time"):
-        attach_many(model, [recipe(), lora])
     assert all("forward" not in m.__dict__ for m in model.modules())
 
 

@@ -7,15 +7,14 @@ import torch
 from pydantic import ValidationError
 from support.classifiers import classifier as with_rows
 from support.classifiers import encoded_rows
-from support.multi import assert_equals_alone, classifier
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured, sites_of
 from torch import Tensor
 from transformers import BertConfig, PreTrainedModel, T5Config
 
 from autopeft.backbones import base_model_of, spec_of
-from autopeft.errors import CompositionError, MethodError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.errors import MethodError
+from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.rows import ReadRows
 from autopeft.method import Slot
 from autopeft.recipe import Recipe
@@ -202,19 +201,6 @@ def test_tokens_behind_the_last_position_have_no_query_key_prompts() -> None:
     assert torch.equal(rows[1], term.queries[0])
     assert torch.equal(rows[2], term.queries[3])
     assert not rows[[0, 3, 4]].any()
-
-
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-def test_hybrids_of_one_model(name: str) -> None:
-    lora = {"lora": {"rank": 2}}
-    recipes = [
-        recipe(length=0),
-        recipe(lora, length=0, kv_length=1, qk_width=2),
-        recipe(length=0, qk_width=0),
-    ]
-    assert_equals_alone(classifier(name).double(), name, recipes)
-    with pytest.raises(CompositionError, match="in front of layers"):
-        attach_many(classifier(name), [recipe(), recipe()])
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

@@ -8,8 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.classifiers import classifier, encoded_rows
-from support.multi import assert_equals_alone
-from support.multi import classifier as with_head
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured, counted, sites_of, toy_specs
 from torch import Tensor
@@ -245,12 +243,6 @@ def test_layer_gates_decay_towards_one() -> None:
     for own in module.children_by_site():
         assert targets[id(own.scale)] == 1.0
         assert id(own.gate) not in targets
-
-
-@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
-def test_hybrids_of_one_model_read_their_own_texts(name: str) -> None:
-    prompted = recipe("apt", {"prompt_tuning": {"length": 2}})
-    assert_equals_alone(with_head(name).double(), name, [recipe(), prompted, recipe("p_tuning_v2")])
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

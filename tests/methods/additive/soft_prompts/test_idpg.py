@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, RobertaConfig
 
 from autopeft.backbones import spec_of
-from autopeft.errors import CompositionError, MethodError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.errors import MethodError, UsageError
+from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
 from autopeft.training.checks import check_recipe
@@ -226,11 +226,6 @@ def test_widths_must_be_divisible() -> None:
         attach(tiny_model("bert"), recipe(phm_dim=3))
     with pytest.raises(MethodError, match="name 'embeddings'"):
         attach(tiny_model("bert"), recipe(sites=["layer"]))
-
-
-def test_hybrids_that_share_a_model_have_no_prepass() -> None:
-    with pytest.raises(CompositionError, match="one at a time"):
-        attach_many(tiny_model("bert"), [recipe(), recipe()])
 
 
 def test_a_language_model_would_see_what_it_is_to_predict() -> None:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, RobertaConfig
 
 from autopeft.backbones import base_model_of, spec_of
-from autopeft.errors import CompositionError, MethodError, UsageError
+from autopeft.errors import MethodError, UsageError
 from autopeft.graph import first_layer
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.depth import trunk_depths
 from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
@@ -194,11 +194,6 @@ def test_a_prompt_at_the_input_and_two_late_ones_stand_in_one_sequence(attention
 def test_layers_that_are_not_there_are_refused() -> None:
     with pytest.raises(MethodError, match="p may be 1 to"):
         attach(tiny_model("bert"), recipe(layer=9))
-
-
-def test_hybrids_that_share_a_model_have_no_late_prompts() -> None:
-    with pytest.raises(CompositionError, match="one at a time"):
-        attach_many(tiny_model("bert"), [recipe(), recipe()])
 
 
 def test_a_language_model_takes_a_table_only() -> None:

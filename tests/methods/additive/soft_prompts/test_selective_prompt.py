@@ -18,8 +18,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from autopeft.backbones import base_model_of, spec_of
 from autopeft.counting import count
-from autopeft.errors import CompositionError, DataError, MethodError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many, load
+from autopeft.errors import DataError, MethodError, UsageError
+from autopeft.hybrid import Hybrid, attach, load
 from autopeft.injection.depth import trunk_depths
 from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
@@ -456,11 +456,6 @@ def test_damaged_layers_are_refused(index: list[int]) -> None:
 def test_blocks_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(MethodError, match="divides both"):
         attach(tiny_model("bert"), recipe(phm_dim=3, bottleneck=6))
-
-
-def test_hybrids_that_share_a_model_have_no_late_prompts() -> None:
-    with pytest.raises(CompositionError, match="one at a time"):
-        attach_many(tiny_model("bert"), [recipe(), recipe()])
 
 
 def test_a_language_model_is_refused() -> None:

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.tiny import ENCODER_DECODERS, randomise, tiny_inputs, tiny_model
+from support.tiny import ENCODER_DECODERS, tiny_inputs, tiny_model
 from support.toy import configured, counted, toy_specs
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds import get_kind
@@ -129,20 +129,6 @@ def test_one_prompt_is_prompt_tuning() -> None:
 def test_more_prompts_than_there_are_cannot_be_chosen() -> None:
     with pytest.raises(ValidationError, match="of 4; lower it"):
         configured("smop", top_k=5)
-
-
-def test_hybrids_of_one_model_choose_for_their_own_texts() -> None:
-    pair = tiny_inputs("bert", batch=4, pad=2)
-    pair["attention_mask"][3, 4:] = 0
-    recipes, alone = [recipe(), recipe(length=2, experts=3)], []
-    for i, one in enumerate(recipes):
-        model = tiny_model("bert")
-        randomise(attach(model, one, seed=0).root)
-        alone.append(model(**{k: v[2 * i : 2 * i + 2] for k, v in pair.items()}).logits)
-    model = tiny_model("bert")
-    for hybrid in attach_many(model, recipes, seeds=[0, 0]).hybrids:
-        randomise(hybrid.root)
-    torch.testing.assert_close(model(**pair).logits, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_a_language_model_would_see_what_it_is_to_predict() -> None:

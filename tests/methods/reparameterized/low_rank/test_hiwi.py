@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.multi import assert_equals_alone, classifier
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import build, configured, counted, sites_of, toy_spec, toy_specs
 from torch import Tensor
@@ -217,11 +216,6 @@ def test_keeps_the_dtype_of_the_backbone(target: str) -> None:
     assert live.dtype == torch.bfloat16
     module.at["encoder-0-up"].deploy()
     assert torch.equal(module.weight(change, half, half), live)
-
-
-def test_several_in_one_batch_equal_each_alone() -> None:
-    items = [recipe({"hiwi": {"rank": 2}}), recipe({"hiwi": {"rank": 3, "target": "weight"}}, "ia3")]
-    assert_equals_alone(classifier("bert").double(), "bert", items, logits=1e-12, grads=1e-10)
 
 
 def test_in_a_chain_it_comes_first_and_its_result_is_what_is_saved(tmp_path: Path) -> None:

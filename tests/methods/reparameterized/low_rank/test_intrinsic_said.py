@@ -8,7 +8,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.multi import assert_equals_alone, classifier
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import build, configured, counted, toy_spec, toy_specs
 from torch import Tensor
@@ -232,8 +231,3 @@ def test_it_learns() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 < 0.5 < losses[0]
-
-
-def test_several_in_one_batch_equal_each_alone() -> None:
-    items = [recipe(dimension=100), recipe(dimension=120, tensors=["up", "*embeddings*"], seed=1)]
-    assert_equals_alone(classifier("bert"), "bert", items)

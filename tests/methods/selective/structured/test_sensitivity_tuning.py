@@ -20,7 +20,7 @@ from torch import Tensor
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, DataError, MethodError, UsageError
-from autopeft.hybrid import Hybrid, attach, attach_many, load
+from autopeft.hybrid import Hybrid, attach, load
 from autopeft.injection.depth import trunk_depths
 from autopeft.recipe import Recipe
 from autopeft.training.checkpoint import Checkpoint
@@ -375,26 +375,6 @@ def test_a_file_of_more_than_the_budget_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(v, before[n]) for n, v in snapshot(model).items())
     file.write_text(file.read_text().replace(str(held - 1), str(held)))
     load(model, tmp_path)
-
-
-def test_several_hybrids_on_a_model_have_a_structure_each() -> None:
-    inputs, wanted, states = tiny_inputs("bert"), [], []
-    keeps = ("9%", "2%")
-    for keep in keeps:
-        with prepared("bert", keep=keep) as hybrid:
-            randomise(hybrid.root)
-            states.append(snapshot(hybrid.root))
-            wanted.append(logits(hybrid.model, inputs))
-    model = tiny_model("bert")
-    _no_dropout(model)
-    with attach_many(model, [recipe(keep=keep) for keep in keeps]) as together:
-        for hybrid, state in zip(together.hybrids, states, strict=True):
-            hybrid.prepare(lambda rows: batches("bert", rows or 1), LogitsObjective(model))
-            hybrid.root.load_state_dict(state)
-        together.reloaded()
-        found = logits(model, {n: torch.cat([v, v]) for n, v in inputs.items()})
-    for i, logit in enumerate(wanted):
-        torch.testing.assert_close(found[2 * i : 2 * i + 2], logit, atol=1e-5, rtol=1e-5)
 
 
 def test_a_training_that_was_paused_goes_on_with_what_was_settled() -> None:
