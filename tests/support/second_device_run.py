@@ -1,0 +1,43 @@
+"""Runs files of `tests/second_device`, each in a process in which `import torch` declares the device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+__all__ = ["FILES", "FOLDER", "default_and_slow", "needs_a_device", "run_there"]
+
+FOLDER = Path(__file__).parents[1] / "second_device"
+FILES = {
+    "hybrid": ("test_contract.py", "test_hybrids.py"),
+    "search": ("test_placement.py", "test_search.py"),
+    "training": ("test_training.py",),
+}
+"""By the room whose tests start them, so that several processes divide them among themselves."""
+
+needs_a_device = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason=f"torch {torch.__version__} lets Python declare no device; 2.13 does",
+)
+default_and_slow = pytest.mark.parametrize(
+    "marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
+)
+
+
+def run_there(file: str, marked: str) -> None:
+    """Run the tests of a file that are marked so; they pass, or there are none."""
+    place = str(FOLDER.parent / "support" / "second_device")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(FOLDER / file)],
+        cwd=FOLDER.parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout or "deselected" in done.stdout

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+from support.second_device_run import FILES, default_and_slow, needs_a_device, run_there
+
+
+@needs_a_device
+@default_and_slow
+@pytest.mark.parametrize("file", FILES["training"])
+def test_it_does_there_what_it_does_on_the_cpu(file: str, marked: str) -> None:
+    run_there(file, marked)
