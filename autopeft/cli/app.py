@@ -14,6 +14,7 @@ import typer
 import typer.main
 
 from autopeft.cli import (
+    bank,
     chat,
     count,
     debug,
@@ -57,6 +58,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("predict", predict.predict, "Reuse"),
     ("chat", chat.chat, "Reuse"),
     ("export", export.export, "Reuse"),
+    ("bank", bank.bank, "Reuse"),
     ("show", show.show, "Look"),
     ("count", count.count, "Look"),
     ("runs", runs.runs, "Look"),

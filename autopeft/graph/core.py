@@ -157,7 +157,9 @@ class CompositionGraph:
                 "config": config,
                 "sites": sorted(s.key for s in entry.sites),
             }
-            if training and not entry.traits.pools:  # which has nothing to train
+            if entry.frozen:
+                data["frozen"] = True
+            elif training and not entry.traits.pools:  # which has nothing to train
                 data["training"] = self._settings(tree.name, entry.method.name)
             return data
         children = [self._canonical(c, training=training) for c in tree.children]
@@ -275,7 +277,8 @@ def _tree(
         shape = parts.leaf(item, name)
         count = ParameterCount(*shape.count(mask, name))
         method = shape.method(shape.config)
-        entries[name] = Entry(name, method, shape.sites(mask), count, method.traits, method.traits.ways)
+        traits = method.traits
+        entries[name] = Entry(name, method, shape.sites(mask), count, traits, traits.ways, item.frozen)
         return Leaf(name)
     children = tuple(_tree(child, mask, parts, entries, names, used) for child in item.children)
     specs = [child_spec(entries, child) for child in children]

@@ -12,6 +12,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -134,7 +135,7 @@ class LeafShape(Shape):
 
     def __init__(self, parts: Parts, name: str, method: type[Any], item: EntryItem) -> None:
         super().__init__(parts)
-        self.method = method
+        self.method, self._frozen = method, item.frozen
         self.label = str(method.name)
         self.config: MethodConfig = validate_config(item.method, item.config)
         self._example = method(self.config)
@@ -161,7 +162,10 @@ class LeafShape(Shape):
         self._fewer = self._traits.changes_length or hasattr(self._example, "among")
         self._spread = parts.masks.spread(frozenset(self._names))
         config = {k: v for k, v in canonical_config(self.label, self.config).items() if k != "sites"}
-        self._head = f'{{"config":{canonical_json(config)},"method":{json.dumps(self.label)},"sites":['
+        frozen = '"frozen":true,' if self._frozen else ""
+        self._head = (
+            f'{{"config":{canonical_json(config)},{frozen}"method":{json.dumps(self.label)},"sites":['
+        )
 
     def sites(self, mask: int) -> tuple[Site, ...]:
         if not self.placed(mask):
@@ -194,7 +198,7 @@ class LeafShape(Shape):
                 f"it is attached to; there are: {', '.join(spec.site_names())}."
             )
         count: ParameterCount = self._example.parameter_count(sites, spec)
-        return count
+        return replace(count, trained=0) if self._frozen else count
 
     def _text(self, mask: int) -> str:
         whole = self.placed(mask) and not self._fewer
@@ -293,7 +297,7 @@ class Parts:
             pydantic.ValidationError: its config does not fit.
         """
         method = get_method(item.method)
-        key = (method, repr(item.config))
+        key = (method, repr(item.config), item.frozen)
         found = self._shapes.get(key)
         if found is None:
             found = self._shapes.keep(key, LeafShape(self, name, method, item))

@@ -24,6 +24,7 @@ class Entry:
         count: its parameters.
         traits: those of the method.
         ways: how it acts, as its traits say.
+        frozen: whether it acts with the values of an input and does not train.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     count: ParameterCount
     traits: Traits
     ways: frozenset[Way]
+    frozen: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class _Attached(Protocol):
     def needs_prepare(self) -> bool: ...
 
     @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
+    def trained_modules(self) -> Mapping[str, nn.Module]: ...
 
 
 class _LeftOut:
@@ -134,7 +134,7 @@ class HybridCallback(TrainerCallback):
         self._seen = _Seen()
         declared: dict[str, list[Phase]] = {
             name: list(cast(Any, module).phases())
-            for name, module in hybrid.modules.items()
+            for name, module in hybrid.trained_modules.items()
             if hasattr(module, "phases")
         }
         # A single phase that trains everything on the training split, and does no more, is the Trainer's own.
@@ -177,7 +177,7 @@ class HybridCallback(TrainerCallback):
 
     def _owners(self) -> list[Any]:
         """Modules and policies."""
-        return [*self.hybrid.modules.values(), *self._policies.terms]
+        return [*self.hybrid.trained_modules.values(), *self._policies.terms]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.hybrid.needs_prepare:
@@ -213,9 +213,9 @@ class HybridCallback(TrainerCallback):
             return
         # The optimizer is the Trainer's, or lacks what the recipe says. It is not changed here: by now the
         # Trainer has prepared it and filled it from a checkpoint, and the user may have chosen its rate.
-        own = any(hasattr(module, "parameter_groups") for module in self.hybrid.modules.values())
+        own = any(hasattr(module, "parameter_groups") for module in self.hybrid.trained_modules.values())
         own = own or training.optimizer != DEFAULT_OPTIMIZER
-        if getattr(args, "weight_decay", 0.0) and decay_targets(self.hybrid.modules.values()):
+        if getattr(args, "weight_decay", 0.0) and decay_targets(self.hybrid.trained_modules.values()):
             own = True  # the Trainer would have them decay towards zero
         way_out = "pass `**hybrid.for_trainer()` to the Trainer, in place of `callbacks=`."
         if training.groups or training.policies or own:
@@ -250,7 +250,7 @@ class HybridCallback(TrainerCallback):
 
     def _event(self, event: str, state: Any, kwargs: Mapping[str, Any]) -> None:
         """Tell modules, then policies, where the optimizer has the recipe's groups."""
-        fire(event, self.hybrid.modules.values(), state.global_step, state.max_steps)
+        fire(event, self.hybrid.trained_modules.values(), state.global_step, state.max_steps)
         groups = getattr(kwargs.get("optimizer"), "param_groups", ())
         if any("name" in group for group in groups):
             self._policies.fire(event, groups, state.global_step, state.max_steps)
@@ -258,7 +258,7 @@ class HybridCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._seen.watch(None)
         with torch.no_grad():
-            fire("finish", self.hybrid.modules.values())
+            fire("finish", self.hybrid.trained_modules.values())
 
 
 def _by_labels(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -101,6 +101,8 @@ def attach(
                 hybrid.initialise(base)
                 if inputs:  # else values follow, as where a saved hybrid is loaded
                     start_entries(recipe, hybrid.modules, inputs, spec)
+                for name in hybrid.modules.keys() - hybrid.trained_modules.keys():
+                    hybrid.root.get_submodule(name).requires_grad_(False)
                 hybrid.injection.install()
         except BaseException:
             hybrid.detach()
@@ -191,6 +193,12 @@ class Hybrid:
         """Modules of entries and compositions, by name."""
         return dict(self.root.named_children())
 
+    @property
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """Those of `modules` that train and are told of it: without those of frozen entries."""
+        frozen = {name for name, entry in self.graph.entries.items() if entry.frozen}
+        return {name: module for name, module in self.modules.items() if name not in frozen}
+
     def head(self) -> dict[str, nn.Parameter]:
         """Parameters of the task head by their name in the model (see `head_of`)."""
         return head_of(self.model)
@@ -220,7 +228,7 @@ class Hybrid:
         Settings come from the recipe's training section (see `autopeft.recipe.TrainingSection.settings`).
         """
         training, groups = self.recipe.training, list[dict[str, Any]]()
-        for name, module in self.root.named_children():
+        for name, module in self.trained_modules.items():
             groups += groups_of(name, self.graph.kind(name), module, training)
         return groups + groups_of_head(self.model, self.head(), training)
 
@@ -250,7 +258,7 @@ class Hybrid:
                         "made before would train none of them; call `hybrid.prepare(batches, objective)` "
                         "first."
                     )
-        training, modules = self.recipe.training, self.modules
+        training, modules = self.recipe.training, self.trained_modules
         policies = Policies(training)
         policies.refuse_idle(self.parameter_groups(), modules)
         groups = policies.adjust(self.parameter_groups(), modules)
@@ -374,7 +382,7 @@ class Hybrid:
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule.over(optimizer, self.recipe.training)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
-        owners = [*self.modules.values(), *Policies(self.recipe.training).terms]
+        owners = [*self.trained_modules.values(), *Policies(self.recipe.training).terms]
         terms = any(hasattr(owner, "loss_terms") for owner in owners)
         # TRL's own loss reads the weight of the last map, behind which nothing would act then.
         on_logits = any("logits" in entry.ways for entry in self.graph.entries.values())

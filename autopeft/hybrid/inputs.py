@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from autopeft.assets import StoredTensor, read_header
 from autopeft.errors import DataError, MethodError, near
-from autopeft.foreign import file_in, in_folder, open_plain
-from autopeft.hybrid.store import RECIPE, SCAFFOLDING, WEIGHTS, saved_key
+from autopeft.foreign import file_in, in_folder, open_plain, read_table_in
+from autopeft.hybrid.store import MANIFEST, RECIPE, SCAFFOLDING, WEIGHTS, saved_key
 from autopeft.method import Stored, get_method
 from autopeft.recipe import EntryRef, InputItem, Recipe, address_of
 from autopeft.recipe.models import validate_config
 from autopeft.spec import BackboneSpec
 
-__all__ = ["RUNS", "Artefact", "pinned", "start_entries", "with_inputs"]
+__all__ = ["BANK", "RUNS", "Artefact", "open_input", "pinned", "start_entries", "tensors_of", "with_inputs"]
 
-RUNS = Path("runs")
+RUNS, BANK = Path("runs"), Path("bank")
 _WINNER = "winner"
 _MOST_BYTES = 64 << 30
 _CHUNK = 1 << 20
@@ -46,6 +46,7 @@ class Artefact:
         sha256: of its recipe and its weights.
         recipe: of the hybrid.
         stored: every tensor of its weights, as the file's header says it.
+        family: of the backbone that it was trained on, where it tells.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Artefact:
     sha256: str
     recipe: Recipe
     stored: Mapping[str, StoredTensor]
+    family: str | None = None
 
 
 def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
@@ -71,12 +73,19 @@ def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
 def with_inputs(recipe: Recipe, runs: str | Path = RUNS) -> tuple[Recipe, dict[str, Artefact]]:
     """The recipe as `pinned` gives it, and its inputs by name, checked; no tensor is read yet (errors: see
     there)."""
-    inputs = {name: _open(name, item, Path(runs)) for name, item in recipe.inputs.items()}
+    inputs = {name: open_input(name, item, Path(runs)) for name, item in recipe.inputs.items()}
     return recipe.pinned({name: found.sha256 for name, found in inputs.items()}), inputs
 
 
-def _open(name: str, item: InputItem, runs: Path) -> Artefact:
-    root, named = (Path(), item.folder) if item.run is None else (runs, item.run)
+def open_input(name: str, item: InputItem, runs: Path = RUNS) -> Artefact:
+    """An input, checked; no tensor is read yet (errors: see `pinned`).
+
+    Args:
+        name: what messages call it.
+        runs: the folder of runs.
+    """
+    places = ((item.folder, Path()), (item.run, runs), (item.bank, BANK))
+    named, root = next((place for place in places if place[0] is not None), (None, Path()))
     if named is None or not in_folder(named, root):
         raise DataError(
             f"The input {name!r} leads out of {str(root.absolute())!r}: {named!r} does, or is a link "
@@ -89,7 +98,7 @@ def _open(name: str, item: InputItem, runs: Path) -> Artefact:
         raise DataError(
             f"The input {name!r} is missing: {str(root / named)!r} holds neither a saved hybrid ({RECIPE} "
             f"and {WEIGHTS}) nor a run with a winner. Train it first (`autopeft train --out FOLDER`), or "
-            "name where it is."
+            "name where it is (`autopeft runs`, `autopeft bank list`)."
         )
     digest = hashlib.sha256()  # over name, size and bytes of the recipe and the weights
     for part in saved:
@@ -104,7 +113,10 @@ def _open(name: str, item: InputItem, runs: Path) -> Artefact:
             f"{item.sha256} alone. Bring back what was there, or write the new hash into the recipe if you "
             "mean the new content."
         )
-    return Artefact(name, folder, sha256, Recipe.from_file(folder / RECIPE), read_header(folder / WEIGHTS))
+    recipe, stored = Recipe.from_file(folder / RECIPE), read_header(folder / WEIGHTS)
+    told = read_table_in(folder, MANIFEST) if file_in(folder, MANIFEST, DataError) else {}
+    family = told.get("family")
+    return Artefact(name, folder, sha256, recipe, stored, family if isinstance(family, str) else None)
 
 
 def start_entries(
@@ -122,8 +134,14 @@ def start_entries(
             module: Any = modules[ref.name]
             if hasattr(module, "start_from"):
                 module.start_from(found)
-            else:
-                _copy(ref, module, found)
+                continue
+            family = inputs[found[0].input].family
+            if family not in (None, spec.family):
+                raise DataError(
+                    f"{ref.name!r} cannot start from {found[0].label}, which was trained on a model of the "
+                    f"family {family!r:.40}: this one is of {spec.family!r}. Name a hybrid of this backbone."
+                )
+            _copy(ref, module, found)
 
 
 def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: BackboneSpec) -> Stored:
@@ -146,7 +164,7 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
             f"The input {name!r} {what} There are: {', '.join(there) or 'none'}; write 'from: {name}.ENTRY' "
             f"at {ref.name!r}."
         )
-    keys = dict(_keys_of(source.name, artefact.stored))
+    keys = dict(tensors_of(source.name, artefact.stored))
     numbers = sum(math.prod(artefact.stored[key].shape) for key in keys)
     most = max(spec.parameters, SCAFFOLDING)
     if numbers > most:
@@ -163,7 +181,7 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
     return Stored(name, source.name, source.method, tensors, source.item.config, own)
 
 
-def _keys_of(entry: str, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:
+def tensors_of(entry: str, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:
     """Saved names of an entry's tensors, each with its name in the module (see `saved_key`)."""
     for key in stored:
         parts = key.split(".")

@@ -259,7 +259,8 @@ def _dumped(group: GroupSection | None) -> Any:
 def _canonical(item: Item) -> Any:
     if isinstance(item, CompositionItem):
         return [item.kind, item.options, [_canonical(child) for child in item.children]]
-    return [item.method, canonical_config(item.method, item.method_config())]
+    frozen = ["frozen"] if item.frozen else []
+    return [item.method, canonical_config(item.method, item.method_config()), *frozen]
 
 
 def _digest(data: Any) -> str:

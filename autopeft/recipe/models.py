@@ -45,12 +45,14 @@ def validate_config(method: str, config: dict[str, Any]) -> MethodConfig:
 
 class EntryItem(Part):
     """A method at its sites. `config` holds what the recipe says, defaults left out; `alias` is its `as:`,
-    and `start` its `from:`: inputs, or entries of them, that its values start from."""
+    `start` its `from:`: inputs, or entries of them, that its values start from, and `frozen` says that these
+    values stay."""
 
     method: str
     config: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = None
     start: tuple[str, ...] = ()
+    frozen: bool = False
 
     def method_config(self) -> MethodConfig:
         """The validated config, defaults filled in."""
@@ -63,6 +65,8 @@ class EntryItem(Part):
             data["as"] = self.alias
         if self.start:
             data["from"] = self.start[0] if len(self.start) == 1 else list(self.start)
+        if self.frozen:
+            data["frozen"] = True
         return data if len(data) > 1 or self.config else self.method
 
 

@@ -51,7 +51,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
 _TOP_KEYS = ("autopeft", "name", "reference", "inputs", "layers", "model", "training")
-_BESIDE = ("as", "from")  # what may stand beside the name of an item
+_BESIDE = ("as", "from", "frozen")  # what may stand beside the name of an item
 _BLOCK_KEYS = ("at", "stack", "attach")
 STACKS = ("all", "encoder", "decoder")
 _READ_APART = ("policies", "optimizer")
@@ -264,14 +264,22 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
                 f"{said!r:.80}.",
             )
             start = ()
+    frozen = tree.get("frozen", False) if isinstance(tree, dict) else False
+    if not isinstance(frozen, bool):
+        problems.add((*path, "frozen"), f"'frozen' is true or false, but got {frozen!r:.80}.")
+        frozen = False
     if is_composition(name):
-        if start:
-            problems.add(
-                (*path, "from"), f"a {name} has no values of its own to start; give its children a 'from:'."
-            )
+        for key in ("from", "frozen"):
+            if tree.get(key):
+                problems.add(
+                    (*path, key),
+                    f"a {name} takes no {key!r}, as inputs hold entries; give it to its children.",
+                )
         return _composition(name, body, alias, (*path, name), level, problems)
     config = _config(name, body, (*path, name), level, problems)
-    return None if config is None else EntryItem(method=name, config=config, alias=alias, start=start)
+    if config is None:
+        return None
+    return EntryItem(method=name, config=config, alias=alias, start=start, frozen=frozen)
 
 
 def _composition(
@@ -434,7 +442,8 @@ def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:
     name, body, alias = parts
     if alias is not None:
         problems.add((*path, "as"), "a policy takes no name; leave 'as:' out.")
-    if isinstance(tree, dict) and "from" in tree:
-        problems.add((*path, "from"), "a policy has no values to start; give an entry the 'from:'.")
+    for key in ("from", "frozen"):
+        if isinstance(tree, dict) and key in tree:
+            problems.add((*path, key), f"a policy has no values; give an entry the '{key}:'.")
     config = _config(name, body, (*path, name), "training", problems)
     return None if config is None else PolicyItem(method=name, config=config)

@@ -163,7 +163,7 @@ def conclude(
     Raises:
         OutOfMemory: it does not suffice for single rows.
     """
-    modules = [module for module in hybrid.modules.values() if isinstance(module, Concludes)]
+    modules = [module for module in hybrid.trained_modules.values() if isinstance(module, Concludes)]
     if not modules:
         return
     device = plan.torch_device()

@@ -61,7 +61,7 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
                 f"This training has {count} processes, each with a part of the backbone and of the rows, and "
                 f"{why}; train it in one process (--processes-per-trial 1), or leave it out."
             )
-    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
+    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.trained_modules)
     if not isinstance(hybrid, Hybrid):
         return
     entries, spec = hybrid.graph.entries, hybrid.spec

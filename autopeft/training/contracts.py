@@ -32,6 +32,9 @@ class Trainable(Protocol):
     def modules(self) -> Modules: ...
 
     @property
+    def trained_modules(self) -> Modules: ...
+
+    @property
     def needs_prepare(self) -> bool: ...
 
     def prepare(

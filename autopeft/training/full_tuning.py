@@ -32,6 +32,7 @@ class FullFineTuning:
         self.model = model
         self.recipe = Recipe(name="full-fine-tuning", training=training)
         self.modules: dict[str, nn.Module] = {}
+        self.trained_modules = self.modules
         self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         for parameter in model.parameters():

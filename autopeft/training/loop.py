@@ -102,7 +102,7 @@ def train(
         prepare(hybrid, data, plan)
 
     # Train phase by phase: without phases of its modules, a training is one phase of everything.
-    modules, result = hybrid.modules, TrainResult()
+    modules, result = hybrid.trained_modules, TrainResult()
     dropout = plan.trains_with_dropout(hybrid.recipe.training)
     with checkpointing(hybrid.model, plan.memory_saving):
         forward = shortest_forward(hybrid, data, plan, dropout=dropout)
@@ -125,7 +125,7 @@ def train(
         )
         with (
             generators_kept(device, seed=plan.seed),
-            training_mode(hybrid.model, modules.values(), dropout=dropout),
+            training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
         ):
             stages = stages_of(modules, plan.steps)
             gradient.team.align(values_of(modules, hybrid.parameter_groups()))
@@ -217,11 +217,11 @@ class _Training:
         # What trains. Policies may rename what they split off, so they act on groups that are already chosen.
         everything = hybrid.parameter_groups()
         self.policies = Policies(hybrid.recipe.training)
-        groups = self.policies.adjust(stage.groups(everything), hybrid.modules)
-        modules = self.modules = stage.modules(hybrid.modules)
+        groups = self.policies.adjust(stage.groups(everything), hybrid.trained_modules)
+        modules = self.modules = stage.modules(hybrid.trained_modules)
         self.owners = [*modules.values(), *self.policies.terms]
         optimizer = self.optimizer = PhaseOptimizer(
-            groups, hybrid.recipe.training, stage.steps, hybrid.modules.values()
+            groups, hybrid.recipe.training, stage.steps, hybrid.trained_modules.values()
         )
         # A module may hold parameters back from its groups, to train them itself.
         learners = [p for g in everything for p in g["params"]]

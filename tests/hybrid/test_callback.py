@@ -60,7 +60,7 @@ class _Carrier:
     recipe = Recipe(name="carried")
 
     def __init__(self, modules: dict[str, nn.Module], more: nn.Module) -> None:
-        self.modules = {**modules, "spy": more}
+        self.trained_modules = {**modules, "spy": more}
 
 
 def rows(n: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from support.fingerprint import changed, fingerprint
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 
-from autopeft.errors import DataError, MethodError, UsageError
+from autopeft.backbones import spec_of_model
+from autopeft.counting import Counter
+from autopeft.errors import DataError, MethodError, RecipeError, UsageError
 from autopeft.hybrid import Hybrid, attach, load, pinned
 from autopeft.recipe import Recipe
 from autopeft.search.space.projection import values_of
@@ -202,3 +205,86 @@ def test_the_first_forward_is_that_of_the_source() -> None:
     again.root.load_state_dict(source.root.state_dict())
     inputs = tiny_inputs("bert")
     assert torch.equal(logits(hybrid.model, inputs), logits(again.model, inputs))
+
+
+# Frozen entries
+# -------------------------------------------------------------------------------------------------------
+
+FROZEN = {**LORA, "from": "source", "frozen": True}
+
+
+def test_a_frozen_entry_acts_and_does_not_train() -> None:
+    """It is deployed and not trained, and has no gradient and no place in the optimizer."""
+    source = left("source", LORA)
+    recipe = starting({"gate": [FROZEN, {"serial_adapter": {"bottleneck": 4}}]}, source="source")
+    model = tiny_model("bert")
+    hybrid = attach(model, recipe, seed=5)
+    frozen = hybrid.modules["lora"]
+    assert same(frozen, source.modules["lora"])
+    whole = attach(tiny_model("bert"), Recipe.from_dict(_thawed(recipe))).counts()
+    size = sum(p.numel() for p in frozen.parameters())
+    assert hybrid.counts() == replace(whole, trained=whole.trained - size)
+    assert {group["name"].partition(".")[0] for group in hybrid.parameter_groups()} == {
+        "gate", "serial_adapter", "head"
+    }  # fmt: skip
+    held = {id(p) for group in hybrid.optimizer().param_groups for p in group["params"]}
+    assert not held & {id(p) for p in frozen.parameters()}
+    randomise(hybrid.modules["serial_adapter"])
+    before = fingerprint(model)
+    logits(model, tiny_inputs("bert")).sum().backward()
+    assert all(p.grad is None for p in frozen.parameters())
+    assert all(p.grad is not None for p in hybrid.modules["serial_adapter"].parameters())
+    hybrid.optimizer(lr=0.1).step()
+    assert not any("autopeft.lora" in name for name in changed(before, fingerprint(model)))
+
+
+def _thawed(recipe: Recipe) -> dict[str, Any]:
+    tree = recipe.to_dict()
+    del tree["inputs"]
+    for item in tree["layers"][0]["attach"][0]["gate"]:
+        item.pop("from", None)
+        item.pop("frozen", None)
+    return tree
+
+
+def test_a_frozen_entry_survives_saving_without_its_input() -> None:
+    left("source", LORA)
+    recipe = starting(FROZEN, {"serial_adapter": {"bottleneck": 4}}, source="source")
+    hybrid = attach(tiny_model("bert"), recipe)
+    randomise(hybrid.modules["serial_adapter"])
+    expected = logits(hybrid.model, tiny_inputs("bert"))
+    hybrid.save("target")
+    shutil.rmtree("source")
+    loaded = load(tiny_model("bert"), "target")
+    assert torch.equal(logits(loaded.model, tiny_inputs("bert")), expected)
+    assert not any(p.requires_grad for p in loaded.modules["lora"].parameters())
+    assert loaded.counts() == hybrid.counts()
+
+
+def test_frozen_is_another_structure_and_another_hash() -> None:
+    left("source", LORA)
+    trains, stays = (pinned(starting(item, source="source")) for item in ({**LORA, "from": "source"}, FROZEN))
+    assert Recipe.from_yaml(stays.to_yaml()) == stays
+    assert trains.hash() != stays.hash()
+    model = tiny_model("bert")
+    counter, hashes = Counter(spec_of_model(model)[0]), []
+    for recipe in (trains, stays):
+        with attach(model, recipe) as hybrid:
+            hashes.append((hybrid.graph.hash(), hybrid.graph.trial_hash()))
+            measure = counter.measure(recipe)
+            assert (measure.hash, measure.trained) == (hybrid.graph.hash(), hybrid.counts().trained)
+    assert len(set(hashes)) == len({h for h, _ in hashes}) == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({**LORA, "frozen": True}, "nothing says at which values"),
+        ({**FROZEN, "frozen": "yes"}, "true or false"),
+        ({"gate": [FROZEN, "ia3"], "frozen": True}, "give it to its children"),
+        ({"adalora": {"rank": 2}, "from": "source", "frozen": True}, "cannot be frozen"),
+    ],
+)
+def test_what_cannot_be_frozen_is_said(item: Any, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        starting(item, source="source")

@@ -131,7 +131,7 @@ def test_terms_of_the_loss_count_once_however_many_tokens_there_are(
 
 class _With:
     def __init__(self, hybrid: Hybrid, more: nn.Module) -> None:
-        self.modules = {**dict(hybrid.modules.items()), "penalty": more}
+        self.trained_modules = {**hybrid.modules, "penalty": more}
 
 
 def test_trl_trains_a_hybrid_on_conversations(model: Any, tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_path_that_leads_elsewhere_is_refused(where: str) -> None:
     [
         ([], "mapping"),
         ({"source": 3}, "an input is a folder"),
-        ({"source": {"folder": "a", "run": "b"}}, "either a folder or a run"),
-        ({"source": {"sha256": HASH}}, "either a folder or a run"),
+        ({"source": {"folder": "a", "run": "b"}}, "a folder, a run or what is in the bank"),
+        ({"source": {"sha256": HASH}}, "a folder, a run or what is in the bank"),
         ({"source": {"folder": "a", "sha": HASH}}, "sha256"),
         ({"source": {"run": "a/b"}}, "autopeft runs"),
         ({"source": {"folder": "a", "sha256": HASH[1:]}}, "64 digits"),

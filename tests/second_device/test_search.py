@@ -70,15 +70,11 @@ def test_a_search_exports_and_predicts(place: Path) -> None:
     ("words", "said"),
     [
         (("--device", "acc:3", "--workers", "0"), "no device 'acc:3' here; there is cpu, acc"),
-        (("--device", "acc:0", "--workers", "1"), "take 'acc'"),
-        (("--device", "cpu", "--gpus-per-trial", "0.5"), "contradict each other"),
-        (
-            (
-                "--device",
-                "abacus",
-            ),
-            "Here there is cpu, acc",
+        pytest.param(("--device", "acc:0", "--workers", "1"), "take 'acc'", marks=pytest.mark.slow),
+        pytest.param(
+            ("--device", "cpu", "--gpus-per-trial", "0.5"), "contradict each other", marks=pytest.mark.slow
         ),
+        pytest.param(("--device", "abacus"), "Here there is cpu, acc", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_is_refused(place: Path, words: tuple[str, ...], said: str) -> None:

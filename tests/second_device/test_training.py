@@ -62,7 +62,12 @@ def outcome(way: Recipe, plan: TrainingPlan, **options: Any) -> TrialOutcome:
     return run_trial(tiny_bert(), way, encoded_task(), plan, splits=("select",), **options)
 
 
-@pytest.mark.parametrize("name", WAYS)
+RARE = ("events", "policies", "Adafactor", "memory is saved", "early stopping", "a chain")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in WAYS]
+)
 def test_losses_and_scores_are_those_of_the_cpu(name: str, acc: torch.device) -> None:
     way, options = WAYS[name]
     plan = replace(PLAN, **options)

@@ -24,7 +24,6 @@ PROCESSES = (
     "tests/search/test_on_second_device.py",
     "tests/training/test_on_second_device.py",
     "tests/test_second_device.py::test_a_device_that_offers_nothing_but_a_name_trains",
-    "tests/test_bank.py::test_the_command_adds_lists_shows_and_removes",
     "tests/cli/test_chat.py",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
     "tests/assets/test_cache.py::test_a_process_that_cannot_write_the_cache_has_one_of_its_own",

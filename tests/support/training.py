@@ -106,6 +106,7 @@ class FakeHybrid:
         self.model = model
         self.recipe = Recipe.from_dict({"name": "fake", "training": dict(training or {})})
         self.modules: dict[str, nn.Module] = dict(modules or {"adapter": model.adapter})
+        self.trained_modules = self.modules
         self.needs_prepare = False
         self.seen: list[dict[str, Tensor]] = []
         self.detached = 0

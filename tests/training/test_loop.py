@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -278,3 +279,31 @@ def test_what_is_not_attached_is_not_trained(end: str, data: EncodedTask) -> Non
             ask()
     assert not hasattr(hybrid.model, "autopeft")
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in hybrid.model.modules())
+
+
+def test_a_frozen_entry_keeps_its_values_and_hears_of_nothing(
+    data: EncodedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself and within a gate, whose own parameters train; a training that is paused goes on likewise."""
+    monkeypatch.chdir(tmp_path)
+    with attach(tiny_bert(), _LORA, seed=4) as source:
+        train(source, data, PLAN)
+        source.save("source")
+    kept = {"lora": {"rank": 2}, "from": "source", "frozen": True}
+    body = {"inputs": {"source": "source"}, "layers": [{"attach": [{"gate": [kept, "ia3"]}]}]}
+    with attach(tiny_bert(), Recipe.from_dict(body), seed=0) as hybrid:
+        before = {name: value.clone() for name, value in hybrid.root.state_dict().items()}
+        heard: list[str] = []
+        for name, module in hybrid.modules.items():
+            cast(Any, module).after_step = lambda *_, name=name: heard.append(name)
+        whole = train(hybrid, data, PLAN)
+        assert set(heard) == {"gate", "ia3"}
+        changed = {
+            name for name, value in hybrid.root.state_dict().items() if not torch.equal(value, before[name])
+        }
+    assert {name.partition(".")[0] for name in changed} == {"gate", "ia3"}
+    assert whole.losses[-1] != whole.losses[0]
+    with attach(tiny_bert(), Recipe.from_dict(body), seed=0) as hybrid:
+        paused = train(hybrid, data, PLAN, until=3)
+    with attach(tiny_bert(), Recipe.from_dict(body), seed=0) as hybrid:
+        assert train(hybrid, data, PLAN, resume=paused.checkpoint).losses == whole.losses
