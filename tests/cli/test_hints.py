@@ -112,7 +112,8 @@ def test_what_comes_after_training_on_pairs(place: Path, say: Say) -> None:
     asked = ("--task", "pairs.csv", "--model", "bert", *SMALL, "--steps", "1", "-o", "run")
     found = hints(say("train", "-r", "pair.yaml", *asked))
     say(*with_name(found, "predict"))
-    say(*with_name(hints(say(*with_name(found, "export"))), "predict"))
+    answer = say(*with_name(hints(say(*with_name(found, "export"))), "predict"))
+    assert re.search(r"\b(yes|no)\b", answer), "it answers with a label of the pairs"
 
 
 def test_another_task_is_another(place: Path, say: Say) -> None:

@@ -29,15 +29,13 @@ default_and_slow = pytest.mark.parametrize(
 )
 
 
-def run_there(file: str, marked: str) -> None:
-    """Run the tests of a file that are marked so; they pass, or there are none."""
+def run_there(file: str, marked: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a file that are marked so."""
     place = str(FOLDER.parent / "support" / "second_device")
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(FOLDER / file)],
         cwd=FOLDER.parents[1],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
     )
-    assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout or "deselected" in done.stdout
