@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         long = item.get_closest_marker("slow") or item.get_closest_marker("mutants")
         if long is None and is_fast(item.nodeid):
             item.add_marker("fast")
+    # The longest first, so that at the end of a run no core waits for them.
+    items.sort(key=lambda item: item.path.name != "test_on_second_device.py")
 
 
 _started: list[str] = []
