@@ -95,8 +95,9 @@ def test_it_computes_learns_and_is_kept_as_on_the_cpu(
     assert torch.equal(found["logits"], expected["logits"])
     # Backward, torch composes some operations of this device that are one on the CPU, such as that of SiLU.
     for key, value in found.items():
+        atol = 2e-5 * max(1.0, expected[key].abs().max().item())  # rounding is of the largest terms of a sum
         torch.testing.assert_close(
-            value, expected[key], atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+            value, expected[key], atol=atol, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
         )
     assert {p.device.type for p in here.model.parameters()} == {acc.type}
 
