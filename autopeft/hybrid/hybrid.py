@@ -100,7 +100,7 @@ def attach(
             with seeded(seed):
                 hybrid.initialise(base)
                 if inputs:  # else values follow, as where a saved hybrid is loaded
-                    start_entries(recipe, hybrid.modules, inputs, spec)
+                    hybrid._said = start_entries(recipe, hybrid.modules, inputs, spec)
                 for name in hybrid.modules.keys() - hybrid.trained_modules.keys():
                     hybrid.root.get_submodule(name).requires_grad_(False)
                 hybrid.injection.install()
@@ -129,6 +129,7 @@ class Hybrid:
         self.model, self.recipe, self.graph, self.spec = model, recipe, graph, graph.spec
         self.root = root
         self.attached = self._merged = self.prepared = False
+        self._said: list[str] = []  # of its start
         self._untouched = Untouched(model)
         self._persistence = Persistence(model, self.reloaded)
 
@@ -216,9 +217,10 @@ class Hybrid:
         return counts_of(self.graph, self.modules, sum(p.numel() for p in self.head_parameters()))
 
     def remarks(self) -> tuple[str, ...]:
-        """Remarks of its modules on the finished training, a sentence each, behind the entry's name."""
+        """Remarks on its start, and those of its modules on the finished training, a sentence each, behind
+        the entry's name."""
         modules: dict[str, Any] = {n: m for n, m in self.modules.items() if hasattr(m, "remarks")}
-        return tuple(f"{name}: {said}" for name, module in modules.items() for said in module.remarks())
+        return (*self._said, *(f"{n}: {said}" for n, module in modules.items() for said in module.remarks()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each entry and composition with parameters, or those of its module's own

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from autopeft.assets import StoredTensor, read_header
 from autopeft.errors import DataError, MethodError, near
 from autopeft.foreign import file_in, in_folder, open_plain, read_table_in
+from autopeft.hybrid.combining import Factor, Units, combine, combine_pairs, matching
 from autopeft.hybrid.store import MANIFEST, RECIPE, SCAFFOLDING, WEIGHTS, saved_key
-from autopeft.method import Stored, get_method
+from autopeft.method import Stored, decay_targets, get_method
+from autopeft.nn import LowRankPair
 from autopeft.recipe import EntryRef, InputItem, Recipe, address_of
-from autopeft.recipe.models import validate_config
+from autopeft.recipe.models import Merge, validate_config
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BANK", "RUNS", "Artefact", "open_input", "pinned", "start_entries", "tensors_of", "with_inputs"]
@@ -121,27 +123,38 @@ def open_input(name: str, item: InputItem, runs: Path = RUNS) -> Artefact:
 
 def start_entries(
     recipe: Recipe, modules: Mapping[str, nn.Module], inputs: Mapping[str, Artefact], spec: BackboneSpec
-) -> None:
-    """Give the entries that have a `from:` the values that they start from.
+) -> list[str]:
+    """Give the entries that have a `from:` the values that they start from. Returns what is to be said of
+    it, in sentences.
 
     Raises:
         DataError: an input has no such entry, or more numbers than the backbone. MethodError: what it has
             does not fit the method or its shapes.
     """
+    said: list[str] = []
     for ref in recipe.entries():
         if ref.item.start:
             found = tuple(_stored(start, ref, inputs, spec) for start in ref.item.start)
             module: Any = modules[ref.name]
             if hasattr(module, "start_from"):
+                if ref.item.merge is not None:
+                    raise MethodError(
+                        f"{ref.method} makes its values of several inputs by itself, and takes no 'merge'; "
+                        f"leave it out at {ref.name!r}."
+                    )
                 module.start_from(found)
                 continue
-            family = inputs[found[0].input].family
-            if family not in (None, spec.family):
+            families = {stored.label: inputs[stored.input].family for stored in found}
+            label, family = next(
+                ((k, v) for k, v in families.items() if v not in (None, spec.family)), ("", None)
+            )
+            if family is not None:
                 raise DataError(
-                    f"{ref.name!r} cannot start from {found[0].label}, which was trained on a model of the "
+                    f"{ref.name!r} cannot start from {label}, which was trained on a model of the "
                     f"family {family!r:.40}: this one is of {spec.family!r}. Name a hybrid of this backbone."
                 )
-            _copy(ref, module, found)
+            said += _fill(ref, module, found)
+    return said
 
 
 def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: BackboneSpec) -> Stored:
@@ -191,32 +204,55 @@ def tensors_of(entry: str, stored: Mapping[str, StoredTensor]) -> Iterator[tuple
 
 
 @torch.no_grad()
-def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
-    """Start a module from one entry of the same method, tensor by tensor."""
-    stored = found[0]
-    if len(found) > 1 or stored.method != ref.method:
+def _fill(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> list[str]:
+    """Start a module from one entry of the same method, tensor by tensor, or from what several become.
+    Returns what is to be said of it."""
+    other = next((stored for stored in found if stored.method != ref.method), None)
+    if other is not None or (len(found) > 1 and ref.item.merge is None):
         got = " and ".join(s.label for s in found)
         raise MethodError(
             f"{ref.name!r} starts from one entry of its own method, {ref.method}, but got {got}; name one "
-            "such entry, or use a method that chooses among prompts (spot)."
+            "such entry, say how several become one (merge: mean), or use a method that chooses among "
+            "prompts (spot)."
         )
     own: dict[str, Tensor] = {}  # by the names that `Stored.tensors` has
     for key, value in module.state_dict().items():
         saved = saved_key(f"own.{key}").split(".")
         saved.remove("own")
         own[".".join(saved[1:] if saved[0] == "model" else saved)] = value
+    for stored in found:
+        _check_alike(ref, own, stored)
+    said: list[str] = []
+    if ref.item.merge is not None:
+        values = _merged(ref, ref.item.merge, module, own, found, said)
+    else:
+        values = _read(ref, found[0], own)
+    for key, value in own.items():
+        value.copy_(values[key])
+    return said
+
+
+def _check_alike(ref: EntryRef, own: Mapping[str, Tensor], stored: Stored) -> None:
+    """Check that values of `stored` mean in the entry what they meant there."""
     # Values mean another function where a module draws its frozen parts otherwise.
-    fields = getattr(get_method(ref.method), "frozen_by", ())
+    method = get_method(ref.method)
+    fields: Sequence[str] = getattr(method, "frozen_by", ())
+    merge = ref.item.merge
+    if merge is not None and merge.how != "svd":
+        fields = [name for name in method.Config.model_fields if name not in ("sites", "dropout")]
     config = ref.item.method_config()
     theirs = validate_config(ref.method, dict(stored.options)) if fields else config
     for field in fields:
         had, has = getattr(theirs, field), getattr(config, field)
         if had != has:
             raise MethodError(
-                f"{ref.name!r} has {field}: {has}, and {stored.label} was trained with {field}: {had}, which "
-                f"settles what {ref.method} neither trains nor saves; give {ref.name!r} {field}: {had}."
+                f"{ref.name!r} has {field}: {has}, and {stored.label} was trained with {field}: {had}, so "
+                f"that its values mean something else there; give {ref.name!r} {field}: {had}, or name "
+                "another input."
             )
-    whole = [key for key, value in (own | dict(stored.tensors)).items() if not value.is_floating_point()]
+    whole = [
+        key for key, value in (dict(own) | dict(stored.tensors)).items() if not value.is_floating_point()
+    ]
     if whole:
         raise MethodError(
             f"{ref.name!r} cannot start from {stored.label}: beside values {ref.method} keeps {whole[0]!r}, "
@@ -230,7 +266,102 @@ def _copy(ref: EntryRef, module: nn.Module, found: tuple[Stored, ...]) -> None:
             f"{', '.join(lacking[:_SHOWN])}. Give both the same sites and layers, and leave out what only "
             "training needs, such as a prefix's `reparameterization`."
         )
+
+
+def _read(ref: EntryRef, stored: Stored, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     way_out = f"give {ref.name!r} the size and the sites of what it starts from"
-    read = {key: stored.tensor(key, tuple(value.shape), way_out) for key, value in own.items()}
+    return {key: stored.tensor(key, tuple(value.shape), way_out) for key, value in own.items()}
+
+
+def _merged(
+    ref: EntryRef,
+    merge: Merge,
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    found: tuple[Stored, ...],
+    said: list[str],
+) -> dict[str, Tensor]:
+    """The values that those of the inputs become. What is to be said of it goes to `said`."""
+    method: Any = get_method(ref.method)
+    units: Units = getattr(method, "narrow", {}).get(getattr(method, "size_field", ""), {})
+    paired = units == LowRankPair.by_rank
+    if merge.how == "svd":
+        return _merged_pairs(ref, merge, own, found, paired=paired)
+    states = [_read(ref, stored, own) for stored in found]
+    if merge.align != "none":
+        if {d for dimensions in units.values() for d in dimensions} != {0, 1} or not states[0]:
+            raise MethodError(
+                f"{ref.name!r} cannot align: {ref.method} has no hidden units between two maps. Leave "
+                "'align' out, or merge adapters or LoRAs."
+            )
+        moved: list[Tensor] = []
+        states = [states[0], *(_aligned(merge, states[0], state, units, moved) for state in states[1:])]
+        if moved:
+            units_moved = torch.cat(moved)
+            n, of = int(units_moved.sum()), len(units_moved)
+            said.append(f"{ref.name}: aligning gave {n:,} of {of:,} hidden units another place.")
+    targets = decay_targets([module])
+    saved = dict(zip(module.state_dict(), own, strict=True))
+    neutral = {saved[name]: targets.get(id(p)) for name, p in module.named_parameters() if name in saved}
+    factors: dict[str, Factor] = {".A": "A", ".B": "B"} if paired else {}
+    return {
+        key: combine(
+            merge,
+            key,
+            [state[key] for state in states],
+            0.0 if (at := neutral.get(key)) is None else at,
+            factor=factors.get(key[-2:]),
+        )
+        for key in own
+    }
+
+
+def _merged_pairs(
+    ref: EntryRef, merge: Merge, own: Mapping[str, Tensor], found: tuple[Stored, ...], *, paired: bool
+) -> dict[str, Tensor]:
+    """The pairs of low rank whose products are nearest to the sums of those of the inputs."""
+    if not paired:
+        raise MethodError(
+            f"{ref.name!r} cannot merge by svd: {ref.method} is no product of two factors. Take another "
+            "rule, such as 'merge: mean', or LoRAs."
+        )
+    way_out = f"give {ref.name!r} the sites of what it starts from"
+    scale = ref.item.method_config().scale  # type: ignore[attr-defined]
+    merged: dict[str, Tensor] = {}
     for key, value in own.items():
-        value.copy_(read[key])
+        if not key.endswith(".A"):
+            continue
+        at, pairs = key[:-1], list[tuple[Tensor, Tensor, float]]()
+        for stored in found:
+            theirs: Any = validate_config(ref.method, dict(stored.options))
+            a = stored.tensor(key, (theirs.rank, value.shape[1]), way_out)
+            b = stored.tensor(f"{at}B", (own[f"{at}B"].shape[0], theirs.rank), way_out)
+            pairs.append((a, b, theirs.scale))
+        merged[key], merged[f"{at}B"] = combine_pairs(merge, pairs, len(value), scale)
+    return merged
+
+
+def _aligned(
+    merge: Merge,
+    anchor: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    units: Units,
+    moved: list[Tensor],
+) -> dict[str, Tensor]:
+    """A source's tensors with its hidden units in the order of the anchor's. Whether each had another place
+    goes to `moved`."""
+    aligned = dict(state)
+    first = next(iter(units))
+    for at in [key.removesuffix(first) for key in state if key.endswith(f".{first}")]:
+        there = [name for name in units if f"{at}{name}" in state]
+        order = matching(
+            {name: anchor[f"{at}{name}"] for name in there},
+            {name: state[f"{at}{name}"] for name in there},
+            units,
+            both=merge.align == "both",
+        )
+        moved.append(order != torch.arange(len(order)))
+        for name in there:
+            for dimension in units[name]:
+                aligned[f"{at}{name}"] = aligned[f"{at}{name}"].index_select(dimension, order)
+    return aligned

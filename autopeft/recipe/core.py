@@ -233,6 +233,8 @@ class Recipe(BaseModel):
             training["starts"] = [
                 [(str(self.inputs[name].sha256), entry) for name, entry in each] for each in starts
             ]
+            merges = [None if e.item.merge is None else e.item.merge.to_data() for e in self._entries]
+            training |= {"merges": merges} if any(merges) else {}
         return _digest([self._structure(), training])
 
     def __repr__(self) -> str:

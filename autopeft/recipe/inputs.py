@@ -145,6 +145,12 @@ def check_starts(
                 there = f"There are: {', '.join(inputs)}." if inputs else "List it under 'inputs:'."
                 problems.add(("inputs",), f"{name!r} starts from {source!r}.{near(source, inputs)} {there}")
         traits = get_method(item.method).traits
+        if item.merge is not None and not item.start:
+            problems.add(
+                ("inputs",),
+                f"{name!r} merges nothing; name what under 'inputs:' and write {{{item.method}: {{…}}, from: "
+                "[NAME, NAME], merge: mean}.",
+            )
         if item.frozen and not item.start:
             problems.add(
                 ("inputs",),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from autopeft.composition import composition_names, default_options
 from autopeft.errors import near
@@ -18,6 +18,7 @@ __all__ = [
     "EntryItem",
     "Item",
     "LayerBlock",
+    "Merge",
     "Part",
     "entry_items",
     "validate_config",
@@ -43,15 +44,54 @@ def validate_config(method: str, config: dict[str, Any]) -> MethodConfig:
     return model.model_validate_json(json.dumps(config), strict=True)
 
 
+class Merge(Part):
+    """How the values of several inputs become those that an entry starts from (see
+    `autopeft.hybrid.combining`, which has the equations).
+
+    Attributes:
+        how: the rule.
+        weights: of the sources, in the order of `from:`; `None` for ones. They are not normalised.
+        density: the share of values that `ties`, `dare` and `dare_ties` keep of each source.
+        seed: which values are kept, where they are drawn.
+        align: match the hidden units of each source with those of the first, by the weights that go into
+            them, or by those on both sides.
+    """
+
+    how: Literal["mean", "sum", "ties", "dare", "dare_ties", "svd"] = "mean"
+    weights: tuple[float, ...] | None = None
+    density: float = Field(default=0.5, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    align: Literal["none", "incoming", "both"] = "none"
+
+    @model_validator(mode="after")
+    def _its_rule_reads_it(self) -> Merge:
+        said = self.model_fields_set
+        if self.weights is not None and self.how == "mean":
+            raise ValueError("'weights' is not for the mean; take 'how: sum', which does not normalise them")
+        if "density" in said and self.how not in ("ties", "dare", "dare_ties"):
+            raise ValueError(f"'density' is for ties, dare and dare_ties, but the rule is {self.how}")
+        if "seed" in said and self.how not in ("dare", "dare_ties"):
+            raise ValueError(f"'seed' is for dare and dare_ties, which draw, but the rule is {self.how}")
+        if self.align != "none" and self.how == "svd":
+            raise ValueError("'align' changes nothing of the products that svd adds; leave it out")
+        return self
+
+    def to_data(self) -> Any:
+        """The rule as it is written in a file: its name alone where all options are defaults."""
+        options = self.model_dump(mode="json", exclude_defaults=True, exclude={"how"})
+        return {"how": self.how, **options} if options else self.how
+
+
 class EntryItem(Part):
     """A method at its sites. `config` holds what the recipe says, defaults left out; `alias` is its `as:`,
-    `start` its `from:`: inputs, or entries of them, that its values start from, and `frozen` says that these
-    values stay."""
+    `start` its `from:`: inputs, or entries of them, that its values start from, `merge` says how several of
+    them become one, and `frozen` that these values stay."""
 
     method: str
     config: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = None
     start: tuple[str, ...] = ()
+    merge: Merge | None = None
     frozen: bool = False
 
     def method_config(self) -> MethodConfig:
@@ -65,6 +105,8 @@ class EntryItem(Part):
             data["as"] = self.alias
         if self.start:
             data["from"] = self.start[0] if len(self.start) == 1 else list(self.start)
+        if self.merge is not None:
+            data["merge"] = self.merge.to_data()
         if self.frozen:
             data["frozen"] = True
         return data if len(data) > 1 or self.config else self.method

@@ -25,6 +25,7 @@ from autopeft.recipe.models import (
     EntryItem,
     Item,
     LayerBlock,
+    Merge,
     validate_config,
 )
 from autopeft.recipe.names import check_groups, check_names, named_entries
@@ -51,7 +52,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
 _TOP_KEYS = ("autopeft", "name", "reference", "inputs", "layers", "model", "training")
-_BESIDE = ("as", "from", "frozen")  # what may stand beside the name of an item
+_BESIDE = ("as", "from", "merge", "frozen")  # what may stand beside the name of an item
 _BLOCK_KEYS = ("at", "stack", "attach")
 STACKS = ("all", "encoder", "decoder")
 _READ_APART = ("policies", "optimizer")
@@ -268,8 +269,10 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
     if not isinstance(frozen, bool):
         problems.add((*path, "frozen"), f"'frozen' is true or false, but got {frozen!r:.80}.")
         frozen = False
+    said = tree.get("merge") if isinstance(tree, dict) else None
+    merge = None if said is None else _merge(said, len(start), (*path, "merge"), problems)
     if is_composition(name):
-        for key in ("from", "frozen"):
+        for key in ("from", "merge", "frozen"):
             if tree.get(key):
                 problems.add(
                     (*path, key),
@@ -279,7 +282,28 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
     config = _config(name, body, (*path, name), level, problems)
     if config is None:
         return None
-    return EntryItem(method=name, config=config, alias=alias, start=start, frozen=frozen)
+    return EntryItem(method=name, config=config, alias=alias, start=start, merge=merge, frozen=frozen)
+
+
+def _merge(said: Any, sources: int, path: Path, problems: Problems) -> Merge | None:
+    """The `merge:` of an entry that starts from so many sources."""
+    tree = {"how": said} if isinstance(said, str) else said
+    if not isinstance(tree, dict):
+        problems.add(path, f"'merge' is the name of a rule or a mapping, but got {kind_of(said)}.")
+        return None
+    try:
+        merge = Merge.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        _add_validation(error, path, "'merge'", Merge, problems)
+    except TypeError:
+        problems.add(path, "an option of 'merge' is not plain text, a number, or a list of numbers.")
+    else:
+        if merge.weights is None or len(merge.weights) == sources:
+            return merge
+        problems.add(
+            path, f"'weights' is a number for each of the {sources} that 'from' names, but got {said!r:.80}."
+        )
+    return None
 
 
 def _composition(
@@ -442,7 +466,7 @@ def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:
     name, body, alias = parts
     if alias is not None:
         problems.add((*path, "as"), "a policy takes no name; leave 'as:' out.")
-    for key in ("from", "frozen"):
+    for key in ("from", "merge", "frozen"):
         if isinstance(tree, dict) and key in tree:
             problems.add((*path, key), f"a policy has no values; give an entry the '{key}:'.")
     config = _config(name, body, (*path, name), "training", problems)

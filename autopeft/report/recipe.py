@@ -46,7 +46,7 @@ def inputs_sheet(recipe: Recipe, runs: str | Path = "runs") -> Sheet:
 def entries_sheet(graph: CompositionGraph) -> Sheet:
     """Every entry with method, sites, layers, settings and size; compositions that have parameters too."""
     rows = []
-    starts = {ref.name: ref.item.start for ref in graph.recipe.entries()}
+    items = {ref.name: ref.item for ref in graph.recipe.entries()}
     for name, entry in graph.entries.items():
         elsewhere = "logits" if "logits" in entry.ways else "tensors"
         sites = ", ".join(dict.fromkeys(site.name for site in entry.sites)) or elsewhere
@@ -58,8 +58,10 @@ def entries_sheet(graph: CompositionGraph) -> Sheet:
         config = entry.method.config
         given: dict[str, Any] = config.model_dump(mode="json", exclude={"sites"}, exclude_defaults=True)
         settings = [f"{k}={v}" for k, v in given.items()] or ["defaults"]
-        if starts[name]:
-            settings.append(f"from {' and '.join(starts[name])}")
+        item = items[name]
+        if item.start:
+            rule = "" if item.merge is None else f", merged by {item.merge.how}"
+            settings.append(f"{'frozen ' if item.frozen else ''}from {' and '.join(item.start)}{rule}")
         deployed, trained = number(entry.count.deployed), number(entry.count.trained)
         rows.append((name, entry.method.name, sites, layers, ", ".join(settings), deployed, trained))
     for node in graph.nodes():
@@ -138,7 +140,7 @@ def counts_sheet(counts: Counts, *, budget: str | None = None) -> Sheet:
 
 def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
     """The same as data: the recipe, its entries and the counts."""
-    starts = {ref.name: ref.item.start for ref in graph.recipe.entries()}
+    items = {ref.name: ref.item for ref in graph.recipe.entries()}
     return {
         "recipe": graph.recipe.to_dict(),
         "family": graph.spec.family,
@@ -150,7 +152,9 @@ def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
                 "method": entry.method.name,
                 "sites": [site.path for site in entry.sites],
                 "config": entry.method.config.model_dump(mode="json"),
-                "from": list(starts[name]),
+                "from": list(items[name].start),
+                "merge": None if (merge := items[name].merge) is None else merge.to_data(),
+                "frozen": entry.frozen,
                 "deployed": entry.count.deployed,
                 "trained": entry.count.trained,
             }
