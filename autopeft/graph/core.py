@@ -157,6 +157,8 @@ class CompositionGraph:
                 "config": config,
                 "sites": sorted(s.key for s in entry.sites),
             }
+            if training and tree.name in self._starts:
+                data["start"] = self._starts[tree.name]
             if entry.frozen:
                 data["frozen"] = True
             elif training and not entry.traits.pools:  # which has nothing to train
@@ -176,15 +178,31 @@ class CompositionGraph:
         parts = {part: section.settings(name, kind, part=part) for part in sorted(section.parts(name, kind))}
         return [*section.settings(name, kind), *([parts] if parts else [])]
 
+    @cached_property
+    def _starts(self) -> dict[str, list[Any]]:
+        """What each entry with a `from:` starts from, by content, and what stands beside that in its item."""
+        found, told = self.recipe.starts(), {"method", "config", "alias", "start", "frozen"}
+        return {
+            ref.name: [found[ref.name], ref.item.model_dump(mode="json", exclude=told, exclude_defaults=True)]
+            for ref in self.recipe.entries()
+            if ref.name in found
+        }
+
     def hash(self) -> str:
-        """SHA-256 of the canonical structure."""
+        """SHA-256 of the canonical structure: what is attached where, and which entries are frozen. What
+        entries start from is no part of it."""
         trees = sorted((self._canonical(t) for t in self.trees), key=canonical_json)
         return hashlib.sha256(canonical_json(trees).encode()).hexdigest()
 
     def trial_hash(self) -> str:
         """SHA-256 of the canonical structure and of how each part of it trains.
 
-        Equal for recipes whose training differs in nothing but names and file order.
+        Equal for recipes whose training differs in nothing but names and file order. An entry that starts
+        `from:` an input counts by the hash of the input's content and by the entry that it names there, so
+        that other starts are other trainings, and the same content under another name is the same one.
+
+        Raises:
+            RecipeError: the hash of an input's content is not known.
         """
         trees = sorted((self._canonical(t, training=True) for t in self.trees), key=canonical_json)
         section = self.recipe.training

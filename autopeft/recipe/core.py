@@ -196,6 +196,28 @@ class Recipe(BaseModel):
         inputs = {k: i.model_copy(update={"sha256": hashes.get(k, i.sha256)}) for k, i in self.inputs.items()}
         return self.model_copy(update={"inputs": inputs})
 
+    def starts(self) -> dict[str, list[tuple[str, str | None]]]:
+        """What the values of each entry with a `from:` start from, by the entry's name: hashes of contents,
+        and the entries therein that are named.
+
+        Raises:
+            RecipeError: the hash of an input's content is not known.
+        """
+        loose = [name for name, item in self.inputs.items() if item.sha256 is None]
+        if loose:
+            raise RecipeError(
+                f"The recipe {self.name!r} takes its inputs {', '.join(loose)} as they are, so that its "
+                "hash is not settled; autopeft.hybrid.pinned(recipe) writes their hashes into it."
+            )
+        if not self.inputs:  # a part of a recipe, to be counted or measured
+            return {}
+        found = {ref.name: [address_of(start) for start in ref.item.start] for ref in self._entries}
+        return {
+            ref: [(str(self.inputs[name].sha256), entry) for name, entry in addresses]
+            for ref, addresses in found.items()
+            if addresses
+        }
+
     def hash(self) -> str:
         """Hash of the structure and of how it trains; inputs count by their content, not by where they lie.
 
@@ -222,17 +244,8 @@ class Recipe(BaseModel):
             [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]
         if self.inputs:
-            loose = [name for name, item in self.inputs.items() if item.sha256 is None]
-            if loose:
-                raise RecipeError(
-                    f"The recipe {self.name!r} takes its inputs {', '.join(loose)} as they are, so that its "
-                    "hash is not settled; autopeft.hybrid.pinned(recipe) writes their hashes into it."
-                )
-            # What each entry's values start from: hashes of contents, and entries therein.
-            starts = [[address_of(start) for start in ref.item.start] for ref in self._entries]
-            training["starts"] = [
-                [(str(self.inputs[name].sha256), entry) for name, entry in each] for each in starts
-            ]
+            starts = self.starts()
+            training["starts"] = [starts.get(ref.name, []) for ref in self._entries]
             merges = [None if e.item.merge is None else e.item.merge.to_data() for e in self._entries]
             training |= {"merges": merges} if any(merges) else {}
         return _digest([self._structure(), training])

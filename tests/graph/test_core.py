@@ -12,8 +12,8 @@ from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Counter
-from autopeft.errors import CompositionError, UsageError
-from autopeft.graph import build_graph
+from autopeft.errors import CompositionError, RecipeError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 
 BERT, T5, LLAMA, GPT2 = (spec_of(tiny_config(n)) for n in ("bert", "t5", "llama", "gpt2"))
@@ -145,6 +145,48 @@ def test_the_hash_of_a_trial_is_of_the_structure_and_of_how_each_part_trains() -
     assert trained("lora", "ia3", warmup=0.5) != one
     assert trained("lora", "ia3", policies=["lora_plus"]) != one
     assert trained({"lora": {"rank": 4}}, "ia3") != one
+
+
+CONTENTS = ["0" * 64, "1" * 64]
+
+
+def starting(name: str, content: str, entry: str | None, *, frozen: bool) -> CompositionGraph:
+    item = {"lora": {}, "from": name if entry is None else f"{name}.{entry}", "frozen": frozen}
+    inputs = {name: {"folder": f"at_{name}", "sha256": content}}
+    return build_graph(Recipe.from_dict({"inputs": inputs, "layers": [{"attach": [item]}]}), BERT)
+
+
+starts = st.tuples(st.sampled_from(CONTENTS), st.sampled_from([None, "lora", "small"]), st.booleans())
+
+
+@given(st.sampled_from(["a", "b"]), starts, st.sampled_from(["a", "b"]), starts)
+def test_a_trial_is_told_by_the_content_that_it_starts_from_and_not_by_its_name(
+    name: str, one: Any, second: str, other: Any
+) -> None:
+    a, b = (starting(n, c, e, frozen=f) for n, (c, e, f) in ((name, one), (second, other)))
+    assert (a.trial_hash() == b.trial_hash()) == (one == other)
+    assert (a.hash() == b.hash()) == (one[-1] == other[-1]), "the structure has no starts"
+    assert a.trial_hash() != trained("lora")
+
+
+def test_a_trial_whose_start_is_not_settled_has_no_hash() -> None:
+    recipe = Recipe.from_dict({"inputs": {"a": "x"}, "layers": [{"attach": [{"lora": {}, "from": "a"}]}]})
+    with pytest.raises(RecipeError, match="pinned"):
+        build_graph(recipe, BERT).trial_hash()
+    assert build_graph(recipe, BERT).hash() == build_graph(recipe.pinned({"a": CONTENTS[0]}), BERT).hash()
+
+
+def test_each_entry_counts_with_its_own_start() -> None:
+    def of(*starts: str | None) -> str:
+        items = [
+            {"lora": {"rank": r}, **({"from": s} if s else {})} for r, s in zip((2, 4), starts, strict=True)
+        ]
+        used = {s: {"folder": s, "sha256": CONTENTS[s == "b"]} for s in starts if s}
+        return build_graph(
+            Recipe.from_dict({"inputs": used, "layers": [{"attach": items}]}), BERT
+        ).trial_hash()
+
+    assert len({of(*starts) for starts in (("a", None), (None, "a"), ("a", "b"), ("b", "a"))}) == 4
 
 
 def test_rates_that_nothing_uses_make_no_other_trial() -> None:
