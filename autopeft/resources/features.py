@@ -84,11 +84,14 @@ def features_of(
 
 def training_state(graph: CompositionGraph, head: int, *, interim: bool = True, added: bool = False) -> int:
     """Bytes of what trains, with its gradients and the optimizer's moments, where they are most: at the end,
-    or while one of the entries searches or calibrates (see `Interim`), which they do in turn. Without
-    `interim` those at the end; `added` are those beside what trains itself, which is there before."""
+    or while one of the entries searches or calibrates (see `Interim`), which they do in turn. Frozen entries
+    have their values alone. Without `interim` those at the end; `added` are those beside what is attached
+    itself, which is there before."""
     numbers = (_STATE - added) * (graph.parameter_count().trained + head)
-    more = [_more_meanwhile(entry, graph.spec) for entry in graph.entries.values() if interim]
-    return _BYTES * (numbers + max((0, *more)))
+    frozen = [entry.count.deployed for entry in graph.entries.values() if entry.frozen and not added]
+    trains = [entry for entry in graph.entries.values() if interim and not entry.frozen]
+    more = [_more_meanwhile(entry, graph.spec) for entry in trains]
+    return _BYTES * (numbers + sum(frozen) + max((0, *more)))
 
 
 def _more_meanwhile(entry: Entry, spec: BackboneSpec) -> int:

@@ -9,9 +9,9 @@ from support.entries import recipe_of
 from support.training import tiny_bert
 
 from autopeft.backbones import spec_of_model
-from autopeft.graph import build_graph
+from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
-from autopeft.resources.features import training_state
+from autopeft.resources.features import Shape, features_of, training_state
 from autopeft.spec import BackboneSpec
 
 HEAD, BYTES = 34, 16  # of a parameter that trains: itself, its gradient and two moments
@@ -55,6 +55,24 @@ def test_entries_search_in_turn_beside_what_the_others_train(spec: BackboneSpec)
     searches = [{"lt_sft": {"keep": 60}}, {"u_diff_pruning": {"keep": 80}}]
     together = state(spec, *searches, {"pafi": {"keep": 40}})
     assert together == state(spec, searches[1]) + BYTES * (60 + 40)
+
+
+def test_a_frozen_entry_has_its_values_and_no_state(spec: BackboneSpec) -> None:
+    item = {"lora": {"rank": 2}}
+    inputs = {"a": "x"}
+
+    def of(**more: Any) -> CompositionGraph:
+        tree = {"inputs": inputs, "layers": [{"attach": [{**item, "from": "a", **more}, "ia3"]}]}
+        return build_graph(Recipe.from_dict(tree), spec)
+
+    trains, stays = of(), of(frozen=True)
+    size = trains.entries["lora"].count.deployed
+    assert trains.parameter_count().deployed == stays.parameter_count().deployed
+    assert training_state(trains, 0) - training_state(stays, 0) == (BYTES - 4) * size
+    batch = Shape(8, 16, 8)
+    steps = [features_of(graph, batch) for graph in (trains, stays)]
+    assert steps[0].pop("trained") - steps[1].pop("trained") == size
+    assert steps[0] == steps[1]
 
 
 def test_priming_trains_all_nodes(spec: BackboneSpec) -> None:
