@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autopeft.errors import AutoPEFTError, DataError, UsageError, near
 from autopeft.foreign import in_folder, read_table_in
-from autopeft.hybrid.inputs import BANK, open_input, tensors_of
+from autopeft.hybrid.inputs import BANK, RECORD, open_input, tensors_of
 from autopeft.hybrid.store import MANIFEST, RECIPE, WEIGHTS
 from autopeft.recipe import InputItem
 from autopeft.runs.documents import Known, read_manifest, read_result
@@ -30,7 +30,6 @@ from autopeft.runs.folder import RunFolder, load_run
 
 __all__ = ["BANK", "BankEntry", "Damaged", "Kept", "add", "entries", "entry", "remove"]
 
-RECORD = "record.json"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FORMAT = 1
 
@@ -65,7 +64,8 @@ class BankEntry(_Document):
         recipe: the name of its recipe.
         entries: of the recipe.
         family, parameters: of the backbone.
-        model, backbone: the backbone as it was named, and the hash of its files.
+        model, origin, backbone: the backbone as it was named, where it came from (`package`, `folder` or
+            `hub`), and the hash of its files.
         task, kind, data: what it was trained on: its name, its kind, the hash of its rows.
         metric, select, test: its scores.
         seed, steps, rate: of its training.
@@ -81,6 +81,7 @@ class BankEntry(_Document):
     family: Known[str] = None
     parameters: Known[int] = None
     model: Known[str] = None
+    origin: Known[str] = None
     backbone: Known[str] = None
     task: Known[str] = None
     kind: Known[str] = None
@@ -189,7 +190,7 @@ def _of_run(run: RunFolder | None) -> dict[str, Any]:
     backbone, data = raw.get("backbone"), raw.get("data")
     told: dict[str, Any] = {"run": run.name, "task": manifest.task, "model": manifest.model}
     if isinstance(backbone, dict):
-        told["backbone"] = backbone.get("sha256")
+        told |= {"origin": backbone.get("origin"), "backbone": backbone.get("sha256")}
     if isinstance(data, dict):
         source = data.get("source")
         told |= {"kind": data.get("kind"), "data": source.get("sha256") if isinstance(source, dict) else None}

@@ -25,6 +25,7 @@ from autopeft.assets.models import (
     load_tokenizer,
     model_name,
     resolve_model,
+    source_of,
 )
 from autopeft.assets.precision import dtype_of
 from autopeft.assets.quantized import (
@@ -92,6 +93,7 @@ __all__ = [
     "reset_head",
     "resolve_model",
     "sha256_of",
+    "source_of",
     "unquantized",
     "warn_once",
     "writable_folder",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import (
@@ -49,6 +50,7 @@ __all__ = [
     "loaded",
     "model_name",
     "resolve_model",
+    "source_of",
 ]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -260,6 +262,7 @@ def load_model(
         name = found.alias or found.path
         options = quantization_options(found.quantize, changed, auto_class, dtype, name)
     model = _complete(found, changed, auto_class, dtype, seed, **options)
+    _SOURCES[model] = found
     if options:
         settle_quantized(model)
     if new_head:
@@ -267,6 +270,14 @@ def load_model(
             keep_head_exact(model)
         reset_head(model, seed)
     return model
+
+
+_SOURCES: WeakKeyDictionary[PreTrainedModel, ModelSource] = WeakKeyDictionary()
+
+
+def source_of(model: PreTrainedModel) -> ModelSource | None:
+    """What `load_model` loaded a model from; `None` for one that was made elsewhere."""
+    return _SOURCES.get(model)
 
 
 def check_weights(source: ModelSource | str, auto_class: type[Any]) -> None:

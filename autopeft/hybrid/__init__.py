@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
-from autopeft.hybrid.inputs import pinned, with_inputs
+from autopeft.hybrid.inputs import Artefact, pinned, with_inputs
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.prediction import predictive
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
 
 __all__ = [
+    "Artefact",
     "ExplicitRecipe",
     "Hybrid",
     "HybridCallback",

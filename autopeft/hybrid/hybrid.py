@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import is_packed, quantization_of
+from autopeft.assets import is_packed, quantization_of, source_of
 from autopeft.backbones import base_model_of, embedded_words, spec_of_model
 from autopeft.counting import Counts
 from autopeft.devices import generators_kept
@@ -21,7 +21,7 @@ from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
-from autopeft.hybrid.inputs import RUNS, start_entries, with_inputs
+from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -61,7 +61,12 @@ class Measurements(Protocol):
 
 
 def attach(
-    model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None, runs: str | Path | None = RUNS
+    model: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    seed: int | None = None,
+    runs: str | Path | None = RUNS,
+    inputs: Mapping[str, Artefact] | None = None,
 ) -> Hybrid:
     """Put a recipe's modules on a model and freeze its backbone; the task head and the modules train.
 
@@ -72,13 +77,14 @@ def attach(
             alone then. Without it, the global generator is used.
         runs: the folder of the runs that the recipe's inputs name; with `None` no entry starts from its
             input, as where saved values follow.
+        inputs: what the recipe starts from, by the hash of its content, where that was opened already.
 
     Raises:
         UsageError: the recipe does not fit the model, an input is missing or altered, a hybrid is attached
             already, or another thread is attaching one. The model is then unchanged.
     """
     with changing(model, f"attach {recipe.name!r}"):
-        recipe, inputs = (recipe, {}) if runs is None else with_inputs(recipe, runs)
+        recipe, starts = (recipe, {}) if runs is None else with_inputs(recipe, runs, inputs)
         refuse_attached(model)
         spec, layout = spec_of_model(model)
         graph = build_graph(recipe, spec)
@@ -99,8 +105,8 @@ def attach(
             hybrid._persistence.install()
             with seeded(seed):
                 hybrid.initialise(base)
-                if inputs:  # else values follow, as where a saved hybrid is loaded
-                    hybrid._said = start_entries(recipe, hybrid.modules, inputs, spec)
+                if starts:  # else values follow, as where a saved hybrid is loaded
+                    hybrid._said = start_entries(recipe, hybrid.modules, starts, spec, source_of(model))
                 for name in hybrid.modules.keys() - hybrid.trained_modules.keys():
                     hybrid.root.get_submodule(name).requires_grad_(False)
                 hybrid.injection.install()

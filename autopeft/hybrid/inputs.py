@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from autopeft.assets import StoredTensor, read_header
+from autopeft.assets import ModelSource, StoredTensor, read_header
 from autopeft.errors import DataError, MethodError, near
-from autopeft.foreign import file_in, in_folder, open_plain, read_table_in
+from autopeft.foreign import file_in, in_folder, open_plain, read_table_in, table_of
 from autopeft.hybrid.combining import Factor, Units, combine, combine_pairs, matching
 from autopeft.hybrid.store import MANIFEST, RECIPE, SCAFFOLDING, WEIGHTS, saved_key
 from autopeft.method import Stored, decay_targets, get_method
@@ -29,9 +29,20 @@ from autopeft.recipe import EntryRef, InputItem, Recipe, address_of
 from autopeft.recipe.models import Merge, validate_config
 from autopeft.spec import BackboneSpec
 
-__all__ = ["BANK", "RUNS", "Artefact", "open_input", "pinned", "start_entries", "tensors_of", "with_inputs"]
+__all__ = [
+    "BANK",
+    "RECORD",
+    "RUNS",
+    "Artefact",
+    "open_input",
+    "pinned",
+    "start_entries",
+    "tensors_of",
+    "with_inputs",
+]
 
 RUNS, BANK = Path("runs"), Path("bank")
+RECORD, RUN_MANIFEST = "record.json", "manifest.json"
 _WINNER = "winner"
 _MOST_BYTES = 64 << 30
 _CHUNK = 1 << 20
@@ -49,6 +60,8 @@ class Artefact:
         recipe: of the hybrid.
         stored: every tensor of its weights, as the file's header says it.
         family: of the backbone that it was trained on, where it tells.
+        backbone: that backbone as its run or the bank recorded it (`name`, `origin` and `sha256`, as
+            `ModelSource` has them), where something is recorded.
     """
 
     name: str
@@ -57,6 +70,7 @@ class Artefact:
     recipe: Recipe
     stored: Mapping[str, StoredTensor]
     family: str | None = None
+    backbone: Mapping[str, Any] | None = None
 
 
 def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
@@ -72,10 +86,20 @@ def pinned(recipe: Recipe, runs: str | Path = RUNS) -> Recipe:
     return with_inputs(recipe, runs)[0]
 
 
-def with_inputs(recipe: Recipe, runs: str | Path = RUNS) -> tuple[Recipe, dict[str, Artefact]]:
+def with_inputs(
+    recipe: Recipe, runs: str | Path = RUNS, opened: Mapping[str, Artefact] | None = None
+) -> tuple[Recipe, dict[str, Artefact]]:
     """The recipe as `pinned` gives it, and its inputs by name, checked; no tensor is read yet (errors: see
-    there)."""
-    inputs = {name: open_input(name, item, Path(runs)) for name, item in recipe.inputs.items()}
+    there).
+
+    Args:
+        opened: inputs that were opened elsewhere, by the hash of their content: they are not looked for.
+    """
+    known = opened or {}
+    inputs = {
+        name: known.get(item.sha256 or "") or open_input(name, item, Path(runs))
+        for name, item in recipe.inputs.items()
+    }
     return recipe.pinned({name: found.sha256 for name, found in inputs.items()}), inputs
 
 
@@ -118,18 +142,44 @@ def open_input(name: str, item: InputItem, runs: Path = RUNS) -> Artefact:
     recipe, stored = Recipe.from_file(folder / RECIPE), read_header(folder / WEIGHTS)
     told = read_table_in(folder, MANIFEST) if file_in(folder, MANIFEST, DataError) else {}
     family = told.get("family")
-    return Artefact(name, folder, sha256, recipe, stored, family if isinstance(family, str) else None)
+    return Artefact(
+        name,
+        folder,
+        sha256,
+        recipe,
+        stored,
+        family if isinstance(family, str) else None,
+        _backbone_of(root / named, banked=item.bank is not None),
+    )
+
+
+def _backbone_of(folder: Path, *, banked: bool) -> Mapping[str, Any] | None:
+    """The backbone that the bank's record, or a run's manifest, says."""
+    name = RECORD if banked else RUN_MANIFEST
+    if file_in(folder, name, DataError) is None:
+        return None
+    told = read_table_in(folder, name)
+    if banked:
+        return {"name": told.get("model"), "origin": told.get("origin"), "sha256": told.get("backbone")}
+    return {"name": told.get("model"), **table_of(told.get("backbone"))}
 
 
 def start_entries(
-    recipe: Recipe, modules: Mapping[str, nn.Module], inputs: Mapping[str, Artefact], spec: BackboneSpec
+    recipe: Recipe,
+    modules: Mapping[str, nn.Module],
+    inputs: Mapping[str, Artefact],
+    spec: BackboneSpec,
+    source: ModelSource | None = None,
 ) -> list[str]:
     """Give the entries that have a `from:` the values that they start from. Returns what is to be said of
     it, in sentences.
 
+    Args:
+        source: of the backbone, where it is known: what was trained on another one is refused.
+
     Raises:
-        DataError: an input has no such entry, or more numbers than the backbone. MethodError: what it has
-            does not fit the method or its shapes.
+        DataError: an input has no such entry, more numbers than the backbone, or was trained on another
+            backbone. MethodError: what it has does not fit the method or its shapes.
     """
     said: list[str] = []
     for ref in recipe.entries():
@@ -153,8 +203,27 @@ def start_entries(
                     f"{ref.name!r} cannot start from {label}, which was trained on a model of the "
                     f"family {family!r:.40}: this one is of {spec.family!r}. Name a hybrid of this backbone."
                 )
+            for stored in found:
+                _check_backbone(ref, stored.label, inputs[stored.input].backbone, source)
             said += _fill(ref, module, found)
     return said
+
+
+def _check_backbone(
+    ref: EntryRef, label: str, trained_on: Mapping[str, Any] | None, source: ModelSource | None
+) -> None:
+    """Refuse values of another backbone, where both hashes are known and are of one kind (`ModelSource`)."""
+    if trained_on is None or source is None or trained_on.get("origin") != source.origin:
+        return
+    had, has = trained_on.get("sha256"), source.sha256
+    if None in (had, has) or had == has:
+        return
+    raise DataError(
+        f"{ref.name!r} cannot start from {label}, which was trained on another backbone: on "
+        f"{trained_on.get('name')!r:.80} with the hash {had!s:.12}…, and this is "
+        f"{source.alias or source.path!r} with {has!s:.12}…. Take that backbone, or train the input again on "
+        "this one."
+    )
 
 
 def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: BackboneSpec) -> Stored:

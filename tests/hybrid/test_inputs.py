@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.fingerprint import changed, fingerprint
+from support.saved_model import save_backbone
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from transformers import BertForSequenceClassification
 
+from autopeft.assets import load_model, resolve_model
 from autopeft.backbones import spec_of_model
 from autopeft.counting import Counter
 from autopeft.errors import DataError, MethodError, RecipeError, UsageError
-from autopeft.hybrid import Hybrid, attach, load, pinned
+from autopeft.hybrid import Hybrid, attach, load, pinned, with_inputs
 from autopeft.recipe import Recipe
-from autopeft.search.space.projection import values_of
-from autopeft.search.space.space import Space
 
 LORA = {"lora": {"rank": 2}}
 VERA, CAPA = {"vera": {"rank": 8}}, {"capaboost": {"rank": 4}}
@@ -183,18 +185,39 @@ def test_links_that_lead_out_are_not_followed(what: str, here: Path) -> None:
             pinned(recipe)
 
 
-@pytest.mark.parametrize("item", ["layers: [{attach: [{lora: {rank: 2}, from: a}]}]", "model: [tpt]"])
-def test_a_space_refuses_what_it_cannot_say(item: str) -> None:
-    with pytest.raises(UsageError, match="no inputs"):
-        Space.from_yaml(f"autopeft: 2\nname: s\n{item}")
+def test_what_was_opened_elsewhere_is_not_looked_for() -> None:
+    source = left("source", LORA)
+    recipe, found = with_inputs(starting({**LORA, "from": "source"}, source="source"))
+    shutil.move("source", "elsewhere")
+    opened = {a.sha256: replace(a, folder=Path("elsewhere")) for a in found.values()}
+    hybrid = attach(tiny_model("bert"), recipe, inputs=opened)
+    assert same(hybrid.root, source.root)
+    assert hybrid.recipe == recipe
+    with pytest.raises(DataError, match="missing"):
+        attach(tiny_model("bert"), recipe, inputs={})
 
 
-def test_a_search_refuses_to_begin_with_a_recipe_that_has_inputs() -> None:
-    space = Space.from_yaml("autopeft: 2\nname: s\nlayers: [{attach: [{lora: {rank: {choice: [2, 4]}}}]}]")
-    left("source", LORA)
+def test_what_was_trained_on_another_backbone_is_refused(here: Path) -> None:
+    """By the hash that its run recorded: family and shapes are the same."""
+    for seed in range(2):
+        save_backbone(here / f"model{seed}", seed=seed)
+    with attach(load_model("model0"), Recipe.from_dict({"layers": [{"attach": [LORA]}]})) as hybrid:
+        hybrid.save("source/winner")
+    origin, content = "folder", resolve_model("model0").sha256
     recipe = starting({**LORA, "from": "source"}, source="source")
-    with pytest.raises(UsageError, match="no space can say"):
-        values_of(recipe, space.bind(attach(tiny_model("bert"), recipe).spec))
+
+    def record(**backbone: Any) -> None:
+        told = {"task": "t", "model": "model0", "backbone": backbone}
+        Path("source/manifest.json").write_text(json.dumps(told))
+
+    record(origin=origin, sha256=content)
+    attach(load_model("model0"), recipe)
+    with pytest.raises(DataError, match=rf"another backbone: on 'model0' .* {str(content)[:12]}.*'model1'"):
+        attach(load_model("model1"), recipe)
+    attach(BertForSequenceClassification.from_pretrained("model1"), recipe)  # nobody knows its hash
+    for kind in ({"origin": "package", "sha256": content}, {"origin": origin, "sha256": None}, {}):
+        record(**kind)  # hashes of two kinds tell nothing
+        attach(load_model("model1"), recipe)
 
 
 def test_the_first_forward_is_that_of_the_source() -> None:
