@@ -36,6 +36,7 @@ from autopeft.recipe.training import PolicyItem, TrainingSection
 from autopeft.spec import SITE_NAMES
 
 __all__ = [
+    "BESIDE",
     "SCHEMA_VERSION",
     "STACKS",
     "check_keys",
@@ -52,7 +53,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
 _TOP_KEYS = ("autopeft", "name", "reference", "inputs", "layers", "model", "training")
-_BESIDE = ("as", "from", "merge", "frozen")  # what may stand beside the name of an item
+BESIDE = ("as", "from", "merge", "frozen")  # what may stand beside the name of an item
 _BLOCK_KEYS = ("at", "stack", "attach")
 STACKS = ("all", "encoder", "decoder")
 _READ_APART = ("policies", "optimizer")
@@ -217,7 +218,7 @@ def _split(tree: Any, path: Path, what: str, problems: Problems) -> tuple[str, A
     if not isinstance(tree, dict):
         problems.add(path, f"{what} is a name or {{name: {{options}}}}, but this is {kind_of(tree)}.")
         return None
-    names = [k for k in tree if k not in _BESIDE]
+    names = [k for k in tree if k not in BESIDE]
     if len(names) != 1:
         some = f"{len(names)} keys ({', '.join(map(repr, names))})" if names else "no name"
         problems.add(

@@ -17,6 +17,7 @@ from typing import Any
 from autopeft.errors import RecipeError, UsageError, near
 from autopeft.foreign import file_in, local_path, parse_json
 from autopeft.graph import build_graph
+from autopeft.hybrid import pinned
 from autopeft.recipe import Recipe, recipe_names
 from autopeft.runs.folder import RunFolder, list_runs, load_run
 from autopeft.runs.records import TrialRecord, read_record
@@ -48,8 +49,8 @@ def points_from(
         common with the space gives a line and no point.
 
     Raises:
-        UsageError: a source is unknown or cannot be read, a run has no finished trial, or nothing of a source
-            fits the backbone.
+        UsageError: a source is unknown or cannot be read, a run has no finished trial, nothing of a source
+            fits the backbone, or what a recipe starts from is missing or not what the recipe's hash says.
     """
     if top < 1:
         raise UsageError(f"At least one recipe is taken of each run, but got top={top}.")
@@ -57,7 +58,7 @@ def points_from(
     notices: list[str] = []
     for source in sources:
         found = _open(source, runs)
-        recipes, notes = ([found], []) if isinstance(found, Recipe) else _best_of(found, top)
+        recipes, notes = ([pinned(found, runs)], []) if isinstance(found, Recipe) else _best_of(found, top)
         label = str(source) if isinstance(found, Recipe) else found.name
         matches: list[Match] = []
         for recipe in recipes:

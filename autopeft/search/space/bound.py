@@ -15,8 +15,10 @@ from autopeft.composition import get_composition, is_composition
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
 from autopeft.graph import Memo
-from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe, resolve_layers
+from autopeft.recipe import CompositionItem, EmptyRecipe, InputItem, Item, LayerBlock, Recipe, resolve_layers
+from autopeft.recipe.inputs import address_of
 from autopeft.recipe.layers import At, normalise_at
+from autopeft.recipe.models import entry_items
 from autopeft.recipe.names import check_groups, check_names, named_entries, parts_named
 from autopeft.recipe.parse import read_item, read_training
 from autopeft.recipe.pooling import Pooling, pooled
@@ -159,6 +161,7 @@ class BoundSpace:
     Attributes:
         parameters: the flat, static list: shared ones in file order, then those of each layer.
         units: items that the parameters put in or leave out.
+        inputs: what entries start from.
         left_out: methods that this backbone cannot take, with the reason, as far as points had them so far.
         deep_head: whether the task's head has layers before its last map: groups for them are left out where
             it has none.
@@ -172,6 +175,7 @@ class BoundSpace:
         pooling: Pooling = "own",
     ) -> None:
         self.templates, self.pooling, self.name = templates, pooling, templates.name
+        self.inputs = templates.inputs
         self.spec = spec.past_pooler if pooling == "mean" else spec
         self.deep_head = spec.logits is not None and spec.logits.deep
         self._hidden = spec.stacks[0].hidden
@@ -302,7 +306,13 @@ class BoundSpace:
         if groups and not problems.found:
             check_groups(groups, named_entries(fields["layers"], model), problems)
         problems.check()
+        fields["inputs"] = self.inputs_of((*(item for block in blocks for item in block.attach), *model))
         return pooled(Recipe(reference=self.templates.reference, **fields), self.pooling)
+
+    def inputs_of(self, items: tuple[Item, ...]) -> dict[str, InputItem]:
+        """The inputs that these items start from."""
+        named = {address_of(start)[0] for _, entry in entry_items(items) for start in entry.start}
+        return {name: item for name, item in self.inputs.items() if name in named}
 
     def training(self, values: Mapping[str, Any]) -> Any:
         """The training section at these values, as it stands in a file."""
@@ -477,11 +487,11 @@ def drop_head_parts(training: Any) -> Any:
 
 
 def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:
-    """The training section without groups of absent entries and parts; an alias that is drawn for each layer,
-    or stands in each stack, names all of them."""
+    """The training section without groups of entries and parts that are absent or frozen; an alias that is
+    drawn for each layer, or stands in each stack, names all of them."""
     if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
         return training
-    entries = named_entries(layers, model)
+    entries = [(name, item) for name, item in named_entries(layers, model) if not item.frozen]
     names = {"head", *(name for name, _ in entries), *(item.method for _, item in entries)}
     aliases = {str(item.alias) for _, item in entries if item.alias is not None}
     groups: dict[str, Any] = {}

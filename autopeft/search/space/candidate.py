@@ -337,9 +337,10 @@ def _right(space: BoundSpace, wrong: Callable[[CompositionGraph], str | None]) -
 
     def fits(item: Item) -> bool:
         items = [item.to_data()]
-        for recipe in ({"layers": [{"attach": items}]}, {"model": items}):
+        named = {"name": "one", "inputs": {n: i.to_data() for n, i in space.inputs_of((item,)).items()}}
+        for placed in ({"layers": [{"attach": items}]}, {"model": items}):
             try:
-                return wrong(build_graph(Recipe.from_dict({"name": "one", **recipe}), space.spec)) is None
+                return wrong(build_graph(Recipe.from_dict({**named, **placed}), space.spec)) is None
             except AutoPEFTError:  # not in layers, or not for the whole model
                 continue
         return True

@@ -13,12 +13,13 @@ from typing import Any
 
 from autopeft.composition import is_composition
 from autopeft.errors import RecipeError, near
-from autopeft.method import get_method
 from autopeft.recipe import EntryItem, Item, LayerBlock
+from autopeft.recipe.inputs import check_starts, read_inputs
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import entry_items
 from autopeft.recipe.names import check_groups, check_names
 from autopeft.recipe.parse import (
+    BESIDE,
     STACKS,
     check_keys,
     kind_of,
@@ -48,6 +49,7 @@ from autopeft.search.space.templates import (
     Slot,
     Templates,
     fill,
+    has_start,
     is_zero,
     options_of,
     prune,
@@ -55,9 +57,9 @@ from autopeft.search.space.templates import (
     slots_of,
 )
 
-__all__ = ["check_templates", "compile_space"]
+__all__ = ["check_templates", "compile_space", "each_option"]
 
-_TOP_KEYS = ("autopeft", "name", "reference", "vars", "layers", "model", "training")
+_TOP_KEYS = ("autopeft", "name", "reference", "inputs", "vars", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach", "each_layer")
 _AT_KEYS = ("of", "from", "switch")
 _CHOICES = ("choice", "int", "float", "optional")
@@ -95,6 +97,7 @@ def compile_space(tree: Any, problems: Problems) -> Templates:
     made = compiler.templates
     made.name = read_line(tree, "name", problems) or made.name
     made.reference = read_line(tree, "reference", problems)
+    made.inputs = read_inputs(tree.get("inputs"), problems)
 
     # Variables: choices first, then numbers that are scaled, which are made of them.
     declared = {} if tree.get("vars") is None else tree["vars"]
@@ -282,9 +285,10 @@ class _Compiler:
         if isinstance(tree, dict):
             nodes: dict[str, Node] = {}
             for key, value in tree.items():
-                below = (
-                    name if item or key in ("groups", "policies") else f"{name}.{key}" if name else str(key)
-                )
+                # A method's options are named after the item; what stands beside it has its key too.
+                beside = key in BESIDE and key != "as"
+                plain = (item and not beside) or key in ("groups", "policies")
+                below = name if plain else f"{name}.{key}" if name else str(key)
                 if isinstance(value, list) and (key in ("children", "policies") or is_composition(key)):
                     nodes[key] = Listed(
                         tuple(
@@ -409,7 +413,7 @@ def _item_name(tree: Any) -> str:
     if not isinstance(tree, dict) or form not in (None, "scaled"):
         return "method"
     alias = tree.get("as")
-    return alias if isinstance(alias, str) else next((str(k) for k in tree if k != "as"), "method")
+    return alias if isinstance(alias, str) else next((str(k) for k in tree if k not in BESIDE), "method")
 
 
 def _label(option: Any) -> Any:
@@ -417,7 +421,8 @@ def _label(option: Any) -> Any:
     if isinstance(option, list):
         return "+".join(str(_label(v)) for v in option) or "none"
     if isinstance(option, dict):
-        return _item_name(option)
+        start, acts = option.get("from"), "frozen from" if option.get("frozen") is True else "from"
+        return f"{_item_name(option)} {acts} {start}" if isinstance(start, str) else _item_name(option)
     return option
 
 
@@ -446,6 +451,17 @@ def check_templates(templates: Templates, problems: Problems) -> None:
     reader = _Reader(problems)
     for template in [*(item for block in templates.blocks for item in block.items), *templates.model]:
         reader.item(template.node, template.path, template.level)
+    check_starts({repr(found): found for found in reader.named}.values(), templates.inputs, problems)
+    for block in templates.blocks:
+        places = (block.of, block.start, block.switch, block.stack)
+        if block.each_layer or any(slots_of(node) for node in places if node is not None):
+            for template in block.items:
+                if has_start(template.node):
+                    problems.add(
+                        template.path,
+                        "what starts from an input keeps the layers that it was trained in, but this block "
+                        "chooses its layers; list it in a block of its own, with 'attach' and one 'at'.",
+                    )
     if problems.found:
         return
 
@@ -498,7 +514,7 @@ class _Reader:
 
         usual: Values = {}
         varied: Node = node
-        names = [name for name in node.nodes if name != "as"] if isinstance(node, Mapped) else []
+        names = [name for name in node.nodes if name not in BESIDE] if isinstance(node, Mapped) else []
         if isinstance(node, Mapped) and len(names) == 1 and is_composition(names[0]):
             inside: Path = (names[0],)
             body = node.nodes[names[0]]
@@ -520,12 +536,6 @@ class _Reader:
             tree = prune(fill(node, replace(_USUAL, values={**usual, **values})), None, None)
             item = None if tree is ABSENT else read_item(tree, (), level, self.problems.inside(tree, path))
             entries = [] if item is None else [entry for _, entry in entry_items((item,))]
-            if any(e.start or "artefacts" in get_method(e.method).traits.needs for e in entries):
-                self.problems.add(
-                    path,
-                    "a search space has no inputs for entries to start from; train such a recipe by "
-                    "`autopeft train`.",
-                )
             self.named += [(entry.alias or entry.method, entry) for entry in entries]
 
     def choices(self, node: Node, path: Path) -> Iterator[Values]:
@@ -534,13 +544,20 @@ class _Reader:
         Raises:
             RecipeError: there are too many.
         """
-        usual, size = _usual_values(node), size_of(node)
-        for values in (usual, *_varied(node, usual)):
+        size = size_of(node)
+        for values in each_option(node):
             self.read += size
             if self.read > _MOST_READ:
                 self.problems.add(path, "there is too much to choose from; offer fewer options in one place.")
                 self.problems.check()
             yield values
+
+
+def each_option(node: Node) -> Iterator[Values]:
+    """Values that together take every option of every slot of a template, one at a time."""
+    usual = _usual_values(node)
+    yield usual
+    yield from _varied(node, usual)
 
 
 def _usual_values(node: Node) -> dict[str, Any]:

@@ -60,16 +60,14 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
     Parts of the recipe that the backbone cannot take are left out: layers beyond the last, missing sites and
     stacks, methods that do not fit. The work is bounded, and the same input always gives the same output.
 
+    Entries that start from an input are matched with items that start from the same content.
+
     Raises:
-        RecipeError: nothing of the recipe fits the backbone, it has too many entries, or some start from
-            inputs, which no space can say.
+        RecipeError: nothing of the recipe fits the backbone, it has too many entries, or the hash of an
+            input's content is not known.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    if recipe.inputs:
-        raise RecipeError(
-            f"Recipe {recipe.name!r} starts from {', '.join(recipe.inputs)}, which no space can say; "
-            "leave its 'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
-        )
+    recipe.starts()  # raises where what they are is not settled
     members = bound.kept(Encoder)
     if bound.pooling != "own":  # which all its recipes have
         recipe = unpooled(recipe)

@@ -21,10 +21,12 @@ from autopeft.quantity import parse_quantity
 from autopeft.recipe import (
     CompositionItem,
     EntryItem,
+    InputItem,
     Item,
     LayerBlock,
     Recipe,
     TrainingSection,
+    address_of,
     resolve_layers,
 )
 from autopeft.recipe.parse import read_training
@@ -50,6 +52,7 @@ _ENTRIES = 1000
 _DEEPEST = 10_000
 _KINDS, _PIECES, _TRAININGS = 1 << 12, 1 << 14, 1 << 8
 _MEMO = 1 << 12
+_DIGITS = 12  # of a hash, where it is compared and shown
 
 # Shares of the distance. A placement counts more than any of its settings, and those more than the grouping.
 _SIZE, _OTHER, _MOST_OTHER = 0.5, 0.1, 0.4
@@ -318,7 +321,8 @@ class Encoder:
             if found is None:
                 item, where = self.bound.item(unit, values), self.bound.where(unit, values)
                 masks = [WHOLE] if where is None else [mask_of(at, stack) for at, stack in where]
-                found = known.keep(key, tuple(self._piece(item, mask) for mask in masks if item is not None))
+                pieces_of = () if item is None else [self._piece(item, m, self.bound.inputs) for m in masks]
+                found = known.keep(key, tuple(pieces_of))
             pieces.extend(found)
         key = self._training_key(values)
         training = self._trainings.get(key)
@@ -328,24 +332,35 @@ class Encoder:
             training = self._trainings.keep(key, Training(section, numbered=True))
         return PlacementBag(pieces, training)
 
-    def _piece(self, item: Item, mask: int) -> Piece:
+    def _piece(self, item: Item, mask: int, inputs: Mapping[str, InputItem]) -> Piece:
         placements: list[Placement] = []
-        self._walk(item, mask, "", placements)
+        self._walk(item, mask, "", placements, inputs)
         return Piece(tuple(placements), self._parts.shape(item).text(mask))
 
-    def _walk(self, item: Item, mask: int, inside: str, placements: list[Placement]) -> int:
+    def _walk(
+        self,
+        item: Item,
+        mask: int,
+        inside: str,
+        placements: list[Placement],
+        inputs: Mapping[str, InputItem],
+    ) -> int:
         """Add the placements of an item; returns the sites that they cover."""
         if isinstance(item, EntryItem):
             shape = self._parts.leaf(item, item.method)
             sites = sum(self._bits[s.key] for s in shape.sites(mask))
             config = shape.config.model_dump(mode="json", exclude={"sites"})
+            if item.start:  # by content: the same input may have another name in another recipe
+                told = {"method", "config", "alias", "start"}
+                config |= item.model_dump(mode="json", exclude=told, exclude_defaults=True)
+                config["from"] = " and ".join(_content(start, inputs) for start in item.start)
             kind = self._kind(item.method, config, size_field(shape.method), inside)
             at = sites if shape.placed(mask) else self._nowhere
-            placements.append(Placement(kind, at, item.alias, True))
+            placements.append(Placement(kind, at, item.alias, not item.frozen))
             return sites
         sites = 0
         for child in item.children:
-            sites |= self._walk(child, mask, f"{inside}/{item.kind}", placements)
+            sites |= self._walk(child, mask, f"{inside}/{item.kind}", placements, inputs)
         kind = self._kind(item.kind, dict(item.options), None, inside)
         shape_of = self._parts.shape
         try:  # it trains where it has parameters of its own
@@ -374,10 +389,10 @@ class Encoder:
             mask = self._mask(block, lost)
             for item in block.attach:
                 fitting = self._fitting(item, names, mask, lost)
-                pieces += [] if fitting is None else [self._piece(fitting, mask)]
+                pieces += [] if fitting is None else [self._piece(fitting, mask, recipe.inputs)]
         for item in recipe.model:
             fitting = self._fitting(item, names, WHOLE, lost)
-            pieces += [] if fitting is None else [self._piece(fitting, WHOLE)]
+            pieces += [] if fitting is None else [self._piece(fitting, WHOLE, recipe.inputs)]
         training = recipe.training if self.bound.deep_head else recipe.training.without_head_parts()
         return PlacementBag(pieces, Training(training, numbered=False)), lost
 
@@ -420,6 +435,13 @@ class Encoder:
             lost.append(f"{item.method} is left out: {str(error).rstrip('.')}")
             return None
         return item
+
+
+def _content(start: str, inputs: Mapping[str, InputItem]) -> str:
+    """What a `from:` means: the hash of the input's content in short, and the entry of it that is named."""
+    name, entry = address_of(start)
+    content = (inputs[name].sha256 or name)[:_DIGITS]
+    return content if entry is None else f"{content}.{entry}"
 
 
 def _layers(at: Any, n: int) -> tuple[list[int], bool]:

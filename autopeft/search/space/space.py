@@ -15,6 +15,9 @@ A space file is a recipe file in which
   the rank is below 12, at most 0.03: smaller sizes take larger rates. Under `vars:` it has a name;
 - `hidden/16` is the backbone's width divided (rounded down, at least 1), `last` the index of the last
   layer;
+- `inputs:` names saved hybrids, as in a recipe. An item starts `from:` one or a choice of them (`null` for
+  none), and its `frozen:` may be a choice too; where options differ in more, an item for each stands in a
+  `choice:`. What starts from an input has the size and the layers of that in every option;
 - an option `null` in a list of items, and a size of 0 (rank, bottleneck, length, keep), mean that the
   item is absent. So is one that the backbone cannot take: sites that it lacks are left out here, while
   in a recipe they are errors.
@@ -24,12 +27,14 @@ A space compiles to one flat, static list of parameters. Inactive parameters are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
 from autopeft.errors import RecipeError, near
 from autopeft.foreign import local_path
+from autopeft.recipe import InputItem
 from autopeft.recipe.pooling import Pooling
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.yaml_text import read_text, read_yaml
@@ -73,6 +78,11 @@ class Space:
     @property
     def reference(self) -> str | None:
         return self.templates.reference
+
+    @property
+    def inputs(self) -> Mapping[str, InputItem]:
+        """What its items start from, by name."""
+        return self.templates.inputs
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "space") -> Space:
@@ -136,6 +146,14 @@ class Space:
         """The space for trainings of `steps` steps: where a range names its own `steps`, shorter trainings
         begin at larger rates."""
         return replace(self, steps=steps)
+
+    def pinned(self, hashes: Mapping[str, str]) -> Space:
+        """The space with the hashes of its inputs' contents, by the inputs' names."""
+        inputs = {
+            name: item.model_copy(update={"sha256": hashes[name]})
+            for name, item in self.templates.inputs.items()
+        }
+        return replace(self, templates=replace(self.templates, inputs=inputs))
 
     def bind(self, spec: BackboneSpec) -> BoundSpace:
         """The space on a backbone.

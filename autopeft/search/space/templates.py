@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
+from autopeft.recipe import InputItem
+from autopeft.recipe.parse import BESIDE
 from autopeft.recipe.problems import MarkedDict, Path, copy_lines
 from autopeft.search.space.parameters import ParameterKind
 from autopeft.spec import SITE_NAMES, BackboneSpec
@@ -34,6 +36,7 @@ __all__ = [
     "Slot",
     "Templates",
     "fill",
+    "has_start",
     "is_zero",
     "options_of",
     "prune",
@@ -198,6 +201,11 @@ def slots_of(node: Node) -> list[Slot]:
     return [inner.slot for inner in walk(node) if isinstance(inner, (Ref, Optional))]
 
 
+def has_start(node: Node) -> bool:
+    """Whether some option of an item's template starts `from:` an input."""
+    return any(isinstance(inner, Mapped) and "from" in inner.nodes for inner in walk(node))
+
+
 @dataclass(eq=False)
 class Slot:
     """A choice of the space, before it is known how many layers share or repeat it.
@@ -268,6 +276,7 @@ class Templates:
 
     name: str = "space"
     reference: str | None = None
+    inputs: dict[str, InputItem] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     blocks: list[BlockTemplate] = field(default_factory=list)
     model: list[ItemTemplate] = field(default_factory=list)
@@ -309,7 +318,7 @@ def prune(tree: Any, spec: BackboneSpec | None, stacks: Sequence[str] | None) ->
     """
     if tree is ABSENT:
         return ABSENT
-    names = [key for key in tree if key != "as"] if isinstance(tree, dict) else []
+    names = [key for key in tree if key not in BESIDE] if isinstance(tree, dict) else []
     if len(names) != 1:
         return tree
     name, body = names[0], tree[names[0]]
