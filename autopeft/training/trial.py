@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from autopeft.assets.heads import reset_head
 from autopeft.counting import Counts
 from autopeft.errors import UsageError, near
-from autopeft.hybrid import Hybrid, attach
+from autopeft.hybrid import Artefact, Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
 from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.runs.records import Sample
@@ -87,6 +87,7 @@ def run_trial(
     resume: Checkpoint | None = None,
     samples: bool = False,
     full: bool = False,
+    inputs: Mapping[str, Artefact] | None = None,
 ) -> TrialOutcome:
     """Start head and modules from the plan's seed, calibrate, train, score, take everything off again.
 
@@ -101,6 +102,7 @@ def run_trial(
         samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
         until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
         full: every weight trains in place of what the recipe attaches, at the rates of its training section.
+        inputs: what the recipe starts from, where that was opened already (see `attach`).
 
     Raises:
         UsageError: the recipe does not fit the model, or a split does not exist.
@@ -127,7 +129,9 @@ def run_trial(
                 start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
 
         hybrid: Trainable = (
-            FullFineTuning(model, recipe.training) if full else attach(model, recipe, seed=plan.seed)
+            FullFineTuning(model, recipe.training)
+            if full
+            else attach(model, recipe, seed=plan.seed, inputs=inputs)
         )
         try:
             result = train(

@@ -21,7 +21,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ from autopeft.search.core.jobs import (
     TrainJob,
     UntrainedJob,
 )
+from autopeft.search.execution.input_transfer import InputFiles, opened
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
@@ -68,6 +69,7 @@ class JobContext:
             exception that has to pass, once the search was stopped.
         latency: whether runs after the search measure the time of a batch at inference.
         tokenizer: of the backbone, where rows are made that `data` does not have.
+        inputs: what recipes start from (see `input_transfer.opened`).
     """
 
     task: Task
@@ -77,6 +79,7 @@ class JobContext:
     on_step: Progress
     latency: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
+    inputs: InputFiles = field(default_factory=dict)
 
 
 JobRunner = Callable[[JobContext, Any], JobResult]
@@ -150,19 +153,22 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         if job.files and "checkpoint" in job.files:
             resume = Checkpoint.from_bytes(job.files["checkpoint"])
 
-    outcome = run_trial(
-        context.backbone(job.precision),
-        Recipe.from_dict(dict(job.recipe)),
-        context.data,
-        replace(plan, steps=job.steps, seed=job.seed, train_share=job.share),
-        splits=job.splits,
-        metric=job.metric,
-        on_step=context.on_step,
-        keep=keep,
-        until=job.until,
-        resume=resume,
-        samples=job.samples,
-    )
+    recipe = Recipe.from_dict(dict(job.recipe))
+    with opened(recipe, context.inputs) as inputs:
+        outcome = run_trial(
+            context.backbone(job.precision),
+            recipe,
+            context.data,
+            replace(plan, steps=job.steps, seed=job.seed, train_share=job.share),
+            splits=job.splits,
+            metric=job.metric,
+            on_step=context.on_step,
+            keep=keep,
+            until=job.until,
+            resume=resume,
+            samples=job.samples,
+            inputs=inputs,
+        )
     scores = {k: float(v) for k, v in outcome.scores.items()}
     merit = _merit(job, outcome.losses.get("select"), outcome.calibrated_losses.get("select"))
     if job.keep_above is not None:

@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from autopeft.devices import accelerator, empty_cache, peak_memory
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, UntrainedJob
 from autopeft.search.execution.deadline import within
+from autopeft.search.execution.input_transfer import InputFiles
 from autopeft.search.execution.model_transfer import local_source
 from autopeft.search.execution.process import memory_text
 from autopeft.search.execution.runners import JobContext, runner_of
@@ -46,6 +47,7 @@ class WorkerSetup:
             so that a job carries a recipe, and weights only where it goes on from some.
         latency: whether runs after the search measure the time of a batch at inference.
         processes: of one job, among which the backbone's layers and the rows of a step are divided.
+        inputs: what recipes start from.
     """
 
     model: str
@@ -56,6 +58,7 @@ class WorkerSetup:
     key: str
     latency: bool = False
     processes: int = 1
+    inputs: InputFiles = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -257,7 +260,9 @@ def _here(setup: WorkerSetup, job: Job, step: Progress) -> JobResult:
     # One of several processes that gave up by a clock of its own would leave the others waiting.
     seconds = getattr(job, "within", None) if setup.processes == 1 else None
     with within(seconds, partial(kept.backbone, setup)) as backbone:
-        context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
+        context = JobContext(
+            setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer, setup.inputs
+        )
         result = runner(context, job)
     # A metric of the user's may give no finite number.
     bad = [f"{split}={score}" for split, score in result.scores.items() if not math.isfinite(score)]

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -27,13 +27,15 @@ from autopeft.counting import Budget
 from autopeft.devices import AUTO, accelerator, count, device_named, label
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
-from autopeft.hybrid import head_of
+from autopeft.hybrid import Artefact, head_of
 from autopeft.resources import Limits, Predictor, StepCost
 from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
+from autopeft.search.execution.input_transfer import pack_inputs
 from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.inputs import check_fit, open_inputs
 from autopeft.search.planning.limits import (
     calibration_for,
     limits_of,
@@ -91,6 +93,7 @@ class Prepared:
             `load_task` gives them, a loaded model the folder that it was saved to.
         step_cost: predicts the time of a training step as a multiple of LoRA's at the budget; `None` where
             this machine was not measured.
+        inputs: what entries of the space start from, by name.
         precision: what the probe found, where limits are predicted for the precision that follows from it;
             `None` where nothing was predicted, or the probe was not needed for that.
     """
@@ -124,6 +127,7 @@ class Prepared:
     space_name: str
     processes: int = 1
     step_cost: StepCost | None = None
+    inputs: Mapping[str, Artefact] = field(default_factory=dict)
     precision: PrecisionFinding | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -176,6 +180,7 @@ class Prepared:
             "model": self.model_name,
             "budget": str(self.arguments.budget),
             "space": self.space_name,
+            "inputs": {name: item.to_data() for name, item in self.space.inputs.items()},
             "arguments": self.arguments.record(),
             "versions": versions(),
             "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": gpu},
@@ -218,6 +223,7 @@ def prepare(
     if anew:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
+    space, inputs = open_inputs(space, a.runs)
     source = resolve_model(str(a.model), notify=notify, quantize=a.quantize)
     spec = spec_of(unquantized(load_config(source), str(a.model)))
     effort = effort or _effort(a, gpu=gpu, spec=spec)
@@ -256,6 +262,7 @@ def prepare(
     pooling = pooling_of_search(a, space, source, task, plan, spec, processes, notify)
     space = replace(space.for_steps(effort.steps), pooling=pooling)
     bound = space.bind(spec)
+    check_fit(bound, inputs, source)
     calibration, found = None, None
     if within.calibrated or OBJECTIVES[objective] == "step_cost":
         final, found = precision_of_finals(a, source, task, plan, spec.parameters, kept, notify)
@@ -308,6 +315,7 @@ def prepare(
         within=within,
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
+        inputs=inputs,
         precision=found,
     )
 
@@ -323,6 +331,7 @@ def worker_setup(ready: Prepared) -> WorkerSetup:
         key=ready.key(),
         latency=ready.within.latency is not None,
         processes=ready.processes,
+        inputs=pack_inputs(ready.inputs.values()),
     )
 
 

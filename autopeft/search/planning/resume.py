@@ -10,8 +10,9 @@ from typing import Any
 
 from autopeft.arguments import command_line
 from autopeft.effort import Effort, read_effort
-from autopeft.errors import UsageError, near
+from autopeft.errors import DataError, UsageError, near
 from autopeft.foreign import file_in
+from autopeft.hybrid.inputs import open_input
 from autopeft.recipe.pooling import POOLINGS
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on, why_not_here
@@ -163,21 +164,37 @@ def _prepared(
         if forgotten is not None:
             forgotten(f"{told} that: give it again to go on with it.")
 
+    assert isinstance(arguments.space, Space)  # as `_read` has read it
+    for name, item in arguments.space.inputs.items():
+        before = _at(manifest, ("inputs", name, "sha256"))
+        try:
+            now = open_input(name, item, Path(arguments.runs)).sha256
+        except DataError as error:
+            raise DataError(
+                f"{folder.name} cannot go on: {error} Go on from the folder that it was begun in: inputs are "
+                "looked for from there."
+            ) from error
+        if before != now:
+            raise _changed(folder, f"input {name!r}", before, now)
     ready = prepare(arguments, notify, effort, kept_precision(folder.path))
-    now = ready.identity()
+    identity = ready.identity()
     for name, path in (
         ("data", ("data", "source", "sha256")),
         ("rows", ("data", "rows")),
         ("backbone", ("backbone", "sha256")),
         ("budget", ("limits",)),
     ):
-        before, after = _at(manifest, path), _at(now, path)
+        before, after = _at(manifest, path), _at(identity, path)
         if before != after:
-            raise UsageError(
-                f"The {name} of {folder.name} changed since it was begun ({before} then, {after} now); its "
-                "scores cannot be compared with new ones. Start a new search."
-            )
+            raise _changed(folder, name, before, after)
     return ready
+
+
+def _changed(folder: RunFolder, what: str, before: Any, after: Any) -> UsageError:
+    return UsageError(
+        f"The {what} of {folder.name} changed since it was begun ({before} then, {after} now); its scores "
+        "cannot be compared with new ones. Start a new search."
+    )
 
 
 def _anew(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
