@@ -22,15 +22,15 @@ def runs(
     root: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List the runs, newest first, or show one: every trial, the finals, the front, and a few answers that
-    its winner wrote.
+    """List the runs, newest first, or show one: what its winner starts from, every trial, the finals, the
+    front, and a few answers that its winner wrote.
 
     \b
       autopeft runs
       autopeft runs latest
       autopeft runs latest --json
     """
-    from autopeft.report.runs import front_sheet, runs_sheet, samples_sheet, trials_sheet
+    from autopeft.report.runs import front_sheet, inputs_of, runs_sheet, samples_sheet, trials_sheet
     from autopeft.runs.documents import read_result
     from autopeft.runs.folder import list_runs, load_run, read_parts
 
@@ -59,6 +59,8 @@ def runs(
         return
     say_sheet(runs_sheet([folder.summary()], str(root)))
     result = read_result(parts.result or {})
+    for line in inputs_of(result.recipe):
+        say(line)
     written = samples_sheet(result.samples, result.metric or "score")
     for sheet in (trials_sheet([*parts.trials, *parts.finals]), front_sheet(parts.front), written):
         if sheet.rows:

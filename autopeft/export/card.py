@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from autopeft.assets.table import ASSETS
 from autopeft.foreign import table_of
 from autopeft.recipe import Recipe
+from autopeft.recipe.contents import input_lines
 from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain
@@ -76,6 +77,8 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         "## Recipe\n\n`recipe.yaml` says which methods sit where. It trains on other tasks as well:\n\n"
         + fenced(recipe.to_yaml(), "yaml")
         + "\n\n"
+        + "".join(f"- {plain(line)}\n" for line in input_lines(recipe))
+        + ("\n" if recipe.inputs else "")
         + fenced(again, "bash"),
     ]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from autopeft.errors import UsageError
+from autopeft.foreign import table_of
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, number, percent, score
 from autopeft.runs.folder import no_runs
 from autopeft.runs.records import FrontPoint, Sample, TrialRecord
 
-__all__ = ["front_sheet", "runs_sheet", "samples_sheet", "trials_sheet", "verdict_of"]
+__all__ = ["front_sheet", "inputs_of", "runs_sheet", "samples_sheet", "trials_sheet", "verdict_of"]
 
 _LETTERS = 160  # of a text in a table of the terminal
 
@@ -90,6 +92,19 @@ def front_sheet(front: Iterable[FrontPoint]) -> Sheet:
         right=frozenset(headers[:4]),
         drop=("share",),
     )
+
+
+def inputs_of(recipe: Any) -> list[str]:
+    """What a run's winner starts from, a line for each input; none where its recipe, as data, is none."""
+    if not table_of(recipe).get("inputs"):
+        return []
+    from autopeft.recipe import Recipe  # which imports torch
+    from autopeft.recipe.contents import input_lines
+
+    try:
+        return input_lines(Recipe.from_dict(recipe))
+    except UsageError:  # `autopeft show` says what is wrong with it
+        return []
 
 
 def verdict_of(sample: Sample, metric: str) -> str:

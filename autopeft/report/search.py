@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft.graph import build_graph
+from autopeft.recipe.contents import input_lines
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import counted, duration, limits_text, number, percent, size
 from autopeft.resources.calibration import Calibration
@@ -86,11 +87,12 @@ def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
 
 
 def winner_text(result: SearchResult, drawing: str) -> str:
-    """The winner, the `drawing` of its graph, and its recipe."""
+    """The winner, what it starts from, the `drawing` of its graph, and its recipe."""
     winner, parameters = result.winner, size(result.counts["deployed"], result.counts["share"])
     return "\n".join(
         (
             f"Winner: {result.origin}, {winner.name!r} ({winner.brief}), {parameters}",
+            *input_lines(winner),
             "",
             drawing.rstrip("\n"),
             "",
@@ -139,6 +141,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("backbone", f"{ready.model_name}: {ready.spec.parameters:,} parameters"),
         ("budget", f"{ready.budget}: {limits_text(ready.limits)} deployed parameters"),
         *([("limits", str(ready.within))] if ready.within else []),
+        *((f"input {name}", str(item)) for name, item in ready.space.inputs.items()),
         *_accuracy(ready.predictor.calibration),
         ("space", f"{ready.space_name}: {size}"),
         ("fit without repair", percent(found.feasible, 1)),

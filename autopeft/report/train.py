@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autopeft.report.runs import inputs_of
 from autopeft.report.sheet import Sheet
 from autopeft.report.tasks import data_line
 from autopeft.report.text import duration, number, percent, score
@@ -36,7 +37,7 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
         rows.append((name, *scores, deployed, share, *["–"] * 3))
         unbeaten = constant.unbeaten(outcome["test_mean"], "test", "The hybrid")
         notes += [unbeaten] if unbeaten else []
-    notes += _course(outcome["history"], outcome["trial_metric"])
+    notes += [*inputs_of(outcome["recipe"]), *_course(outcome["history"], outcome["trial_metric"])]
     notes += [told for told in outcome["remarks"] if summary is None or told not in summary.remarks]
     return Sheet(
         headers,

@@ -12,6 +12,7 @@ from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_svg
 from autopeft.recipe import Recipe
+from autopeft.recipe.contents import input_lines
 from autopeft.report.backbone import config_of
 from autopeft.report.html.load import Run
 from autopeft.report.html.values import shown
@@ -30,6 +31,7 @@ class Winner:
         yaml: the recipe, empty where there is none.
         graph: `None` where it cannot be built here; `reason` says why.
         note: that training settled the size, where it did.
+        inputs: what it starts from, a line each.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Winner:
     sheets: tuple[Sheet, ...] = ()
     reason: str = ""
     note: str = ""
+    inputs: tuple[str, ...] = ()
 
 
 def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None) -> Winner:
@@ -58,6 +61,7 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
     except UsageError as error:
         return Winner(title, reason=f"The recipe cannot be read: {shown(error)}")
     title, yaml = f"{title}, {shown(recipe.name, 60)}", recipe.to_yaml()
+    inputs = tuple(shown(line) for line in input_lines(recipe))
     try:
         backbone = model or shown(run.about.model, 500)
         spec, trained = spec_of(config_of(backbone, notify)), run.about.backbone.parameters
@@ -69,7 +73,7 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
         graph = build_graph(recipe, spec)
     except AutoPEFTError as error:
         reason = f"The graph cannot be drawn here: {shown(error)} --model says where the backbone is."
-        return Winner(title, yaml, reason=reason)
+        return Winner(title, yaml, reason=reason, inputs=inputs)
 
     # What the weights that the run kept have, as far as it is known.
     kept: dict[str, float | None] = {}
@@ -89,4 +93,4 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
         counts = replace(counts, deployed=deployed)
     sheets = (entries_sheet(graph), counts_sheet(counts))
     # Every text of the drawing was escaped where it was drawn.
-    return Winner(title, yaml, graph, Markup(draw_svg(graph)), sheets, note=note)
+    return Winner(title, yaml, graph, Markup(draw_svg(graph)), sheets, note=note, inputs=inputs)
