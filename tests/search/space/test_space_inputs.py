@@ -13,10 +13,11 @@ from support.projecting import TINY, assert_inverse, points, trial_hash
 
 from autopeft.counting import Budget
 from autopeft.errors import RecipeError
-from autopeft.graph import build_graph
+from autopeft.graph import build_graph, on_sharded
 from autopeft.recipe import Recipe
+from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.candidate import candidate
+from autopeft.search.space.candidate import ResourceBudget, candidate
 from autopeft.search.space.in_use import parameters_in_use
 from autopeft.search.space.projection import values_of
 from autopeft.search.space.repair import repair
@@ -175,3 +176,23 @@ def test_a_size_of_zero_leaves_out_what_would_start() -> None:
     assert (without.methods, dict(without.inputs)) == (("ia3",), {})
     random_points = [bound.materialize(bound.sample(random.Random(i))) for i in range(8)]
     assert {bool(r.inputs) for r in random_points} == {True, False}
+
+
+def test_what_starts_and_cannot_act_is_replaced_before_the_budget_is_looked_at() -> None:
+    """A prompt that trains in phases leaves the room to the rest, where several processes train."""
+    bound = bound_to(
+        "inputs: {a: x}\nlayers: [{attach: [{lora: {rank: {choice: [1, 2, 4]}}}]}]\n"
+        "model: [{optional: {spot: {length: 30}, from: a}}]",
+        {"a": "a" * 64},
+    )
+    values = {"lora.rank": 4, "spot.on": True}
+    sizes = [
+        candidate(bound, {**values, "spot.on": on}, Budget.parse("100%")).deployed for on in (False, True)
+    ]
+    most = Budget.parse(str(sizes[0]))
+    assert candidate(bound, values, most).point["lora.rank"] < 4
+    within = Limits(processes=2)
+    budget = ResourceBudget(
+        most.upper, most.lower, within, lambda graph: Resources(on_sharded=on_sharded(graph))
+    )
+    assert candidate(bound, values, budget).point == {"lora.rank": 4, "spot.on": False}
