@@ -15,6 +15,7 @@ from support.tiny import randomise, tiny_model
 
 import autopeft
 from autopeft import bank
+from autopeft.assets import load_model
 from autopeft.cli import main
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import attach
@@ -52,6 +53,7 @@ def test_a_run_is_kept_with_a_record_of_what_it_is(here: Path) -> None:
     assert (kept.family, kept.rate, kept.run) == ("bert", trained.recipe.training.learning_rate, "run")
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert kept.backbone == manifest["backbone"]["sha256"]
+    assert kept.origin == "folder"
     assert kept.data == manifest["data"]["source"]["sha256"]
     (entry,) = kept.entries
     assert (entry.method, entry.options) == ("lora", {"rank": 2})
@@ -66,6 +68,9 @@ def test_a_run_is_kept_with_a_record_of_what_it_is(here: Path) -> None:
         max_length=24, out="again",
     )  # fmt: skip
     assert again.recipe.inputs[kept.name].sha256 == kept.sha256
+    save_backbone(here / "other", seed=1)
+    with pytest.raises(DataError, match=rf"another backbone: on 'model' .*{str(kept.backbone)[:12]}"):
+        attach(load_model("other"), recipe)
     assert json.loads(Path("again/manifest.json").read_text())["inputs"][kept.name]["sha256"] == kept.sha256
 
 

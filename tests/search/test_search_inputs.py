@@ -88,7 +88,7 @@ def test_a_search_starts_from_inputs_and_says_which_the_winner_has(
 
     winner = result.winner
     assert Recipe.from_file("run/winner/recipe.yaml").inputs == winner.inputs
-    short = [item.sha256[:12] for item in winner.inputs.values()]
+    short = [f"{item.sha256[:12]}…" for item in winner.inputs.values()]  # as in these lines alone
     assert short
     capsys.readouterr()
     assert main(["runs", "run"]) == 0
