@@ -21,6 +21,7 @@ from .recipe import spec
 _OWN = """
 autopeft: 2
 name: own
+inputs: {one: {folder: x, sha256: 0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9}}
 vars:
   size: {choice: [2, hidden/4, 8]}
   start: {int: [0, last]}
@@ -35,6 +36,9 @@ layers:
     each_layer:
       - {optional: {parallel_adapter: {bottleneck: {choice: [1, 2, 4]}}}}
       - {route: {children: [{lora: {rank: {choice: [1, 2]}}}], copies: {choice: [1, 2]}}}
+  - attach:
+      - {ia3: {}, from: {choice: [null, one, one.small]}}
+      - {choice: [{bitfit: {}, from: one, frozen: {choice: [true, false]}}, null]}
 model:
   - {prompt_tuning: {length: {choice: [0, 4]}}}
 training:
