@@ -452,10 +452,10 @@ def check_templates(templates: Templates, problems: Problems) -> None:
     for template in [*(item for block in templates.blocks for item in block.items), *templates.model]:
         reader.item(template.node, template.path, template.level)
     check_starts({repr(found): found for found in reader.named}.values(), templates.inputs, problems)
-    for block in templates.blocks:
-        places = (block.of, block.start, block.switch, block.stack)
-        if block.each_layer or any(slots_of(node) for node in places if node is not None):
-            for template in block.items:
+    for one in templates.blocks:
+        where = (one.of, one.start, one.switch, one.stack)
+        if one.each_layer or any(slots_of(node) for node in where if node is not None):
+            for template in one.items:
                 if has_start(template.node):
                     problems.add(
                         template.path,
