@@ -81,6 +81,7 @@ def input_lines(recipe: Recipe) -> list[str]:
     for name, item in recipe.inputs.items():
         acts = [
             f"{ref.name} {'is frozen at' if ref.item.frozen else 'starts from'} {start}"
+            + ("" if ref.item.merge is None else f", merged by {ref.item.merge.how}")
             for ref in recipe.entries()
             for start in ref.item.start
             if address_of(start)[0] == name

@@ -196,3 +196,21 @@ def test_what_starts_and_cannot_act_is_replaced_before_the_budget_is_looked_at()
         most.upper, most.lower, within, lambda graph: Resources(on_sharded=on_sharded(graph))
     )
     assert candidate(bound, values, budget).point == {"lora.rank": 4, "spot.on": False}
+
+
+def test_a_space_asks_how_several_inputs_are_merged() -> None:
+    text = """
+inputs: {a: runs/one, b: {bank: two}}
+layers:
+  - attach:
+      - {ia3: {}, from: [a, b], merge: {choice: [mean, {how: ties, density: 0.2}]}}
+"""
+    bound = bound_to(text)
+    (parameter,) = bound.parameters
+    recipes = [bound.materialize({parameter.name: value}) for value in parameter.choices or ()]
+    rules = [entry.item.to_data()["merge"] for recipe in recipes for entry in recipe.entries()]
+    assert rules == ["mean", {"how": "ties", "density": 0.2}]
+    assert len({trial_hash(recipe, TINY) for recipe in recipes}) == 2
+    for recipe, value in zip(recipes, parameter.choices or (), strict=True):
+        found = values_of(recipe, bound)
+        assert (found.exact, found.values) == (True, {parameter.name: value})
