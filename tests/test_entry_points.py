@@ -104,7 +104,7 @@ class Mean(nn.Module):
         pass
 
     @classmethod
-    def parameter_count(cls, children):
+    def parameter_count(cls, children, options):
         return ParameterCount(0, 0)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopeft.composition.adamix import AdaMix
 from autopeft.composition.chain import Chain
 from autopeft.composition.contract import (
     Child,
@@ -32,6 +33,7 @@ from autopeft.composition.sums import Sum, added, one_after_the_other
 from autopeft.composition.wrap import MaskedCopies, WeightDrop, Wrap
 
 __all__ = [
+    "AdaMix",
     "Chain",
     "Child",
     "ChildSpec",

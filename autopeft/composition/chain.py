@@ -63,7 +63,7 @@ class Chain(nn.Module):
                 )
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         return ParameterCount(0, 0)
 
     @classmethod

@@ -54,7 +54,7 @@ class CompositionTraits:
 
     Attributes:
         ordered: the order of its children matters. Of others, recipes that differ in it alone are the same.
-        additive: it does what listing its children side by side does.
+        additive: once deployed, it does what listing its children side by side does.
         mergeable: it can be folded into the backbone's weights where its children can; it has `merged`.
         rowwise: what it adds at a position depends on that position alone, where that is so of its children.
         copies: its only child may be written once, with `copies: n` beside it.
@@ -123,6 +123,11 @@ class ChildSpec:
         directed: an entry in it replaces the direction of a weight (DoRA).
         remade: an entry in it has other parameters once it is deployed (see `Traits`).
         fed: the width of what it reads at a site, its input's unless the method says otherwise (`fed_width`).
+        frozen: it is an entry that does not train.
+        part_size: of an entry whose method says it, how many parameters a part has at a site, `None` for a
+            part that lies at no single site.
+        build: of an entry, makes its module anew, with first values of its own. It is there when the
+            composition is built.
     """
 
     name: str
@@ -135,6 +140,9 @@ class ChildSpec:
     directed: bool = False
     remade: bool = False
     fed: Callable[[Site], int] = input_width
+    frozen: bool = False
+    part_size: Callable[[Site, str], int | None] | None = None
+    build: Callable[[], nn.Module] | None = None
 
 
 def nested(outer: Value | None, inner: Value) -> Value:
@@ -191,11 +199,18 @@ class Composition(Protocol):
     It may take part in the events of the training loop, as a method's module does. `options` are those of the
     recipe's item, complete.
 
-    Three members are optional. `check_modules(modules)` looks at the modules of the entries under it once
+    Some members are optional. `check_modules(modules)` looks at the modules of the entries under it once
     they are built, by name, and raises CompositionError where it cannot hold them. `merged(site, children,
     weight, bias)`, which `traits.mergeable` asks for, gives the new weight and bias of a linear site or a
     norm, from `MergingChild` objects. `pools(site)` is whether it looks at the sequence there as a whole, so
     that it refuses a decoding step from a cache; texts are then written without one.
+
+    A composition whose parameters are further copies of an entry's says so by `copies_of`, the entry's name:
+    they then train with the settings of that entry and of its parts (see `parts`). `start(modules, given)`
+    is called at attach, when all modules (by name) have their first values; `given` are the names of the
+    entries that got theirs from an input. `deployed(modules)` gives the modules under it, by name, that are
+    deployed with other values than they train with, as copies; its own `deploy()` drops what only training
+    needs.
 
     Attributes:
         kind: its name in recipes; `register` sets it.
@@ -215,7 +230,7 @@ class Composition(Protocol):
         ...
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount: ...
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount: ...
 
     @classmethod
     def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> nn.Module: ...

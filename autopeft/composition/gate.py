@@ -81,7 +81,7 @@ class Gate(nn.Module):
                 )
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         n = sum(c.fed(s) + 1 for c in children for s in c.sites)
         return ParameterCount(n, n)
 

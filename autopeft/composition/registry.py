@@ -36,7 +36,14 @@ _OWN = (
     Member("Options", "module", "the model of its options", None, "CompositionOptions", "any"),
     Member("kind", "module", "its name; `register` sets it", None, "str"),
     Member("check", "module", "before it is built", ("children", "options"), "", "any"),
-    Member("parameter_count", "module", "its own, in closed form", ("children",), "ParameterCount", "any"),
+    Member(
+        "parameter_count",
+        "module",
+        "its own, in closed form",
+        ("children", "options"),
+        "ParameterCount",
+        "any",
+    ),
     Member("build", "module", "at attach", ("children", "options"), "Module", "any"),
     Member("delta", "module", "in each forward", (*_FOLDS, "x", "y", "call"), "Tensor", "any"),
     Member(
@@ -51,6 +58,13 @@ _OWN = (
     Member("merged", "module", "by merging", (*_FOLDS, "weight", "bias"), "weight, bias"),
     Member("check_modules", "module", "at attach, when all is built: may raise", ("modules",), ""),
     Member("pools", "module", "before a text is written", ("site",), "bool"),
+    Member(
+        "copies_of", "module", "when the optimizer is built: the entry that its parameters copy", None, "str"
+    ),
+    Member("start", "module", "at attach, when all has its first values", ("modules", "given"), ""),
+    Member(
+        "deployed", "module", "at saving and exporting: what is under it, as copies", ("modules",), "modules"
+    ),
 )
 _OF_ENTRIES = (
     *("initialise", "initialise_prompt", "measurement", "measure", "settle"),

@@ -116,7 +116,7 @@ class Route(nn.Module):
                 )
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         sites, experts = _by_site(children)
         n = sum(Router.size(sites[k].in_features, len(e)) for k, e in experts.items() if len(e) > 1)
         return ParameterCount(n, n)

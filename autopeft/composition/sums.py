@@ -57,7 +57,7 @@ class Sum(nn.Module):
         """Anything adds up."""
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         return ParameterCount(0, 0)
 
     @classmethod

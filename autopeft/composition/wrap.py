@@ -33,7 +33,7 @@ class Wrap(nn.Module):
     """The sum of what its child does with the values of each of `values`.
 
     The child's parameters stay what trains and what is saved; it computes with what is made of them (see
-    `Child.under`). A wrap has no parameters of its own.
+    `Child.under`).
     """
 
     kind: ClassVar[str]
@@ -76,7 +76,7 @@ class Wrap(nn.Module):
             )
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         return ParameterCount(0, 0)
 
     def check_modules(self, modules: Mapping[str, nn.Module]) -> None:
@@ -207,6 +207,9 @@ class WeightDrop(Wrap):
     """
 
     summary: ClassVar[str] = "entries of its child's matrices are left out at random while training"
+    traits: ClassVar[CompositionTraits] = CompositionTraits(
+        additive=True, mergeable=True, rowwise=True, single=True
+    )
     Options = WeightDropOptions
     at_inference: ClassVar[bool] = False
 

@@ -19,7 +19,7 @@ from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import ONE_MODEL, Leaf, Tree
 from autopeft.hybrid.merging import Rest
-from autopeft.hybrid.modules import deployed_form
+from autopeft.hybrid.modules import deployed_modules
 from autopeft.hybrid.prediction import several_models
 
 if TYPE_CHECKING:
@@ -133,9 +133,10 @@ def _own_factors(hybrid: Hybrid, path: str) -> Factors | None:
     if len(acting) != 1 or not whole:
         return None
     pairs: list[tuple[Tensor, Tensor]] = []
+    deployed: dict[str, Any] = deployed_modules(hybrid.modules)
     for tree in hybrid.graph.trees_at(acting[0]):
         for name in _side_by_side(tree):
-            module: Any = None if name is None else deployed_form(hybrid.modules[name])
+            module = None if name is None else deployed[name]
             if module is None or not hasattr(module, "as_lora"):
                 return None
             if hybrid.graph.entries[str(name)].ways != {"hook"}:  # DoRA replaces the direction of W

@@ -26,7 +26,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, unservable
-from autopeft.hybrid.modules import deployed_form, head_of
+from autopeft.hybrid.modules import deployed_modules, head_of
 from autopeft.method import Call, Context, PeftKind
 from autopeft.runs.files import write_atomic, write_json
 
@@ -200,8 +200,9 @@ def _low_rank(
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    deployed: dict[str, Any] = deployed_modules(known.live.modules)
     for entry in entries:
-        module: Any = deployed_form(known.live.modules[entry.name])
+        module = deployed[entry.name]
         for site in entry.sites:
             path = known.path(site.key)
             a, b, scale, *magnitudes = module.as_dora(site) if dora else module.as_lora(site)

@@ -12,8 +12,8 @@ import html
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import networkx as nx
@@ -94,8 +94,12 @@ class CompositionGraph:
             yield from self.leaves(child)
 
     def child_spec(self, tree: Tree) -> ChildSpec:
-        """The `ChildSpec` by which a composition above sees `tree`."""
-        return child_spec(self.entries, tree)
+        """The `ChildSpec` by which a composition above sees `tree`, when it is built."""
+        found = child_spec(self.entries, tree)
+        if isinstance(tree, Node):
+            return found
+        entry = self.entries[tree.name]
+        return replace(found, build=partial(entry.method.build, entry.sites, self.spec))
 
     def sites(self) -> tuple[Site, ...]:
         """Every site that some entry sits at, in the spec's order."""
@@ -308,7 +312,7 @@ def _tree(
     while item.alias is None and name in used:
         name, number = f"{item.kind}_{number}", number + 1
     used.add(name)
-    return Node(name, item.kind, children, options, composition.parameter_count(specs))
+    return Node(name, item.kind, children, options, composition.parameter_count(specs, options))
 
 
 # Drawing

@@ -72,7 +72,7 @@ class Shape(ABC):
         phased: how many of them train in phases of their own.
         resizes: whether one of them settles how large it is while it trains.
         remade: whether one of them has other parameters once it is deployed.
-        fed: see `ChildSpec`.
+        fed, frozen, part_size: see `ChildSpec`.
     """
 
     label: str
@@ -85,6 +85,8 @@ class Shape(ABC):
     resizes: bool
     remade: bool
     fed: Callable[[Site], int]
+    frozen: bool = False
+    part_size: Callable[[Site, str], int | None] | None = None
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self.fed = parts, input_width
@@ -135,7 +137,7 @@ class LeafShape(Shape):
 
     def __init__(self, parts: Parts, name: str, method: type[Any], item: EntryItem) -> None:
         super().__init__(parts)
-        self.method, self._frozen = method, item.frozen
+        self.method, self.frozen = method, item.frozen
         self.label = str(method.name)
         self.config: MethodConfig = validate_config(item.method, item.config)
         self._example = method(self.config)
@@ -147,6 +149,7 @@ class LeafShape(Shape):
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
         self.remade = self._traits.remade
         self.fed = getattr(self._example, "fed_width", input_width)
+        self.part_size = getattr(self._example, "part_size", None)
         for site in self.config.sites or ():
             if site not in self._traits.sites:
                 raise SiteError(
@@ -162,7 +165,7 @@ class LeafShape(Shape):
         self._fewer = self._traits.changes_length or hasattr(self._example, "among")
         self._spread = parts.masks.spread(frozenset(self._names))
         config = {k: v for k, v in canonical_config(self.label, self.config).items() if k != "sites"}
-        frozen = '"frozen":true,' if self._frozen else ""
+        frozen = '"frozen":true,' if self.frozen else ""
         self._head = (
             f'{{"config":{canonical_json(config)},{frozen}"method":{json.dumps(self.label)},"sites":['
         )
@@ -198,7 +201,7 @@ class LeafShape(Shape):
                 f"it is attached to; there are: {', '.join(spec.site_names())}."
             )
         count: ParameterCount = self._example.parameter_count(sites, spec)
-        return replace(count, trained=0) if self._frozen else count
+        return replace(count, trained=0) if self.frozen else count
 
     def _text(self, mask: int) -> str:
         whole = self.placed(mask) and not self._fewer
@@ -245,12 +248,14 @@ class NodeShape(Shape):
                 directed=c.directed,
                 remade=c.remade,
                 fed=c.fed,
+                frozen=c.frozen,
+                part_size=c.part_size,
             )
             for c in self._children
         ]
         refuse_alone(self._kind, specs)
         self._composition.check(specs, self._options)
-        own: ParameterCount = self._composition.parameter_count(specs)
+        own: ParameterCount = self._composition.parameter_count(specs, self._options)
         return sum(counts, own)
 
     def _text(self, mask: int) -> str:

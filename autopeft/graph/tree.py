@@ -74,6 +74,8 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
             directed=traits.direction,
             remade=traits.remade,
             fed=getattr(entry.method, "fed_width", input_width),
+            frozen=entry.frozen,
+            part_size=getattr(entry.method, "part_size", None),
         )
     inner = [child_spec(entries, c) for c in tree.children]
     sites = {s.key: s for c in inner for s in c.sites}

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import fire, loss_terms
-from autopeft.hybrid.loss_step import Step, Total
+from autopeft.hybrid.loss_step import Divergence, Step, Total, apart_by_labels
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.injection.frames import frames
@@ -129,6 +129,8 @@ class HybridCallback(TrainerCallback):
 
     def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
         self.hybrid, self._total = hybrid, total or _by_labels
+        # Of `task.loss().total` the loss itself knows how its logits are read.
+        self._apart: Divergence = getattr(getattr(total, "__self__", None), "divergence", apart_by_labels)
         self._policies = Policies(hybrid.recipe.training)
         self._loss_used = False  # whether this step's loss came by `callback.loss`
         self._seen = _Seen()
@@ -166,6 +168,7 @@ class HybridCallback(TrainerCallback):
             logits,
             forward=self._seen.forward,
             total=self._total,
+            apart=self._apart,
             divisor=max(counted, 1),
         )
         terms = loss_terms(self._owners(), step)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,10 @@ def attach(
                 hybrid.initialise(base)
                 if starts:  # else values follow, as where a saved hybrid is loaded
                     hybrid._said = start_entries(recipe, hybrid.modules, starts, spec, source_of(model))
+                given = {ref.name for ref in recipe.entries() if starts and ref.item.start}
+                for composition in (modules[node.name] for node in graph.nodes()):
+                    if hasattr(composition, "start"):
+                        cast(Any, composition).start(modules, given)
                 for name in hybrid.modules.keys() - hybrid.trained_modules.keys():
                     hybrid.root.get_submodule(name).requires_grad_(False)
                 hybrid.injection.install()
@@ -237,7 +241,13 @@ class Hybrid:
         """
         training, groups = self.recipe.training, list[dict[str, Any]]()
         for name, module in self.trained_modules.items():
-            groups += groups_of(name, self.graph.kind(name), module, training)
+            entry = getattr(module, "copies_of", None)
+            if entry is None:
+                groups += groups_of(name, self.graph.kind(name), module, training)
+                continue
+            there = {group["name"]: group for group in groups}  # of the entry too, which comes before
+            for group in groups_of(entry, self.graph.kind(entry), module, training):
+                there[group["name"]]["params"] += group["params"]
         return groups + groups_of_head(self.model, self.head(), training)
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:

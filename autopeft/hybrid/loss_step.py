@@ -13,12 +13,29 @@ from torch import Tensor, nn
 from autopeft.backbones import base_model_of, layout_of
 from autopeft.errors import UsageError
 from autopeft.injection.frames import frames, further_forward
+from autopeft.nn import symmetric_divergence
 
-__all__ = ["Step"]
+__all__ = ["Divergence", "Step", "Total", "apart_by_labels"]
 
 Total = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+Divergence = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 _EMBEDDINGS = "embeddings"
 _TABLES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def apart_by_labels(logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """How far apart two answers are, summed over rows that have one label each.
+
+    Raises:
+        UsageError: they have several, so that it is not known how the logits are to be read.
+    """
+    if batch["labels"].ndim != 1:
+        raise UsageError(
+            "A term of the loss compares the answers of two forwards, which is known here for one label per "
+            f"row, but got labels of shape {tuple(batch['labels'].shape)}; give the task's own loss "
+            "(`total=task.loss().total`), or set the term's factor to 0 (`consistency` of adamix)."
+        )
+    return symmetric_divergence(logits, others).sum()
 
 
 @dataclass(eq=False)
@@ -33,6 +50,8 @@ class Step:
             place.
         total: the task's loss, summed over what counts in some rows, of logits and the batch.
         divisor: what that sum is divided by to be a term.
+        apart: how far apart the answers of two forwards are, summed over what counts in some rows, of both
+            logits and the batch.
         draws: over how many forwards the task's loss is the mean.
     """
 
@@ -43,6 +62,7 @@ class Step:
     forward: Callable[[Mapping[str, Any], bool], Tensor]
     total: Total
     divisor: float
+    apart: Divergence = apart_by_labels
     draws: int = 1
 
     @property
@@ -64,6 +84,9 @@ class Step:
 
     def mean(self, values: Tensor) -> Tensor:
         return values.sum() / self.divisor
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        return self.apart(self.logits, logits, self.batch) / self.divisor
 
     def average(self, draws: int) -> None:
         self.draws = max(self.draws, draws)

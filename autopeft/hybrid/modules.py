@@ -29,6 +29,7 @@ __all__ = [
     "build_modules",
     "counts_of",
     "deployed_form",
+    "deployed_modules",
     "head_of",
     "refuse_attached",
     "refuse_packed",
@@ -146,6 +147,17 @@ def deployed_form(module: nn.Module) -> nn.Module:
     copied: Any = copy.deepcopy(module)
     copied.deploy()
     return cast(nn.Module, copied)
+
+
+def deployed_modules(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules of a hybrid, by name, as they are deployed: with the values that compositions give what is
+    under them, and without what only training needed. Those that stay as they are, themselves; the others are
+    copies."""
+    found = dict(modules)
+    for module in modules.values():
+        if hasattr(module, "deployed"):
+            found |= cast(Any, module).deployed(found)
+    return {name: deployed_form(module) for name, module in found.items()}
 
 
 def counts_of(graph: CompositionGraph, modules: Mapping[str, nn.Module], head: int) -> Counts:

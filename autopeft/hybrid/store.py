@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import StoredTensor, model_name
 from autopeft.errors import DataError
 from autopeft.graph import CompositionGraph, build_graph
-from autopeft.hybrid.modules import counts_of, deployed_form
+from autopeft.hybrid.modules import counts_of, deployed_modules
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -58,8 +58,8 @@ def deployed_tensors(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Par
     """All tensors that inference needs, head included, by saved name, where they are. The modules themselves
     are not changed."""
     state: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        for key, value in deployed_form(module).state_dict().items():
+    for name, module in deployed_modules(modules).items():
+        for key, value in module.state_dict().items():
             state[saved_key(f"{name}.{key}")] = value.detach()
     return state | {f"head.{name}": parameter.detach() for name, parameter in head.items()}
 

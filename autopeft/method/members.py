@@ -329,6 +329,14 @@ MEMBERS: tuple[Member, ...] = (
         "int",
     ),
     Member(
+        "part_size",
+        "method",
+        "by a composition that holds copies of a part: how many parameters the part has at a site; None "
+        "where it has none of the site's own",
+        ("site", "part"),
+        "int or None",
+    ),
+    Member(
         "part_names",
         "method",
         "the parts that its modules have (`parts`), for recipes to be checked before anything is built; a "

@@ -56,6 +56,16 @@ class LossStep(Protocol):
         """The mean of something over all that the task's loss counts: rows, or the tokens that are learnt.
         `values` are those of this part of a batch, and the scalar as a term is exact over its parts."""
 
+    def divergence(self, logits: Tensor) -> Tensor:
+        """½·[KL(q‖p) + KL(p‖q)] of the answers p that `logits` of this step stand for and q of a further
+        forward's logits of these rows, the mean over all that the task's loss counts; the first argument of
+        each KL has no gradient. A scalar that as a term is exact over the parts of a batch.
+
+        Raises:
+            UsageError: it is not known how the logits are to be read (in `transformers.Trainer`, of labels
+                other than one for each row).
+        """
+
     def average(self, draws: int) -> None:
         """Let the task's loss be its mean over `draws` forwards, `logits` of the first among them.
 

@@ -6,6 +6,7 @@ from autopeft.nn.allocation import Allocation, Whole, allocate, leading_entries
 from autopeft.nn.batch_gradients import GRADIENT_POWERS, batch_gradients, clip_factor, requiring
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
+from autopeft.nn.divergence import symmetric_divergence
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.gated_deltas import DiffPruningConfig, GatedDeltas, GatedEntries, HardConcrete
 from autopeft.nn.hadamard import walsh_hadamard
@@ -111,6 +112,7 @@ __all__ = [
     "stored_prompt",
     "summarised",
     "summary_of",
+    "symmetric_divergence",
     "top_entries",
     "walsh_hadamard",
 ]

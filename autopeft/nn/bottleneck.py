@@ -72,6 +72,16 @@ class Bottleneck(nn.Module):
         out = width if out is None else out
         return (width + out) * bottleneck + (out + bottleneck if bias else 0)
 
+    @staticmethod
+    def part_size(
+        width: int, bottleneck: int, part: str, *, out: int | None = None, bias: bool = True
+    ) -> int | None:
+        """Parameters of the part `down` or `up` of one bottleneck; `None` for another."""
+        out = width if out is None else out
+        biases = {"down": bottleneck, "up": out}
+        widths = {"down": width, "up": out}
+        return widths[part] * bottleneck + biases[part] * bias if part in widths else None
+
     def forward(self, x: Tensor) -> Tensor:
         inner = self.activation(self.down(x))
         if self.dropout:

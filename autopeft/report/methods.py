@@ -142,7 +142,7 @@ def _explain_composition(name: str) -> str:
     written = f"{name}: [lora, ia3]"
     if options:
         written += f", or {name}: {{children: [lora, ia3], {next(iter(options))}: …}}"
-    if composition.traits.additive:
+    if composition.traits.additive and not composition.traits.single:
         written += "; what is listed side by side adds up, too"
     doc = flowing(inspect.getdoc(composition) or "")
     return f"{name} — a composition: {composition.summary}\n\n{doc}\n\nwritten  {written}"

@@ -112,6 +112,7 @@ class Gradient:
                 self.forward(part),
                 forward=partial(self._further, part),
                 total=self.loss.total,
+                apart=self.loss.divergence,
                 divisor=weight * share,
             )
             terms = loss_terms(owners, step)

@@ -124,9 +124,11 @@ def test_gate_scales_keys_and_values_of_each_example() -> None:
 
 
 def test_a_gate_counts_width_plus_one_for_each_child_and_site() -> None:
-    assert Gate.parameter_count(_specs("a", "b")) == ParameterCount(10, 10)
+    assert Gate.parameter_count(_specs("a", "b"), {}) == ParameterCount(10, 10)
     assert sum(p.numel() for p in Gate.build(_specs("a", "b"), {}).parameters()) == 10
-    assert Sum.parameter_count(_specs("a")) == Chain.parameter_count(_specs("a")) == ParameterCount(0, 0)
+    assert (
+        Sum.parameter_count(_specs("a"), {}) == Chain.parameter_count(_specs("a"), {}) == ParameterCount(0, 0)
+    )
 
 
 def _weight(name: str, *, pretrained: bool = False) -> ChildSpec:

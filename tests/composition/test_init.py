@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from support.laws import ZEROS, Law, normal, starts
 
 from autopeft.composition import ChildSpec, composition_names, default_options, get_composition
+from autopeft.method import get_method
 from autopeft.spec import Site
 
 WIDE = Site("encoder", 0, "ffn", "region", 1000, 1000)
 LAWS: dict[str, Mapping[str, Law]] = {
+    "adamix": {"further.*": normal(0.02)},  # as the child's, which is an adapter here
     "chain": {},
     "gate": {"gates.*.weight": normal(0.02), "gates.*.bias": ZEROS},
     "masked_copies": {},
@@ -25,7 +28,9 @@ LAWS: dict[str, Mapping[str, Law]] = {
 
 @pytest.mark.parametrize("name", composition_names())
 def test_each_parameter_follows_its_law(name: str) -> None:
-    children = [ChildSpec(n, n, frozenset({"hook"}), (WIDE,)) for n in ("a", "b")]
+    method = get_method("linear_adapter")
+    build = partial(method(method.Config(bottleneck=64)).build, (WIDE,), None)
+    children = [ChildSpec(n, n, frozenset({"hook"}), (WIDE,), build=build) for n in ("a", "b")]
     options: dict[str, Any] = default_options(name)
     torch.manual_seed(0)
     assert starts(get_composition(name).build(children, options), LAWS[name]) == []

@@ -71,7 +71,7 @@ class Blend(nn.Module):
             raise CompositionError("A blend holds modules on activations.")
 
     @classmethod
-    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+    def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
         return ParameterCount(1, 1)
 
     @classmethod

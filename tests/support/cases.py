@@ -176,6 +176,26 @@ CASES: dict[str, tuple[str, Any]] = {
         "layers",
         {"weight_drop": {"children": [{"sum": ["ia3", {"prefix_tuning": {"length": 2}}]}], "p": 0.3}},
     ),
+    "adamix": (
+        "layers",
+        {
+            "adamix": {
+                "children": [{"linear_adapter": {"bottleneck": 4, "activation": "gelu", "bias": True}}],
+                "copies": 3,
+            }
+        },
+    ),
+    "adamix-lora": (
+        "layers",
+        {
+            "adamix": {
+                "children": [{"lora": {"rank": 3}}],
+                "copies": 2,
+                "copied": "both",
+                "init": "equal",
+            }
+        },
+    ),
     "chain": (
         "layers",
         {"chain": [{"serial_adapter": {"bottleneck": 12}}, {"parallel_adapter": {"bottleneck": 12}}]},

@@ -40,10 +40,10 @@ def _read(
         return _entry(item, candidates, spec)
     children = [_read(child, candidates, spec) for child in item.children]
     specs = [
-        ChildSpec("", "", frozenset(), tuple(sites), fed=_fed(child))
+        ChildSpec("", "", frozenset(), tuple(sites), fed=_fed(child), part_size=_part_size(child))
         for child, (_, _, sites) in zip(item.children, children, strict=True)
     ]
-    own = get_composition(item.kind).parameter_count(specs)
+    own = get_composition(item.kind).parameter_count(specs, dict(item.options))
     trees = [tree for _, tree, _ in children]
     if item.kind != "chain":
         trees.sort(key=_json)
@@ -54,8 +54,16 @@ def _read(
 
 def _fed(item: Item) -> Callable[[Site], int]:
     """The width of what a child reads at a site."""
-    method = get_method(item.method)(item.method_config()) if isinstance(item, EntryItem) else None
-    return getattr(method, "fed_width", input_width)
+    return getattr(_method(item), "fed_width", input_width)
+
+
+def _part_size(item: Item) -> Callable[[Site, str], int | None] | None:
+    """How large a child's parts are at a site."""
+    return getattr(_method(item), "part_size", None)
+
+
+def _method(item: Item) -> Any:
+    return get_method(item.method)(item.method_config()) if isinstance(item, EntryItem) else None
 
 
 def _entry(

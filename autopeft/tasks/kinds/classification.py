@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError, TaskError
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS, class_breakdowns
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
@@ -155,6 +156,10 @@ class CrossEntropy(WeightedLoss):
         return F.cross_entropy(
             logits.float(), batch["labels"], weight=self.weights_on(logits.device), reduction="sum"
         )
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        found, weights = symmetric_divergence(logits, others), self.weights_on(logits.device)
+        return (found if weights is None else found * weights[batch["labels"]]).sum()
 
     def weight(self, batch: Mapping[str, Tensor]) -> float:
         if self.class_weights is None:

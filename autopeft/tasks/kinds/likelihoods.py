@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from autopeft.errors import UsageError
 from autopeft.injection.frames import reading
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.kinds.conversation_tokens import IGNORED
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.scorer import Loss
@@ -65,6 +66,11 @@ class AnswerLoss(Loss):
         """Of logits (B, L, vocabulary), or (N, vocabulary) of the positions that predict the N learnt tokens
         of labels (B, L) (see `read_alone`), row after row."""
         return F.cross_entropy(*_read(logits, batch["labels"], self.ahead), reduction="sum")
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the learnt tokens; logits are as in `total`."""
+        read = [_read(found, batch["labels"], self.ahead)[0] for found in (logits, others)]
+        return symmetric_divergence(*read).sum()
 
     def each(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of each row the mean over its learnt tokens; 0 where it has none."""

@@ -736,6 +736,13 @@ class MixtureLoss(Loss):
             parts.append(self.losses[task].total(found, own))
         return torch.stack(parts).sum()
 
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        parts = []
+        for task, rows, own in self._each(batch):
+            found = [x if rows is None else x[rows][..., : self.widths[task]] for x in (logits, others)]
+            parts.append(self.losses[task].divergence(found[0], found[1], own))
+        return torch.stack(parts).sum()
+
     def weight(self, batch: Mapping[str, Tensor]) -> float:
         return sum(self.losses[task].weight(own) for task, _, own in self._each(batch))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import TaskError
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.kinds.class_metrics import MACRO_F1, sklearn_metrics
 from autopeft.tasks.kinds.classification import CLASSIFICATION
 from autopeft.tasks.kinds.encoder import Encoder
@@ -85,6 +86,11 @@ class LabelwiseLoss(WeightedLoss):
             pos_weight=self.weights_on(logits.device),
             reduction="sum",
         )
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over rows and labels: each label is there or not."""
+        there_or_not = [torch.stack([found, torch.zeros_like(found)], dim=-1) for found in (logits, others)]
+        return symmetric_divergence(*there_or_not).sum()
 
     def weight(self, batch: Mapping[str, Tensor]) -> float:
         return float(batch["labels"].numel())

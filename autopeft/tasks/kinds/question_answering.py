@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering
 
 from autopeft.errors import TaskError
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.kinds.head import Head
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.questions import QuestionSchema
@@ -86,6 +87,10 @@ class SpanLoss(Loss):
     def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (B, L, 2) and labels (B, 2)."""
         return self.each(logits, batch).sum()
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the windows, of each the mean of both ends, over all positions as in `total`."""
+        return symmetric_divergence(logits.transpose(1, 2), others.transpose(1, 2)).mean(dim=1).sum()
 
     def each(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of each window, (B,)."""

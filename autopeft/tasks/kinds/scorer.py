@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.kinds.metric import Metric, pseudo_values
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class Loss(ABC):
         """What a batch's sum is divided by: its rows, its tokens, the sum of its rows' weights. Default: its
         rows."""
         return float(batch["labels"].shape[0])
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """How far apart the answers of two forwards of some rows are: a scalar in fp32, the sum of
+        `autopeft.nn.symmetric_divergence` over what `total` counts. By default over the rows, whose logits
+        are of classes, (rows, classes); of numbers (rows, 1) it is 0."""
+        return symmetric_divergence(logits, others).sum()
 
     def mean(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -19,6 +19,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from autopeft.assets import warn_once
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
+from autopeft.nn import symmetric_divergence
 from autopeft.tasks.fingerprints import fingerprint_of
 from autopeft.tasks.kinds.class_metrics import class_breakdowns
 from autopeft.tasks.kinds.classification import CLASSIFICATION
@@ -259,6 +260,10 @@ class TagLoss(WeightedLoss):
     def total(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of logits (…, tags) and labels (…), such as (B, L)."""
         return self._losses(logits, batch["labels"]).sum()
+
+    def divergence(self, logits: Tensor, others: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the words, with the weights of their tags."""
+        return (symmetric_divergence(logits, others) * self._weights(batch["labels"])).sum()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each place (…), 0 where there is no word."""

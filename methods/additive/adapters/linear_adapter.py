@@ -92,6 +92,11 @@ class LinearAdapter:
         """The width of what it is fed, which a gate in front of it reads too."""
         return self._widths(site)[0]
 
+    def part_size(self, site: Site, part: str) -> int | None:
+        """Parameters of a part at a site."""
+        fed, out = self._widths(site)
+        return Bottleneck.part_size(fed, self.config.bottleneck, part, out=out, bias=self.config.bias)
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
         widths = [self._widths(s) for s in sites]

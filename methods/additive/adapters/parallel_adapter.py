@@ -128,6 +128,10 @@ class ParallelAdapter:
         if config.scale != "learned":
             self.part_names = ("down", "up")
 
+    def part_size(self, site: Site, part: str) -> int | None:
+        """Parameters of a part at a site; `None` for a part that is no projection."""
+        return Bottleneck.part_size(site.in_features, self.config.bottleneck, part, bias=self.config.bias)
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
         unknown = next((s for s in sites if s.pre_norm is None), None)

@@ -34,6 +34,11 @@ class LoRA(LowRankMethod):
         def scale(self) -> float:
             return super().scale * (self.rank**0.5 if self.rank_stabilized else 1.0)
 
+    def part_size(self, site: Site, part: str) -> int | None:
+        """Parameters of A (`down`) or B (`up`) at a site."""
+        rank, widths = int(self.config.rank), {"down": site.in_features, "up": site.out_features}
+        return rank * widths[part] if part in widths else None
+
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}

@@ -24,11 +24,18 @@ from autopeft.spec import BackboneSpec
 
 BERT = spec_of(BertConfig())
 ROBERTA = spec_of(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))
+ROBERTA_LARGE = spec_of(
+    RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, hidden_size=1024,
+        num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+    )
+)  # fmt: skip
 LLAMA = spec_of(LlamaConfig())  # LLaMA-7B
 T5 = spec_of(T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12))
 
 # name → (backbone, deployed, trained): published, or by the papers' formulas.
 COUNTS: dict[str, tuple[BackboneSpec, int, int]] = {
+    "adamix": (ROBERTA_LARGE, 811_392, 1_992_192),
     "compacter++": (T5, 57_088 + 47_616, 57_088 + 47_616),
     "llm-adapters-lora": (LLAMA, 56_098_816, 56_098_816),
     "llm-adapters-parallel": (LLAMA, 247_463_936, 247_463_936),
@@ -49,11 +56,13 @@ FITTING: dict[str, Callable[[], tuple[str, PreTrainedModel]]] = {
         lambda: ("llama", tiny_model("llama")),
     ),
     **dict.fromkeys(
-        ("houlsby", "mam", "pfeiffer", "sapa-prefix", "unipelt"), lambda: ("bert", tiny_model("bert"))
+        ("adamix", "houlsby", "mam", "pfeiffer", "sapa-prefix", "unipelt"),
+        lambda: ("bert", tiny_model("bert")),
     ),
 }
 # What differs from the section's own defaults: AdamW, 6 % of warm-up, a linear fall, clipping at 1, no decay.
 TRAINING: dict[str, dict[str, Any]] = {
+    "adamix": {"learning_rate": 3e-4, "weight_decay": 0.1, "dropout": True},
     "compacter++": {"learning_rate": 3e-3, "dropout": True},
     "houlsby": {
         "learning_rate": 3e-4, "weight_decay": 0.01, "warmup": 0.1, "dropout": True,
@@ -87,6 +96,13 @@ LINEAR = {
 }  # fmt: skip
 PREFIX = {"dropout": 0.0, "std": None}  # no source has dropout on it; maps start as torch starts them
 OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
+    # microsoft/AdaMix roberta_large_mnli_expert_soup.sh: adapter_size 16; expert_soup.py: GELU, biases.
+    "adamix": [
+        ("all", "linear_adapter", "down", {
+            "variant": "series", "bottleneck": 16, "activation": "gelu", "scale": 1.0, "bias": True,
+            "dropout": 0.0,
+        }),
+    ],
     "compacter++": [
         # rabeehk/compacter seq2seq/configs/compacter++.json: hypercomplex_division 4, unfreeze_layer_norms,
         # task_reduction_factor 32 (768 / 32 = 24); seq2seq/adapters/adapter_configuration.py: the rank.
@@ -280,6 +296,7 @@ def test_it_attaches_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
     assert {group["betas"] for group in optimizer.param_groups} == {section.betas}
     assert {group["eps"] for group in optimizer.param_groups} == {section.epsilon}
     losses = []
+    torch.manual_seed(0)
     for _ in range(3):
         model.train()
         optimizer.zero_grad()
@@ -290,7 +307,8 @@ def test_it_attaches_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(torch.tensor(losses)))
     # Keys' b₂ shifts all scores of a query alike, so that its gradient may be zero; everything else moves.
     moved = [not torch.equal(a, b) for a, b in zip(start, hybrid.root.parameters(), strict=True)]
-    assert sum(moved) > 0.9 * len(moved)
+    # Of four copies each forward trains one.
+    assert sum(moved) > (0.5 if name == "adamix" else 0.9) * len(moved)
     randomise(hybrid.root)
     model.eval()
     expected = logits(model, inputs)

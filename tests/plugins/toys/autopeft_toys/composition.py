@@ -29,7 +29,7 @@ class Mean(nn.Module):
         return None
 
     @classmethod
-    def parameter_count(cls, children: Any) -> ParameterCount:
+    def parameter_count(cls, children: Any, options: Any) -> ParameterCount:
         return ParameterCount(0, 0)
 
     @classmethod
