@@ -68,7 +68,7 @@ class AdaMix(Wrap):
 
     summary: ClassVar[str] = "copies of a part of its child, drawn at random in training, averaged for use"
     traits: ClassVar[CompositionTraits] = CompositionTraits(
-        additive=True, mergeable=True, rowwise=True, single=True
+        additive=True, mergeable=True, rowwise=True, single=True, stochastic=True
     )
     Options = AdaMixOptions
 

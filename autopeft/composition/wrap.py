@@ -208,7 +208,7 @@ class WeightDrop(Wrap):
 
     summary: ClassVar[str] = "entries of its child's matrices are left out at random while training"
     traits: ClassVar[CompositionTraits] = CompositionTraits(
-        additive=True, mergeable=True, rowwise=True, single=True
+        additive=True, mergeable=True, rowwise=True, single=True, stochastic=True
     )
     Options = WeightDropOptions
     at_inference: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from autopeft.backbones import StackPlaces
+from autopeft.composition import get_composition
 from autopeft.graph import CompositionGraph, is_rowwise_in, is_rowwise_on_logits
 from autopeft.tasks.kinds import IGNORED
 from autopeft.tasks.kinds.generation import CACHES, LEAST
@@ -36,9 +37,10 @@ SAVED = 0.1
 
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
-    """Whether all that acts in a stack does so position by position, no prompts stand in front, and no prefix
-    is made of the text."""
+    """Whether all that acts in a stack does so position by position, no prompts stand in front, no prefix is
+    made of the text, and no composition draws for all positions together."""
     whole = any(e.traits.changes_length or e.traits.sees_text for e in graph.entries.values())
+    whole = whole or any(get_composition(node.kind).traits.stochastic for node in graph.nodes())
     return not whole and is_by_position(graph, stack)
 
 

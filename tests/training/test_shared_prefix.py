@@ -190,6 +190,18 @@ def test_what_would_differ_is_not_shared(made: Recipe, backbone: str, data: Enco
         assert not shortest(hybrid, data).shares
 
 
+def test_a_copy_that_is_drawn_once_for_a_forward_is_not_drawn_for_each_half(
+    backbone: str, data: EncodedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the halves that are tried have, by chance, the same copy."""
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.tensor(1))
+    made = recipe({"adamix": {"children": [LORA], "copies": 2}})
+    with hybrid_on(backbone, made) as hybrid:
+        assert not shortest(hybrid, data).shares
+    with hybrid_on(backbone, recipe(LORA)) as hybrid:
+        assert shortest(hybrid, data).shares
+
+
 @pytest.mark.parametrize(("dropout", "shares"), [(0.001, False), (0.0, True)])
 def test_in_16_bits_draws_are_not_taken_for_rounding(
     dropout: float, shares: bool, backbone: str, data: EncodedTask

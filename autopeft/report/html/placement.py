@@ -121,6 +121,6 @@ def _of_node(graph: CompositionGraph, node: Node) -> Iterator[_Piece]:
     children = [graph.child_spec(child) for child in node.children]
     for site in {s.key: s for child in children for s in child.sites}.values():
         here = [replace(c, sites=(site,)) for c in children if any(s.key == site.key for s in c.sites)]
-        count = get_composition(node.kind).parameter_count(here)
+        count = get_composition(node.kind).parameter_count(here, dict(node.options))
         found.append((site.name, (site.stack, site.layer), count.deployed))
     yield from _split(found, node.count.deployed)
