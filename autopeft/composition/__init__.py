@@ -18,7 +18,9 @@ from autopeft.composition.contract import (
     nested,
     refuse_alone,
 )
+from autopeft.composition.fuse import Fuse
 from autopeft.composition.gate import Gate
+from autopeft.composition.mole import MoLE
 from autopeft.composition.positions import is_of_the_source
 from autopeft.composition.registry import (
     composition_names,
@@ -26,7 +28,6 @@ from autopeft.composition.registry import (
     get_composition,
     is_composition,
     register,
-    reserved_names,
 )
 from autopeft.composition.route import Route
 from autopeft.composition.sums import Sum, added, one_after_the_other
@@ -40,9 +41,11 @@ __all__ = [
     "Composition",
     "CompositionOptions",
     "CompositionTraits",
+    "Fuse",
     "Gate",
     "MaskedCopies",
     "MergingChild",
+    "MoLE",
     "NoOptions",
     "Route",
     "Sum",
@@ -61,5 +64,4 @@ __all__ = [
     "one_after_the_other",
     "refuse_alone",
     "register",
-    "reserved_names",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "Value",
     "Way",
     "alters_weights",
+    "by_site",
     "input_width",
     "nested",
     "refuse_alone",
@@ -145,6 +146,12 @@ class ChildSpec:
     frozen: bool = False
     part_size: Callable[[Site, str], int | None] | None = None
     build: Callable[[], nn.Module] | None = None
+
+
+def by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, list[str]]]:
+    """Every site, and the names of the children that sit there, in their order; both by the site's key."""
+    sites = {s.key: s for c in children for s in c.sites}
+    return sites, {k: [c.name for c in children if any(s.key == k for s in c.sites)] for k in sites}
 
 
 def nested(outer: Value | None, inner: Value) -> Value:

@@ -24,11 +24,9 @@ __all__ = [
     "get_composition",
     "is_composition",
     "register",
-    "reserved_names",
 ]
 
 _PACKAGE = "autopeft.composition"
-_RESERVED = ("fuse",)  # planned: no method and no alias may have these names
 _FOLDS = ("site", "children")
 _OWN = (
     Member("summary", "module", "in lists: what it does, in a line", None, "str", "any"),
@@ -145,14 +143,9 @@ def composition_names() -> tuple[str, ...]:
     return REGISTRY.names()
 
 
-def reserved_names() -> tuple[str, ...]:
-    """Names of compositions that are planned and not there yet."""
-    return tuple(name for name in _RESERVED if name not in REGISTRY)
-
-
 def is_composition(name: Any) -> bool:
-    """Whether a name in a recipe is a composition's, or reserved for one."""
-    return name in REGISTRY or name in _RESERVED
+    """Whether a name in a recipe is a composition's."""
+    return name in REGISTRY
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -163,6 +156,3 @@ def default_options(name: str) -> dict[str, Any]:
     """
     get_composition(name)
     return dict(_DEFAULTS[name])
-
-
-methods.RESERVED.update(_RESERVED)

@@ -15,6 +15,7 @@ from autopeft.composition.contract import (
     CompositionOptions,
     CompositionTraits,
     alters_weights,
+    by_site,
 )
 from autopeft.composition.positions import mean_over_positions, real_positions
 from autopeft.composition.registry import register
@@ -65,7 +66,7 @@ class Route(nn.Module):
     def __init__(self, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         super().__init__()
         self.level, self.balance = options["level"], float(options["balance"])
-        sites, self.experts = _by_site(children)
+        sites, self.experts = by_site(children)
         self.routers: PerSite[Router] = PerSite(
             {
                 key: Router(
@@ -107,7 +108,7 @@ class Route(nn.Module):
                 "This route keeps one expert and makes its weight 1, whatever the router says, so that the "
                 "router would never learn; write `renormalize: false`, keep two, or give `balance`."
             )
-        sites, experts = _by_site(children)
+        sites, experts = by_site(children)
         for key, names in experts.items():
             if top_k > len(names):
                 raise CompositionError(
@@ -117,7 +118,7 @@ class Route(nn.Module):
 
     @classmethod
     def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
-        sites, experts = _by_site(children)
+        sites, experts = by_site(children)
         n = sum(Router.size(sites[k].in_features, len(e)) for k, e in experts.items() if len(e) > 1)
         return ParameterCount(n, n)
 
@@ -187,12 +188,6 @@ class Route(nn.Module):
         losses = [router.take_loss() for router in self.routers.children_by_site()]
         found = [loss for loss in losses if loss is not None]
         return self.balance * torch.stack(found).sum() if found else None
-
-
-def _by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, list[str]]]:
-    """Every site, and the names of the children that sit there, in their order; both by the site's key."""
-    sites = {s.key: s for c in children for s in c.sites}
-    return sites, {k: [c.name for c in children if any(s.key == k for s in c.sites)] for k in sites}
 
 
 def _column(p: Tensor, index: int) -> Tensor:

@@ -8,6 +8,7 @@ from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlene
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.divergence import symmetric_divergence
 from autopeft.nn.fastfood import Fastfood
+from autopeft.nn.fusion import Fusion
 from autopeft.nn.gated_deltas import DiffPruningConfig, GatedDeltas, GatedEntries, HardConcrete
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hypergradient import hypergradient
@@ -51,6 +52,7 @@ __all__ = [
     "ChosenEntries",
     "DiffPruningConfig",
     "Fastfood",
+    "Fusion",
     "GatedDeltas",
     "GatedEntries",
     "HardConcrete",

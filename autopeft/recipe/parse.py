@@ -13,7 +13,6 @@ from autopeft.composition import (
     default_options,
     get_composition,
     is_composition,
-    reserved_names,
 )
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import get_method, method_names
@@ -248,11 +247,6 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
     if parts is None:
         return None
     name, body, alias = parts
-    if name in reserved_names():
-        known = " or ".join(", ".join(composition_names()).rsplit(", ", 1))
-        problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
-        return None
-
     # What its values start from.
     said = tree.get("from") if isinstance(tree, dict) else None
     start: tuple[Any, ...] = ()

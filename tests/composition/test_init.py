@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.laws import ZEROS, Law, normal, starts
+from support.laws import ZEROS, Law, near_identity, normal, starts
 
 from autopeft.composition import ChildSpec, composition_names, default_options, get_composition
 from autopeft.method import get_method
@@ -18,8 +18,15 @@ WIDE = Site("encoder", 0, "ffn", "region", 1000, 1000)
 LAWS: dict[str, Mapping[str, Law]] = {
     "adamix": {"further.*": normal(0.02)},  # as the child's, which is an adapter here
     "chain": {},
+    "fuse": {
+        "at.*.query.weight": normal(0.02),
+        "at.*.key.weight": normal(0.02),
+        "at.*.bias": ZEROS,
+        "at.*.value.weight": near_identity(1e-6),
+    },
     "gate": {"gates.*.weight": normal(0.02), "gates.*.bias": ZEROS},
     "masked_copies": {},
+    "mole": {"gates.*": normal(0.01 * 1000**-0.5)},
     "route": {"routers.*.weight": normal(0.02)},
     "sum": {},
     "weight_drop": {},

@@ -25,11 +25,11 @@ from autopeft.composition import (
     NoOptions,
     Sum,
     added,
+    composition_names,
     default_options,
     get_composition,
     is_composition,
     register,
-    reserved_names,
 )
 from autopeft.composition import registry as compositions
 from autopeft.counting import count
@@ -179,9 +179,7 @@ def test_copies_and_order_are_as_declared(blend: type[Blend]) -> None:
 
 def test_commands_and_search_spaces_know_it(blend: type[Blend], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    assert "blend, chain, gate, masked_copies, route, sum, weight_drop" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert ", ".join(composition_names()) in " ".join(capsys.readouterr().out.split())
     assert main(["methods", "blend"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "blend — a composition: the sum of its children, scaled by one trained number" in said
@@ -252,24 +250,13 @@ def test_names_are_taken_once_and_kept_from_methods(blend: type[Blend]) -> None:
         "parameter_count": lambda self, sites, spec: None,
         "build": lambda self, sites, spec: None,
     }
-    for name in ("blend", "gate", "fuse"):
+    for name in ("blend", "gate"):
         with pytest.raises(MethodError, match="reserved for a composition"):
             register_method(name)(type("Made", (), body))
     with pytest.raises(CompositionError, match="taken by"):
         register("blend")(type("Other", (Blend,), {}))
     with pytest.raises(CompositionError, match="Did you mean 'blend'"):
         get_composition("blnd")
-
-
-def test_fuse_is_reserved_until_it_is_registered() -> None:
-    tree = {"layers": [{"attach": [{"fuse": ["lora"]}]}]}
-    assert reserved_names() == ("fuse",)
-    assert is_composition("fuse")
-    with pytest.raises(RecipeError, match="'fuse' is not available yet"):
-        Recipe.from_dict(tree)
-    register("fuse")(Blend)
-    assert reserved_names() == ()
-    assert Recipe.from_dict(tree).layers[0].attach[0].options == {"start": 1.0}  # type: ignore[union-attr]
 
 
 def test_defaults_are_handed_out_as_copies() -> None:

@@ -55,7 +55,7 @@ ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
     if FAMILIES[a].writes
-    and c not in ("gate", "route-sequence", *PARAMETERLESS)
+    and c not in ("gate", "route-sequence", "mole", *PARAMETERLESS)
     and not (c in OF_TEXTS and a not in families.ENCODER_DECODERS)
 ]
 # All layers are handed the relative positions as a keyword, behind a norm whose bias is trained: the backward

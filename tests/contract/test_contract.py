@@ -58,12 +58,14 @@ from autopeft.method import (
 )
 from autopeft.recipe import Recipe
 
-COMPOSED = ("gate", "chain", "route", "route-sequence")
+COMPOSED = ("gate", "chain", "route", "route-sequence", "fuse", "fuse-loras", "mole")
 LENGTH = 7
 # Parameters without a gradient where the token that a head reads is not among those that a router chose, and
-# those that terms of the loss alone read.
+# those that terms of the loss alone read; a softmax does not see what is added to all of its scores.
 AT_TIMES: dict[str, tuple[str, ...]] = {
     "coda": (".router",),
+    "fuse": (".key.bias",),
+    "fuse-loras": (".key.bias",),
     "infoprompt": tuple(f"{n}.{p}" for n in ("log_std", "critic") for p in ("weight", "bias")),
 }
 
@@ -413,9 +415,7 @@ def test_deepcopy_is_independent(case: str, name: str) -> None:
     assert not torch.allclose(logits(model, inputs), expected)
 
 
-@pytest.mark.parametrize(
-    ("case", "name"), drawn(p for p in PAIRS if p[0] not in ("gate", "chain", "route", "route-sequence"))
-)
+@pytest.mark.parametrize(("case", "name"), drawn(p for p in PAIRS if p[0] not in COMPOSED))
 def test_merge_equals_unmerged(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -442,7 +442,7 @@ def test_refused_with_a_reason(case: str, name: str) -> None:
     assert set(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("case", ["gate", "route-sequence", *OF_TEXTS])
+@pytest.mark.parametrize("case", ["gate", "route-sequence", "mole", *OF_TEXTS])
 def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str) -> None:
     model, _ = attached(case, "llama")
     assert not generates_from_cache(model, 3)

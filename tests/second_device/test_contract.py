@@ -18,7 +18,8 @@ from torch import Tensor
 
 from autopeft.hybrid import Hybrid, attach, load
 
-COMPOSED = ("gate", "chain", "route", "route-sequence")  # their merging is tried on the CPU
+# Their merging is tried on the CPU.
+COMPOSED = ("gate", "chain", "route", "route-sequence", "fuse", "fuse-loras", "mole")
 LSTM = "torch has the LSTM of other devices than the CPU in kernels of theirs: it is tried on CUDA alone"
 DRAWN = (
     "sensitivity",

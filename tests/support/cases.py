@@ -176,6 +176,29 @@ CASES: dict[str, tuple[str, Any]] = {
         "layers",
         {"weight_drop": {"children": [{"sum": ["ia3", {"prefix_tuning": {"length": 2}}]}], "p": 0.3}},
     ),
+    "fuse": (
+        "layers",
+        {
+            "fuse": {
+                "children": [
+                    {"linear_adapter": {"bottleneck": 4}},
+                    {"linear_adapter": {"bottleneck": 3}, "as": "b"},
+                ],
+                "dropout": 0.0,
+            }
+        },
+    ),
+    "fuse-loras": (
+        "layers",
+        {
+            "fuse": {
+                "children": [{"lora": {"rank": 3}}, {"lora": {"rank": 2}, "as": "second"}],
+                "dropout": 0.0,
+                "value": False,
+            }
+        },
+    ),
+    "mole": ("layers", {"mole": [{"lora": {"rank": 3}}, {"lora": {"rank": 2}, "as": "second"}, "ia3"]}),
     "adamix": (
         "layers",
         {

@@ -20,6 +20,7 @@ __all__ = [
     "constant",
     "glorot",
     "linear",
+    "near_identity",
     "normal",
     "products",
     "starts",
@@ -37,7 +38,7 @@ class Law:
 
     Attributes:
         name: how messages call it.
-        center: the mean.
+        center: the mean, or of each tensor the values.
         unit: what each tensor's values, less the mean, are divided by: a deviation or a bound.
         std: the deviation that is left then.
         reach: the least and the largest size that the outermost value of each sign may have then.
@@ -45,7 +46,7 @@ class Law:
     """
 
     name: str
-    center: float
+    center: float | Callable[[Tensor], Tensor]
     unit: Callable[[Tensor], float]
     std: float
     reach: tuple[float, float]
@@ -55,6 +56,15 @@ class Law:
 def constant(value: float) -> Law:
     """One value, exactly."""
     return Law(f"{value:g}", value, lambda t: 1.0, 0.0, (0.0, 0.0))
+
+
+def near_identity(off: float) -> Law:
+    """Ones on the diagonal and `off` elsewhere, exactly."""
+
+    def values(t: Tensor) -> Tensor:
+        return torch.full_like(t, off).fill_diagonal_(1.0)
+
+    return Law(f"1 on the diagonal, {off:g} elsewhere", values, lambda t: 1.0, 0.0, (0.0, 0.0))
 
 
 def normal(std: float, mean: float = 0.0) -> Law:
@@ -103,13 +113,12 @@ def violations(law: Law, tensors: Iterable[Tensor]) -> list[str]:
         ValueError: there are too few values to tell.
     """
     found = [t.detach() for t in tensors]
+    if callable(law.center):
+        return [] if all(torch.equal(t, law.center(t)) for t in found) else [f"not {law.name}"]
+    center = law.center
     if not law.std:
-        return (
-            []
-            if all(bool((t == torch.full_like(t, law.center)).all()) for t in found)
-            else [f"not all {law.name}"]
-        )
-    parts = [(t.double().flatten() - law.center) / law.unit(t) for t in found]
+        return [] if all(bool((t == center).all()) for t in found) else [f"not all {law.name}"]
+    parts = [(t.double().flatten() - center) / law.unit(t) for t in found]
     whole = torch.cat(parts)
     if len(whole) < ENOUGH:
         raise ValueError(f"{len(whole)} values are too few to tell whether they are {law.name}.")

@@ -384,7 +384,6 @@ def test_values_are_checked() -> None:
         ("layers: [{at: {choice: [all, al]}, attach: [lora]}]", "does not name layers"),
         ("layers: [{attach: [lora], each_layer: [lora]}]", "either 'attach'"),
         ("layers: [{attach: []}]", "at least one"),
-        ("layers: [{attach: [{fuse: [lora]}]}]", "not available yet"),
         (
             "layers: [{attach: [lora]}]\ntraining: {groups: {lroa: {learning_rate: 0.1}}}",
             "Did you mean 'lora'",
