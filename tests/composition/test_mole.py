@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from support.steps import NO_STEP
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from torch import Tensor
 
 from autopeft.backbones import spec_of_model
 from autopeft.composition import ChildSpec, MoLE, default_options
 from autopeft.errors import CompositionError
 from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach, load
+from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
 from autopeft.spec import Site
 
@@ -58,6 +60,17 @@ def test_the_balance_loss_has_a_gradient() -> None:
     assert term is not None
     (found,) = torch.autograd.grad(term, own)
     torch.testing.assert_close(found, torch.tensor([0.0833, 0.0417, -0.1250]), atol=1e-4, rtol=0)
+
+
+def test_a_further_forward_has_no_balance_of_its_own() -> None:
+    mole = made().train()
+    site, x = mole.first["encoder-0"], torch.randn(2, 5, 384)
+    mole.weights(site, x, Call(Context()))
+    mole.weights(site, -x, Call(Context(further=True)))
+    found = mole.loss_terms(NO_STEP)
+    mole.weights(site, x, Call(Context()))
+    assert found is not None
+    assert torch.equal(found, cast(Tensor, mole.loss_terms(NO_STEP)))
 
 
 def test_gates_start_nearly_uniform() -> None:
@@ -136,8 +149,6 @@ def test_padding_and_the_scale_of_the_input_change_nothing(mixed: Hybrid) -> Non
     torch.testing.assert_close(logits(mixed.model, padded), logits(mixed.model, batch), atol=1e-6, rtol=1e-5)
     mole: Any = mixed.modules["mole"]
     site, x = mole.first["encoder-0"], torch.randn(2, 5, 32)
-    from autopeft.method import Call, Context
-
     one, other = (mole.weights(site, scale * x, Call(Context())) for scale in (1.0, 7.0))
     torch.testing.assert_close(one, other)
 
