@@ -101,7 +101,8 @@ class Fuse(PerSite[Fusion]):
                 f"{children[0].name} alters what goes into {site.path}, and fuse mixes what is added behind "
                 "a site; give it other sites, or list it beside the fuse."
             )
-        return self[site](children[0].reads(x, y, call), torch.stack(deltas, dim=-2))
+        mixed: Tensor = self[site](children[0].reads(x, y, call), torch.stack(deltas, dim=-2))
+        return mixed
 
     def weight(
         self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor

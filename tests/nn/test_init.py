@@ -17,6 +17,7 @@ from support.laws import (
     constant,
     glorot,
     linear,
+    near_identity,
     normal,
     starts,
     truncated,
@@ -80,6 +81,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     ),
     "PromptTable": (lambda: bricks.PromptTable(200, 100, "uniform"), {"table": uniform(0.5)}),
     "PromptTable-normal": (lambda: bricks.PromptTable(200, 100, "normal"), {"table": normal(0.02)}),
+    "Fusion": (
+        lambda: bricks.Fusion(400, 400),
+        {
+            "query.weight": normal(0.02),
+            "key.weight": normal(0.02),
+            "*.bias": ZEROS,
+            "value.weight": near_identity(1e-6),
+        },
+    ),
     "Router": (lambda: bricks.Router(400, 8), {"weight": normal(0.02)}),
     "TensorDeltas": (lambda: bricks.TensorDeltas(TENSORS), {"values.*": ZEROS}),
     "GatedDeltas": (

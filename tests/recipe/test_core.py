@@ -105,7 +105,6 @@ def test_two_equal_aliases_are_refused() -> None:
         ({"layers": [{"attach": [{"lora": {"sites": ["atention"]}}]}]}, "no site 'atention'"),
         ({"layers": [{"attach": [{"lora": {"sites": ["ffn_norm"]}}]}]}, "cannot sit at 'ffn_norm'"),
         ({"layers": [{"attach": [{"route": {"children": ["lora"], "top_k": 0}}]}]}, "greater than or equal"),
-        ({"layers": [{"attach": [{"fuse": ["lora"]}]}]}, "not available yet"),
         ({"layers": [{"attach": [{"gate": []}]}]}, "at least one child"),
         ({"layers": [{"attach": [{"gate": {"children": ["lora"], "maskd": True}}]}]}, "'masked'"),
         ({"layers": [{"attach": [{"gate": {"children": ["lora"], "masked": 1}}]}]}, "true or false"),

@@ -76,7 +76,9 @@ class AccTensor(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:  # torch would copy a storage, and there is none
-            memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            is_parameter = isinstance(self, torch.nn.Parameter)
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied
         found: Tensor = memo[id(self)]
         return found
 
