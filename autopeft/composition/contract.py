@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -30,9 +31,11 @@ __all__ = [
     "Way",
     "alters_weights",
     "by_site",
+    "check_learn_together",
     "input_width",
     "nested",
     "refuse_alone",
+    "require_gradient",
 ]
 
 Value = Callable[[str, Tensor], Tensor]
@@ -200,6 +203,33 @@ def alters_weights(kind: str, child: ChildSpec) -> CompositionError:
         f"A {kind} depends on the input, but {child.label} alters weights, which are the same for every "
         f"example; {way_out}."
     )
+
+
+def check_learn_together(kind: str, children: Sequence[ChildSpec]) -> None:
+    """Check that children that are mixed train at the same time.
+
+    Raises:
+        CompositionError: several train in phases of their own.
+    """
+    phased = [child.label for child in children if child.phased]
+    if len(phased) > 1:
+        raise CompositionError(
+            f"The children of a {kind} learn together, but {' and '.join(phased)} train in phases of their "
+            f"own, one after the other; have one of them in the {kind}, or list them beside it."
+        )
+
+
+def require_gradient(what: str) -> None:
+    """Check that a term of the loss that is made in this forward gets a gradient.
+
+    Raises:
+        CompositionError: it gets none.
+    """
+    if not torch.is_grad_enabled():
+        raise CompositionError(
+            f"{what} gets no gradient here: under reentrant checkpointing use use_reentrant=False, or "
+            "`balance: 0`; to predict, call model.eval() first."
+        )
 
 
 class Composition(Protocol):

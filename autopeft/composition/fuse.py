@@ -16,6 +16,7 @@ from autopeft.composition.contract import (
     CompositionTraits,
     alters_weights,
     by_site,
+    check_learn_together,
 )
 from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
@@ -36,7 +37,7 @@ class FuseOptions(CompositionOptions):
 
 @register("fuse")
 class Fuse(PerSite[Fusion]):
-    """δ = Σₜ αₜ·(W_v·zₜ), α = softmaxₜ(dropout(q·kₜ)), q = W_q·u + b_q, kₜ = W_k·zₜ + b_k, at each position.
+    """δ = W_v·Σₜ αₜ·zₜ, α = softmaxₜ(dropout(q·kₜ)), q = W_q·u + b_q, kₜ = W_k·zₜ + b_k, at each position.
 
     Pfeiffer et al. 2021, arXiv:2005.00247 (AdapterFusion), with zₜ what child t adds and u what the first
     child reads: for a `serial_adapter` of the variant pfeiffer norm(y + residual), else the input of the
@@ -69,6 +70,7 @@ class Fuse(PerSite[Fusion]):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+        check_learn_together("fuse", children)
         for child in children:
             if "weight" in child.ways:
                 raise alters_weights("fuse", child)

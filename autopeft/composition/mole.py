@@ -16,6 +16,8 @@ from autopeft.composition.contract import (
     CompositionTraits,
     alters_weights,
     by_site,
+    check_learn_together,
+    require_gradient,
 )
 from autopeft.composition.positions import mean_over_positions
 from autopeft.composition.registry import register
@@ -78,12 +80,7 @@ class MoLE(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
-        phased = [child.label for child in children if child.phased]
-        if len(phased) > 1:
-            raise CompositionError(
-                f"Experts learn together, but {' and '.join(phased)} train in phases of their own, one after "
-                "the other; have one of them in a mole, or list them beside it."
-            )
+        check_learn_together("mole", children)
         for child in children:
             if "weight" in child.ways:
                 raise alters_weights("mole", child)
@@ -128,6 +125,7 @@ class MoLE(nn.Module):
             unit = nn.functional.normalize(pooled.float(), dim=-1)
             g = torch.softmax(nn.functional.linear(unit, self.gates[at].float()), dim=-1)
         if self.training and self.balance and not call.context.further:
+            require_gradient("The balance loss of a mole")
             self._weights[at] = g
         features[known] = g.to(x.dtype)
         return features[known]
@@ -154,6 +152,9 @@ class MoLE(nn.Module):
         self, site: Site, children: Sequence[Child], x: Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
         raise CompositionError("A mole holds no methods on keys and values.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weights": {}}  # of which no copy could be made, as they are in a graph
 
     def loss_terms(self, step: LossStep) -> Tensor | None:
         """`balance` times the balance losses of the last forward, added up over stacks."""

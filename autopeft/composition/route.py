@@ -16,6 +16,8 @@ from autopeft.composition.contract import (
     CompositionTraits,
     alters_weights,
     by_site,
+    check_learn_together,
+    require_gradient,
 )
 from autopeft.composition.positions import mean_over_positions, real_positions
 from autopeft.composition.registry import register
@@ -83,12 +85,7 @@ class Route(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
-        phased = [child.label for child in children if child.phased]
-        if len(phased) > 1:
-            raise CompositionError(
-                f"Experts learn together, but {' and '.join(phased)} train in phases of their own, one after "
-                "the other; have one of them in a route, or list them beside it."
-            )
+        check_learn_together("route", children)
         for child in children:
             if "weight" in child.ways:
                 raise alters_weights("route", child)
@@ -148,11 +145,8 @@ class Route(nn.Module):
                 mask is not None and mask.shape != x.shape[:-1]
             ):  # of a cache's positions, or x comes in chunks
                 mask = None
-        if router.balanced and self.training and not torch.is_grad_enabled():
-            raise CompositionError(
-                "The load-balance loss of a route gets no gradient here: under reentrant checkpointing use "
-                "use_reentrant=False, or `balance: 0`; to predict, call model.eval() first."
-            )
+        if router.balanced and self.training:
+            require_gradient("The load-balance loss of a route")
         p: Tensor = router(x, mask, counted=not call.context.further)
         return p.to(x.dtype)
 

@@ -43,9 +43,10 @@ class Fusion(nn.Module):
         return torch.softmax(scores, dim=-1)
 
     def forward(self, u: Tensor, z: Tensor) -> Tensor:
-        alpha = self.weights(u, z)
-        values = z if self.value is None else self.value(z.to(self.value.weight.dtype))
-        return (alpha.unsqueeze(-1) * values).sum(-2).to(z.dtype)
+        mixed = (self.weights(u, z).unsqueeze(-1) * z).sum(-2)
+        if self.value is not None:  # linear and without a bias: of the mixture, in the place of each zₜ
+            mixed = self.value(mixed.to(self.value.weight.dtype))
+        return mixed.to(z.dtype)
 
     def distance(self) -> Tensor:
         """‖I − W_v‖², the squared Frobenius norm."""

@@ -245,9 +245,9 @@ def test_recipe_to_graph_to_recipe_is_the_identity(items: list[Any]) -> None:
 def test_experts_with_phases_are_refused_before_anything_is_built(items: list[Any]) -> None:
     """The others would stay as they are while one of them searches, so that nothing could be routed."""
     recipe = Recipe.from_dict({"layers": [{"attach": items}]})
-    with pytest.raises(CompositionError, match="Experts learn together"):
+    with pytest.raises(CompositionError, match="of a route learn together"):
         build_graph(recipe, BERT)
-    with pytest.raises(CompositionError, match="Experts learn together"):
+    with pytest.raises(CompositionError, match="of a route learn together"):
         Counter(BERT).measure(recipe)
 
 
