@@ -174,8 +174,7 @@ class AdaMix(Wrap):
     def deployed(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """The child with the means in its parameters."""
         child = copy.deepcopy(modules[self.copies_of])
-        for name in self._part:
-            parameter = child.get_parameter(name)
+        for name, parameter in child.named_parameters():
             parameter.copy_(self.mean(name, parameter))
         return {self.copies_of: child}
 

@@ -365,6 +365,9 @@ def test_parts_are_declared_and_do_not_overlap(case: str) -> None:
         assert hasattr(module, "parts") == hasattr(entry.method, "part_names"), name
         assert set(parts) == set(part_names(entry.method) or ()), name
         assert set(parts) <= set(part_names(type(entry.method)) or ()), name
+        for part, parameters in parts.items() if hasattr(entry.method, "part_size") else ():
+            sizes = [entry.method.part_size(site, part) for site in entry.sites]
+            assert None in sizes or sum(sizes) == sum(p.numel() for p in parameters), (name, part)
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -134,6 +134,27 @@ class _With:
         self.trained_modules = {**hybrid.modules, "penalty": more}
 
 
+def test_the_answers_of_two_forwards_are_compared_at_the_learnt_tokens(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = {"adamix": {"children": [{"lora": {"rank": 2}}], "copies": 2}}
+    hybrid = attach(model, Recipe.from_dict({"name": "a", "layers": [{"attach": [item]}]}), seed=0)
+    seen: list[float] = []
+    plain = LOSS.divergence
+
+    def divergence(logits: Tensor, others: Tensor, batch: Any) -> Tensor:
+        found = plain(logits, others, batch)
+        seen.append(float(found.detach()))
+        return found
+
+    monkeypatch.setattr(LOSS, "divergence", divergence)
+    arguments = TrainingArguments(str(tmp_path / "out"), **(OPTIONS | {"learning_rate": 0.1}))
+    parts = hybrid.for_trainer(LOSS.total)
+    Trainer(model, arguments, train_dataset=rows(tmp_path, 8), **parts).train()  # type: ignore[arg-type]
+    assert len(seen) == 3
+    assert seen[-1] > 0
+
+
 def test_trl_trains_a_hybrid_on_conversations(model: Any, tmp_path: Path) -> None:
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     backbone = tensors(model)

@@ -209,6 +209,27 @@ def test_recomputation_reads_the_embeddings_of_its_own_forward(reentrant: bool) 
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_answers_are_compared_only_where_it_is_known_how_they_are_read() -> None:
+    first, second = torch.randn(4, 3), torch.randn(4, 3)
+
+    def apart(labels: Tensor) -> Tensor:
+        step = Step(
+            nn.Identity(),
+            {"labels": labels},
+            first,
+            forward=lambda batch, altered: second,
+            total=lambda a, b: a.sum(),
+            divisor=2.0,
+        )
+        return step.divergence(step.again())
+
+    p, q = first.softmax(-1), second.softmax(-1)
+    expected = 0.5 * ((p - q) * (p.log() - q.log())).sum() / 2
+    torch.testing.assert_close(apart(torch.zeros(4, dtype=torch.long)), expected)
+    with pytest.raises(UsageError, match=r"total=task.loss\(\).total"):
+        apart(torch.zeros(4, 5, dtype=torch.long))
+
+
 def test_the_balance_of_a_route_is_of_the_first_forward() -> None:
     item = {"route": {"children": ["lora"], "copies": 2, "top_k": 1, "balance": 0.1}}
     found = []
