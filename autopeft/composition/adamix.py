@@ -56,12 +56,12 @@ class AdaMix(Wrap):
 
     `init: drawn` gives each copy first values of its own, as the child draws them: what is published for
     adapters. With `equal` all copies begin with the child's first values, as in the authors' code for LoRA.
-    They do so too where the child takes its first values from an input (`from:`) or from the backbone. Copies
-    train with the settings of the child and of its parts. A copy that a step does not draw has no gradient,
-    and the optimizer leaves it and its moments as they are. In the authors' code, with the PyTorch of its
-    time, momentum and weight decay go on. Draws are of torch's global generator on the CPU, whatever the
-    device, and recomputation under checkpointing draws the same again. Rows that go through the model in
-    parts draw for each part, as dropout does.
+    They do so too where the child takes its first values from an input (`from:`). Copies train with the
+    settings of the child and of its parts. A copy that a step does not draw has no gradient, and the
+    optimizer leaves it and its moments as they are. In the authors' code, with the PyTorch of its time,
+    momentum and weight decay go on; their files hold all copies, which each evaluation averages anew. Draws
+    are of torch's global generator on the CPU, whatever the device, and recomputation under checkpointing
+    draws the same again. Rows that go through the model in parts draw for each part, as dropout does.
 
     (E − 1) times the parameters of the copied parts more in training, none deployed.
     """
@@ -128,7 +128,7 @@ class AdaMix(Wrap):
     def start(self, modules: Mapping[str, nn.Module], given: Collection[str]) -> None:
         """Let the copies begin with the child's values, where these are not to be drawn."""
         child = modules[self.copies_of]
-        if self.init == "equal" or self.copies_of in given or hasattr(child, "initialise"):
+        if self.init == "equal" or self.copies_of in given:
             for name in self._part:
                 for other in self._others(name):
                     other.copy_(child.get_parameter(name))

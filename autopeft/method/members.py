@@ -331,8 +331,8 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "part_size",
         "method",
-        "by a composition that holds copies of a part: how many parameters the part has at a site; None "
-        "where it has none of the site's own",
+        "by a composition that trains copies of a part, of a method whose module has all its first values "
+        "from `build`: how many parameters the part has at a site; None where it has none of the site's own",
         ("site", "part"),
         "int or None",
     ),

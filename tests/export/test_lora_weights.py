@@ -33,6 +33,7 @@ EXACT: dict[str, tuple[str, list[Any], list[Any]]] = {
     "bert-lora": ("bert", [LORA], []),
     "bert-side-by-side": ("bert", [LORA, {"lora": {"rank": 3, "sites": ["q", "up"]}}], []),
     "bert-dora-ia3-krona": ("bert", [LORA, IA3, DORA, KRONA], []),
+    "bert-adamix": ("bert", [{"adamix": {"children": [LORA]}}, {"lora": {"rank": 1, "sites": ["q"]}}], []),
     "bert-chain": ("bert", [{"chain": [LORA, {"ia3": {"sites": ["q", "down"]}}]}], []),
     "bert-mask": ("bert", [LORA], [{"pafi": {"keep": "20%"}}]),
     "bert-bitfit": ("bert", [LORA], ["bitfit"]),

@@ -126,6 +126,12 @@ CASES = {
         BERT,
         layers({"laplace_lora": {"rank": 2, "samples": 0}}),
     ),
+    "bert-adamix": (
+        BertForSequenceClassification,
+        BERT,
+        layers({"adamix": {"children": [{"lora": {"sites": ["q", "up"]}}], "copied": "both"}}),
+    ),
+    "bert-weight_drop": (BertForSequenceClassification, BERT, layers({"weight_drop": ["lora"]})),
     "bert-dora": (BertForSequenceClassification, BERT, layers({"dora": {"rank": 2, "alpha": 5}})),
     "bert-ia3": (BertForSequenceClassification, BERT, layers("ia3")),
     "gpt2-lora-fused": (GPT2LMHeadModel, GPT2, layers({"lora": {"sites": ["qkv", "down"]}})),
