@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from autopeft.assets.table import ASSETS
 from autopeft.foreign import table_of
 from autopeft.recipe import Recipe
-from autopeft.recipe.contents import input_lines
+from autopeft.recipe.told import input_lines
 from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain

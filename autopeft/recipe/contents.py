@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autopeft.method import get_method, method_names
-from autopeft.recipe.inputs import address_of
 from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock
 
-if TYPE_CHECKING:
-    from autopeft.recipe.core import Recipe
-
-__all__ = ["in_brief", "input_lines", "item_text", "name_from", "placed_items"]
+__all__ = ["in_brief", "item_text", "name_from", "placed_items"]
 
 LONGEST = 40
 _DIGITS = 6
-_SHORT = 12  # digits of a content's hash
 _OTHER = re.compile(r"[^A-Za-z0-9_]+")
 
 
@@ -73,22 +68,6 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def input_lines(recipe: Recipe) -> list[str]:
-    """Each input of a recipe on one line: its name, what it is, its hash in short, and how it acts."""
-    lines = []
-    for name, item in recipe.inputs.items():
-        acts = [
-            f"{ref.name} {'is frozen at' if ref.item.frozen else 'starts from'} {start}"
-            + ("" if ref.item.merge is None else f", merged by {ref.item.merge.how}")
-            for ref in recipe.entries()
-            for start in ref.item.start
-            if address_of(start)[0] == name
-        ]
-        content = "" if item.sha256 is None else f", sha256 {item.sha256[:_SHORT]}…"
-        lines.append(f"Input {name} ({item}{content}): {', '.join(acts)}.")
-    return lines
 
 
 def placed_items(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,7 @@ def inputs_of(recipe: Any) -> list[str]:
     if not table_of(recipe).get("inputs"):
         return []
     from autopeft.recipe import Recipe  # which imports torch
-    from autopeft.recipe.contents import input_lines
+    from autopeft.recipe.told import input_lines
 
     try:
         return input_lines(Recipe.from_dict(recipe))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft.graph import build_graph
-from autopeft.recipe.contents import input_lines
+from autopeft.recipe.told import input_lines
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import counted, duration, limits_text, number, percent, size
 from autopeft.resources.calibration import Calibration

@@ -12,7 +12,7 @@ from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_svg
 from autopeft.recipe import Recipe
-from autopeft.recipe.contents import input_lines
+from autopeft.recipe.told import input_lines
 from autopeft.report.backbone import config_of
 from autopeft.report.html.load import Run
 from autopeft.report.html.values import shown
