@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import say, say_json, say_sheet
+from autopeft.cli.console import notify, say, say_json, say_sheet
+from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json
 from autopeft.errors import UsageError
+from autopeft.starts.arguments import RankArguments
 
 __all__ = ["bank"]
 
@@ -18,11 +20,13 @@ __all__ = ["bank"]
 class Action(str, Enum):
     """What is done to the bank."""
 
-    ADD, LIST, SHOW, REMOVE = "add", "list", "show", "remove"
+    ADD, LIST, SHOW, REMOVE, RANK = "add", "list", "show", "remove", "rank"
 
 
+@declared(RankArguments)
 def bank(
-    action: Annotated[Action, typer.Argument(help="add, list, show or remove.")] = Action.LIST,
+    given: Given,
+    action: Annotated[Action, typer.Argument(help="add, list, show, remove or rank.")] = Action.LIST,
     hybrid: Annotated[
         str | None,
         typer.Argument(
@@ -42,7 +46,15 @@ def bank(
       autopeft bank list
       autopeft bank show reviews
       autopeft bank remove reviews
+      autopeft bank rank --task new.csv
     """
+    if action is Action.RANK:
+        if hybrid is not None:
+            raise UsageError(
+                f"`autopeft bank rank` ranks all of the bank, but got {hybrid!r}; name the task by --task."
+            )
+        rank_all(given, as_json=as_json)
+        return
     from autopeft import bank as kept
     from autopeft.report.bank import bank_sheet, kept_sheet
 
@@ -65,3 +77,17 @@ def bank(
         say_json(entry.model_dump())
         return
     say_sheet(kept_sheet(entry))
+
+
+def rank_all(given: Given, *, as_json: bool) -> None:
+    """Rank the bank's hybrids as starts for the task."""
+    from autopeft.assets import quiet_libraries
+    from autopeft.report.bank import ranking_sheet
+    from autopeft.starts.ranking import rank
+
+    quiet_libraries()
+    found = rank(notify=notify, **given)
+    if as_json:
+        say_json(found.to_dict())
+    else:
+        say_sheet(ranking_sheet(found))

@@ -11,7 +11,7 @@ from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_tensors
-from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
+from autopeft.hybrid.transferability import activated_neurons, log_evidence, neuron_overlap
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
@@ -28,6 +28,7 @@ __all__ = [
     "explicit_recipe",
     "head_of",
     "load",
+    "log_evidence",
     "neuron_overlap",
     "pinned",
     "predictive",

@@ -1,10 +1,13 @@
-"""How alike two prompts act in a frozen model: the overlap of the neurons that they activate.
+"""What tells how well something transfers, before it is trained on.
 
-Su et al. 2022, arXiv:2111.06719 §6, find it the best predictor of how well a prompt transfers.
+How alike two prompts act in a frozen model is told by the overlap of the neurons that they activate: Su et
+al. 2022, arXiv:2111.06719 §6, find it the best predictor of how well a prompt transfers. How well features
+suit labels is told by the evidence of a linear model of them.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -18,9 +21,50 @@ from autopeft.errors import UsageError
 from autopeft.hybrid.hybrid import attach
 from autopeft.recipe import Recipe
 
-__all__ = ["activated_neurons", "neuron_overlap"]
+__all__ = ["activated_neurons", "log_evidence", "neuron_overlap"]
 
+_ROUNDS, _ENOUGH, _LEAST = 100, 1e-6, 1e-12
 _FIRST = ("bos_token_id", "decoder_start_token_id", "eos_token_id")
+
+
+def log_evidence(features: Tensor, labels: Tensor) -> float:
+    """The logarithm of the maximum evidence of labels, given features, for each row: higher is better (LogME,
+    You et al. 2021, arXiv:2102.11005).
+
+    A label is w·f + ε with w ~ N(0, I/α) and ε ~ N(0, 1/β), so that the labels y of all rows F (n, d) are
+    N(0, I/β + F·Fᵀ/α). α and β are those with the largest density, by the fixed point of MacKay 1992: with
+    σ the eigenvalues of F·Fᵀ, m the posterior mean of w and γ = Σ β·σ/(α + β·σ), α = γ/‖m‖² and
+    β = (n - γ)/‖F·m - y‖². A class counts as 0 and 1, and the mean over classes is taken, as in the paper.
+    Where d > n, the authors' code of the fixed point leaves d - n terms log α out of log |A|, so that its
+    values are no evidence; those here are the density itself.
+
+    Args:
+        features: (n, d).
+        labels: (n,) whole numbers for classes; else numbers, (n,) or (n, k).
+    """
+    f, y = features.double(), labels.double()
+    if not labels.is_floating_point() and labels.ndim == 1:
+        y = F.one_hot(labels.long(), int(labels.max()) + 1).double()
+        y = y[:, y.any(0)]
+    y = y.reshape(len(y), -1)
+    basis, singular, _ = torch.linalg.svd(f, full_matrices=False)
+    sigma, n = singular.square()[:, None], len(f)
+    inside = (basis.T @ y).square()  # (min(n, d), k)
+    outside = (y.square().sum(0) - inside.sum(0)).clamp_min(0.0)
+    alpha, beta = torch.ones(2, y.shape[1], dtype=f.dtype)
+    for _ in range(_ROUNDS):
+        before = alpha / beta
+        gamma = (sigma / (sigma + before)).sum(0)
+        weights = (sigma * inside / (sigma + before).square()).sum(0)
+        missed = (inside * (before / (sigma + before)).square()).sum(0) + outside
+        alpha, beta = gamma / weights.clamp_min(_LEAST), (n - gamma) / missed.clamp_min(_LEAST)
+        if bool(((alpha / beta - before).abs() <= _ENOUGH * before).all()):
+            break
+    variances = 1 / beta + sigma / alpha
+    quadratic = (inside / variances).sum(0) + beta * outside
+    determinant = variances.log().sum(0) - (n - len(sigma)) * beta.log()
+    evidence = -0.5 * (quadratic + determinant + n * math.log(2 * math.pi))
+    return float((evidence / n).mean())
 
 
 def neuron_overlap(model: PreTrainedModel, one: Tensor, other: Tensor, *, token: int | None = None) -> float:

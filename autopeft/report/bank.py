@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from autopeft.bank import BankEntry, Damaged
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number, score
+from autopeft.starts.ranking import Ranking
 
-__all__ = ["bank_sheet", "kept_sheet"]
+__all__ = ["bank_sheet", "kept_sheet", "ranking_sheet"]
 
 _EMPTY = "The bank is empty; `autopeft bank add RUN` keeps the winner of a run."
 
@@ -56,4 +57,23 @@ def kept_sheet(kept: BankEntry) -> Sheet:
         tuple(rows),
         notes=(f"In a recipe: inputs: [bank:{kept.name}], and an entry with 'from: {kept.name}'.",),
         fold=frozenset({""}),
+    )
+
+
+def ranking_sheet(found: Ranking) -> Sheet:
+    """A line for each start, the best first."""
+    rows = tuple(
+        (start.name, start.task or "–", ", ".join(start.methods), f"{start.score:.4f}", f"{gain:+.4f}")
+        for start in found.starts
+        for gain in (start.score - found.bare,)
+    )
+    told = f"The score is the log evidence of the labels of {found.rows} rows for each row; higher is better."
+    return Sheet(
+        ("name", "task", "methods", "score", "against the bare backbone"),
+        rows,
+        title=f"Starts for {found.task} on {found.model}",
+        notes=(told, f"The bare backbone has {found.bare:.4f}. Nothing was trained.", *found.skipped),
+        right=frozenset({"score", "against the bare backbone"}),
+        fold=frozenset({"methods"}),
+        drop=("methods", "task"),
     )

@@ -40,7 +40,16 @@ from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.memory import with_fewer_rows
 from autopeft.training.plan import TrainingPlan
 
-__all__ = ["HeadFit", "Probe", "fit_head", "fitted_head", "last_linear", "start_head"]
+__all__ = [
+    "HeadFeatures",
+    "HeadFit",
+    "Probe",
+    "fit_head",
+    "fitted_head",
+    "head_features",
+    "last_linear",
+    "start_head",
+]
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """λ, from strong to weak, with the mean loss over rows."""
@@ -196,7 +205,7 @@ def _kept_fit(
     if known is None:
         few = _few(data)
         copies = torch.from_numpy(few.train.copies())
-        features = _features(model, name, few, plan, pooling) if len(copies.unique()) >= _LEAST else None
+        features = head_features(model, name, few, plan, pooling) if len(copies.unique()) >= _LEAST else None
         if features is None:
             return None
         last = cast(nn.Linear, model.get_submodule(name))
@@ -255,7 +264,7 @@ def _few(data: EncodedTask) -> EncodedTask:
     return replace(data, splits={**data.splits, "train": train.take(np.sort(rows))})
 
 
-class _Features(NamedTuple):
+class HeadFeatures(NamedTuple):
     """What a head's last layer reads, and what it shall answer.
 
     Attributes:
@@ -269,14 +278,19 @@ class _Features(NamedTuple):
     rows: Tensor | None
 
 
-def _features(
+def head_features(
     model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan, pooling: Recipe | None = None
-) -> _Features | None:
-    """What the layer `name` reads of each training row in the bare model, or of each of its tokens that have
-    a label.
+) -> HeadFeatures | None:
+    """What the layer `name` reads of each training row, or of each of its tokens that have a label.
 
     With the identity in the layer's place the model's logits are just that, whatever position of the row the
     model takes them from. `None` where they are not.
+
+    Args:
+        pooling: a recipe to attach, such as what settles what the head reads; `None` for nothing.
+
+    Raises:
+        UsageError: the recipe does not fit the model.
     """
     device, width = plan.torch_device(), int(cast(nn.Linear, model.get_submodule(name)).in_features)
     with (
@@ -299,12 +313,12 @@ def _features(
     if parts[0][0].ndim == 2:
         read, labels = (torch.cat(both) for both in zip(*parts, strict=True))
         back = torch.argsort(order)
-        return _Features(read[back], labels[back], None)
+        return HeadFeatures(read[back], labels[back], None)
     if any(labels.shape != read.shape[:2] for read, labels in parts):
         return None
     there = [labels != IGNORED for _, labels in parts]
     counts = torch.cat([mask.sum(dim=1) for mask in there])
-    return _Features(
+    return HeadFeatures(
         torch.cat([read[mask] for (read, _), mask in zip(parts, there, strict=True)]),
         torch.cat([labels[mask] for (_, labels), mask in zip(parts, there, strict=True)]),
         order.repeat_interleave(counts),

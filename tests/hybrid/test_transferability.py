@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from support.fingerprint import changed, fingerprint
 from support.tiny import tiny_model
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import activated_neurons, attach, neuron_overlap
+from autopeft.hybrid import activated_neurons, attach, log_evidence, neuron_overlap
 from autopeft.recipe import Recipe
 
 NAMES = ("bert", "roberta", "gpt2", "llama", "t5", "bart")
@@ -78,3 +81,33 @@ def test_what_does_not_fit_is_refused() -> None:
         activated_neurons(model, prompts(model)[0])
     with attach(model, Recipe.from_dict({})), pytest.raises(UsageError, match="attached already"):
         activated_neurons(model, prompts(model)[0], token=TOKEN)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 4), (12, 40)])
+def test_the_log_evidence_is_the_largest_density_of_the_labels(n: int, d: int) -> None:
+    """Against the normal distribution itself, with α and β found by a search."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(n, d, generator=draw, dtype=torch.double)
+    labels = features[:, 0] + 0.5 * torch.randn(n, generator=draw, dtype=torch.double)
+
+    def density(logs: Any) -> float:
+        alpha, beta = np.exp(logs)
+        covariance = torch.eye(n, dtype=torch.double) / beta + features @ features.T / alpha
+        mean = torch.zeros(n, dtype=torch.double)
+        return float(MultivariateNormal(mean, covariance).log_prob(labels)) / n
+
+    best = minimize(lambda logs: -density(logs), [0.0, 0.0], method="Nelder-Mead")
+    assert log_evidence(features, labels) == pytest.approx(-best.fun, abs=1e-4)
+
+
+def test_classes_are_columns_and_telling_features_have_more_evidence() -> None:
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.arange(60) % 3
+    columns = torch.nn.functional.one_hot(labels, 3).double()
+    telling = torch.cat([columns, torch.randn(60, 5, generator=draw, dtype=torch.double)], dim=1)
+    noise = torch.randn(60, 8, generator=draw, dtype=torch.double)
+    assert log_evidence(telling, labels) > log_evidence(noise, labels)
+    assert log_evidence(noise, labels) == pytest.approx(log_evidence(noise, columns))
+    assert log_evidence(noise, 2 * labels) == pytest.approx(log_evidence(noise, labels)), "no row, no class"
+    turned = noise @ torch.linalg.qr(noise[:8])[0]
+    assert log_evidence(turned, labels) == pytest.approx(log_evidence(noise, labels))

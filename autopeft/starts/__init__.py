@@ -1,0 +1,1 @@
+"""Which hybrid of the bank a task could start from."""
