@@ -260,7 +260,7 @@ def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: Bac
     except (SafetensorError, OSError) as error:
         raise DataError(f"{artefact.folder / WEIGHTS} cannot be read: {error}.") from error
     own = source.method == ref.method
-    return Stored(name, source.name, source.method, tensors, source.item.config, own)
+    return Stored(name, source.name, source.method, tensors, source.item.config, own, artefact.family)
 
 
 def tensors_of(entry: str, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:

@@ -67,7 +67,8 @@ class MethodConfig(BaseModel):
 @dataclass(frozen=True)
 class ParameterCount:
     """Parameters of one entry: `deployed` at inference, `trained` while training (fewer only where a small
-    adapter makes a whole weight, as HiWi's does, or where stages leave one after the other what stays).
+    adapter makes a whole weight, as HiWi's does, where stages leave one after the other what stays, or where
+    no gradient is needed, as by LoRAHub).
 
     Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended. `state` are
     numbers that are saved beside the parameters and that no budget counts (a posterior).
@@ -93,10 +94,12 @@ class Interim:
         trained: parameters that a phase trains in the place of those of `ParameterCount.trained`, each with a
             gradient and the optimizer's state.
         held: numbers without those that are there at once: gradients and scores of a calibration.
+        of_each_source: the same for each entry that its `from:` names.
     """
 
     trained: int = 0
     held: int = 0
+    of_each_source: int = 0
 
 
 @dataclass(frozen=True)

@@ -182,10 +182,11 @@ class Concludes(Protocol):
     """Learns something more when training has ended, `finish` included: the curvature at what was found.
 
     `conclude` gets an iterator over batches that hold each row of *train* that was trained on once, and the
-    task's `Objective`, in eval mode. It starts from any earlier state, leaves values, gradients and what
-    requires grad of the model as they were, and keeps what it learned in buffers of a fixed shape, which are
-    saved and do not count as parameters. A training that was paused or was asked to stop is not concluded;
-    `before_step` tells of one that goes on.
+    task's `Objective`, in eval mode. A module with a number `conclusion_rows` gets so many of these rows,
+    drawn by the training's seed. It starts from any earlier state, leaves values, gradients and what requires
+    grad of the model as they were, and keeps what it learned in buffers of a fixed shape, which are saved and
+    do not count as parameters, or in parameters of its own that never train. A training that was paused or
+    was asked to stop is not concluded; `before_step` tells of one that goes on.
     """
 
     def conclude(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None: ...

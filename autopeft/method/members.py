@@ -236,6 +236,14 @@ MEMBERS: tuple[Member, ...] = (
         "conclude", "module", "once after training, with the rows that were trained on (`Concludes`)", _SEEN
     ),
     Member(
+        "conclusion_rows",
+        "module",
+        "by training: how many of the rows `conclude` gets (`Concludes`)",
+        None,
+        "int",
+        beside=("conclude",),
+    ),
+    Member(
         "longest_text", "module", "by training and writing: tokens of a text (`LimitsTexts`)", None, "int"
     ),
     Member("members", "module", "by predictions: how many models it stands for (`Ensembles`)", None, "int"),

@@ -25,6 +25,7 @@ class Stored:
             are on the CPU.
         options: those that its recipe gives it.
         own: whether that is the method of the entry that starts from it.
+        family: of the backbone that it was trained on, where it tells.
     """
 
     input: str
@@ -33,6 +34,7 @@ class Stored:
     tensors: Mapping[str, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
+    family: str | None = None
 
     @property
     def label(self) -> str:

@@ -157,7 +157,8 @@ def check_starts(
                 f"{name!r} is frozen, and nothing says at which values; name a trained hybrid under "
                 f"'inputs:' and write {{{item.method}: {{…}}, from: NAME, frozen: true}}.",
             )
-        if item.frozen and (traits.data_dependent or "calibration" in traits.needs or traits.phased):
+        settled = bool(traits.needs & {"calibration", "artefacts"}) or traits.data_dependent or traits.phased
+        if item.frozen and settled:
             problems.add(
                 ("inputs",),
                 f"{name!r} cannot be frozen: training decides what {item.method} is, beside its values. "

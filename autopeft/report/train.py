@@ -52,7 +52,9 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
 def _course(history: Mapping[str, Any], metric: str) -> list[str]:
     """The losses, and the best score on *select*, by a metric, where some were taken on the way."""
     first, last = history["first_loss"], history["last_loss"]
-    found = [f"Loss: {first:.4f} over the first tenth of the steps, {last:.4f} over the last."]
+    found = []
+    if first is not None:  # else no step was taken
+        found.append(f"Loss: {first:.4f} over the first tenth of the steps, {last:.4f} over the last.")
     if history["scores"]:
         step, best = max(history["scores"], key=lambda point: point[1])
         found.append(f"Best {metric} on select while training: {score(best)} at step {step:,}.")

@@ -90,17 +90,19 @@ def training_state(graph: CompositionGraph, head: int, *, interim: bool = True, 
     numbers = (_STATE - added) * (graph.parameter_count().trained + head)
     frozen = [entry.count.deployed for entry in graph.entries.values() if entry.frozen and not added]
     trains = [entry for entry in graph.entries.values() if interim and not entry.frozen]
-    more = [_more_meanwhile(entry, graph.spec) for entry in trains]
+    sources = {ref.name: len(ref.item.start) for ref in graph.recipe.entries()}
+    more = [_more_meanwhile(entry, graph.spec, sources[entry.name]) for entry in trains]
     return _BYTES * (numbers + sum(frozen) + max((0, *more)))
 
 
-def _more_meanwhile(entry: Entry, spec: BackboneSpec) -> int:
-    """By how many numbers an entry has more for a while than at the end."""
+def _more_meanwhile(entry: Entry, spec: BackboneSpec, sources: int) -> int:
+    """By how many numbers an entry with so many `sources` has more for a while than at the end."""
     interim: Any = getattr(entry.method, "interim", None)
     if interim is None:
         return 0
     found: Interim = interim(entry.sites, spec)
-    return _STATE * (found.trained - entry.count.trained) + found.held
+    held = found.held + sources * found.of_each_source
+    return _STATE * (found.trained - entry.count.trained) + held
 
 
 def _prompt_rows(graph: CompositionGraph) -> float:

@@ -173,13 +173,13 @@ def conclude(
 
     def learn(at_once: int) -> None:
         for module in modules:
+            among, few = share_of_rows(data.train, plan), getattr(module, "conclusion_rows", None)
+            if few is not None:
+                among = np.random.default_rng(plan.seed).permutation(
+                    np.arange(len(data.train)) if among is None else among
+                )[:few]
             batches = way.batches(
-                data.train,
-                at_once,
-                shuffle=True,
-                seed=plan.seed,
-                device=device,
-                among=share_of_rows(data.train, plan),
+                data.train, at_once, shuffle=True, seed=plan.seed, device=device, among=among
             )
             with generators_kept(device, seed=plan.seed), evaluation_mode(hybrid.model), torch.enable_grad():
                 module.conclude(batches, objective)

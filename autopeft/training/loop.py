@@ -128,6 +128,9 @@ def train(
             training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
         ):
             stages = stages_of(modules, plan.steps)
+            trains = any(group["params"] for group in hybrid.parameter_groups())
+            if not trains and any(isinstance(module, Concludes) for module in modules.values()):
+                stages = []  # all comes after training: no step is taken
             gradient.team.align(values_of(modules, hybrid.parameter_groups()))
             if resume is not None and len(stages) > 1:
                 raise DataError("A training in several phases cannot go on from a checkpoint.")

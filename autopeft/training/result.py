@@ -57,14 +57,14 @@ class TrainResult:
         return float(np.median(counted)) if counted else None
 
     @property
-    def first_loss(self) -> float:
-        """Mean loss of the first tenth of the steps, at least one."""
-        return float(np.mean(self.losses[: max(1, len(self.losses) // 10)])) if self.losses else float("nan")
+    def first_loss(self) -> float | None:
+        """Mean loss of the first tenth of the steps, at least one; `None` without steps."""
+        return float(np.mean(self.losses[: max(1, len(self.losses) // 10)])) if self.losses else None
 
     @property
-    def final_loss(self) -> float:
-        """Mean loss of the last tenth of the steps, at least one."""
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if self.losses else float("nan")
+    def final_loss(self) -> float | None:
+        """Mean loss of the last tenth of the steps, at least one; `None` without steps."""
+        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class History:
         losses: step and mean loss of the steps since the point before it, of at most 100 points.
         scores: step and score on *select*, of each score that was taken while it trained.
         phases: first step and name of each phase.
-        first_loss, last_loss: mean over the first and the last tenth of the steps.
+        first_loss, last_loss: mean over the first and the last tenth of the steps; `None` without steps.
     """
 
     losses: tuple[tuple[int, float], ...] = ()

@@ -45,9 +45,13 @@ PAIRS = [
     *((c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED),
     *((c, a) for a in OTHERS for c in WAYS if (c, a) not in REFUSED),
 ]
-TRAINED = [(c, a) for c, a in PAIRS if c not in PARAMETERLESS]
+# What has parameters, and finds them without gradients.
+SEARCHED = ("lorahub",)
+TRAINED = [(c, a) for c, a in PAIRS if c not in (*PARAMETERLESS, *SEARCHED)]
 # Where there is something to train: language models have no head of the task.
-LEARNING = [(c, a) for c, a in PAIRS if c not in PARAMETERLESS or not FAMILIES[a].writes]
+LEARNING = [
+    (c, a) for c, a in PAIRS if c not in SEARCHED and (c not in PARAMETERLESS or not FAMILIES[a].writes)
+]
 # What is made of the whole text is refused a cache where a text is written on.
 SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
 OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)

@@ -24,7 +24,7 @@ from contract.pairs import (
     is_spared,
 )
 from support import families, on_logits, on_scores
-from support.cases import recipe_of
+from support.cases import attach_case
 from support.entries import choose_by_lot
 from support.families import FAMILIES
 from support.steps import NO_STEP
@@ -85,7 +85,7 @@ def _labelled(name: str, n: int) -> list[dict[str, Tensor]]:
 
 def attached(case: str, name: str, **kwargs: Any) -> tuple[PreTrainedModel, Hybrid]:
     model = tiny_model(name, **kwargs)
-    hybrid = attach(model, recipe_of(case), seed=0)
+    hybrid = attach_case(model, case)
     if hybrid.needs_prepare:
         hybrid.prepare(_labelled(name, 4), LogitsObjective(model))
     choose_by_lot(hybrid)
@@ -110,7 +110,7 @@ def test_identity_at_init(case: str, name: str) -> None:
     model = tiny_model(name)
     inputs = tiny_inputs(name, pad=2)
     before = logits(model, inputs, length=LENGTH)
-    hybrid = attach(model, recipe_of(case), seed=0)
+    hybrid = attach_case(model, case)
     after = logits(model, inputs, length=LENGTH)
     if all(e.traits.identity and _claims_identity(e.method) for e in hybrid.graph.entries.values()):
         torch.testing.assert_close(after, before, atol=2e-6, rtol=1e-6)
@@ -441,7 +441,7 @@ def test_refused_with_a_reason(case: str, name: str) -> None:
     model = tiny_model(name)
     before = set(model.state_dict())
     with pytest.raises(UsageError, match=REFUSED[case, name]):
-        attach(model, recipe_of(case))
+        attach_case(model, case)
     assert set(model.state_dict()) == before
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support.cases import CASES, recipe_of
+from support.cases import CASES, attach_case
 from support.tiny import ARCHITECTURES, tiny_model
 
 from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import unmergeable
-from autopeft.hybrid import attach
 
 USUAL = ("bert", "gpt2", "t5")
 
@@ -22,7 +21,7 @@ def test_the_graph_knows_what_merges(architecture: str) -> None:
     for case in CASES:
         model = tiny_model(architecture)
         try:
-            hybrid = attach(model, recipe_of(case), seed=0)
+            hybrid = attach_case(model, case)
         except UsageError:  # this backbone cannot take it
             continue
         reason = unmergeable(hybrid.graph)

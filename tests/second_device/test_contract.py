@@ -11,12 +11,12 @@ import pytest
 import torch
 from contract.pairs import PAIRS, is_spared
 from support import on_logits, on_scores
-from support.cases import recipe_of
+from support.cases import attach_case
 from support.entries import choose_by_lot
 from support.tiny import LogitsObjective, randomise, snapshot, tiny_inputs, tiny_model
 from torch import Tensor
 
-from autopeft.hybrid import Hybrid, attach, load
+from autopeft.hybrid import Hybrid, load
 
 # Their merging is tried on the CPU.
 COMPOSED = ("gate", "chain", "route", "route-sequence", "fuse", "fuse-loras", "mole")
@@ -42,7 +42,7 @@ def on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def trained(case: str, name: str, device: torch.device) -> tuple[Hybrid, dict[str, Any]]:
     """A hybrid that has taken a step on a device, and all that was computed on the way, on the CPU."""
     model: Any = tiny_model(name).to(device)
-    hybrid = attach(model, recipe_of(case), seed=0)
+    hybrid = attach_case(model, case)
     if hybrid.needs_prepare:
         rows = [
             on(device, {**tiny_inputs(name, batch=1, seed=seed), "labels": torch.tensor([seed % 2])})

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from autopeft.hybrid import Hybrid, attach
+from autopeft.hybrid.inputs import RUNS
 from autopeft.recipe import Recipe
 from support import on_logits, on_scores
 
-__all__ = ["CASES", "ON_ENCODERS", "recipe_of"]
+__all__ = ["CASES", "ON_ENCODERS", "attach_case", "recipe_of"]
 
 # name → (level, item); every registered method that places something has at least one row.
 CASES: dict[str, tuple[str, Any]] = {
     "lora": ("layers", {"lora": {"rank": 3}}),
+    "lorahub": ("layers", {"lorahub": {"rank": 3}, "from": "loras"}),
     "lora-all": ("layers", {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}),
     "dora": ("layers", {"dora": {"rank": 3}}),
     "ia3": ("layers", "ia3"),
@@ -226,12 +231,20 @@ CASES: dict[str, tuple[str, Any]] = {
 }
 
 
-ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn") and case != "ipa")
-"""The cases that an encoder by itself can take."""
+UNFILLED = ("lorahub",)
+"""What starts from trainings of the very model, which the models of the tests have none of."""
+
+ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn") and case not in ("ipa", *UNFILLED))
+"""The cases that an encoder by itself can take, with all that they start from."""
 
 
-INPUTS = {"source": "tests/fixtures/prompt"}
+INPUTS = {"source": "tests/fixtures/prompt", "loras": "none"}
 """What another training has left: a prompt of 4 rows of width 16."""
+
+
+def attach_case(model: PreTrainedModel, case: str) -> Hybrid:
+    """A case on a model, one of `UNFILLED` without what it starts from, as saved hybrids are attached."""
+    return attach(model, recipe_of(case), seed=0, runs=None if case in UNFILLED else RUNS)
 
 
 def recipe_of(case: str) -> Recipe:
