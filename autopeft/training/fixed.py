@@ -45,7 +45,7 @@ from autopeft.training.forward import sharing_forward
 from autopeft.training.head_start import start_head
 from autopeft.training.loop import train as train_hybrid
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.result import History
+from autopeft.training.result import History, TrainResult
 from autopeft.training.samples import asked_in
 from autopeft.training.scoring import score_by_rows
 from autopeft.training.task_loading import task_from_arguments
@@ -166,11 +166,11 @@ def train(call: TrainCall) -> FixedOutcome:
             alone = not trained_entries(recipe)
             start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
         hybrid = attach(model, recipe, seed=given.seed, runs=given.runs)
-        seconds, scores, history, samples = _train(hybrid, data, plan, reporter)
+        result, scores, history, samples = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()
         counts = hybrid.counts().to_dict()
         outcome = FixedOutcome(
-            recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer,
+            recipe, task, scores, counts, result.steps, result.seconds, folder.path, hybrid, tokenizer,
             plan.max_length, summary, history, samples, given.precision,
         )  # fmt: skip
         _keep(folder, hybrid, outcome)
@@ -250,7 +250,7 @@ def _manifest(
 
 def _train(
     hybrid: Hybrid, data: EncodedTask, plan: TrainingPlan, reporter: TrainReporter
-) -> tuple[float, dict[str, float], History, tuple[Sample, ...]]:
+) -> tuple[TrainResult, dict[str, float], History, tuple[Sample, ...]]:
     watch = Watch(reporter, plan.steps)
     result = train_hybrid(hybrid, data, plan, on_step=watch.step, on_score=watch.score, on_phase=watch.phase)
     watch.phase("scoring")
@@ -267,7 +267,7 @@ def _train(
         for name in ("select", "test")
     }
     scores = {name: scored.score for name, scored in found.items()}
-    return result.seconds, scores, History.of(result, watch.phases), found["test"].samples
+    return result, scores, History.of(result, watch.phases), found["test"].samples
 
 
 def _keep(folder: RunFolder, hybrid: Hybrid, outcome: FixedOutcome) -> None:

@@ -57,14 +57,14 @@ class TrainResult:
         return float(np.median(counted)) if counted else None
 
     @property
-    def first_loss(self) -> float | None:
-        """Mean loss of the first tenth of the steps, at least one; `None` without steps."""
-        return float(np.mean(self.losses[: max(1, len(self.losses) // 10)])) if self.losses else None
+    def first_loss(self) -> float:
+        """Mean loss of the first tenth of the steps, at least one; NaN without steps."""
+        return float(np.mean(self.losses[: max(1, len(self.losses) // 10)])) if self.losses else float("nan")
 
     @property
-    def final_loss(self) -> float | None:
-        """Mean loss of the last tenth of the steps, at least one; `None` without steps."""
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if self.losses else None
+    def final_loss(self) -> float:
+        """Mean loss of the last tenth of the steps, at least one; NaN without steps."""
+        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if self.losses else float("nan")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class History:
         """The course of a training that has ended."""
         ends = np.unique(np.linspace(0, result.steps, min(_POINTS, result.steps) + 1).round().astype(int))
         losses = tuple((int(end), float(np.mean(result.losses[start:end]))) for start, end in pairwise(ends))
-        return cls(losses, tuple(result.scores), tuple(phases), result.first_loss, result.final_loss)
+        first, last = (result.first_loss, result.final_loss) if result.steps else (None, None)
+        return cls(losses, tuple(result.scores), tuple(phases), first, last)
 
     def to_dict(self) -> dict[str, Any]:
         """As a run's result holds it."""

@@ -62,15 +62,16 @@ def minimal_recipe(name: str) -> str:
     default = method.Config.model_fields[size].get_default(call_default_factory=True) if size else None
     entry = name if default is None else f"{name}: {{{size}: {_written(default)}}}"
     head = f"autopeft: 2\nname: only-{name.replace('_', '-')}\n"
+    start = ""
     if "artefacts" in method.traits.needs:
-        head, entry = f"{head}inputs:\n  source: source\n", f"{entry}\n    from: source"
+        head, start = f"{head}inputs:\n  source: source\n", "from: source\n"
     if method.traits.level == "training":
         return (
             f"{head}layers:\n  - at: all\n    attach:\n      - lora\ntraining:\n  policies:\n    - {name}\n"
         )
     if method.traits.level == "model":
-        return f"{head}model:\n  - {entry}\n"
-    return f"{head}layers:\n  - at: all\n    attach:\n      - {entry}\n"
+        return f"{head}model:\n  - {entry}\n{start and f'    {start}'}"
+    return f"{head}layers:\n  - at: all\n    attach:\n      - {entry}\n{start and f'        {start}'}"
 
 
 def _written(value: object) -> str:

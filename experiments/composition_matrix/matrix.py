@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from lib.trying import recipe_of, runs_with_prompt, tried
+from lib.trying import recipe_of, runs_for, tried
 from tiny import MODELS
 
 from autopeft.backbones import spec_of_model
@@ -124,7 +124,7 @@ def _fits(model: str, method: str) -> bool:
         return True
     tiny, recipe = MODELS[model], Pair(model, method).recipe()
     try:
-        with attach(tiny.model(), recipe, seed=0, runs=runs_with_prompt()) as hybrid:
+        with attach(tiny.model(), recipe, seed=0, runs=runs_for(recipe, tiny.model)) as hybrid:
             check_recipe(hybrid, get_kind(tiny.kind))
     except AutoPEFTError:
         return False

@@ -18,7 +18,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
+from autopeft.backbones import spec_of_model
 from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.method import get_method
 from autopeft.recipe import Recipe
@@ -27,7 +29,7 @@ from autopeft.training.loop import train
 
 from .tiny_rows import WORDS, tiny_rows
 
-__all__ = ["Verdict", "recipe_of", "runs_with_prompt", "tried"]
+__all__ = ["Verdict", "recipe_of", "runs_for", "tried"]
 
 Verdict: TypeAlias = Literal["works", "refused", "broken"]
 # Enough for two steps in each stage of two methods that have some: factors behind one that starts at zero
@@ -57,9 +59,9 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "kadaptation": {"phm_dim": 4},
     "ipa": {"layers": 1, "width": 8, "heads": 2, "bins": 2, "interval": 8, "samples": 8},
 }
-_STARTED = ("tpt",)  # which start from another training's prompt
-_SOURCE = {"source": {"run": "prompt"}}
-"""As a recipe's `inputs`: a prompt of 4 rows of `_WIDTH`, in the folder that `runs_with_prompt` gives."""
+_STARTED = {"tpt": "prompt", "lorahub": "lora"}
+"""The run that a method starts from, in the folder that `runs_for` gives: a prompt of 4 rows of `_WIDTH`, or a
+LoRA of the same model."""
 
 
 def recipe_of(methods: Sequence[str]) -> Recipe:
@@ -69,7 +71,8 @@ def recipe_of(methods: Sequence[str]) -> Recipe:
     for name in methods:
         item: dict[str, Any] = {name: _CONFIGS.get(name, {})}
         if name in _STARTED:
-            inputs, item["from"] = _SOURCE, next(iter(_SOURCE))
+            run = item["from"] = _STARTED[name]
+            inputs[run] = {"run": run}
         body[get_method(name).traits.level.replace("training", "policies")].append(item)
     training = {"learning_rate": 1e-2, "weight_decay": 0.0, "policies": body.pop("policies")}
     layers = [{"attach": body["layers"]}] if body["layers"] else []
@@ -81,9 +84,20 @@ def recipe_of(methods: Sequence[str]) -> Recipe:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def runs_with_prompt() -> Path:
-    """A folder of runs with the one of `_SOURCE`, which lasts as long as the process."""
-    return Path(_runs().name)
+def runs_for(recipe: Recipe, make: Callable[[], PreTrainedModel]) -> Path:
+    """A folder with the runs that a recipe starts from, which lasts as long as the process.
+
+    Args:
+        make: of a model such as the recipe is attached to.
+    """
+    folder = Path(_runs().name)
+    if "lora" in recipe.inputs:
+        lora = Recipe.from_dict({"name": "lora", "layers": [{"attach": ["lora"]}]})
+        model = make()
+        build_graph(recipe, spec_of_model(model)[0])  # what is refused is refused in the recipe's own words
+        with attach(model, lora, seed=0) as hybrid:
+            hybrid.save(folder / "lora" / "winner")
+    return folder
 
 
 @cache
@@ -114,7 +128,7 @@ def tried(make: Callable[[], PreTrainedModel], recipe: Recipe, kind: str) -> tup
         idle = set[str]()
         # A router among positions may pass by the one that a head reads, as long as a training lasts here.
         for seed in SEEDS:
-            with attach(make(), recipe, seed=seed, runs=runs_with_prompt()) as hybrid:
+            with attach(make(), recipe, seed=seed, runs=runs_for(recipe, make)) as hybrid:
                 found = _idle(hybrid, kind, seed)
             idle = idle & found if seed else found
             if not idle:
@@ -137,13 +151,14 @@ def _idle(hybrid: Hybrid, kind: str, seed: int) -> set[str]:
 @contextmanager
 def _watched(hybrid: Hybrid) -> Iterator[tuple[set[str], set[str]]]:
     """Names of the modules' parameters that were there at any step of an optimizer, and of those that had a
-    gradient at one."""
+    gradient at one. What is found without gradients is left out."""
+    searched = {name for name, parameter in hybrid.root.named_parameters() if not parameter.requires_grad}
     held: set[str] = set()
     moved: set[str] = set()
 
     def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for name, parameter in hybrid.root.named_parameters():
-            if not parameter.numel():
+            if not parameter.numel() or name in searched:
                 continue
             held.add(name)
             if parameter.grad is not None and bool(parameter.grad.any()):

@@ -205,4 +205,4 @@ def test_a_minimal_recipe_attaches(name: str) -> None:
     family = {"BERT-base": "bert", "LLaMA-7B": "llama", "GPT-2 small": "gpt2", "T5-base": "t5"}[backbone.name]
     with autopeft.attach(tiny_model(family), recipe, seed=0, runs=None) as hybrid:  # inputs are not there
         assert name in {*hybrid.modules, *(policy.method for policy in recipe.training.policies)}
-        assert hybrid.counts().trained > 0 or name == "mean_pooling"
+        assert hybrid.counts().trained > 0 or name in ("lorahub", "mean_pooling")

@@ -56,7 +56,9 @@ def live(name: str, layers: list[Any], whole: list[Any]) -> Hybrid:
         "layers": [{"at": at, "attach": layers}] if layers else [],
         "model": [] if at == whole else whole,
     }
-    hybrid = attach(tiny_model(name), Recipe.from_dict(body), seed=0)
+    if any("from" in item for item in layers if isinstance(item, dict)):
+        body["inputs"] = {"source": "source"}
+    hybrid = attach(tiny_model(name), Recipe.from_dict(body), seed=0, runs=None)  # inputs are not there
     randomise(hybrid.root)
     return hybrid
 
@@ -126,6 +128,8 @@ def test_what_gives_a_bias_says_so(name: str) -> None:
     if not method.traits.mergeable or "hook" not in method.traits.ways:
         return
     items = [{name: {"phm_dim": 4} if name == "kadaptation" else {}}]
+    if "artefacts" in method.traits.needs:
+        items[0]["from"] = "source"
     hybrid = live("llama", *((items, []) if method.traits.level == "layers" else ([], items)))
     entry = next(iter(hybrid.graph.entries.values()))
     site = next(s for s in entry.sites if s.kind == "linear")

@@ -97,6 +97,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         {"variant": "parallel_residual", "scale": "learned", "a1": 8},
         {**KRONECKER, "at.*.scale": ONES, "at.*.residual": ZEROS},
     ),
+    "lorahub": ({}, {"at.*": ZEROS}),
     "laplace_lora": ({}, {**PAIR, "at.*.posterior_*": ZEROS, "posterior_precision": ZEROS}),
     "lora": ({}, PAIR),
     "lora_dropout": ({}, PAIR),

@@ -75,6 +75,15 @@ def test_a_frozen_entry_has_its_values_and_no_state(spec: BackboneSpec) -> None:
     assert steps[0] == steps[1]
 
 
+def test_each_source_that_is_averaged_is_there_beside_the_average(spec: BackboneSpec) -> None:
+    for names in (["a"], ["a", "b", "c"]):
+        item = {"lorahub": {"rank": 2}, "from": names}
+        body = {"name": "x", "inputs": {name: name for name in names}, "layers": [{"attach": [item]}]}
+        graph = build_graph(Recipe.from_dict(body), spec)
+        size = graph.parameter_count().deployed
+        assert training_state(graph, HEAD) - BYTES * HEAD == 4 * size * (1 + len(names))
+
+
 def test_priming_trains_all_nodes(spec: BackboneSpec) -> None:
     graph = build_graph(recipe_of("pafi", {"far": {"retention": 0.1}}, keep=1), spec)
     maps = [s for s in spec.sites if s.name in ("up", "down")]

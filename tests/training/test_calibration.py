@@ -272,6 +272,7 @@ class Concluding(nn.Linear):
         self.calls: list[list[dict[str, torch.Tensor]]] = []
         self.log: list[str] = []
         self.draws: list[float] = []
+        self.conclusion_rows: int | None = None
 
     def conclude(self, batches: Any, objective: Any) -> None:
         self.log.append("conclude")
@@ -341,6 +342,29 @@ def test_a_training_on_a_share_is_concluded_on_that_share() -> None:
     conclude(fake, encoded_task(train=30), TrainingPlan(steps=1, train_share=0.8, device="cpu"))
     assert small <= set(module.rows())
     assert module.draws[0] == module.draws[1], "draws come from the plan's seed"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_what_concludes_from_a_few_rows_gets_them_by_the_seed_alone(share: float) -> None:
+    fake, module = _concluding()
+    module.conclusion_rows = 5
+    data, seen = encoded_task(train=30), []
+    for seed, micro in ((0, 8), (0, 2), (1, 8)):
+        plan = TrainingPlan(
+            steps=1, batch_size=8, micro_batch=micro, seed=seed, train_share=share, device="cpu"
+        )
+        conclude(fake, data, plan)
+        assert max(len(b["labels"]) for b in module.calls[-1]) == min(micro, 5)
+        seen.append(module.rows())
+        assert len(seen[-1]) == 5
+        module.conclusion_rows = 100
+        conclude(fake, data, plan)
+        assert set(seen[-1]) <= set(module.rows())
+        assert len(module.rows()) == 30 * share
+        module.conclusion_rows = 5
+    assert seen[0] == seen[1] != seen[2]
+    lengths = {len(row) for row in seen[0]}
+    assert len(lengths) > 1, "not those of one batch, which are alike in length"
 
 
 def test_full_memory_halves_the_rows_until_there_is_one() -> None:

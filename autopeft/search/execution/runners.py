@@ -180,7 +180,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     return JobResult(
         job.id,
         scores,
-        train_loss=outcome.train.final_loss,
+        train_loss=outcome.train.final_loss if outcome.train.steps else None,
         counts=outcome.counts.to_dict(),
         files=files,
         paused=outcome.train.stopped == "paused",

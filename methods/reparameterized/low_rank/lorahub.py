@@ -174,16 +174,21 @@ class LoRAHubModule(ScaledMaps[LowRankPair]):
         """
         if not self._sources:
             return
-        c, n, seen = self.config, len(self._sources), list(batches)
-        rows = sum(len(batch["labels"]) for batch in seen)
-
-        def value(weights: Sequence[float]) -> float:
-            self.mix(weights)
-            loss = sum(float(objective(batch)) * len(batch["labels"]) for batch in seen) / rows
-            return loss / c.divisor + c.l1 * sum(map(abs, weights)) / n
-
-        self.found = searched_weights(value, n, evaluations=c.evaluations, bound=c.bound)
+        c, seen = self.config, list(batches)
+        self.found = searched_weights(
+            lambda weights: self.objective(weights, seen, objective),
+            len(self._sources),
+            evaluations=c.evaluations,
+            bound=c.bound,
+        )
         self.mix(self.found.weights)
+
+    def objective(self, weights: Sequence[float], batches: Sequence[Batch], task: Objective) -> float:
+        """CE / divisor + l1·(1/N)·Σ|wᵢ| of these weights, which the module has afterwards."""
+        self.mix(weights)
+        rows = sum(len(batch["labels"]) for batch in batches)
+        loss = sum(float(task(batch)) * len(batch["labels"]) for batch in batches) / rows
+        return loss / self.config.divisor + self.config.l1 * sum(map(abs, weights)) / len(weights)
 
     def remarks(self) -> list[str]:
         """The weights, what they have gained, and whether some source was never tried."""
