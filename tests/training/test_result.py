@@ -21,6 +21,17 @@ def test_the_points_are_few_and_their_means_are_those_of_all_steps(steps: int, p
     assert total == pytest.approx(sum(losses))
 
 
+def test_without_a_step_there_is_no_loss() -> None:
+    table = json.loads(json.dumps(History.of(TrainResult(), [(1, "conclusion")]).to_dict(), allow_nan=False))
+    assert table == {
+        "first_loss": None,
+        "last_loss": None,
+        "losses": [],
+        "scores": [],
+        "phases": [[1, "conclusion"]],
+    }
+
+
 def test_it_is_kept_as_json() -> None:
     losses = [2.0] * 10 + [1.0] * 80 + [0.5] * 10
     result = TrainResult(losses=losses, scores=[(50, 0.5), (100, 0.75)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,14 +22,17 @@ from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 
-from autopeft.assets import load_config, load_tokenizer
+from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.assets.heads import reset_head
 from autopeft.backbones import spec_of
+from autopeft.cli import main
 from autopeft.errors import AutoPEFTError, MethodError, RecipeError
 from autopeft.export.peft_format import to_peft
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.method import Stored
 from autopeft.recipe import Recipe
+from autopeft.search.core.jobs import TrainJob
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask, load_task
 from autopeft.tasks.encode import encode
@@ -436,6 +440,36 @@ def test_it_goes_on_from_a_pause_as_if_there_had_been_none() -> None:
     assert on.scores == whole.scores
     assert on.losses == whole.losses
     assert on.counts == whole.counts
+
+
+def test_a_run_says_that_no_step_was_taken_and_what_was_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(place)
+    (tmp_path / "hub.yaml").write_text(hub_recipe("noise", "same", rows=40).to_yaml())
+    told = ["--task", "data.csv", "--text", "body", "--label", "verdict", "--model", "model", "--steps", "60"]
+    words = ["--label-words", WORDS, "--out", str(tmp_path / "run")]
+    assert main(["train", "--recipe", str(tmp_path / "hub.yaml"), *told, *words]) == 0
+    out = capsys.readouterr().out
+    assert "one seed, 0 steps" in out
+    assert "Loss:" not in out
+    assert "of same.lora" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["history"]["first_loss"], result["counts"]["trained"]) == (0, None, 0)
+
+
+def test_a_job_of_a_search_ends_at_its_first_rung(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is nothing to pause."""
+    monkeypatch.chdir(place)
+    model, task = str(place / "model"), _label_words(place).task
+    setup = WorkerSetup(model, resolve_model(model), task, PLAN, threads=1, key=str(tmp_path))
+    recipe = hub_recipe("noise", "same").to_dict()
+    job = TrainJob("trial-0", "trial", "trial 0", recipe, steps=8, until=3)
+    found = execute(setup, job, lambda step, loss: None, lambda: False)
+    assert (found.error, found.paused, found.train_loss) == (None, False, None)
+    assert found.score is not None
 
 
 def test_sources_that_were_never_tried_are_named_in_the_remarks(
