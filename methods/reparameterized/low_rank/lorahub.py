@@ -108,7 +108,7 @@ class LoRAHubModule(ScaledMaps[LowRankPair]):
             nn.init.zeros_(pair.A)
         self.requires_grad_(False)
         self.found: Weighting | None = None
-        # Factors of each source by their names here, on the CPU: no checkpoint holds them, and no device.
+        # Factors of each source by their names here. They stay on the CPU, and no file or checkpoint has them.
         self._sources: tuple[dict[str, Tensor], ...] = ()
         self._labels: tuple[str, ...] = ()
 
@@ -209,10 +209,6 @@ class LoRAHubModule(ScaledMaps[LowRankPair]):
             )
         return said
 
-    def deploy(self) -> None:
-        """Drop the sources: one LoRA is left."""
-        self._sources = ()
-
 
 @register("lorahub")
 class LoRAHub:
@@ -237,8 +233,9 @@ class LoRAHub:
     rows that go through the model at once.
 
     A and B are zero at first: the identity. They do not train, so that they count as deployed,
-    r·(in + out) for each site, and as not trained; the sources are kept in memory until the training ends.
-    Mergeable; behind a gate the gate takes the place of s.
+    r·(in + out) for each site, and as not trained. The sources are in memory beside them for as long as the
+    entry is attached, and no file of the hybrid holds them. Mergeable; behind a gate the gate takes the place
+    of s.
     """
 
     traits = replace(LowRankMethod.traits, needs=frozenset({"artefacts"}), stochastic=False)

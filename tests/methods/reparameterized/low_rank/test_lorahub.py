@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,11 @@ def test_a_language_model_takes_no_step_and_ends_with_the_lora_that_fits(
     assert found.value < 0.9 * found.start
     assert found.evaluations <= 40
     assert abs(found.weights[2]) > max(map(abs, found.weights[:2]))
+    there = [load_file(f"{name}/weights.safetensors") for name in ("noise", "opposite", "same")]
+    for key, value in module.state_dict().items():
+        saved = key.removeprefix("at.").replace("-", ".").replace(".A", ".lora.A").replace(".B", ".lora.B")
+        average = sum(w * tensors[saved] for w, tensors in zip(found.weights, there, strict=True))
+        torch.testing.assert_close(value, average)
     (said,) = hybrid.remarks()
     assert f"{found.weights[2]:.2f} of same.lora" in said
 
@@ -464,7 +470,9 @@ def test_a_job_of_a_search_ends_at_its_first_rung(
     """There is nothing to pause."""
     monkeypatch.chdir(place)
     model, task = str(place / "model"), _label_words(place).task
-    setup = WorkerSetup(model, resolve_model(model), task, PLAN, threads=1, key=str(tmp_path))
+    setup = WorkerSetup(
+        model, resolve_model(model), task, replace(PLAN, max_length=40), threads=1, key=str(tmp_path)
+    )
     recipe = hub_recipe("noise", "same").to_dict()
     job = TrainJob("trial-0", "trial", "trial 0", recipe, steps=8, until=3)
     found = execute(setup, job, lambda step, loss: None, lambda: False)
