@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from autopeft.starts.ranking import rank
 from cells import (
     KINDS,
     SOURCE_ROWS,
@@ -32,6 +31,7 @@ import autopeft
 from autopeft import bank, load_task
 from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.hybrid import pinned
+from autopeft.starts.ranking import rank
 from autopeft.tasks import Task, cluster_of, task_set
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial

@@ -60,8 +60,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "ipa": {"layers": 1, "width": 8, "heads": 2, "bins": 2, "interval": 8, "samples": 8},
 }
 _STARTED = {"tpt": "prompt", "lorahub": "lora"}
-"""The run that a method starts from, in the folder that `runs_for` gives: a prompt of 4 rows of `_WIDTH`, or a
-LoRA of the same model."""
+"""The run that a method starts from, in the folder that `runs_for` gives: a prompt of 4 rows of `_WIDTH`, or
+a LoRA of the same model."""
 
 
 def recipe_of(methods: Sequence[str]) -> Recipe:

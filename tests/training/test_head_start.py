@@ -211,7 +211,7 @@ def known_task(model: Any, kind: str = "classification", count: int = 300) -> En
     data = encoded_task(train=count, kind=kind)
     name = last_linear(model)
     assert name is not None
-    read = head_start._features(model, name, data, PLAN)
+    read = head_start.head_features(model, name, data, PLAN)
     assert read is not None
     features = read.inputs
     direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(3))
@@ -267,7 +267,7 @@ def test_beside_modules_its_weights_are_short() -> None:
     torch.testing.assert_close(
         nn.functional.normalize(short.weight, dim=1), nn.functional.normalize(whole.weight, dim=1)
     )
-    read = head_start._features(model, last_linear(model) or "", data, PLAN)
+    read = head_start.head_features(model, last_linear(model) or "", data, PLAN)
     assert read is not None
     features = read.inputs
     for found in (whole, short):
@@ -287,7 +287,7 @@ def test_only_training_rows_count_and_no_seed(monkeypatch: pytest.MonkeyPatch) -
     data = known_task(model)
     first = start_head(model, data, PLAN)
     assert first is not None
-    monkeypatch.setattr(head_start, "_features", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(head_start, "head_features", lambda *_: pytest.fail("it was measured again"))
     other = {**data.splits, "select": data.splits["test"], "test": data.splits["select"]}
     nn.init.normal_(model.classifier.weight)  # type: ignore[operator, union-attr]
     again = start_head(model, replace(data, splits=other), replace(PLAN, seed=77))

@@ -29,7 +29,7 @@ PLAN = TrainingPlan(steps=1, batch_size=8)
 def known_task(model: Any, pooling: Recipe | None, count: int = 200) -> EncodedTask:
     """Labels that a direction of the features with that reading tells."""
     data = encoded_task(train=count)
-    read = head_start._features(model, str(last_linear(model)), data, PLAN, pooling)
+    read = head_start.head_features(model, str(last_linear(model)), data, PLAN, pooling)
     assert read is not None
     direction = torch.randn(read.inputs.shape[1], generator=torch.Generator().manual_seed(3))
     told = (read.inputs - read.inputs.mean(0)) / read.inputs.std(0).clamp_min(1e-6) @ direction

@@ -34,6 +34,8 @@ Batch = dict[str, Tensor]
 
 _LORA = "lora"  # the method whose entries are averaged
 _SHOWN = 3
+_WORSE = 1e6
+"""What a loss that is no finite number counts as, in units of that without any source."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def searched_weights(
     Both are as nevergrad's NGOpt does it, which the authors call.
 
     Raises:
-        AutoPEFTError: the objective is not a finite number somewhere.
+        AutoPEFTError: the objective is not a finite number at w = 0. Elsewhere such a point is a bad one.
     """
     from scipy.optimize import minimize  # takes a while to import
 
@@ -75,10 +77,11 @@ def searched_weights(
         w = tuple(float(v) for v in np.clip(2 * clipped - x, -bound, bound))
         value = objective(w)
         if not math.isfinite(value):
-            raise AutoPEFTError(
-                f"lorahub cannot search on: the loss with the weights {_listed(w)} is {value}; use fp32, or "
-                "leave out the source that does not fit the task."
-            )
+            if not seen:
+                raise AutoPEFTError(
+                    f"lorahub cannot search: the loss with no source at all is {value}; train in fp32."
+                )
+            value = _WORSE * (1 + abs(seen[0][0]))
         seen.append((value, w))
         return value
 
@@ -86,10 +89,6 @@ def searched_weights(
     minimize(at, np.zeros(n), method="COBYLA", tol=1e-6, options=options)
     value, weights = min(seen, key=lambda one: one[0])  # of equal ones the first
     return Weighting(weights, value, seen[0][0], len(seen))
-
-
-def _listed(weights: Iterable[float]) -> str:
-    return ", ".join(f"{w:.2f}" for w in weights)
 
 
 class LoRAHubModule(ScaledMaps[LowRankPair]):
@@ -108,7 +107,7 @@ class LoRAHubModule(ScaledMaps[LowRankPair]):
             nn.init.zeros_(pair.A)
         self.requires_grad_(False)
         self.found: Weighting | None = None
-        # Factors of each source by their names here. They stay on the CPU, and no file or checkpoint has them.
+        # Factors of each source by their names here. They stay on the CPU, and no file has them.
         self._sources: tuple[dict[str, Tensor], ...] = ()
         self._labels: tuple[str, ...] = ()
 
@@ -140,7 +139,7 @@ class LoRAHubModule(ScaledMaps[LowRankPair]):
                 f"family {source.family!r:.40}, and this one is of {self.family!r}; leave it out."
             )
         theirs: Any = get_method(source.method).Config.model_validate(dict(source.options))
-        if (theirs.rank, theirs.scale) != (c.rank, c.scale):
+        if theirs.rank != c.rank or not math.isclose(theirs.scale, c.scale, rel_tol=1e-5):
             raise MethodError(
                 f"lorahub averages LoRAs of one rank and one scale s = α/r. Here are rank {c.rank} and "
                 f"s = {c.scale:g}, but {source.label} has rank {theirs.rank} and s = {theirs.scale:g}; give "
@@ -235,7 +234,7 @@ class LoRAHub:
     A and B are zero at first: the identity. They do not train, so that they count as deployed,
     r·(in + out) for each site, and as not trained. The sources are in memory beside them for as long as the
     entry is attached, and no file of the hybrid holds them. Mergeable; behind a gate the gate takes the place
-    of s.
+    of s. A gate or a route trains while the entry is zero, so that it learns nothing of it.
     """
 
     traits = replace(LowRankMethod.traits, needs=frozenset({"artefacts"}), stochastic=False)

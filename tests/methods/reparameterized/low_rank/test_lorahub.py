@@ -29,10 +29,11 @@ from autopeft.backbones import spec_of
 from autopeft.cli import main
 from autopeft.errors import AutoPEFTError, MethodError, RecipeError
 from autopeft.export.peft_format import to_peft
-from autopeft.hybrid import Hybrid, attach, load
+from autopeft.hybrid import Hybrid, attach, load, with_inputs
 from autopeft.method import Stored
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import TrainJob
+from autopeft.search.execution.input_transfer import pack_inputs
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask, load_task
@@ -217,9 +218,12 @@ def test_no_search_ends_above_its_start_or_out_of_bounds(n: int, evaluations: in
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_search(wrong: float) -> None:
-    with pytest.raises(AutoPEFTError, match=r"weights 0\.50, 0\.00 is (nan|inf); use fp32"):
-        searched_weights(lambda w: wrong if w[0] else 1.0, 2, evaluations=9, bound=1.5)
+def test_a_loss_that_is_no_number_is_a_bad_one(wrong: float) -> None:
+    found = searched_weights(lambda w: wrong if w[0] > 0 else 1.0 + w[0], 2, evaluations=9, bound=1.5)
+    assert found.weights[0] < 0
+    assert found.value < found.start == 1.0
+    with pytest.raises(AutoPEFTError, match="no source at all is"):
+        searched_weights(lambda w: wrong, 2, evaluations=9, bound=1.5)
 
 
 class Constant:
@@ -297,6 +301,21 @@ def test_a_rank_stabilised_lora_has_a_scale_of_its_own() -> None:
     module, _ = build("lorahub", spec, rank=4, alpha=8.0)
     with pytest.raises(MethodError, match=r"\{rank: 4, alpha: 16\}"):
         module.start_from((source,))
+
+
+def test_the_scale_that_a_message_advises_is_taken() -> None:
+    """An irrational scale, in the digits that the message has."""
+    spec = toy_spec()
+    (good,) = loras(spec, 1)
+    told = {"rank": 2, "alpha": 4.0, "rank_stabilized": True}
+    wide = {key: value.repeat(*((2, 1) if key.endswith("A") else (1, 2))) for key, value in good.items()}
+    source = stored(wide, options=told, family=spec.family)
+    module, _ = build("lorahub", spec, rank=2, alpha=4.0)
+    with pytest.raises(MethodError) as said:
+        module.start_from((source,))
+    advised = float(str(said.value).partition("alpha: ")[2].partition("}")[0])
+    module, _ = build("lorahub", spec, rank=2, alpha=advised)
+    module.start_from((source,))
 
 
 # In a training
@@ -470,11 +489,10 @@ def test_a_job_of_a_search_ends_at_its_first_rung(
     """There is nothing to pause."""
     monkeypatch.chdir(place)
     model, task = str(place / "model"), _label_words(place).task
-    setup = WorkerSetup(
-        model, resolve_model(model), task, replace(PLAN, max_length=40), threads=1, key=str(tmp_path)
-    )
-    recipe = hub_recipe("noise", "same").to_dict()
-    job = TrainJob("trial-0", "trial", "trial 0", recipe, steps=8, until=3)
+    recipe, inputs = with_inputs(hub_recipe("noise", "same"))
+    plan, files = replace(PLAN, max_length=40), pack_inputs(inputs.values())
+    setup = WorkerSetup(model, resolve_model(model), task, plan, threads=1, key=str(tmp_path), inputs=files)
+    job = TrainJob("trial-0", "trial", "trial 0", recipe.to_dict(), steps=8, until=3)
     found = execute(setup, job, lambda step, loss: None, lambda: False)
     assert (found.error, found.paused, found.train_loss) == (None, False, None)
     assert found.score is not None
