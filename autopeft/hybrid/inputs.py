@@ -229,8 +229,9 @@ def _check_backbone(
 def _stored(start: str, ref: EntryRef, inputs: Mapping[str, Artefact], spec: BackboneSpec) -> Stored:
     name, entry = address_of(start)
     artefact = inputs[name]
-    # The entry that is named, or the only one of the same method, or the only one.
-    there = {found.name: found for found in artefact.recipe.entries()}
+    # The entry that is named, or the only one of the same method, or the only one that has values.
+    entries = [found for found in artefact.recipe.entries() if not get_method(found.method).traits.pools]
+    there = {found.name: found for found in entries}
     alike = [found for found in there.values() if found.method == ref.method]
     if entry is not None:
         source = there.get(entry)

@@ -31,6 +31,7 @@ import autopeft
 from autopeft import bank, load_task
 from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.hybrid import pinned
+from autopeft.recipe.pooling import unpooled
 from autopeft.starts.ranking import rank
 from autopeft.tasks import Task, cluster_of, task_set
 from autopeft.tasks.encode import EncodedTask, encode
@@ -69,7 +70,8 @@ def make_bank(part: slice) -> None:
             task, recipe, steps = _source(what[0]), source_recipe(*what), SOURCE_STEPS
         else:
             others = [_source(source) for source in SOURCES if cluster_of(source) != what]
-            task, recipe = task_set(others), source_recipe(name, "adapter")
+            # The heads of a set read what the model gives them.
+            task, recipe = task_set(others), unpooled(source_recipe(name, "adapter"))
             steps = SOURCE_STEPS * len(others)
         found = autopeft.train(
             recipe=recipe,

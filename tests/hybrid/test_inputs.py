@@ -73,6 +73,15 @@ def test_an_entry_of_several_is_named_or_found_by_its_method() -> None:
             attach(tiny_model("bert"), starting({**LORA, "from": wrong}, source="source"))
 
 
+def test_what_settles_the_reading_of_the_head_is_no_entry_to_start_from() -> None:
+    tree = {"name": "source", "layers": [{"attach": [LORA]}], "model": ["mean_pooling"]}
+    with attach(tiny_model("bert"), Recipe.from_dict(tree), seed=1) as hybrid:
+        randomise(hybrid.root)
+        hybrid.save("source")
+    hub = {"lorahub": {"rank": 2}, "from": "source"}
+    assert attach(tiny_model("bert"), starting(hub, source="source")).modules.keys() == {"lorahub"}
+
+
 def test_what_was_attached_is_recorded_with_the_hash_of_its_content(here: Path) -> None:
     left("source", LORA)
     recipe = starting({**LORA, "from": "source"}, source="source")
