@@ -73,6 +73,12 @@ def test_a_further_forward_has_no_balance_of_its_own() -> None:
     assert torch.equal(found, cast(Tensor, mole.loss_terms(NO_STEP)))
 
 
+def test_a_balance_without_a_gradient_is_refused() -> None:
+    mole = made().train()
+    with torch.no_grad(), pytest.raises(CompositionError, match="gets no gradient here"):
+        mole.weights(mole.first["encoder-0"], torch.randn(2, 5, 384), Call(Context()))
+
+
 def test_gates_start_nearly_uniform() -> None:
     mole = made(6)
     assert sum(p.numel() for p in mole.parameters()) == 6_912

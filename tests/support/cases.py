@@ -203,7 +203,15 @@ CASES: dict[str, tuple[str, Any]] = {
             }
         },
     ),
-    "mole": ("layers", {"mole": [{"lora": {"rank": 3}}, {"lora": {"rank": 2}, "as": "second"}, "ia3"]}),
+    "mole": (
+        "layers",
+        {
+            "mole": {
+                "children": [{"lora": {"rank": 3}}, {"lora": {"rank": 2}, "as": "second"}, "ia3"],
+                "balance": 0.0,
+            }
+        },
+    ),
     "adamix": (
         "layers",
         {

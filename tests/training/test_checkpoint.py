@@ -70,7 +70,7 @@ SEARCHING = ("lt-sft", "u-diff-pruning", "s-diff-pruning", "u-bitfit", "s-bitfit
 STAGED = ("periodic-lora", "autolora", "far", "far-rest", "tpt", "xprompt", "selective-prompt", *SEARCHING)
 ALL.update({case: recipe_of(case) for case in ON_ENCODERS})
 PROMPT = {"spot": {"length": 4}, "from": "source"}
-ALL["from another"] = Recipe.from_dict({"inputs": INPUTS, "model": [PROMPT]})
+ALL["from another"] = Recipe.from_dict({"inputs": {"source": INPUTS["source"]}, "model": [PROMPT]})
 ALL.update({f"by {name}": optimized(name) for name in OPTIMIZERS})
 
 
