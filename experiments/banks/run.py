@@ -5,7 +5,7 @@
     python experiments/banks/run.py --tables         # what there is
 
 Sources, targets and contenders stand in `cells.py`, how each is chosen in `contenders.py`, how differences
-become tables in `tables.py`. The bank is made first (`work/`, which is not kept), and waits for the other
+become tables in `tables.py`. The bank is made first (`runs/`, which is not kept), and waits for the other
 parts. A contender that stands in `results/runs.jsonl` is not trained again.
 """
 
@@ -30,7 +30,7 @@ from lib.storage import append_row, read_rows
 from tables import tables
 
 HERE = Path(__file__).parent
-RESULTS, WORK = HERE / "results" / "runs.jsonl", HERE / "work"
+RESULTS, WORK = HERE / "results" / "runs.jsonl", HERE / "runs"
 _MINUTES = {"AdapterFusion": 1.4, "MerA": 0.7, "LoRAHub": 0.8}  # of one core, for a contender; others 0.6
 
 

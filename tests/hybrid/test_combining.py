@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor
 
 from autopeft.errors import MethodError, RecipeError
+from autopeft.export.peft_format import to_peft
 from autopeft.hybrid import attach, load
 from autopeft.hybrid.combining import combine, combine_pairs, matching
 from autopeft.recipe import Recipe
@@ -176,6 +177,18 @@ def test_any_rule_leaves_an_entry_that_is_saved_and_loaded(here: Path, item: Any
         assert again.recipe == hybrid.recipe
         assert all(not torch.equal(told, other) for other in seen)
         seen.append(told)
+
+
+def test_merged_loras_are_exported_as_one_lora(here: Path) -> None:
+    for seed, name in enumerate("ab"):
+        left(name, ITEMS[0], seed)
+    hybrid = attach(tiny_model("bert"), merging(ITEMS[0], "ties", "a", "b"))
+    batch = tiny_inputs("bert")
+    told = logits(hybrid.model, batch)
+    to_peft(hybrid, here / "peft")
+    theirs: Any = PeftModel.from_pretrained(tiny_model("bert"), here / "peft").eval()
+    torch.testing.assert_close(logits(theirs, batch), told, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(hybrid.merge(), batch), told, atol=1e-5, rtol=1e-5)
 
 
 def test_factors_of_ia3_add_up_about_one(here: Path) -> None:
