@@ -35,6 +35,7 @@ __all__ = [
     "input_width",
     "nested",
     "refuse_alone",
+    "refuse_searched",
     "require_gradient",
 ]
 
@@ -130,6 +131,7 @@ class ChildSpec:
         remade: an entry in it has other parameters once it is deployed (see `Traits`).
         fed: the width of what it reads at a site, its input's unless the method says otherwise (`fed_width`).
         frozen: it is an entry that does not train.
+        searched: an entry in it is zero until all else has trained (see `Traits`).
         part_size: of an entry whose method says it, how many parameters a part has at a site, `None` for a
             part that lies at no single site.
         build: of an entry, makes its module anew, with first values of its own. It is there when the
@@ -149,6 +151,7 @@ class ChildSpec:
     frozen: bool = False
     part_size: Callable[[Site, str], int | None] | None = None
     build: Callable[[], nn.Module] | None = None
+    searched: bool = False
 
 
 def by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, list[str]]]:
@@ -205,12 +208,27 @@ def alters_weights(kind: str, child: ChildSpec) -> CompositionError:
     )
 
 
+def refuse_searched(kind: str, children: Sequence[ChildSpec]) -> None:
+    """Check that what a composition learns to use, or alters while it trains, is there by then.
+
+    Raises:
+        CompositionError: a child is found once all else has trained.
+    """
+    for child in children:
+        if child.searched:
+            raise CompositionError(
+                f"{child.label} has parameters that are zero until all else has trained, so that {kind} has "
+                f"nothing to act on; list it beside the {kind}, or take a method that trains (lora, …)."
+            )
+
+
 def check_learn_together(kind: str, children: Sequence[ChildSpec]) -> None:
     """Check that children that are mixed train at the same time.
 
     Raises:
-        CompositionError: several train in phases of their own.
+        CompositionError: several train in phases of their own, or one is found once all else has trained.
     """
+    refuse_searched(kind, children)
     phased = [child.label for child in children if child.phased]
     if len(phased) > 1:
         raise CompositionError(

@@ -16,6 +16,7 @@ from autopeft.composition.contract import (
     CompositionOptions,
     CompositionTraits,
     alters_weights,
+    refuse_searched,
 )
 from autopeft.composition.positions import mean_over_positions
 from autopeft.composition.registry import register
@@ -71,6 +72,7 @@ class Gate(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+        refuse_searched("gate", children)
         for child in children:
             if "weight" in child.ways:
                 raise alters_weights("gate", child)

@@ -18,6 +18,7 @@ from autopeft.composition.contract import (
     CompositionTraits,
     MergingChild,
     Value,
+    refuse_searched,
 )
 from autopeft.composition.registry import register
 from autopeft.composition.sums import added, one_after_the_other
@@ -52,6 +53,7 @@ class Wrap(nn.Module):
                 f"{cls.kind} wraps one child, but has {len(children)}; give each a {cls.kind} of its own, or "
                 f"put a sum of them into one."
             )
+        refuse_searched(cls.kind, children)
         (child,) = children
         if "prompt" in child.ways:
             raise CompositionError(

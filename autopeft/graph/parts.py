@@ -72,7 +72,7 @@ class Shape(ABC):
         phased: how many of them train in phases of their own.
         resizes: whether one of them settles how large it is while it trains.
         remade: whether one of them has other parameters once it is deployed.
-        fed, frozen, part_size: see `ChildSpec`.
+        fed, frozen, searched, part_size: see `ChildSpec`.
     """
 
     label: str
@@ -86,6 +86,7 @@ class Shape(ABC):
     remade: bool
     fed: Callable[[Site], int]
     frozen: bool = False
+    searched: bool
     part_size: Callable[[Site, str], int | None] | None = None
 
     def __init__(self, parts: Parts) -> None:
@@ -147,7 +148,7 @@ class LeafShape(Shape):
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
         self.heads = int(self._traits.replaces_head)
         self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
-        self.remade = self._traits.remade
+        self.remade, self.searched = self._traits.remade, self._traits.searched
         self.fed = getattr(self._example, "fed_width", input_width)
         self.part_size = getattr(self._example, "part_size", None)
         for site in self.config.sites or ():
@@ -225,6 +226,7 @@ class NodeShape(Shape):
         self.phased = sum(c.phased for c in children)
         self.resizes = any(c.resizes for c in children)
         self.remade = any(c.remade for c in children)
+        self.searched = any(c.searched for c in children)
         self.may_clash = self.heads > 1 or len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
@@ -250,6 +252,7 @@ class NodeShape(Shape):
                 fed=c.fed,
                 frozen=c.frozen,
                 part_size=c.part_size,
+                searched=c.searched,
             )
             for c in self._children
         ]

@@ -76,6 +76,7 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
             fed=getattr(entry.method, "fed_width", input_width),
             frozen=entry.frozen,
             part_size=getattr(entry.method, "part_size", None),
+            searched=traits.searched,
         )
     inner = [child_spec(entries, c) for c in tree.children]
     sites = {s.key: s for c in inner for s in c.sites}
@@ -91,4 +92,5 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
         resizes=any(c.resizes for c in inner),
         directed=any(c.directed for c in inner),
         remade=any(c.remade for c in inner),
+        searched=any(c.searched for c in inner),
     )

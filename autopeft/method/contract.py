@@ -174,6 +174,8 @@ class Traits:
         pools: it has no parameters and settles what the head reads, so that a head's start is fitted to that.
         skips_pooler: of one that pools, the head reads without the model's pooler, which so does nothing.
         replaces_head: what it adds to the logits leaves nothing of the head's own (InfoPrompt): at most one.
+        searched: its parameters never train: they are zero until all else has trained, and then a search
+            without gradients finds them (LoRAHub). What learns how to use them would learn nothing.
     """
 
     ways: frozenset[Way] = frozenset()
@@ -200,6 +202,7 @@ class Traits:
     pools: bool = False
     skips_pooler: bool = False
     replaces_head: bool = False
+    searched: bool = False
 
     def __post_init__(self) -> None:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]

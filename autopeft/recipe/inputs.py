@@ -157,8 +157,8 @@ def check_starts(
                 f"{name!r} is frozen, and nothing says at which values; name a trained hybrid under "
                 f"'inputs:' and write {{{item.method}: {{…}}, from: NAME, frozen: true}}.",
             )
-        settled = bool(traits.needs & {"calibration", "artefacts"}) or traits.data_dependent or traits.phased
-        if item.frozen and settled:
+        settled = traits.data_dependent or traits.phased or traits.searched
+        if item.frozen and (settled or "calibration" in traits.needs):
             problems.add(
                 ("inputs",),
                 f"{name!r} cannot be frozen: training decides what {item.method} is, beside its values. "

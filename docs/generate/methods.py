@@ -128,6 +128,7 @@ def traits_in_words(name: str) -> list[str]:
             "Its terms of the loss are of all rows of a batch, so one process trains it.",
             "",
         ),
+        (t.searched, "It is looked for without gradients, once all else has trained.", ""),
         (not t.gateable, "No gate may stand in front of it.", ""),
         (t.data_dependent, "Its deployed size is settled when training ends; a budget counts the bound.", ""),
     )

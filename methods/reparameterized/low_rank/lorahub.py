@@ -233,11 +233,11 @@ class LoRAHub:
 
     A and B are zero at first: the identity. They do not train, so that they count as deployed,
     r·(in + out) for each site, and as not trained. The sources are in memory beside them for as long as the
-    entry is attached, and no file of the hybrid holds them. Mergeable; behind a gate the gate takes the place
-    of s. A gate or a route trains while the entry is zero, so that it learns nothing of it.
+    entry is attached, and no file of the hybrid holds them. Mergeable. As it is zero while others train, no
+    composition holds it but `sum` and `chain`.
     """
 
-    traits = replace(LowRankMethod.traits, needs=frozenset({"artefacts"}), stochastic=False)
+    traits = replace(LowRankMethod.traits, needs=frozenset({"artefacts"}), stochastic=False, searched=True)
     size_field: ClassVar[str] = "rank"
     peft = PeftFormat("lora")
 

@@ -25,10 +25,12 @@ from transformers import AutoModelForMaskedLM
 
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.assets.heads import reset_head
-from autopeft.backbones import spec_of
+from autopeft.backbones import spec_of, spec_of_model
 from autopeft.cli import main
-from autopeft.errors import AutoPEFTError, MethodError, RecipeError
+from autopeft.counting import Counter
+from autopeft.errors import AutoPEFTError, CompositionError, MethodError, RecipeError
 from autopeft.export.peft_format import to_peft
+from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach, load, with_inputs
 from autopeft.method import Stored
 from autopeft.recipe import Recipe
@@ -251,6 +253,17 @@ def test_the_objective_is_that_of_the_authors_code_with_their_divisor() -> None:
     assert heavy.objective((0.5, -1.0), [rows(5)], task) == pytest.approx(1.95)
 
 
+def test_the_best_average_stays_and_not_the_last_one() -> None:
+    spec = toy_spec()
+    sources = loras(spec, 2)
+    module, _ = hub(spec, *sources, evaluations=3)
+    losses = iter((1.0, 0.5, 2.0))  # at w = 0, (0.5, 0) and (0.5, 0.5)
+    module.conclude([rows(5)], lambda batch: torch.tensor(next(losses)))
+    assert module.found.weights == (0.5, 0.0)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, 0.5 * sources[0][key.removeprefix("at.").replace("-", ".")])
+
+
 def test_rows_weigh_alike_however_many_go_through_at_once() -> None:
     spec = toy_spec()
     module, _ = hub(spec, *loras(spec, 1), l1=0.0)
@@ -301,6 +314,28 @@ def test_a_rank_stabilised_lora_has_a_scale_of_its_own() -> None:
     module, _ = build("lorahub", spec, rank=4, alpha=8.0)
     with pytest.raises(MethodError, match=r"\{rank: 4, alpha: 16\}"):
         module.start_from((source,))
+
+
+@pytest.mark.parametrize("kind", ["gate", "route", "fuse", "mole", "weight_drop", "masked_copies", "adamix"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_nothing_holds_it_that_would_learn_beside_zeros(kind: str, inner: bool) -> None:
+    hub: Any = {"lorahub": {"rank": 2}, "from": "a"}
+    child = {"sum": [hub, {"ia3": {"sites": ["v"]}}]} if inner else hub
+    single = kind in ("weight_drop", "masked_copies", "adamix")
+    children = [child] if single else [child, {"lora": {"rank": 2}}]
+    tree = {"inputs": {"a": "a"}, "layers": [{"attach": [{kind: children}]}]}
+    spec = spec_of_model(tiny_bert())[0]
+    with pytest.raises(CompositionError, match="zero until all else has trained"):
+        build_graph(Recipe.from_dict({"name": "x", **tree}), spec)
+    with pytest.raises(CompositionError, match="zero until all else has trained"):
+        Counter(spec).measure(Recipe.from_dict({"name": "x", **tree}))
+
+
+@pytest.mark.parametrize("kind", ["sum", "chain"])
+def test_what_adds_up_holds_it(kind: str) -> None:
+    items = [{"lorahub": {"rank": 2}, "from": "a"}, {"lora": {"rank": 2}}]
+    tree = {"name": "x", "inputs": {"a": "a"}, "layers": [{"attach": [{kind: items}]}]}
+    build_graph(Recipe.from_dict(tree), spec_of_model(tiny_bert())[0])
 
 
 def test_the_scale_that_a_message_advises_is_taken() -> None:
