@@ -84,11 +84,14 @@ def test_an_option_that_does_not_fit_its_start_is_refused(item: str, words: str)
 
 def test_options_that_leave_the_shapes_alone_may_be_searched() -> None:
     left("source", {"lora": {"rank": 2}})
-    checked(
+    text = (
         "inputs: {a: source}\n"
         "layers: [{attach: [{choice: [{lora: {rank: {choice: [2, 4]}}}, {from: {choice: [a, null]}, "
         "lora: {rank: 2, alpha: {choice: [2, 4]}, dropout: {float: [0.0, 0.5]}}}]}]}]"
     )
+    checked(text)
+    with pytest.raises(UsageError, match="shape"):  # the same space, one of whose started options is larger
+        checked(text.replace("lora: {rank: 2, alpha", "lora: {rank: 3, alpha"))
 
 
 def test_layers_of_a_start_are_those_of_its_training() -> None:

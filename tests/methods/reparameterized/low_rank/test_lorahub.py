@@ -335,7 +335,9 @@ def test_nothing_holds_it_that_would_learn_beside_zeros(kind: str, inner: bool) 
 def test_what_adds_up_holds_it(kind: str) -> None:
     items = [{"lorahub": {"rank": 2}, "from": "a"}, {"lora": {"rank": 2}}]
     tree = {"name": "x", "inputs": {"a": "a"}, "layers": [{"attach": [{kind: items}]}]}
-    build_graph(Recipe.from_dict(tree), spec_of_model(tiny_bert())[0])
+    graph = build_graph(Recipe.from_dict(tree), spec_of_model(tiny_bert())[0])
+    (node,) = graph.nodes()
+    assert (node.kind, [entry.name for entry in graph.leaves(node)]) == (kind, ["lorahub", "lora"])
 
 
 def test_the_scale_that_a_message_advises_is_taken() -> None:
