@@ -33,6 +33,7 @@ __all__ = [
     "by_site",
     "check_learn_together",
     "input_width",
+    "mixed",
     "nested",
     "refuse_alone",
     "refuse_searched",
@@ -158,6 +159,20 @@ def by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, l
     """Every site, and the names of the children that sit there, in their order; both by the site's key."""
     sites = {s.key: s for c in children for s in c.sites}
     return sites, {k: [c.name for c in children if any(s.key == k for s in c.sites)] for k in sites}
+
+
+def mixed(
+    weights: Tensor, order: Sequence[str], children: Sequence[Child], x: Tensor, y: Tensor, call: Call
+) -> Tensor:
+    """Σₑ wₑ·δₑ over the children that act here, with weights (…, experts) in the order of their names."""
+    terms = []
+    for child in children:
+        index = order.index(child.name)
+        terms.append(weights[..., index : index + 1] * child.delta(x, y, call))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def nested(outer: Value | None, inner: Value) -> Value:

@@ -17,6 +17,7 @@ from autopeft.composition.contract import (
     alters_weights,
     by_site,
     check_learn_together,
+    mixed,
     require_gradient,
 )
 from autopeft.composition.positions import mean_over_positions
@@ -137,11 +138,7 @@ class MoLE(nn.Module):
             return child.delta(x, y, call)
         # Children on the input side have altered x by the time that those on the output side act.
         g = self.weights(site, x if call.entered is None else call.entered, call)
-        terms = [g[..., self.experts[at].index(c.name)][..., None] * c.delta(x, y, call) for c in children]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
+        return mixed(g, self.experts[at], children, x, y, call)
 
     def weight(
         self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor

@@ -17,6 +17,7 @@ from autopeft.composition.contract import (
     alters_weights,
     by_site,
     check_learn_together,
+    mixed,
     require_gradient,
 )
 from autopeft.composition.positions import mean_over_positions, real_positions
@@ -153,12 +154,7 @@ class Route(nn.Module):
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
         # Experts on the input side have altered x by the time that those on the output side act.
         p = self.weights(site, x if call.entered is None else call.entered, call)
-        order = self.experts[site.key]
-        terms = [_column(p, order.index(child.name)) * child.delta(x, y, call) for child in children]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
+        return mixed(p, self.experts[site.key], children, x, y, call)
 
     def weight(
         self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor
