@@ -30,11 +30,15 @@ __all__ = [
     "source_recipe",
 ]
 
-TARGETS = ("trec", "movie-sentences", "subjectivity", "sms-spam", "disaster-tweets")
-SOURCES = (*TARGETS, "trec-fine", "word-swap", "swapped-words", "inserted-words")
+TARGETS = ("trec", "movie-sentences", "sms-spam", "disaster-tweets")
+"""One task of each cluster."""
+
+SOURCES = (*TARGETS, "subjectivity", "trec-fine", "word-swap", "swapped-words", "inserted-words")
 """Tasks of the bank. A target is given the hybrids of the other clusters alone."""
 
-ROWS, DRAWS, STEPS = (50, 100, 500), (900, 901, 902, 903, 904), 60
+ROWS, DRAWS, STEPS = (50, 500, 100), (900, 901, 902, 903, 904), 60
+"""Numbers of rows, those that claims are made of first."""
+
 KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"serial_adapter": {"bottleneck": 24}},
     "lora": {"lora": {"rank": 12}},
@@ -78,8 +82,8 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """All cells, the tasks of a draw and a number of rows one after the other, then the next draw."""
-    for draw in DRAWS:
-        for rows in ROWS:
+    for rows in ROWS:
+        for draw in DRAWS:
             for task in TARGETS:
                 yield Cell(task, rows, draw)
 

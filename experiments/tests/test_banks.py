@@ -49,7 +49,7 @@ def test_each_contender_has_four_ways_that_can_be_built(banks: SimpleNamespace) 
 
 def test_what_is_known_is_not_trained_again(banks: SimpleNamespace) -> None:
     everything = banks.missing([])
-    assert len(everything) == 75 * len(banks.CONTENDERS)
+    assert len(everything) == 60 * len(banks.CONTENDERS)
     cell, contender = everything[0]
     row = {"task": cell.task, "rows": cell.rows, "draw": cell.draw, "contender": contender}
     assert len(banks.missing([row])) == len(everything) - 1
@@ -58,14 +58,15 @@ def test_what_is_known_is_not_trained_again(banks: SimpleNamespace) -> None:
 
 
 def test_differences_are_means_over_clusters(banks: SimpleNamespace) -> None:
-    def row(task: str, contender: str, score: float) -> dict[str, Any]:
-        return {"task": task, "rows": 50, "draw": 900, "contender": contender, "test": [score, score]}
+    def row(task: str, draw: int, contender: str, score: float) -> dict[str, Any]:
+        return {"task": task, "rows": 50, "draw": draw, "contender": contender, "test": [score, score]}
 
     rows = [
-        *(row(task, "fresh LoRA", 0.5) for task in ("trec", "movie-sentences", "subjectivity")),
-        row("trec", "MerA", 0.6),
-        row("movie-sentences", "MerA", 0.54),
-        row("subjectivity", "MerA", 0.52),
+        *(row(task, 900, "fresh LoRA", 0.5) for task in ("trec", "movie-sentences")),
+        row("movie-sentences", 901, "fresh LoRA", 0.6),
+        row("trec", 900, "MerA", 0.6),
+        row("movie-sentences", 900, "MerA", 0.54),
+        row("movie-sentences", 901, "MerA", 0.62),
     ]
     found = banks.differences(rows, "MerA", "fresh LoRA", 50)
     assert found == {"trec": pytest.approx(10), "rotten-tomatoes": pytest.approx(3)}
