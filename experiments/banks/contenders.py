@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -66,6 +67,7 @@ def make_bank(part: slice) -> None:
     for name, what in jobs[part]:
         if (bank.BANK / name).exists():
             continue
+        shutil.rmtree(f"runs/{name}", ignore_errors=True)  # of a training that was cut off
         if isinstance(what, tuple):
             task, recipe, steps = _source(what[0]), source_recipe(*what), SOURCE_STEPS
         else:
