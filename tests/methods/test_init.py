@@ -229,6 +229,14 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         {"variant": "houlsby"},
         {"at.*.weight": truncated(1e-3), "at.*.bias": ZEROS, "norms.*": ZEROS},
     ),
+    "serial_adapter-bapna": (
+        {"variant": "bapna"},
+        {
+            **{f"at.*.{map}.weight": normal(0.02) for map in ("down", "up")},
+            **{f"at.*.{map}.bias": ZEROS for map in ("down", "up", "norm")},
+            "at.*.norm.weight": ONES,
+        },
+    ),
     "sora": ({"rank": 128}, {**PAIR, "at.*.gate": NORMAL}),
     "ssf": ({}, {"at.*.scale": normal(0.02, mean=1.0), "at.*.shift": normal(0.02)}),
     "u_bitfit": ({}, {"entries.values": ZEROS}),

@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "ia3": ("layers", "ia3"),
     "serial-pfeiffer": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "pfeiffer"}}),
     "serial-houlsby": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "houlsby"}}),
+    "serial-bapna": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "bapna"}}),
     "parallel": ("layers", {"parallel_adapter": {"bottleneck": 4}}),
     "parallel-attention": ("layers", {"parallel_adapter": {"bottleneck": 4, "sites": ["attention"]}}),
     "linear-series": ("layers", {"linear_adapter": {"bottleneck": 4}}),

@@ -1,10 +1,10 @@
-"""The serial (bottleneck) adapter, Houlsby's and Pfeiffer's."""
+"""The serial (bottleneck) adapter, Houlsby's, Pfeiffer's and Bapna's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -16,7 +16,18 @@ from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["SerialAdapter"]
 
-Variant = Literal["houlsby", "pfeiffer"]
+Variant = Literal["houlsby", "pfeiffer", "bapna"]
+
+
+class NormedBottleneck(Bottleneck):
+    """A bottleneck behind a LayerNorm of its own."""
+
+    def __init__(self, width: int, bottleneck: int, **options: Any) -> None:
+        super().__init__(width, bottleneck, **options)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
 
 
 class SerialAdapterModule(Bottlenecks[Bottleneck]):
@@ -34,9 +45,9 @@ class SerialAdapterModule(Bottlenecks[Bottleneck]):
         return "output"
 
     def reads(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        """What the adapter is fed: y (Houlsby) or u = norm(y + residual) (Pfeiffer; pre-norm: no norm), with
-        y as the layer adds it."""
-        if self.variant == "houlsby":
+        """What the adapter is fed: y (Houlsby, Bapna) or u = norm(y + residual) (Pfeiffer; pre-norm: no
+        norm), with y as the layer adds it."""
+        if self.variant != "pfeiffer":
             return y
         if call.residual is None:
             raise CompositionError(
@@ -52,7 +63,13 @@ class SerialAdapterModule(Bottlenecks[Bottleneck]):
         return out if call.gated or self.scale == 1 else out * self.scale
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        return {**super().parts(), "norms": list(self.norms.parameters())}
+        own = [child.norm for child in self.children_by_site() if isinstance(child, NormedBottleneck)]
+        norms = [p for norm in (*own, self.norms) for p in norm.parameters()]
+        return {**super().parts(), "norms": norms}
+
+    def decays(self) -> dict[nn.Parameter, float]:
+        """Gains of norms of its own do nothing at 1."""
+        return {c.norm.weight: 1.0 for c in self.children_by_site() if isinstance(c, NormedBottleneck)}
 
     def weight_targets(self) -> Sequence[WeightTarget]:
         return [WeightTarget(tensor=name) for name in self.norms.names]
@@ -71,13 +88,16 @@ class SerialAdapter:
     the first layer (`embeddings_norm`): the authors' code trains every LayerNorm of BERT (adapter-bert,
     modeling.py). Embeddings without a norm (GPT-2, Llama, T5, ViT) have nothing to train there. `pfeiffer`
     (AdapterFusion 2021, arXiv:2005.00247), the default: after the FFN only, u = LN(z + h) with h the residual
-    stream and LN the layer's own frozen norm, u = z + h on pre-norm layers; N(0, 0.02), ReLU. Biases start at
-    zero. Close to the identity at init, not exactly. Behind a gate the gate takes the place of s. Not
-    mergeable.
+    stream and LN the layer's own frozen norm, u = z + h on pre-norm layers; N(0, 0.02), ReLU. `bapna` (2019,
+    arXiv:1909.08478, as AdapterSoup's authors have it, arXiv:2302.07027): after the FFN only, u = LN(z) with
+    a LayerNorm of its own that is trained; N(0, 0.02), ReLU. Of AdapterSoup there is no code: this is that of
+    the same author's paper before it (hierarchical-domain-adaptation, modeling_gpt2.py), whose norm is one
+    for all adapters of a layer. Biases start at zero. Close to the identity at init, not exactly. Behind a
+    gate the gate takes the place of s. Not mergeable.
 
     W_dn (m × d), W_up (d × m): 2dm + m + d parameters for each site (2dm without biases), and those of the
     trained norms: 2·2d in a layer of BERT and 2d in its embeddings, 2d in a layer of Llama (RMSNorm has no
-    bias).
+    bias), 2d for each site of `bapna`.
     """
 
     traits = Traits(
@@ -96,9 +116,7 @@ class SerialAdapter:
         variant: Variant = "pfeiffer"
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")
         scale: float = Field(default=1.0, gt=0, le=100, description="s")
-        activation: Activation | None = Field(
-            default=None, description="default: gelu (houlsby), relu (pfeiffer)"
-        )
+        activation: Activation | None = Field(default=None, description="default: gelu (houlsby), relu")
         bias: bool = True
         dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
         train_norms: bool | None = Field(default=None, description="default: only in variant houlsby")
@@ -107,11 +125,12 @@ class SerialAdapter:
         )
 
         @model_validator(mode="after")
-        def _pfeiffer_sits_on_ffn(self) -> SerialAdapter.Config:
+        def _others_sit_on_ffn(self) -> SerialAdapter.Config:
             others = [s for s in self.sites or () if s != "ffn"]
-            if self.variant == "pfeiffer" and others:
+            if self.variant != "houlsby" and others:
                 raise ValueError(
-                    f"variant 'pfeiffer' sits on 'ffn' only, but got sites {others}; 'houlsby' takes them"
+                    f"variant {self.variant!r} sits on 'ffn' only, but got sites {others}; 'houlsby' takes "
+                    "them"
                 )
             return self
 
@@ -119,7 +138,7 @@ class SerialAdapter:
         self.config = config
         trains_norms = config.variant == "houlsby" if config.train_norms is None else config.train_norms
         if not trains_norms:
-            self.part_names = ("down", "up")
+            self.part_names = ("down", "up", "norms") if config.variant == "bapna" else ("down", "up")
             self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     @property
@@ -153,14 +172,16 @@ class SerialAdapter:
                 "site map that says where its norms are; use variant houlsby, or parallel_adapter."
             )
         n = sum(Bottleneck.size(s.in_features, c.bottleneck, bias=c.bias) for s in sites)
+        n += sum(2 * s.in_features for s in sites if c.variant == "bapna")
         n += sum(t.size for t in self._norms(sites, spec))
         return ParameterCount(n, n)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         houlsby = c.variant == "houlsby"
+        bottleneck = NormedBottleneck if c.variant == "bapna" else Bottleneck
         adapters = {
-            s.key: Bottleneck(
+            s.key: bottleneck(
                 s.in_features,
                 c.bottleneck,
                 activation=c.activation or ("gelu" if houlsby else "relu"),

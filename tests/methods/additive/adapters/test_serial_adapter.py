@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from support.dropped import assert_dropped
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
-from transformers import BertConfig, LlamaConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from autopeft.backbones import spec_of
 from autopeft.counting import count
@@ -23,7 +23,7 @@ from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
 
-@given(toy_specs, st.integers(1, 9), st.booleans(), st.sampled_from(["houlsby", "pfeiffer"]))
+@given(toy_specs, st.integers(1, 9), st.booleans(), st.sampled_from(["houlsby", "pfeiffer", "bapna"]))
 def test_count_is_what_it_holds(spec: BackboneSpec, bottleneck: int, bias: bool, variant: str) -> None:
     config = {"bottleneck": bottleneck, "bias": bias, "variant": variant}
     deployed, trained, held, held_trained = counted("serial_adapter", spec, **config)
@@ -41,6 +41,7 @@ def test_counts_of_the_papers() -> None:
     assert _count(bert, bottleneck=48, variant="houlsby") == 12 * (2 * adapter + 2 * 2 * 768) + 2 * 768
     assert _count(bert, bottleneck=48, train_norms=True) == 12 * (adapter + 2 * 2 * 768) + 2 * 768
     assert _count(bert, bottleneck=48, variant="houlsby", train_norms=False) == 24 * adapter
+    assert _count(spec_of(GPT2Config()), bottleneck=64, variant="bapna") == 1_208_064  # AdapterSoup
     llama = spec_of(LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=9))
     gains = 2 * 2 * 64  # RMSNorm has no bias
     houlsby = {"bottleneck": 3, "variant": "houlsby"}
@@ -128,6 +129,20 @@ def test_pfeiffer_reads_the_normed_residual_stream_and_leaves_norms_alone() -> N
     torch.testing.assert_close(module.delta(sites[0], x, y, gated), module[sites[0]](norm(y + residual)))
 
 
+def test_bapna_reads_the_output_through_a_norm_of_its_own() -> None:
+    module, sites = build("serial_adapter", toy_spec(layers=1), variant="bapna", bottleneck=3)
+    assert [s.name for s in sites] == ["ffn"]
+    assert module.weight_targets() == []
+    randomise(module)
+    own, y = module[sites[0]], torch.randn(2, 6)
+    normed = torch.nn.functional.layer_norm(y, (6,), own.norm.weight, own.norm.bias)
+    expected = torch.relu(normed @ own.down.weight.T + own.down.bias) @ own.up.weight.T + own.up.bias
+    call = replace(CALL, residual=torch.randn(2, 6), norm=torch.nn.LayerNorm(6))
+    torch.testing.assert_close(module.delta(sites[0], torch.randn(2, 6), y, call), expected)
+    assert set(module.parts()["norms"]) == set(own.norm.parameters())
+    assert module.decays() == {own.norm.weight: 1.0}
+
+
 def test_dropout_acts_behind_the_activation_while_it_trains() -> None:
     """Of maps that hand on what they are fed, which is positive."""
     module, sites = build(
@@ -169,7 +184,7 @@ def test_pfeiffer_needs_a_residual() -> None:
         module.delta(sites[0], torch.zeros(1, 6), torch.zeros(1, 6), CALL)
 
 
-@pytest.mark.parametrize("variant", ["houlsby", "pfeiffer"])
+@pytest.mark.parametrize("variant", ["houlsby", "pfeiffer", "bapna"])
 def test_with_a_zero_up_projection_it_is_the_identity(variant: str) -> None:
     module, sites = build("serial_adapter", toy_spec(), variant=variant)
     torch.nn.init.zeros_(module[sites[0]].up.weight)
@@ -177,9 +192,10 @@ def test_with_a_zero_up_projection_it_is_the_identity(variant: str) -> None:
     assert not module.delta(sites[0], torch.randn(2, 6), torch.randn(2, 6), call).any()
 
 
-def test_pfeiffer_refuses_other_sites() -> None:
+@pytest.mark.parametrize("variant", ["pfeiffer", "bapna"])
+def test_those_behind_the_ffn_refuse_other_sites(variant: str) -> None:
     with pytest.raises(ValidationError, match="'houlsby' takes them"):
-        configured("serial_adapter", sites=("attention", "ffn"))
+        configured("serial_adapter", sites=("attention", "ffn"), variant=variant)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +203,7 @@ def test_pfeiffer_refuses_other_sites() -> None:
     [
         ("houlsby", ("attention", "cross_attention", "ffn"), "gelu", True),  # adapter-bert, modeling.py
         ("pfeiffer", ("ffn",), "relu", False),  # adapters, SeqBnConfig
+        ("bapna", ("ffn",), "relu", False),  # hierarchical-domain-adaptation, modeling_gpt2.py
     ],
 )
 def test_what_each_variant_has_by_default(
