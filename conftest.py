@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ settings.load_profile("autopeft")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # collecting the tests makes millions of objects that stay: looking for garbage took a third
     # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fast")
     # The longest first, so that at the end of a run no core waits for them.
     items.sort(key=lambda item: item.path.name != "test_on_second_device.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what stays is not looked through again by each `gc.collect` of a trial
+    gc.enable()
 
 
 _started: list[str] = []

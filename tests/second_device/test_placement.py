@@ -46,10 +46,8 @@ def _looks(folder: str) -> Any:
     return look
 
 
-@pytest.mark.parametrize(
-    ("share", "most", "visible"),
-    [(1.0, 2, {"0", "1"}), pytest.param(0.5, 4, {"0", "1"}, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "most", "visible"), [(1.0, 2, {"0", "1"}), (0.5, 4, {"0", "1"})])
 def test_several_devices_give_several_workers_and_each_sees_its_own(
     share: float, most: int, visible: set[str], tmp_path: Path
 ) -> None:
