@@ -22,6 +22,7 @@ def in_shell(place: Path, redirected: str, *words: str) -> subprocess.CompletedP
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_training_ends_well_without_a_stdout(tmp_path: Path) -> None:
     save_backbone(tmp_path / "bert")
     write_reviews(tmp_path / "reviews.csv")

@@ -24,11 +24,13 @@ def place() -> Iterator[Bench]:
         yield found
 
 
-# Some hundred whole reports are written for run folders.
-LONGER = pytest.param("run_folder", marks=pytest.mark.slow)
+# Some hundred whole reports are written for run folders, as many texts are generated.
+LONGER = ("run_folder", "generated_text")
 
 
-@pytest.mark.parametrize("name", [LONGER if name == "run_folder" else name for name in surfaces()])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONGER else n for n in surfaces()]
+)
 def test_no_case_is_bad(name: str, place: Bench) -> None:
     todo = [case for case in cases(surfaces(), SHORT) if case.surface.name == name]
     assert [str(finding) for finding in place.run(todo)] == []

@@ -50,7 +50,8 @@ def trained(case: str, name: str, device: torch.device) -> tuple[Hybrid, dict[st
         ]
         hybrid.prepare(rows, LogitsObjective(model))
     choose_by_lot(hybrid)
-    randomise_on(hybrid, device)
+    randomise(hybrid.root)
+    hybrid.refresh()
     inputs, seen = on(device, tiny_inputs(name, pad=2)), dict[str, Any]()
     out = model(**inputs).logits
     seen["logits"] = out
@@ -63,14 +64,6 @@ def trained(case: str, name: str, device: torch.device) -> tuple[Hybrid, dict[st
         hybrid.refresh()
     seen["after a step"] = model(**inputs).logits
     return hybrid, {k: v.detach().cpu() for k, v in seen.items()}
-
-
-def randomise_on(hybrid: Hybrid, device: torch.device) -> None:
-    """The same numbers on either device."""
-    hybrid.root.to(CPU)
-    randomise(hybrid.root)
-    hybrid.root.to(device)
-    hybrid.refresh()
 
 
 def _is_spared(case: str, name: str) -> bool:

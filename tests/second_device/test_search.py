@@ -44,6 +44,23 @@ def command(place: Path, *words: str, fails: bool = False, **more: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_a_search_in_this_process_exports_and_predicts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(place / "cache"))
+    result = autopeft.search(
+        task="reviews.csv", text="body", label="verdict", model="bert", budget="20%", space="lora", trials=2,
+        steps=6, max_length=24, batch_size=8, baselines="none", device="acc", workers=0, out="run",
+    )  # fmt: skip
+    assert all(trial.state == "complete" for trial in result.trials)
+    assert load_run("run").manifest()["training"]["device"] == "acc"
+    autopeft.export("run", "exported", device="acc")
+    there, here = (
+        autopeft.predict("exported", ["a good film"], device=device)[0] for device in ("acc", "cpu")
+    )
+    assert there["label"] == here["label"]
+
+
+@pytest.mark.slow
 def test_a_search_exports_and_predicts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = command(place, "search", *DATA, *SMALL, "--device", "acc", "--workers", "1", "--out", "run")
     run = load_run(place / "run")

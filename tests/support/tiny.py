@@ -83,7 +83,8 @@ def randomise(module: torch.nn.Module, *, std: float = 0.1, seed: int = 2) -> No
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * std)
+            drawn = torch.randn(parameter.shape, generator=generator)  # the same on every device
+            parameter.add_(drawn.to(parameter.device) * std)
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -210,7 +210,8 @@ print("ended", source.stopped, len(source.results) < 100, flush=True)
 """
 
 
-@pytest.mark.parametrize("whole_group", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
 def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group: bool) -> None:
     tests = str(Path(__file__).parents[2])
     code = textwrap.dedent(SCRIPT.format(tests=tests, scratch=str(tmp_path / "ray")))

@@ -80,7 +80,8 @@ def test_what_the_space_cannot_express_is_left_out(
     assert starting.portfolio_points(lora_alone, HALF, 500, 12, leave_out=()) == ([], None)
 
 
-@pytest.mark.parametrize("budget", ["0.5%", pytest.param("0.04%", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["0.5%", "0.04%"])
 def test_the_default_space_says_what_the_portfolio_has(bound: BoundSpace, budget: str) -> None:
     """All but recipes with one rate for parts that the space scales apart."""
     apart = (

@@ -234,9 +234,8 @@ def test_the_trainer_of_transformers_trains_a_hybrid(given: Given, place: Path, 
     assert torch.equal(found, again)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "multi_label" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_a_search_that_was_killed_goes_on(
     name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
