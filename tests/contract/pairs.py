@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 from zlib import crc32
 
@@ -86,14 +86,21 @@ def is_spared(case: str, name: str, taken: Collection[str] = ARCHITECTURES) -> b
     return name != min(group, key=lambda a: crc32(f"{case} {a}".encode()), default=None)
 
 
-def drawn(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Parameters that begin with a case and an architecture."""
+def drawn(cases: Iterable[tuple[Any, ...]], *, one: bool = False) -> list[Any]:
+    """Parameters that begin with a case and an architecture; by default each case on two architectures, or
+    on `one`, and on some of the other families."""
     found = list(cases)
     taken: dict[str, list[str]] = {}
     for case, name, *_ in found:
         if name in ARCHITECTURES:
             taken.setdefault(case, []).append(name)
-    return [
-        pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1], taken.get(c[0], ())) else ())
-        for c in found
-    ]
+    usual = [c for c in found if not is_spared(c[0], c[1], taken.get(c[0], ()))]
+    if one:
+        first = {case: min((c[1] for c in usual if c[0] == case), key=_turn(case)) for case in taken}
+        usual = [c for c in usual if c[1] in (first.get(c[0]), *OTHERS)]
+    return [pytest.param(*c, marks=() if c in usual else pytest.mark.slow) for c in found]
+
+
+def _turn(case: str) -> Callable[[str], int]:
+    """Orders architectures for a case, another way for each case."""
+    return lambda name: crc32(f"{name} {case}".encode())

@@ -223,7 +223,10 @@ def f1(predictions: Any, labels: Any) -> float:
     return float(METRICS["macro_f1"].score(predictions, labels))
 
 
-@pytest.mark.parametrize("rows", [50, 100, 200, 300, 350, 400, 450, 872, 1000])
+@pytest.mark.parametrize(
+    "rows",
+    [50, 200, 400, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 300, 350, 450, 872))],
+)
 def test_sides_that_err_alike_are_seldom_called_as_good_where_one_is_worse_by_the_margin(rows: int) -> None:
     """No chance but that of the rows: the worse side errs where the other does, and on a row in a hundred
     more. Said wrongly in at most 2.5 of 100 searches; give or take 1.6 in 400 draws."""
