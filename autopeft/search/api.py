@@ -27,7 +27,7 @@ from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
 from autopeft.search.optimization.journal import journal_begun
-from autopeft.search.optimization.warm_start import points_from, runs_as_paths
+from autopeft.search.optimization.warm_start import runs_as_paths
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Prepared, prepare, worker_setup
@@ -266,7 +266,7 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
     if not past and not journal_begun(folder.journal):
         # What other runs found, then what the portfolio says and LoRA, else where spaces start; and cheap
         # recipes where these are looked for.
-        found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+        found, notices = ready.named_points()
         count = max(1, min(6, ready.effort.trials // 3))
         cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
         known: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from autopeft import bank
 from autopeft.arguments import takes
-from autopeft.assets import keep_model, load_config, resolve_model, unquantized
+from autopeft.assets import ModelSource, keep_model, load_config, resolve_model, unquantized
 from autopeft.backbones import spec_of
 from autopeft.devices import device_named
 from autopeft.errors import AutoPEFTError, UsageError
@@ -27,14 +27,16 @@ from autopeft.hybrid.inputs import open_input
 from autopeft.method import get_method
 from autopeft.recipe import CompositionItem, EntryItem, InputItem, Item, LayerBlock, Recipe
 from autopeft.recipe.pooling import Pooling, pooled, unpooled
+from autopeft.spec import BackboneSpec
 from autopeft.starts.arguments import RankArguments
+from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan
 from autopeft.training.head_start import head_features, last_linear
 from autopeft.training.pooling import better_pooling
 from autopeft.training.task_loading import task_from_arguments
 
-__all__ = ["MOST_ROWS", "Ranking", "Start", "rank", "starting_from"]
+__all__ = ["MOST_ROWS", "Ranking", "Start", "rank", "ranked", "starting_from"]
 
 MOST_ROWS = 64
 _AT_ONCE = 16  # rows of about one length
@@ -97,33 +99,61 @@ def rank(given: RankArguments) -> Ranking:
     """
     if given.task is None:
         raise UsageError("Ranking needs the task that is to start from a hybrid; name it: --task.")
-    kept = list(bank.entries())
-    if not kept:
-        raise UsageError("The bank is empty; `autopeft bank add RUN` keeps the winner of a run.")
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=given.notify)
     spec = spec_of(unquantized(load_config(source), name))
     task = task_from_arguments(given, given.notify, None, spec)
+    shown = type(given.model[0]).__name__ if isinstance(given.model, tuple) else name
+    return ranked(
+        task, source, spec, shown, seed=given.seed, max_length=given.max_length, device=str(given.device)
+    )
+
+
+def ranked(
+    task: Task,
+    source: ModelSource,
+    spec: BackboneSpec,
+    model: str,
+    *,
+    seed: int = 0,
+    max_length: int | None = None,
+    device: str = "auto",
+    pooling: Pooling | None = None,
+) -> Ranking:
+    """Rank the hybrids in the bank as starts for a loaded task.
+
+    Args:
+        model: what `source` is called.
+        max_length: tokens of a row at most, by default those of the model, and 128 at most.
+        pooling: what the head reads; by default what a linear map predicts better from.
+
+    Raises:
+        UsageError: the bank is empty, or the head of such a task does not end in a linear map of its own.
+    """
+    kept = list(bank.entries())
+    if not kept:
+        raise UsageError("The bank is empty; `autopeft bank add RUN` keeps the winner of a run.")
     kind = task.task_kind
     if not (kind.head.new_head and kind.head.probed):
         raise UsageError(
             f"{task.name!r} is of the kind {kind.name}, which has no new head that reads features of its "
             "rows, so that its starts cannot be ranked; take a task of classes, numbers or tags."
         )
-    few = task.subset(MOST_ROWS, MOST_ROWS, MOST_ROWS, seed=given.seed)
+    few = task.subset(MOST_ROWS, MOST_ROWS, MOST_ROWS, seed=seed)
     tokenizer = kind.encoder.load_processor(source)
     plan = TrainingPlan(
         steps=1,
         eval_batch_size=_AT_ONCE,
-        max_length=given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length),
-        seed=given.seed,
-        device=str(device_named(given.device)),
+        max_length=max_length or min(_MAX_LENGTH, tokenizer.model_max_length),
+        seed=seed,
+        device=str(device_named(device)),
     )
     data = encode(few, tokenizer, plan.max_length)
-    model = kind.head.load_model(source, few.labels, seed=given.seed)
-    found = better_pooling(model, data, plan, spec)
-    pooling: Pooling = "own" if found is None else found.pooling
-    bare = _score(model, data, plan, Recipe(name="bare"), pooling)
+    backbone = kind.head.load_model(source, few.labels, seed=seed)
+    if pooling is None:
+        found = better_pooling(backbone, data, plan, spec)
+        pooling = "own" if found is None else found.pooling
+    bare = _score(backbone, data, plan, Recipe(name="bare"), pooling)
 
     starts, skipped = list[Start](), list[str]()
     for entry in kept:
@@ -132,14 +162,13 @@ def rank(given: RankArguments) -> Ranking:
             continue
         try:
             recipe = starting_from(entry)
-            score = _score(model, data, plan, recipe, pooling)
+            score = _score(backbone, data, plan, recipe, pooling)
         except AutoPEFTError as error:
             skipped.append(f"{entry.name} is no start here: {str(error).splitlines()[0]}")
             continue
         starts.append(Start(entry.name, entry.task, recipe.methods, score))
     starts.sort(key=lambda start: -start.score)
-    shown = type(given.model[0]).__name__ if isinstance(given.model, tuple) else name
-    return Ranking(task.name, shown, len(data.train), pooling, bare, tuple(starts), tuple(skipped))
+    return Ranking(task.name, model, len(data.train), pooling, bare, tuple(starts), tuple(skipped))
 
 
 def _score(

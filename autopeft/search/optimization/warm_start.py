@@ -25,7 +25,10 @@ from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import Match, values_of
 
-__all__ = ["points_from", "runs_as_paths"]
+__all__ = ["BANK", "points_from", "runs_as_paths"]
+
+BANK = "bank"
+"""What `--from` calls the bank."""
 
 _MAX_LINE = 1 << 20
 _MAX_FILE = 64 << 20
@@ -57,6 +60,8 @@ def points_from(
     points: dict[str, dict[str, Any]] = {}
     notices: list[str] = []
     for source in sources:
+        if source == BANK:  # its best start is in the space (`autopeft.search.planning.bank_start`)
+            continue
         found = _open(source, runs)
         recipes, notes = ([pinned(found, runs)], []) if isinstance(found, Recipe) else _best_of(found, top)
         label = str(source) if isinstance(found, Recipe) else found.name
@@ -111,7 +116,10 @@ def runs_as_paths(sources: Sequence[str | Path], *, runs: str | Path = "runs") -
     Raises:
         UsageError: a source is unknown, or several runs match it.
     """
-    return tuple(str(_named(source, runs).path) if _is_name(source) else source for source in sources)
+    return tuple(
+        str(_named(source, runs).path) if source != BANK and _is_name(source) else source
+        for source in sources
+    )
 
 
 def _open(source: str | Path, runs: str | Path) -> RunFolder | Recipe:

@@ -169,11 +169,13 @@ class SearchArguments(Arguments):
     warm_start: Annotated[
         Sequence[str | Path],
         Option(
-            help="Begin with what another run found, or with a recipe; may be repeated.",
-            doc="runs and recipes to begin with: paths, names under `runs`, `latest`",
+            help="Begin with what another run found, with a recipe, or with the hybrid of the bank that "
+            "promises most as a start; may be repeated.",
+            doc="runs and recipes to begin with: paths, names under `runs`, `latest`; `bank` is the hybrid "
+            "of the bank that promises most as a start",
             panel=SEARCH,
             flags=("--from",),
-            metavar="RUN|RECIPE",
+            metavar="RUN|RECIPE|bank",
             takes="a list of texts",
         ),
     ] = ()

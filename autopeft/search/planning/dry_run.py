@@ -18,7 +18,6 @@ from autopeft.effort import Effort
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import TrainJob
-from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
@@ -96,7 +95,7 @@ def plan(call: PlanCall) -> DryRun:
     """
     ready = prepare(call.base(SearchArguments), call.notify)
     rng, bound = random.Random(ready.arguments.seed), ready.space.bind(ready.spec)
-    points, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+    points, notices = ready.named_points()
     first: dict[str, Sample] = {}
     for point in points:
         try:

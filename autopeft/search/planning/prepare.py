@@ -34,7 +34,9 @@ from autopeft.search.execution.input_transfer import pack_inputs
 from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.optimization.warm_start import BANK, points_from
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.bank_start import BankStart, find_start, with_start
 from autopeft.search.planning.inputs import check_fit, open_inputs
 from autopeft.search.planning.limits import (
     calibration_for,
@@ -47,6 +49,7 @@ from autopeft.search.planning.option_checks import check_rank_for, space_name
 from autopeft.search.planning.probes import PrecisionFinding, pooling_of_search, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.candidate import ResourceBudget, check_within
+from autopeft.search.space.initial_points import start_point
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
@@ -96,6 +99,7 @@ class Prepared:
         inputs: what entries of the space start from, by name.
         precision: what the probe found, where limits are predicted for the precision that follows from it;
             `None` where nothing was predicted, or the probe was not needed for that.
+        start: what the bank has for a new search `--from bank`.
     """
 
     arguments: SearchArguments
@@ -129,6 +133,7 @@ class Prepared:
     step_cost: StepCost | None = None
     inputs: Mapping[str, Artefact] = field(default_factory=dict)
     precision: PrecisionFinding | None = None
+    start: BankStart | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @cached_property
@@ -154,7 +159,20 @@ class Prepared:
             new_head=self.task.task_kind.head.new_head,
             head=sum(parameter.numel() for parameter in self.predictor.head.values()),
             prompts=self.task.task_kind.encoder.asks(self.task.splits["train"]),
+            fresh=None if self.start is None else self.start.fresh,
         )
+
+    def named_points(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """What `--from` names, as points of the space, best first; and what there is to say of it.
+
+        Raises:
+            UsageError: see `points_from`.
+        """
+        bound = self.space.bind(self.spec)
+        points, notices = points_from(self.arguments.warm_start, bound, runs=self.arguments.runs)
+        if self.start is None:
+            return points, notices
+        return [start_point(bound, self.start.name), *points], [*notices, self.start.told]
 
     def key(self) -> str:
         """Short hash of everything that decides the outcome, which trackers and the like do not."""
@@ -168,7 +186,8 @@ class Prepared:
         """The manifest, with which the run can be understood and repeated: its identity and a summary of its
         rows."""
         found = self.identity()
-        return {**found, "data": {**found["data"], "summary": self.summary.to_dict()}}
+        told = {} if self.start is None else {"start": self.start.to_dict()}
+        return {**found, **told, "data": {**found["data"], "summary": self.summary.to_dict()}}
 
     def identity(self) -> dict[str, Any]:
         """The manifest without the summary of its rows, for which the tokenizer has to read them."""
@@ -206,10 +225,14 @@ class Prepared:
 
 
 def prepare(
-    arguments: SearchArguments, notify: Notify = None, effort: Effort | None = None, kept: str | None = None
+    arguments: SearchArguments,
+    notify: Notify = None,
+    effort: Effort | None = None,
+    kept: str | None = None,
+    start: BankStart | None = None,
 ) -> Prepared:
-    """Read, check and count everything a search needs; `effort` and the precision that a probe found (`kept`)
-    are those of a run that goes on.
+    """Read, check and count everything a search needs; `effort`, the precision that a probe found (`kept`)
+    and the bank's start are those of a run that goes on.
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
@@ -260,6 +283,10 @@ def prepare(
 
     spec = with_head(spec, kind, task.labels, source)
     pooling = pooling_of_search(a, space, source, task, plan, spec, processes, notify)
+    if anew and BANK in a.warm_start:  # a resumed run has it in its space
+        start = find_start(a, task, source, spec, limits[1], pooling, plan.device, notify)
+        if start is not None:
+            space, inputs = open_inputs(with_start(space, start), a.runs)
     space = replace(space.for_steps(effort.steps), pooling=pooling)
     bound = space.bind(spec)
     check_fit(bound, inputs, source)
@@ -317,6 +344,7 @@ def prepare(
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
         inputs=inputs,
         precision=found,
+        start=start,
     )
 
 

@@ -18,6 +18,7 @@ from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on, why_not_here
 from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.bank_start import BankStart
 from autopeft.search.planning.option_checks import AUTO, RANKS
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.probes import kept_precision
@@ -176,7 +177,8 @@ def _prepared(
             ) from error
         if before != now:
             raise _changed(folder, f"input {name!r}", before, now)
-    ready = prepare(arguments, notify, effort, kept_precision(folder.path))
+    start = BankStart.from_dict(told) if (told := _at(manifest, ("start",))) else None
+    ready = prepare(arguments, notify, effort, kept_precision(folder.path), start)
     identity = ready.identity()
     for name, path in (
         ("data", ("data", "source", "sha256")),

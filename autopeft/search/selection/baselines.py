@@ -4,6 +4,7 @@ get.
 | kind | candidates | what *select* chooses |
 |---|---|---|
 | `lora` | the largest LoRA that fits, at several places | place, rate |
+| `fresh` | the recipe of the bank's start, where the search has one, with nothing of its values | rate |
 | `single` | each method of the space alone, as large as the budget allows | method, rate |
 | `random` | random members of the space | nothing: each is a run of its own |
 | `middle` | the mid-point of the space, everything on | rate |
@@ -21,6 +22,8 @@ reaches the lower limit of a range, goes before others; where no LoRA does, it i
 alone. Where the best rate of LoRA or of the head is the first or the last of those tried, the sweep goes on
 beyond it. At small budgets each place begins with its middle rate alone, and the sweep goes on with the rates
 next to it at the best place: six places take two trainings more than two places with all of their rates.
+
+What a start from the bank is worth is the difference to `fresh`.
 """
 
 from __future__ import annotations
@@ -67,10 +70,10 @@ __all__ = [
     "untrained",
 ]
 
-BaselineKind = Literal["lora", "single", "random", "middle", "head", "untuned", "few-shot"]
+BaselineKind = Literal["lora", "fresh", "single", "random", "middle", "head", "untuned", "few-shot"]
 BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # The others would cost as much again as the whole search of this effort.
-_QUICK: tuple[BaselineKind, ...] = ("lora", "head", "untuned", "few-shot")
+_QUICK: tuple[BaselineKind, ...] = ("lora", "fresh", "head", "untuned", "few-shot")
 _SHOTS = 4
 # Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
 # More rates of many methods would cost more than the search.
@@ -199,6 +202,7 @@ def baselines(
     new_head: bool = True,
     head: int = 0,
     prompts: bool = False,
+    fresh: Recipe | None = None,
 ) -> list[Baseline]:
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
 
@@ -212,6 +216,7 @@ def baselines(
         new_head: whether the task has a head of its own, which can train alone (see `Head.new_head`).
         head: parameters of that head, for the counts.
         prompts: whether its rows ask something, so that examples can stand before them.
+        fresh: the recipe of the bank's start without its start, where the search has one.
 
     Raises:
         UsageError: a kind is unknown.
@@ -243,6 +248,8 @@ def baselines(
                 deep=bound.deep_head and apart,
             )
             found.append(lora)
+        elif kind == "fresh":
+            found.append(None if fresh is None else fresh_start(fresh, spec, rates, deep=bound.deep_head))
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -328,6 +335,15 @@ def lora_baseline(
     inside = [s for s in reaching if admits(pooled(Recipe.from_dict(dict(s.recipe)), pooling))]
     sweeps = inside or reaching or fitting
     return swept("LoRA rank sweep" if len(sweeps) > 1 else None, "lora", sweeps)
+
+
+def fresh_start(recipe: Recipe, spec: BackboneSpec, rates: int, *, deep: bool = False) -> Baseline | None:
+    """The recipe of a start without the start, at `rates` rates around the one that it has."""
+    middle = recipe.training.learning_rate
+    around = [middle / _STRIDE, middle, middle * _STRIDE]
+    alike = {**recipe.to_dict(), "training": {"groups": {**_HEAD, **(_HIDDEN if deep else {})}}}
+    title, counts = f"{recipe.name} that starts fresh", count(recipe, spec)
+    return swept(None, "fresh", [Sweep(title, alike, counts, spread(around, rates), around[-1] * _STRIDE)])
 
 
 def lora_rates(rank: int, count: int) -> list[float]:

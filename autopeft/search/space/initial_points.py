@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.recipe import resolve_layers
 from autopeft.search.space.bound import BoundSpace, Unit
 
-__all__ = ["starting_points", "upper_points"]
+__all__ = ["start_point", "starting_points", "upper_points"]
 
 # Short trainings need learning rates in the upper half of a space's range.
 _RATE_QUANTILE = 0.75
@@ -43,6 +43,18 @@ def upper_points(space: BoundSpace, count: int) -> list[dict[str, Any]]:
             if raised is not None:
                 found.append((i + j, j, raised))
     return [point for _, _, point in sorted(found, key=lambda f: f[:2])][:count]
+
+
+def start_point(space: BoundSpace, name: str) -> dict[str, Any]:
+    """The point that has all that starts from an input, and what else cannot be left out, else as in
+    `starting_points`."""
+    point: dict[str, Any] = {}
+    for units, alone in _alone(space, _all_layers(space)):
+        there = tuple(item for unit in units if (item := space.item(unit, alone)) is not None)
+        if name in space.inputs_of(there):
+            own = {key: alone[key] for unit in units for key in unit.item_parameters}
+            point = {**(point or alone), **own}
+    return point
 
 
 def _alone(space: BoundSpace, base: Mapping[str, Any]) -> Iterator[tuple[list[Unit], dict[str, Any]]]:

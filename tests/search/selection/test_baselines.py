@@ -546,13 +546,25 @@ def test_the_mid_point_has_everything_on() -> None:
 def test_an_effort_pays_for_what_it_can() -> None:
     assert [b.kind for b in found(MINILM, "0.5%", effort="quick")] == ["lora", "head"]
     assert [b.kind for b in found(MINILM, "0.5%", effort="normal")] == [
-        kind for kind in BASELINE_KINDS if kind not in ("untuned", "few-shot")
+        kind for kind in BASELINE_KINDS if kind not in ("fresh", "untuned", "few-shot")
     ]
     runs = {
         effort: sum(b.sweep_runs for b in found(MINILM, "0.5%", effort=effort, rates=3))
         for effort in ("quick", "normal", "thorough")
     }
     assert runs == {"quick": 14, "normal": 56, "thorough": 100}
+
+
+def test_a_start_from_the_bank_is_compared_with_its_recipe_at_rates_around_its_own() -> None:
+    recipe = Recipe.from_dict(
+        {"name": "kept", "layers": [{"attach": [{"lora": {"rank": 2}}]}], "training": {"learning_rate": 6e-3}}
+    )
+    (fresh,) = found(MINILM, "0.5%", effort="quick", kinds=("fresh",), fresh=recipe, rates=3)
+    candidates = [Recipe.from_dict(dict(c)) for c in fresh.candidates]
+    assert [c.training.learning_rate for c in candidates[: fresh.first_runs]] == [2e-3, 6e-3, 1.8e-2]
+    assert {c.training.learning_rate for c in candidates[fresh.first_runs :]} > {5.4e-2}
+    assert all(c.layers == recipe.layers for c in candidates)
+    assert "head" in candidates[0].training.groups
 
 
 def test_a_task_without_a_head_of_its_own_has_no_such_baseline() -> None:
@@ -570,7 +582,7 @@ def test_the_smallest_budgets_leave_the_head() -> None:
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        (None, ("lora", "head", "untuned", "few-shot")),
+        (None, ("lora", "fresh", "head", "untuned", "few-shot")),
         ("all", BASELINE_KINDS),
         ("none", ()),
         (" head, LoRA", ("lora", "head")),

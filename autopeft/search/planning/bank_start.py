@@ -1,0 +1,175 @@
+"""`--from bank`: the best start that the bank has for the task, as items of the space.
+
+The bank's hybrids are ranked for the task (`autopeft.starts.ranking`). The first one that fits the budget
+joins the space: each of its entries may be left out, start from it, or be frozen at it. So trials may combine
+it with whatever else the space offers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft import bank
+from autopeft.assets import ModelSource
+from autopeft.counting import count
+from autopeft.errors import RecipeError
+from autopeft.graph import build_graph, unservable_entries
+from autopeft.hybrid.inputs import open_input
+from autopeft.recipe import InputItem, Recipe
+from autopeft.recipe.pooling import Pooling
+from autopeft.recipe.yaml_text import dump_yaml, read_yaml
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.space.space import Space
+from autopeft.spec import BackboneSpec
+from autopeft.starts.ranking import Start, ranked, starting_from
+from autopeft.tasks import Task, cluster_of
+
+__all__ = ["BankStart", "find_start", "with_start"]
+
+_SLOWER, _FASTER = 10, 3
+
+
+@dataclass(frozen=True)
+class BankStart:
+    """The hybrid of the bank that a search may start from.
+
+    Attributes:
+        name: in the bank.
+        task: that it was trained on, where that is known.
+        score: log evidence of the task's labels for each row; `bare`: that of the bare backbone.
+        recipe: its entries, each with a start and a name of its own, and their learning rate.
+    """
+
+    name: str
+    task: str | None
+    score: float
+    bare: float
+    recipe: Recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the manifest records of it."""
+        return {**vars(self), "recipe": self.recipe.to_dict()}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> BankStart:
+        """The start that a manifest records."""
+        return cls(**{**told, "recipe": Recipe.from_dict(told["recipe"])})
+
+    @property
+    def fresh(self) -> Recipe:
+        """The recipe without the start."""
+        tree = {key: value for key, value in self.recipe.to_dict().items() if key != "inputs"}
+        for item in _started(tree):
+            del item["from"]
+        return Recipe.from_dict(tree)
+
+    @property
+    def told(self) -> str:
+        """What the search says of it."""
+        trained_on = "" if self.task is None else f", trained on {self.task}"
+        return (
+            f"The bank's best start here is {self.name}{trained_on}: the evidence of the labels is "
+            f"{self.score:.3f} for each row, and {self.bare:.3f} of the bare backbone. It is tried first."
+        )
+
+
+def find_start(
+    a: SearchArguments,
+    task: Task,
+    source: ModelSource,
+    spec: BackboneSpec,
+    most: int,
+    pooling: Pooling,
+    device: str,
+    notify: Callable[[str], None] | None,
+) -> BankStart | None:
+    """The best start in the bank that has seen none of the task's texts, has at most `most` deployed
+    parameters and can be served as asked; `None` where there is none.
+
+    Raises:
+        UsageError: the bank is empty, or starts of such a task cannot be ranked.
+    """
+    ranking = ranked(
+        task, source, spec, str(a.model), seed=a.seed, max_length=a.max_length, device=device, pooling=pooling
+    )
+    told = [*ranking.skipped]
+    for start in ranking.starts:
+        recipe = _named(start)
+        deployed = count(recipe, spec).deployed
+        if _saw(bank.entry(start.name), task):
+            told.append(f"{start.name} was trained on texts of {task.name}, perhaps on rows of its test.")
+        elif deployed > most:
+            told.append(f"{start.name} has {deployed:,} parameters, and the budget {most:,}.")
+        elif a.serve is not None and unservable_entries(build_graph(recipe, spec), a.serve):
+            told.append(f"{start.name} cannot be served by {a.serve}.")
+        else:
+            return BankStart(start.name, start.task, start.score, ranking.bare, recipe)
+    if notify is not None:
+        notify(f"The bank has no start for this search: {' '.join(told)}")
+    return None
+
+
+def _saw(kept: bank.BankEntry, task: Task) -> bool:
+    """Whether a hybrid was trained on rows of this task's file, or on a task that shares its texts."""
+    if kept.data is not None and kept.data == task.source.sha256:
+        return True
+    cluster = cluster_of(task.source.name)
+    return cluster is not None and cluster == cluster_of(kept.task or "")
+
+
+def _named(start: Start) -> Recipe:
+    """The recipe that starts from a hybrid of the bank, its entries under names that no space has,
+    with the largest learning rate that they had."""
+    kept = bank.entry(start.name)
+    before = open_input(start.name, InputItem(bank=start.name, sha256=kept.sha256)).recipe
+    rates = [before.training.settings(ref.name, ref.method).learning_rate for ref in before.entries()]
+    tree = starting_from(kept).to_dict()
+    for item in _started(tree):
+        item["as"] = item["from"].replace(".", "_")
+    return Recipe.from_dict({**tree, "name": start.name, "training": {"learning_rate": max(rates)}})
+
+
+def _started(tree: Any) -> list[dict[str, Any]]:
+    """The items of a recipe's data that start from an input."""
+    if isinstance(tree, list):
+        return [item for inner in tree for item in _started(inner)]
+    if not isinstance(tree, dict):
+        return []
+    return [tree] if "from" in tree else [item for inner in tree.values() for item in _started(inner)]
+
+
+def with_start(space: Space, start: BankStart) -> Space:
+    """The space with the items of a start, each of which may be left out, frozen, or trained on, at a rate
+    from a tenth to three times that of its own training."""
+    tree, told = read_yaml(space.text, space.name), start.recipe.to_dict()
+    inputs = {**space.inputs, **start.recipe.inputs}
+    tree["inputs"] = {name: item.to_data() for name, item in inputs.items()}
+    head = {"autopeft": 2, "inputs": told["inputs"]}
+    for block in told.get("layers", []):
+        ways = [_ways(item, lambda i: {**head, "layers": [{"attach": [i]}]}) for item in block["attach"]]
+        tree["layers"] = [*tree.get("layers", []), {**block, "attach": ways}]
+    for item in told.get("model", []):
+        tree["model"] = [*tree.get("model", []), _ways(item, lambda i: {**head, "model": [i]})]
+    rate = start.recipe.training.learning_rate
+    around = {"learning_rate": {"float": [rate / _SLOWER, min(rate * _FASTER, 10.0)], "log": True}}
+    training = dict(tree.get("training", {}))
+    names = [item["as"] for item in _started(told)]
+    tree["training"] = {**training, "groups": {**training.get("groups", {}), **dict.fromkeys(names, around)}}
+    plain = json.loads(json.dumps(tree))  # without the lines that the reader marks
+    return Space.from_yaml(dump_yaml(plain), f"{space.name} with {start.name}")
+
+
+def _ways(item: dict[str, Any], alone: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A choice of nothing, the item frozen where it can be, and the item; `alone` is a recipe of an item."""
+    frozen = deepcopy(item)
+    for started in _started(frozen):
+        started["frozen"] = True
+    try:
+        Recipe.from_dict(alone(frozen))
+    except RecipeError:  # training decides what it is
+        frozen = item
+    return {"choice": [None, item] if frozen == item else [None, frozen, item]}
