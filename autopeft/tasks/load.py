@@ -33,9 +33,11 @@ from autopeft.tasks.kinds.verbaliser import WordsData, kind_with_words
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
+from autopeft.tasks.several import named_tasks
 from autopeft.tasks.splits import SELECT_LIMIT, cut
 from autopeft.tasks.table import ColumnNames, RawRows, Table, empty_rows
 from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
+from autopeft.tasks.task_set import task_set
 from autopeft.tasks.translations import with_languages
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ def load_task(
     Args:
         task: a GLUE task (from the hub where it answers), a packaged task, a procedural one
             (`gym:chain_sum?max_terms=3`), a file (CSV, TSV, JSON, JSON lines, Parquet), a folder in the hub's
-            layout, or `owner/name[:config]` on the hub; or rows in memory, as a `datasets.Dataset`, a
+            layout, or `owner/name[:config]` on the hub; several of these, separated by commas, or a YAML file
+            of several, make a set (`autopeft.tasks.task_set`); or rows in memory, as a `datasets.Dataset`, a
             `DatasetDict` or a pandas `DataFrame`, or a task that was loaded already, such as a set
             (`autopeft.tasks.task_set`). Only who has these can load the task again.
         text, text_pair, label: columns of a user's data, where their names are not obvious.
@@ -138,6 +141,15 @@ def load_task(
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
+    several = named_tasks(str(task)) if isinstance(task, (str, Path)) else None
+    if several is not None:
+        tasks, mixture = several
+        common: dict[str, Any] = {
+            "seed": seed, "made": made, "stand_in": stand_in, "backbone": backbone, "notify": notify
+        }  # fmt: skip
+        loaded = [(one, load_task(one.task, **one.options(), **common)) for one in tasks]
+        both = task_set([replace(t, name=one.name or t.name) for one, t in loaded], mixture)
+        task = replace(both, source=replace(both.source, origin="several", name=str(task)))
     if isinstance(task, Task):
         given = {
             "text": text, "text_pair": text_pair, "label": label, "label_words": label_words,
@@ -147,6 +159,11 @@ def load_task(
         }  # fmt: skip
         late = [what for what, value in given.items() if value is not None]
         late += ["drop_empty"] if drop_empty else []
+        if late and several is not None:
+            raise TaskError(
+                f"{task.source.name} names several tasks, and {', '.join(late)} would be said of each; say "
+                "it in a YAML file, with the task that it is for."
+            )
         if late:
             raise TaskError(
                 f"The task {task.name!r} is loaded already, so {', '.join(late)} would come too late: say it "

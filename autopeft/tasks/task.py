@@ -25,7 +25,7 @@ class Source:
     Attributes:
         origin: the `hub`, a `package` of the pinned table, the user's own `file` or folder, or `memory`: rows
             that were handed over as objects. Nobody can load these again from their name: another process
-            has to be handed the same rows, which `sha256` tells.
+            has to be handed the same rows, which `sha256` tells. `several`: tasks that were named together.
         name: repository, packaged task, path, or what the object was.
         sha256: of all rows as they were read, before splitting (see `rows_sha256`).
         licence: the data's terms, where they are known.
@@ -33,7 +33,7 @@ class Source:
         notice: the line that said so.
     """
 
-    origin: Literal["hub", "package", "file", "memory"]
+    origin: Literal["hub", "package", "file", "memory", "several"]
     name: str
     sha256: str
     licence: str | None = None

@@ -225,11 +225,13 @@ def _weights_text(value: str | Sequence[float]) -> str:
 TaskOption = Annotated[
     TaskData,
     Option(
-        help="A name (see `autopeft tasks`), a CSV, JSONL or Parquet file, or a folder in the hub's layout.",
-        doc=f"a task's name, a data file or folder, or the rows themselves: {_ROWS}. Rows in memory have to "
+        help="A name (see `autopeft tasks`), a CSV, JSONL or Parquet file, or a folder in the hub's layout; "
+        "several, separated by commas, or a YAML file of several, are learnt by one hybrid.",
+        doc=f"a task's name, a data file or folder, several of them separated by commas, a YAML file of "
+        f"several, or the rows themselves: {_ROWS}. Rows in memory have to "
         "be handed over again where a run goes on; their hash is compared",
         panel=DATA,
-        flags=("--task", "-t"),
+        flags=("--task", "-t", "--tasks"),
         typed=TASK_TYPES,
         cli_type=str,
         check=check_task,

@@ -29,6 +29,7 @@ from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.recipe.library import recipe_names
 from autopeft.search.space.space import Space
+from autopeft.tasks.several import read_tasks
 
 WRITTEN = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 TOLD = ["README.md", *WRITTEN]  # what people read and type from
@@ -165,13 +166,15 @@ MADE = [p for p in generated() if p.startswith(("methods/", "recipes/", "referen
 
 @pytest.mark.parametrize("page", [*TOLD, *MADE])
 def test_snippets_can_be_read(page: str) -> None:
-    """As Python, as a recipe or a space, or as commands with options that there are."""
+    """As Python, as a recipe, a space or a set of tasks, or as commands with options that there are."""
     for block in blocks(text_of(page) if page in TOLD else pages()[page]):
         if block.language == "python":
             ast.parse(block.text)
         if block.language == "yaml":
             if any(word in block.text for word in ("choice:", "int:", "float:")):
                 Space.from_yaml(block.text)
+            elif "tasks:" in block.text:
+                read_tasks(block.text, page)
             else:
                 Recipe.from_yaml(block.text)
         if block.language == "json":

@@ -117,8 +117,10 @@ def _saw(kept: bank.BankEntry, task: Task) -> bool:
     """Whether a hybrid was trained on rows of this task's file, or on a task that shares its texts."""
     if kept.data is not None and kept.data == task.source.sha256:
         return True
-    cluster = cluster_of(task.source.name)
-    return cluster is not None and cluster == cluster_of(kept.task or "")
+    own, theirs = (
+        {cluster_of(part) for part in name.split(",")} for name in (task.source.name, kept.task or "")
+    )
+    return bool((own & theirs) - {None})
 
 
 def _named(start: Start) -> Recipe:

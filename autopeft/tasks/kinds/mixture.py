@@ -60,20 +60,26 @@ class Mixture:
         temperature: T ≥ 1. A task with n rows has a share of the batches in proportion to n^(1/T): 1 draws
             each row once in an epoch, a large T draws all tasks equally often (Raffel et al. 2020, §3.5.2).
         batches: `homogeneous` ones are of one task each; `mixed` ones hold rows of several.
+        weights: of the tasks' shares, one for each; none where all are 1.
     """
 
     temperature: float = 1.0
     batches: Batches = "homogeneous"
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.temperature < math.inf:
             raise TaskError(f"The temperature of a mixture is a number from 1, but got {self.temperature}.")
         if self.batches not in ("homogeneous", "mixed"):
             raise TaskError(f"Batches are homogeneous or mixed, but got {self.batches!r}.")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise TaskError(f"Weights of tasks are positive numbers, but got {self.weights}.")
 
     def rows_of(self, sizes: Sequence[int]) -> list[int]:
         """How many rows of each task are drawn in an epoch, for tasks with so many rows."""
         shares = np.asarray(sizes, dtype=np.float64) ** (1 / self.temperature)
+        if self.weights:
+            shares *= self.weights
         return [
             max(1, round(v)) if n else 0
             for v, n in zip(sum(sizes) * shares / shares.sum(), sizes, strict=True)
@@ -110,6 +116,7 @@ def mixture_name(members: Sequence[Member], mixture: Mixture) -> str:
             "tasks": json.dumps(told, separators=(",", ":")),
             "temperature": mixture.temperature,
             "batches": mixture.batches,
+            **({"weights": json.dumps(mixture.weights)} if mixture.weights else {}),
         },
     )
 
@@ -481,6 +488,8 @@ class MixtureEncoder(Encoder):
     def facts(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """The tasks, and how their batches are drawn."""
         drawn = f"{self.mixture.batches} batches, temperature {self.mixture.temperature:g}"
+        if self.mixture.weights:
+            drawn += f", weights {', '.join(f'{weight:g}' for weight in self.mixture.weights)}"
         return [("tasks", ", ".join(f"{m.name} ({m.metric})" for m in self.members)), ("mixture", drawn)]
 
     def _each(self, rows: Split) -> list[tuple[Member, Split]]:
@@ -935,7 +944,7 @@ def _kind(name: str, members: Sequence[Member], mixture: Mixture) -> TaskKind:
 METRICS.enter(MEAN_OF_TASKS.name, MEAN_OF_TASKS)
 
 
-@register_options(_NAME, "tasks", "temperature", "batches")
+@register_options(_NAME, "tasks", "temperature", "batches", "weights")
 def _with_members(told: Mapping[str, str]) -> TaskKind:
     try:
         members = [
@@ -948,7 +957,11 @@ def _with_members(told: Mapping[str, str]) -> TaskKind:
             )
             for name, kind, labels, metric, weights in json.loads(told.get("tasks", "[]"))
         ]
-        mixture = Mixture(float(told.get("temperature", 1)), told.get("batches", "homogeneous"))  # type: ignore[arg-type]
+        mixture = Mixture(
+            float(told.get("temperature", 1)),
+            told.get("batches", "homogeneous"),  # type: ignore[arg-type]
+            tuple(map(float, json.loads(told.get("weights", "[]")))),
+        )
     except (ValueError, TypeError) as error:
         raise TaskError(f"The tasks of a mixture cannot be read from its name: {error}.") from error
     if not members:
