@@ -13,6 +13,7 @@ from support.saved_model import save_backbone, write_reviews
 from autopeft.runs.folder import RunFolder
 from autopeft.search import api
 from autopeft.search.controller.checkpoints import FolderCheckpoints
+from autopeft.search.planning import prepare as planning
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 
@@ -82,7 +83,7 @@ def test_what_else_is_tried_first_leaves_it_less(
     place: dict[str, Any], asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = [{"rank": rank} for rank in range(5)]
-    monkeypatch.setattr(api, "points_from", lambda *_, **__: (earlier, []))
+    monkeypatch.setattr(planning, "points_from", lambda *_, **__: (earlier, []))
     points, _ = first(prepare(SearchArguments(**{**place, "trials": 8})))
     assert points[:6] == [*earlier, {"rank": 3}]
     assert [trials for _, _, trials, _ in asked] == [3]

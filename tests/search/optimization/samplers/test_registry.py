@@ -168,7 +168,7 @@ def test_same_seed_and_history_same_suggestions(name: str, objectives: int) -> N
 
     def suggestions(seed: int) -> list[dict[str, Any]]:
         sampler = sampler_of(name, seed, objectives)
-        return [ask(trials, sampler, objectives) for _ in range(2)]
+        return [ask(trials, sampler, objectives) for _ in range(4)]
 
     first = suggestions(5)
     assert first == suggestions(5)
