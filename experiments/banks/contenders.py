@@ -70,6 +70,8 @@ def make_bank(part: slice) -> None:
         shutil.rmtree(f"runs/{name}", ignore_errors=True)  # of a training that was cut off
         if isinstance(what, tuple):
             task, recipe, steps = _source(what[0]), source_recipe(*what), SOURCE_STEPS
+            if task.kind != "classification":  # tags and answers are read at the tokens
+                recipe = unpooled(recipe)
         else:
             others = [_source(source) for source in SOURCES if cluster_of(source) != what]
             # The heads of a set read what the model gives them.
