@@ -32,12 +32,22 @@ def _configs() -> Mapping[str, PretrainedConfig]:
         "LLaMA-7B": LlamaConfig(),
         "GPT-2 small": GPT2Config(),
         "T5-base": T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12),
+        "T5 v1.1 base": T5Config(
+            d_model=768,
+            d_kv=64,
+            d_ff=2048,
+            num_layers=12,
+            num_heads=12,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        ),
     }
 
 
 # What a command names instead: a packaged model of the family. Encoders are the default's family.
 _PACKAGED = {"LLaMA-7B": "smollm2-135m"}
-BACKBONES = ("BERT-base", "LLaMA-7B", "GPT-2 small", "T5-base")
+_NOT_PACKAGED = ("T5 v1.1 base",)
+BACKBONES = ("BERT-base", "LLaMA-7B", "GPT-2 small", "T5-base", "T5 v1.1 base")
 
 
 @cache
@@ -61,7 +71,12 @@ def on_the_first_that_fits(recipe: Recipe) -> tuple[Named, CompositionGraph]:
 
 
 def shown_and_trained(recipe: str, backbone: Named, task: str = "trec") -> str:
-    """The commands that show and train a recipe, on a packaged model of the backbone's family."""
+    """The commands that show and train a recipe, on a packaged model of the backbone's family, or on a folder
+    that the reader has where no package has one."""
+    if backbone.name in _NOT_PACKAGED:
+        words = (f"show {recipe}", f"train --recipe {recipe} --task FILE")
+        commands = [f"autopeft {command} --model FOLDER" for command in words]
+        return "\n".join(["```text", *commands, "```"])
     option = f" --model {_PACKAGED[backbone.name]}" if backbone.name in _PACKAGED else ""
-    commands = (f"autopeft show {recipe}{option}", f"autopeft train --recipe {recipe} --task {task}{option}")
+    commands = [f"autopeft show {recipe}{option}", f"autopeft train --recipe {recipe} --task {task}{option}"]
     return "\n".join(["```bash", *commands, "```"])
