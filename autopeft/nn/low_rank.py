@@ -14,23 +14,34 @@ __all__ = ["LowRankPair", "PrunedPair"]
 
 
 class LowRankPair(nn.Module):
-    """x ↦ B·A·dropout(x) with A (rank × in) Kaiming-uniform(a = √5) and B (out × rank) zero.
+    """x ↦ B·A·dropout(x) with A (rank × in) Kaiming-uniform(a = √5), or N(0, std²), and B (out × rank) zero.
 
     Shapes: (…, in) → (…, out).
     """
 
     by_rank: ClassVar[Mapping[str, tuple[int, ...]]] = {"A": (0,), "B": (1,)}
 
-    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        dropout: float = 0.0,
+        std: float | None = None,
+    ) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, in_features))
-        self.B = nn.Parameter(torch.zeros(out_features, rank))
-        self.dropout = dropout
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.B = nn.Parameter(torch.empty(out_features, rank))
+        self.dropout, self.std = dropout, std
+        self.reset()
 
     def reset(self) -> None:
         """Start from the init again."""
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if self.std is None:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        else:
+            nn.init.normal_(self.A, std=self.std)
         nn.init.zeros_(self.B)
 
     def forward(self, x: Tensor) -> Tensor:

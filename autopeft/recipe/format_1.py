@@ -34,7 +34,7 @@ class Changed:
 
 def _trains_no_norms(options: Mapping[str, Any]) -> bool:
     trained = options.get("train_norms")
-    return trained is False or (trained is None and options.get("variant", "pfeiffer") == "pfeiffer")
+    return trained is False or (trained is None and options.get("variant", "pfeiffer") != "houlsby")
 
 
 def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
@@ -46,6 +46,7 @@ def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
 CHANGED: dict[str, dict[str, Changed]] = {
     "adalora": {"final": Changed(0.3)},
     "autolora": {"rescale": Changed(False, added=True)},
+    "lora": {"std": Changed(None, added=True)},
     "lora_dropout": {"ensemble": Changed(0), "draws": Changed(1, added=True)},
     "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
     # Bare rows, which are `p_tuning_v2` now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pydantic import Field
 from torch import nn
 
 from autopeft.method import Narrow, PeftFormat, register
@@ -20,8 +21,8 @@ class LoRA(LowRankMethod):
     """y = W₀x + b₀ + s·B·A·dropout(x), s = α/r (α/√r with `rank_stabilized`).
 
     Hu et al. 2022, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. A (r × in) is
-    Kaiming-uniform (a = √5), B (out × r) is zero: the identity at init. Behind a gate the gate takes the
-    place of s (UniPELT). Mergeable. r·(in + out) parameters for each site.
+    Kaiming-uniform (a = √5), or N(0, std²), B (out × r) is zero: the identity at init. Behind a gate the gate
+    takes the place of s (UniPELT). Mergeable. r·(in + out) parameters for each site.
     """
 
     peft = PeftFormat("lora")
@@ -29,6 +30,7 @@ class LoRA(LowRankMethod):
 
     class Config(LowRankConfig):
         rank_stabilized: bool = False
+        std: float | None = Field(default=None, gt=0, le=1, description="A is N(0, std²); default: Kaiming")
 
         @property
         def scale(self) -> float:
@@ -41,5 +43,8 @@ class LoRA(LowRankMethod):
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
-        pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        pairs = {
+            s.key: LowRankPair(s.in_features, s.out_features, c.rank, dropout=c.dropout, std=c.std)
+            for s in sites
+        }
         return ScaledPairs(pairs, c.scale)

@@ -106,7 +106,7 @@ LINEAR = {
     # AGI-Edgerunners/LLM-Adapters finetune.py, peft/src/peft/tuners/bottleneck.py: 256, tanh, 1, no dropout.
     "bottleneck": 256, "activation": "tanh", "scale": 1.0, "bias": False, "dropout": 0.0,
 }  # fmt: skip
-LORA = {"dropout": 0.0, "rank_stabilized": False}  # microsoft/LoRA loralib/layers.py
+LORA = {"dropout": 0.0, "rank_stabilized": False, "std": None}  # microsoft/LoRA loralib/layers.py
 PREFIX = {"dropout": 0.0, "std": None}  # no source has dropout on it; maps start as torch starts them
 OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     # microsoft/AdaMix roberta_large_mnli_expert_soup.sh: adapter_size 16; expert_soup.py: GELU, biases.
@@ -134,7 +134,7 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "llm-adapters-lora": [
         # AGI-Edgerunners/LLM-Adapters math_running_commands: r 32, α 64, five maps; finetune.py: 0.05.
         ("all", "lora", "q k v up down", {
-            "rank": 32, "alpha": 64.0, "dropout": 0.05, "rank_stabilized": False,
+            "rank": 32, "alpha": 64.0, "dropout": 0.05, "rank_stabilized": False, "std": None,
         }),
     ],
     # AGI-Edgerunners/LLM-Adapters math_running_commands: up_proj and down_proj, in parallel.
@@ -148,10 +148,10 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     # arXiv:2304.01933: series adapters behind the MLP; the rest as in parallel.
     "llm-adapters-series": [("all", "linear_adapter", "down", {"variant": "series", **LINEAR})],
     "molora": [
-        # for-ai/parameter-efficient-moe src/molora.py: rank 4, alpha 16;
+        # for-ai/parameter-efficient-moe src/molora.py: rank 4, alpha 16, normal of 0.02;
         # ahmetustun/flaxformer (branch lora) components/dense.py: wi_0 and wo.
         ("all", "lora", sites, {
-            "rank": 4, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False,
+            "rank": 4, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False, "std": 0.02,
         })
         for sites in ["q k v o gate_proj down"] * 10 + ["cross_q cross_k cross_v cross_o"] * 10
     ],
