@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +60,37 @@ def named_tasks(name: str) -> tuple[list[NamedTask], Mixture] | None:
     Raises:
         TaskError: a YAML file cannot be read, or says something else.
     """
-    parts = [name]
-    if "," in name and not local_path(name, TaskError).exists():
-        parts = [part.strip() for part in name.split(",") if part.strip()]
-    files = [part for part in parts if Path(part).suffix.lower() in _YAML]
+    parts = _parts(name)
+    files = [part for part in parts if _is_yaml(part)]
     if len(parts) < 2 and not files:
         return None
-    read = {file: read_tasks(read_text(local_path(file, TaskError)), file) for file in files}
     if len(files) > 1:
         raise TaskError(f"One YAML file says how rows are drawn, but got {', '.join(files)}; join them.")
-    told = next(iter(read.values()), TasksFile(tasks=("none",)))
-    found = [
-        task for part in parts for task in (_tasks(read[part]) if part in read else [NamedTask(task=part)])
-    ]
+    said = TasksFile(tasks=tuple(parts))
+    if files:
+        said = read_tasks(read_text(local_path(files[0], TaskError)), files[0])
+    listed = [task for part in parts for task in (said.tasks if part in files else (part,))]
+    found = [NamedTask(task=task) if isinstance(task, str) else task for task in listed]
+    nested = next((one.task for one in found if _is_yaml(one.task) or len(_parts(one.task)) > 1), None)
+    if nested is not None:
+        raise TaskError(f"{name} names {nested}, which is several tasks itself; name each of them.")
     weights = tuple(task.weight for task in found)
     mixture = Mixture(
-        told.temperature,
-        told.batches,  # type: ignore[arg-type]  # checked
+        said.temperature,
+        said.batches,  # type: ignore[arg-type]  # checked
         weights if any(weight != 1 for weight in weights) else (),
     )
     return found, mixture
+
+
+def _parts(name: str) -> list[str]:
+    if "," in name and not local_path(name, TaskError).exists():
+        return [part.strip() for part in name.split(",") if part.strip()]
+    return [name]
+
+
+def _is_yaml(name: str) -> bool:
+    return Path(name).suffix.lower() in _YAML
 
 
 def read_tasks(text: str, file: str) -> TasksFile:
@@ -100,8 +110,3 @@ def read_tasks(text: str, file: str) -> TasksFile:
             "name, text, text_pair, label, kind, metric, class_weights and weight; or tasks, temperature "
             "and batches."
         ) from error
-
-
-def _tasks(file: TasksFile) -> Iterator[NamedTask]:
-    for task in file.tasks:
-        yield NamedTask(task=task) if isinstance(task, str) else task

@@ -57,6 +57,10 @@ def task_set(tasks: Sequence[Task], mixture: Mixture | None = None) -> Task:
                 f"answers; {task.name} has {task.metric!r}: choose another one with metric=."
             )
     mixture = mixture or Mixture()
+    if mixture.weights and len(mixture.weights) != len(tasks):
+        raise TaskError(
+            f"A mixture has a weight for each task or none, but got {len(mixture.weights)} for {len(tasks)}."
+        )
     if mixture.batches == "mixed" and not all(head.pooled and head.new_head for head in heads.values()):
         other = next(name for name, head in heads.items() if not (head.pooled and head.new_head))
         raise TaskError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from zlib import crc32
 
@@ -95,12 +95,10 @@ def drawn(cases: Iterable[tuple[Any, ...]], *, one: bool = False) -> list[Any]:
         if name in ARCHITECTURES:
             taken.setdefault(case, []).append(name)
     usual = [c for c in found if not is_spared(c[0], c[1], taken.get(c[0], ()))]
-    if one:
-        first = {case: min((c[1] for c in usual if c[0] == case), key=_turn(case)) for case in taken}
+    if one:  # another one for each case
+        first: dict[str, str] = {}
+        for case, name, *_ in sorted(usual, key=lambda c: crc32(f"{c[1]} {c[0]}".encode())):
+            if name in ARCHITECTURES:
+                first.setdefault(case, name)
         usual = [c for c in usual if c[1] in (first.get(c[0]), *OTHERS)]
     return [pytest.param(*c, marks=() if c in usual else pytest.mark.slow) for c in found]
-
-
-def _turn(case: str) -> Callable[[str], int]:
-    """Orders architectures for a case, another way for each case."""
-    return lambda name: crc32(f"{name} {case}".encode())

@@ -65,6 +65,8 @@ def test_a_yaml_file_says_more_of_each(place: Path) -> None:
         ("- {task: films.csv, weight: 0}\n- notes.csv\n", "tasks.0.weight"),
         ("- {name: films}\n- notes.csv\n", "tasks.0.task"),
         ("tasks: []\n", "tasks"),
+        ("- films.csv\n- tasks.yaml\n", "tasks.yaml, which is several tasks itself"),
+        ("- films.csv,books.csv\n- notes.csv\n", "several tasks itself"),
         ("films.csv\n", "the file"),
         ("tasks: [films.csv, notes.csv]\nbatches: sorted\n", "homogeneous or mixed"),
         ("tasks: [films.csv, notes.csv]\ntemperature: 0\n", "from 1"),

@@ -16,7 +16,7 @@ from typing import Any
 from autopeft import bank
 from autopeft.assets import ModelSource
 from autopeft.counting import count
-from autopeft.errors import RecipeError
+from autopeft.errors import RecipeError, TaskError
 from autopeft.graph import build_graph, unservable_entries
 from autopeft.hybrid.inputs import open_input
 from autopeft.recipe import InputItem, Recipe
@@ -26,11 +26,12 @@ from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.starts.ranking import Start, ranked, starting_from
-from autopeft.tasks import Task, cluster_of
+from autopeft.tasks import Task, cluster_of, get_kind
 
 __all__ = ["BankStart", "find_start", "with_start"]
 
 _SLOWER, _FASTER = 10, 3
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class BankStart:
         trained_on = "" if self.task is None else f", trained on {self.task}"
         return (
             f"The bank's best start here is {self.name}{trained_on}: the evidence of the labels is "
-            f"{self.score:.3f} for each row, and {self.bare:.3f} of the bare backbone. It is tried first."
+            f"{self.score:.3f} for each row, and {self.bare:.3f} of the bare backbone."
         )
 
 
@@ -109,18 +110,28 @@ def find_start(
         else:
             return BankStart(start.name, start.task, start.score, ranking.bare, recipe)
     if notify is not None:
-        notify(f"The bank has no start for this search: {' '.join(told)}")
+        more = f" {len(told) - _SHOWN} more are left out." if len(told) > _SHOWN else ""
+        notify(f"The bank has no start for this search: {' '.join(told[:_SHOWN])}{more}")
     return None
 
 
 def _saw(kept: bank.BankEntry, task: Task) -> bool:
-    """Whether a hybrid was trained on rows of this task's file, or on a task that shares its texts."""
+    """Whether a hybrid was trained on rows of this task's file, or on a task that shares its texts; of a set
+    any of its tasks counts."""
     if kept.data is not None and kept.data == task.source.sha256:
         return True
-    own, theirs = (
-        {cluster_of(part) for part in name.split(",")} for name in (task.source.name, kept.task or "")
-    )
-    return bool((own & theirs) - {None})
+    own, theirs = _names(task.source.name, task.kind), _names(kept.task or "", kept.kind or "")
+    clusters = {cluster_of(name) for name in own} & {cluster_of(name) for name in theirs}
+    return bool(own & theirs or clusters - {None})
+
+
+def _names(name: str, kind: str) -> set[str]:
+    """The names of a task, or of the tasks of a set."""
+    try:
+        members = getattr(get_kind(kind).schema, "members", ()) if kind else ()
+    except TaskError:  # of a package that is not here
+        members = ()
+    return {name, *(member.name for member in members)} - {""}
 
 
 def _named(start: Start) -> Recipe:

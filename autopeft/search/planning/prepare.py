@@ -48,7 +48,7 @@ from autopeft.search.planning.limits import (
 from autopeft.search.planning.option_checks import check_rank_for, space_name
 from autopeft.search.planning.probes import PrecisionFinding, pooling_of_search, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
-from autopeft.search.space.candidate import ResourceBudget, check_within
+from autopeft.search.space.candidate import ResourceBudget, candidate, check_within
 from autopeft.search.space.initial_points import start_point
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -172,7 +172,10 @@ class Prepared:
         points, notices = points_from(self.arguments.warm_start, bound, runs=self.arguments.runs)
         if self.start is None:
             return points, notices
-        return [start_point(bound, self.start.name), *points], [*notices, self.start.told]
+        point = start_point(bound, self.start.name)
+        fits = self.start.name in candidate(bound, point, self.budget).recipe.inputs
+        then = "It is tried first." if fits else "With what the space always has it does not fit the limits."
+        return [point, *points], [*notices, f"{self.start.told} {then}"]
 
     def key(self) -> str:
         """Short hash of everything that decides the outcome, which trackers and the like do not."""

@@ -16,6 +16,7 @@ from autopeft import bank
 from autopeft.cli import main
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
+from autopeft.recipe.yaml_text import read_yaml
 from autopeft.search.api import plan, search
 from autopeft.search.optimization.warm_start import runs_as_paths
 from autopeft.search.planning.bank_start import BankStart, with_start
@@ -92,6 +93,33 @@ def test_what_saw_the_rows_or_is_too_large_is_no_start(given: dict[str, Any]) ->
         assert what in line
 
 
+def test_one_that_does_not_fit_beside_what_the_space_always_has_is_said_not_to(given: dict[str, Any]) -> None:
+    """LoRA of rank 1 and more at q and v, which takes 384 parameters, and this one's 768."""
+    said: list[str] = []
+    found = plan(**{**given, "budget": "1000"}, notify=said.append)
+    assert found.prepared.start is not None
+    assert any("far, trained on" in line and "does not fit" in line for line in said)
+
+
+def test_a_set_has_seen_the_rows_of_its_tasks(given: dict[str, Any]) -> None:
+    tree = {"name": "of_both", "layers": [{"attach": [LORA]}]}
+    Path("both.yaml").write_text(
+        f"- {{task: {given['task']}, text: body, label: verdict}}\n"
+        "- {task: other.csv, text: body, label: verdict}\n"
+    )
+    autopeft.train(
+        task="both.yaml", model=given["model"], recipe=Recipe.from_dict(tree), steps=2, batch_size=8,
+        max_length=16, out=f"{given['out']}-both",
+    )  # fmt: skip
+    bank.add(f"{given['out']}-both", "of_both")
+    try:
+        said: list[str] = []
+        plan(**{**given, "budget": "400"}, notify=said.append)
+        assert any("of_both was trained on texts of" in line for line in said)
+    finally:
+        bank.remove("of_both")
+
+
 def test_the_command_says_which_it_is(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--task", given["task"], "--text", "body", "--label", "verdict", "--model", given["model"]]
     words += ["--budget", "5%", "--max-length", "16", "--from", "bank", "--dry-run"]
@@ -146,6 +174,4 @@ def test_each_entry_may_be_left_out_frozen_or_trained_on() -> None:
 
 
 def _tree(space: Space) -> Any:
-    from autopeft.recipe.yaml_text import read_yaml
-
     return read_yaml(space.text, "space")

@@ -130,9 +130,9 @@ def histories(objectives: int) -> dict[str, list[FrozenTrial]]:
 def test_any_history_gives_parameters_within_their_distributions(name: str, objectives: int) -> None:
     for trials in histories(objectives).values():
         sampler = sampler_of(name, objectives=objectives)
-        ask(trials, sampler, objectives)
+        assert ask(trials, sampler, objectives).keys() == CODEC.distributions.keys()
         if name != "gp":
-            ask(trials, sampler, objectives)
+            assert ask(trials, sampler, objectives)["fixed"] == "x"
 
 
 TRIALS = st.lists(
@@ -158,7 +158,8 @@ def test_any_odd_history_does_too(
             trials.append(finished(params, score, objectives, 100 if state == "done" else 30))
         else:
             trials.append(unfinished(params, TrialState.FAIL if state == "failed" else TrialState.RUNNING))
-    ask(trials, sampler_of(name, seed, objectives), objectives)
+    found = ask(trials, sampler_of(name, seed, objectives), objectives)
+    assert found.keys() == CODEC.distributions.keys()
 
 
 @OF_BOTH
@@ -212,7 +213,8 @@ def test_a_space_of_one_member_ends(name: str) -> None:
 
 def test_nothing_to_repair_to_ends() -> None:
     sampler = make_sampler("linear", seed=0, trials=9, repaired=lambda p: None, parameters=MIXED)
-    ask([finished(p, 0.5) for p in some(6)], sampler)
+    found = ask([finished(p, 0.5) for p in some(6)], sampler)
+    assert found.keys() == CODEC.distributions.keys()
 
 
 def test_unknown_names_are_refused_with_near_ones() -> None:
