@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import reviews_in
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
@@ -38,11 +38,7 @@ ITEMS: dict[str, list[Any]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a backbone, rows, and a bank of two adapters and two LoRAs."""
     folder = tmp_path_factory.mktemp("place")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("AUTOPEFT_CACHE", str(folder / "cache"))
-        save_backbone(folder / "model")
-        write_reviews(folder / "reviews.csv")
+    with reviews_in(folder):
         for name, item in (("adapter", ADAPTER), ("lora", LORA)):
             for seed, which in enumerate("ab"):
                 _train(f"{name}_{which}", [item], seed=seed)

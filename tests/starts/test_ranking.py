@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.fingerprint import changed, fingerprint
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import reviews_in, save_backbone
 from support.tiny import randomise
 
 import autopeft
@@ -42,11 +42,7 @@ def write_lengths(path: str) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backbone, a task, and a bank: a LoRA of this task, and one of noise."""
     folder = tmp_path_factory.mktemp("place")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("AUTOPEFT_CACHE", str(folder / "cache"))
-        save_backbone(folder / "model")
-        write_reviews(folder / "reviews.csv")
+    with reviews_in(folder):
         write_lengths("noise.csv")
         recipe = Recipe.from_dict(
             {"name": "r", "layers": [{"attach": [LORA]}], "training": {"learning_rate": 0.03}}

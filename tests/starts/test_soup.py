@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import reviews_in, save_backbone
 from support.tiny import randomise, tiny_model
 from transformers import AutoTokenizer
 
@@ -101,22 +101,17 @@ def test_a_soup_is_the_mean_of_every_tensor_and_trains_nothing(kept: list[str]) 
         soup([])
 
 
-def test_adapters_of_different_seeds_are_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    save_backbone(tmp_path / "model")
-    write_reviews(tmp_path / "reviews.csv")
+def test_adapters_of_different_seeds_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = Recipe.from_dict({"name": "a", "layers": [{"attach": ["serial_adapter"]}]})
-    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        autopeft.train(
-            task="reviews.csv", text="body", label="verdict", model="model", recipe=recipe, steps=1,
-            max_length=16, seed=seed, out=name,
-        )  # fmt: skip
-        bank.add(name, name)
-    caplog.clear()
-    soup(["one", "same"])
-    assert not caplog.records
-    soup(["one", "other"])
+    with reviews_in(tmp_path):
+        for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+            autopeft.train(
+                task="reviews.csv", text="body", label="verdict", model="model", recipe=recipe, steps=1,
+                max_length=16, seed=seed, out=name,
+            )  # fmt: skip
+            bank.add(name, name)
+        caplog.clear()
+        soup(["one", "same"])
+        assert not caplog.records
+        soup(["one", "other"])
     assert "one 1, other 2" in caplog.text

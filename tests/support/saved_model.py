@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -86,3 +89,14 @@ def small_search(folder: Path, **more: Any) -> dict[str, Any]:
         "out": str(folder / "run"),
         **more,
     }
+
+
+@contextmanager
+def reviews_in(folder: Path) -> Iterator[None]:
+    """Work in a folder with a backbone (`model`), reviews (`reviews.csv`) and a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("AUTOPEFT_CACHE", str(folder / "cache"))
+        save_backbone(folder / "model")
+        write_reviews(folder / "reviews.csv")
+        yield
