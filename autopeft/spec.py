@@ -58,6 +58,7 @@ class Site:
         pre_norm: for regions, whether the norm comes before the sub-layer (GPT-2, Llama, T5, ViT) or after
             the residual is added (BERT); `None` where it is not known.
         fused: whether a linear site is a part of a map that yields other sites too.
+        whole: for regions, whether it is one module of the backbone, in whose place another can stand.
         multiplier: for regions, what y is multiplied by before it is added to the residual (Granite).
         key: its name in module trees (`encoder-0-q`): no dots, unique in a backbone.
         path: its name in saved files and tables (`encoder.0.q`).
@@ -74,6 +75,7 @@ class Site:
     pre_norm: bool | None = None
     fused: bool = False
     multiplier: float = 1.0
+    whole: bool = True
 
     key: str = field(init=False, repr=False, compare=False)
     path: str = field(init=False, repr=False, compare=False)

@@ -180,6 +180,7 @@ def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidd
                 kv_features=keys,
                 pre_norm=None if entry.order is None else entry.order == "pre",
                 multiplier=entry.multiplier,
+                whole=entry.entry == entry.exit,
             )
             # A region may be the whole layer, whose own path is empty.
             entered, left = (f"{path}.{inner}" if inner else path for inner in (entry.entry, entry.exit))

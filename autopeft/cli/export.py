@@ -45,11 +45,12 @@ def export(
         say(f"Not in peft's format: {found.reason}")
     for line in found.lines:
         say(line)
-    card, moved = find_saved(found.folder).card, given.get("model")
+    first = found.folder if (found.folder / "manifest.json").exists() else next(found.folder.iterdir())
+    card, moved = find_saved(first).card, given.get("model")
     say("Next:")
     if moved or card.model:
-        task, recipe = card.data.get("name"), found.folder / "recipe.yaml"
+        task, recipe = card.data.get("name"), first / "recipe.yaml"
         say(f"  {train_command(recipe, task=task, model=moved or card.model, kind=card.kind)}")
     if card.kind is not None:  # else no kind of task has such models: it cannot be asked from here
         pairs = card.pairs is True
-        say(f"  {predict_command(found.folder, pairs=pairs, model=moved, kind=card.kind)}")
+        say(f"  {predict_command(first, pairs=pairs, model=moved, kind=card.kind)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json, Run
 from autopeft.errors import UsageError
 from autopeft.export.arguments import PredictArguments
+
+if TYPE_CHECKING:
+    from autopeft.export.package import Saved
 
 __all__ = ["predict"]
 
@@ -47,14 +50,26 @@ def predict(
       autopeft predict winner --file reviews.csv --text-column body --out answers.csv
       autopeft predict digits --file photos/
       autopeft predict pairs --text "How old is he?" --text-pair "He is nine."
+      autopeft predict latest --task trec --text "Who wrote it?"
     """
     texts = _texts(text, file)
     from autopeft.assets import quiet_libraries
-    from autopeft.export.api import predict as ask
     from autopeft.export.package import find_saved
 
     quiet_libraries()
-    saved = find_saved(run)
+    if "task" in given:
+        from autopeft.export.of_task import one_task
+
+        moved = {name: given[name] for name in ("model", "device") if name in given}
+        with one_task(find_saved(run), given.pop("task"), notify=notify, **moved) as of_task:
+            _print_answers(of_task, texts, given, as_json=as_json)
+    else:
+        _print_answers(find_saved(run), texts, given, as_json=as_json)
+
+
+def _print_answers(saved: Saved, texts: list[str] | Path, given: dict[str, Any], *, as_json: bool) -> None:
+    from autopeft.export.api import predict as ask
+
     alone = isinstance(texts, list) and len(texts) == 1 and terminal() and not as_json and "out" not in given
     streamed: list[str] = []
     if alone and saved.card.task_kind.scorer.writes:

@@ -20,6 +20,7 @@ from autopeft.composition.contract import (
 )
 from autopeft.composition.fuse import Fuse
 from autopeft.composition.gate import Gate
+from autopeft.composition.moa import MoA
 from autopeft.composition.mole import MoLE
 from autopeft.composition.positions import is_of_the_source
 from autopeft.composition.registry import (
@@ -31,6 +32,8 @@ from autopeft.composition.registry import (
 )
 from autopeft.composition.route import Route
 from autopeft.composition.sums import Sum, added, one_after_the_other
+from autopeft.composition.switch import Switch
+from autopeft.composition.task_route import TaskRoute
 from autopeft.composition.wrap import MaskedCopies, WeightDrop, Wrap
 
 __all__ = [
@@ -45,10 +48,13 @@ __all__ = [
     "Gate",
     "MaskedCopies",
     "MergingChild",
+    "MoA",
     "MoLE",
     "NoOptions",
     "Route",
     "Sum",
+    "Switch",
+    "TaskRoute",
     "Value",
     "Way",
     "WeightDrop",

@@ -66,6 +66,7 @@ class CompositionTraits:
         copies: its only child may be written once, with `copies: n` beside it.
         single: it holds one child.
         several: it holds two children or more. Of a space's, one that is left alone stands for it.
+        for_each_task: it holds a child for each task of a set, or one of which each task gets a copy.
         stochastic: it draws random numbers while training, once for all rows of a forward.
         batch_terms: the option that, where it is not zero, gives a term of the loss that is of the rows of a
             batch together, and no mean over rows.
@@ -78,6 +79,7 @@ class CompositionTraits:
     copies: bool = False
     single: bool = False
     several: bool = False
+    for_each_task: bool = False
     stochastic: bool = False
     batch_terms: str = ""
 

@@ -15,28 +15,21 @@ from autopeft.composition.contract import (
     CompositionOptions,
     CompositionTraits,
     alters_weights,
-    by_site,
     check_learn_together,
     mixed,
     require_gradient,
 )
+from autopeft.composition.layers import gated_layers, layer_of
 from autopeft.composition.positions import mean_over_positions
 from autopeft.composition.registry import register
 from autopeft.devices import full_precision
 from autopeft.errors import CompositionError
 from autopeft.method import Call, LossStep, ParameterCount, WeightTarget
-from autopeft.spec import SITE_NAMES, Site
+from autopeft.spec import Site
 
 __all__ = ["MoLE"]
 
 _LENGTH = 0.01
-_ORDER = (
-    *("embeddings", "q", "k", "v", "qkv", "o", "attention"),
-    *("cross_q", "cross_k", "cross_v", "cross_o", "cross_attention"),
-    *("up", "gate_proj", "down", "ffn", "layer"),
-    *(name for name in SITE_NAMES if name.endswith("norm")),
-)
-"""Of the sites of a layer, as their modules act: what is added to a region comes behind what is in it."""
 
 
 class MoLEOptions(CompositionOptions):
@@ -72,7 +65,7 @@ class MoLE(nn.Module):
     def __init__(self, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         super().__init__()
         self.balance = float(options["balance"])
-        self.first, self.experts = _gated(children)
+        self.first, self.experts = gated_layers(children)
         self.gates = nn.ParameterDict(
             {at: _rows(len(self.experts[at]), site.in_features) for at, site in self.first.items()}
         )
@@ -90,7 +83,7 @@ class MoLE(nn.Module):
                     f"{child.label} adds rows to a sequence, and mole mixes what is added at a position; "
                     "list it beside the mole, take a route by sequence for prefixes, or adapters or LoRAs."
                 )
-        if not _gated(children)[0]:
+        if not gated_layers(children)[0]:
             raise CompositionError(
                 f"{' and '.join(child.label for child in children)} have no layer in common where a mole "
                 "could mix them; give them the same layers."
@@ -98,7 +91,7 @@ class MoLE(nn.Module):
 
     @classmethod
     def parameter_count(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> ParameterCount:
-        first, experts = _gated(children)
+        first, experts = gated_layers(children)
         n = sum(len(experts[at]) * site.in_features for at, site in first.items())
         return ParameterCount(n, n)
 
@@ -107,7 +100,7 @@ class MoLE(nn.Module):
         return cls(children, options)
 
     def pools(self, site: Site) -> bool:
-        return _layer(site) in self.first
+        return layer_of(site) in self.first
 
     def weights(self, site: Site, x: Tensor, call: Call) -> Tensor:
         """g, (batch, 1, experts), from x (batch, positions, width) of the first site; others of the layer
@@ -116,7 +109,7 @@ class MoLE(nn.Module):
         Raises:
             CompositionError: the sequence cannot be pooled (see `mean_over_positions`).
         """
-        at = _layer(site)
+        at = layer_of(site)
         known, features = f"{self._feature} {at}", call.context.features
         # The first site computes it anew in each forward, so that a layer that is recomputed does so too.
         if site.key != self.first[at].key and known in features:
@@ -132,7 +125,7 @@ class MoLE(nn.Module):
         return features[known]
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
-        at = _layer(site)
+        at = layer_of(site)
         if at not in self.first:  # one child has the layer for itself
             (child,) = children
             return child.delta(x, y, call)
@@ -161,22 +154,6 @@ class MoLE(nn.Module):
         self._weights = {}
         losses = [-torch.stack(found).mean(0).log().sum(-1).mean() for found in stacks.values()]
         return self.balance * torch.stack(losses).sum() if losses else None
-
-
-def _layer(site: Site) -> str:
-    """The layer of a site, as a name."""
-    return f"{site.stack}-{site.layer}"
-
-
-def _gated(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, list[str]]]:
-    """Layers that several children have: the first site of each, in the order of the forward pass, and the
-    children's names."""
-    sites, _ = by_site(children)
-    first: dict[str, Site] = {}
-    for site in sorted(sites.values(), key=lambda site: _ORDER.index(site.name)):
-        first.setdefault(_layer(site), site)
-    experts = {at: [c.name for c in children if any(_layer(s) == at for s in c.sites)] for at in first}
-    return {at: site for at, site in first.items() if len(experts[at]) > 1}, experts
 
 
 def _rows(experts: int, width: int) -> nn.Parameter:

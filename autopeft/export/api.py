@@ -12,8 +12,9 @@ from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
+from autopeft.export.of_task import members_of, one_task, served_together
 from autopeft.export.out_file import write_answers
-from autopeft.export.package import load_hybrid, write_package
+from autopeft.export.package import Saved, load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, on_backbone, saved_of, task_of, trained
 from autopeft.foreign import local_path
@@ -173,6 +174,17 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         >>> autopeft.predict("latest", "a warm, funny film")[0]["label"]   # doctest: +SKIP
         >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
+    if given.task is None:
+        return _predict(run, texts, given)
+    with one_task(saved_of(run), given.task, **_on_backbone(given)) as alone:
+        return _predict(alone, texts, given)
+
+
+def _on_backbone(given: PredictArguments | ExportArguments) -> dict[str, Any]:
+    return {"model": given.model, "notify": given.notify, "device": given.device}
+
+
+def _predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[str, Any]]:
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
     questions = read_questions(known, texts, given)
@@ -213,14 +225,39 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
         >>> autopeft.export("latest", "served", format="merged")           # doctest: +SKIP
     """
-    wanted, reason = given.format, None
-    if given.rank is not None and wanted not in RANKED:
+    if given.rank is not None and given.format not in RANKED:
         raise UsageError(
             "--rank (rank=…) is the largest rank of the LoRA that is written with --as "
             f"{' or '.join(RANKED)} (format=…); name one of these, or leave it out."
         )
-    saved = saved_of(run)
     empty_folder(local_path(out), "-o")
+    members = members_of(saved_of(run))
+    if given.task is not None:
+        with one_task(saved_of(run), given.task, **_on_backbone(given)) as alone:
+            return _export(alone, out, given)
+    if not members or given.format in (None, OWN):
+        return _export(run, out, given)
+    done: dict[str, Exported] = {}
+    for member in members:
+        with one_task(saved_of(run), member.name, **_on_backbone(given)) as alone:
+            done[member.name] = _export(alone, local_path(out) / member.name.replace("/", "_"), given)
+    return _together(saved_of(run), local_path(out), given, done)
+
+
+def _together(saved: Saved, folder: Path, given: ExportArguments, done: Mapping[str, Exported]) -> Exported:
+    """What was written for each task of a set, and how all are served at once."""
+    files = tuple(f"{one.folder.name}/{file}" for one in done.values() for file in one.files)
+    lines = [f"{name}: {line}" for name, one in done.items() for line in one.lines]
+    served = served_together(saved, {name: one.folder / str(given.format) for name, one in done.items()})
+    if given.format == "lora" and served is not None:
+        lines.append(f"All of them at once: {served}")
+    facts = {"format": given.format, "tasks": {name: dict(one.facts) for name, one in done.items()}}
+    return Exported(folder, files, given.format, lines=tuple(lines), facts=facts)
+
+
+def _export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
+    wanted, reason = given.format, None
+    saved = saved_of(run)
     ready: Ready | None = None
     if wanted != OWN:
         from autopeft.export.formats import Export, make_ready

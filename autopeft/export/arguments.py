@@ -167,11 +167,22 @@ class EvaluateArguments(Arguments):
     notify: shared.Notify = None
 
 
+OfTask = Annotated[
+    str | None,
+    Option(
+        help="Of a hybrid of several tasks: the one that is meant, by its name.",
+        flags=("--task",),
+        metavar="TASK",
+    ),
+]
+
+
 class PredictArguments(Arguments):
     """How a trained hybrid is asked."""
 
     called: ClassVar[str] = "predict"
 
+    task: OfTask = None
     text_pair: Annotated[
         Sequence[str] | None,
         Option(
@@ -244,6 +255,7 @@ class ExportArguments(Arguments):
 
     called: ClassVar[str] = "export"
 
+    task: OfTask = None
     format: Annotated[
         str | None,
         Option(

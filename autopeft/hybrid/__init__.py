@@ -9,6 +9,7 @@ from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.inputs import Artefact, pinned, with_inputs
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
+from autopeft.hybrid.of_task import of_task
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_tensors
 from autopeft.hybrid.transferability import activated_neurons, log_evidence, neuron_overlap
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "log_evidence",
     "neuron_overlap",
+    "of_task",
     "pinned",
     "predictive",
     "with_inputs",

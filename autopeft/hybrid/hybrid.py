@@ -18,7 +18,7 @@ from autopeft.backbones import base_model_of, embedded_words, spec_of_model
 from autopeft.counting import Counts
 from autopeft.devices import generators_kept
 from autopeft.display import percent, short, table
-from autopeft.errors import UsageError
+from autopeft.errors import UsageError, near
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
@@ -42,6 +42,7 @@ from autopeft.hybrid.store import save as save_files
 from autopeft.injection import Injection, Part, changing
 from autopeft.method import Calibration, Objective
 from autopeft.recipe import Recipe
+from autopeft.recipe.tasks import tasks_of
 
 if TYPE_CHECKING:
     from autopeft.hybrid.callback import HybridCallback
@@ -195,6 +196,24 @@ class Hybrid:
                 f"The hybrid {self.recipe.name!r:.80} is detached from its model, which would be at work "
                 "without it; attach its recipe again, or name the folder that it was saved in."
             )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it acts by; none where it acts alike on all."""
+        return tasks_of(self.recipe)
+
+    @property
+    def task(self) -> str | None:
+        """The task of rows whose forward does not say it (`task_id`). What acts by the task needs one."""
+        number = self.injection.answering.task
+        return None if number is None else self.tasks[number]
+
+    @task.setter
+    def task(self, name: str | None) -> None:
+        if name is not None and name not in self.tasks:
+            known = ", ".join(self.tasks) or "none, as it acts alike on all"
+            raise UsageError(f"There is no task {name!r} here.{near(name, self.tasks)} Tasks: {known}.")
+        self.injection.answering.task = None if name is None else self.tasks.index(name)
 
     # What it holds
     # --------------------------------------------------------------------------------------------

@@ -190,7 +190,9 @@ def has_role(entry: Entry, module: Any, site: Site, role: Role) -> bool:
         return any(t.site is not None and t.site.key == site.key for t in module.weight_targets())
     if role == "prompt":
         return bool(module.slots(site))
-    return role == "region" or site.name == "attention" or (role == "kv" and site.name == "cross_attention")
+    if role == "region":  # of one that hooks other sites those where it has no side
+        return "hook" not in entry.ways or module.side(site) is None
+    return site.name == "attention" or (role == "kv" and site.name == "cross_attention")
 
 
 def bind(

@@ -23,7 +23,7 @@ from autopeft.injection.frames import TOKENS, frames
 from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook
 from autopeft.injection.regions import FirstRow, RegionForward, Replacing, narrowed
-from autopeft.injection.sequence import RootHooks
+from autopeft.injection.sequence import Answering, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks, owners_of
@@ -111,6 +111,7 @@ class Injection:
         self._weights: dict[nn.Module, WeightHooks] = {}
         self._acting: frozenset[tuple[object, ...]] = frozenset()
         self.forwards = Forwards(f"the hybrid {graph.recipe.name!r}")
+        self.answering = Answering()
         self.revision = 0  # rises whenever other tensors may be altered than before
 
     def install(self) -> None:
@@ -149,11 +150,13 @@ class Injection:
             norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
             ahead = norm is not None and bool(attends) and bool(attends[0].site.pre_norm)
             first = self.base.get_submodule(norm.entry) if ahead and norm is not None else None
-            narrows = bool(attends) and any(p.site.name == "ffn" for p in inside)
+            narrows = site.name == "layer" and bool(attends) and any(p.site.name == "ffn" for p in inside)
             module = self.base.get_submodule(place.entry)
             forward = RegionForward(module, place, self.token, child, first, narrows=narrows)
-            self._handles += [forward, *narrowed(self.base, inside, forward.key)]
-            attending += attends
+            self._handles.append(forward)
+            if narrows:
+                self._handles += narrowed(self.base, inside, forward.key)
+                attending += attends
         self._handles += self.dispatch_to_ours(attending)
 
         pooler = getattr(self.base, self.layout.family.pooler or "", None)  # reads the first row
@@ -272,7 +275,7 @@ class Injection:
 
     def remove(self) -> None:
         """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
-        for handle in self._handles:
+        for handle in reversed(self._handles):  # forwards of one module lie one on the other
             handle.remove()
         self._handles = []
         self._remove_weights()
@@ -471,6 +474,7 @@ class Injection:
                     dummy_id=1 if pad_id == 0 else 0,
                     first_position=first,
                     forwards=self.forwards,
+                    answering=self.answering,
                     prepass=bool(bare - {prompt.name for prompt in of_bare}),
                     of_bare=of_bare,
                     sees_text=any(e.traits.sees_text for e in entries),

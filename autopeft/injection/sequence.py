@@ -28,9 +28,20 @@ from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
 from autopeft.spec import BackboneSpec
 
-__all__ = ["RootHooks", "named_inputs"]
+__all__ = ["Answering", "RootHooks", "named_inputs"]
 
 _CACHES = ("cache", "past_key_values")  # later and earlier name of transformers
+
+
+@dataclass
+class Answering:
+    """What is taken of a forward that does not say it.
+
+    Attributes:
+        task: the number of the task that all its rows are of.
+    """
+
+    task: int | None = None
 
 
 @dataclass
@@ -54,6 +65,7 @@ class RootHooks:
         sees_text: whether a prompt depends on the text.
         logits: whether something acts on the logits behind this stack, which reads the forward's context.
         reads_text: whether the stack reads tokens, as every decoder does.
+        answering: what is taken of a forward that does not say it.
     """
 
     stack: StackMap
@@ -72,6 +84,7 @@ class RootHooks:
     sees_text: bool = False
     logits: bool = False
     reads_text: bool = True
+    answering: Answering = field(default_factory=Answering)
     _prefixed: bool | None = field(default=None, init=False)  # known when all hooks are there
 
     @property
@@ -130,6 +143,9 @@ class RootHooks:
         # What a recomputation that stopped early left captured would keep activations alive.
         frames.captured = {k: v for k, v in frames.captured.items() if k[0] != self.token}
         task_id, more_features = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
+        if task_id is None and self.answering.task is not None:
+            first = next(v for v in inputs.values() if isinstance(v, Tensor))
+            task_id = torch.full((len(first),), self.answering.task, device=first.device)
         past = _past_length(inputs)
         cached = past > 0
 

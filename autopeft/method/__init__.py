@@ -42,6 +42,8 @@ from autopeft.method.lifecycle import (
     Prepares,
     Resizes,
     Settles,
+    WritesOut,
+    WrittenOut,
 )
 from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
 from autopeft.method.modules import (
@@ -69,6 +71,7 @@ from autopeft.method.registry import get_method, method_names, register
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
 from autopeft.method.step import LossStep
 from autopeft.method.stored import StartsFrom, Stored
+from autopeft.method.tasks import required_tasks, task_numbers
 
 __all__ = [
     "BARE",
@@ -119,6 +122,8 @@ __all__ = [
     "Way",
     "WeightModule",
     "WeightTarget",
+    "WritesOut",
+    "WrittenOut",
     "check_members",
     "check_module",
     "decay",
@@ -131,8 +136,10 @@ __all__ = [
     "part_names",
     "parts_of",
     "register",
+    "required_tasks",
     "reserved_rows",
     "shortened",
+    "task_numbers",
 ]
 
 __doc__ = f"""{__doc__}

@@ -24,6 +24,8 @@ __all__ = [
     "Prepares",
     "Resizes",
     "Settles",
+    "WritesOut",
+    "WrittenOut",
 ]
 
 
@@ -144,6 +146,28 @@ class Settles(Protocol):
     """
 
     def explicit(self, sites: Sequence[Site]) -> Explicit: ...
+
+
+@dataclass(frozen=True)
+class WrittenOut:
+    """An entry for one task, in the place of one for several.
+
+    Attributes:
+        method, options: of the entry, which stands where the other did.
+        tensors: the state of its module at the same sites.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@runtime_checkable
+class WritesOut(Protocol):
+    """Makes of the number of a task what it does for that task, as a plain entry. `written_out` gets the
+    sites of the entry too."""
+
+    def written_out(self, task: int, sites: Sequence[Site]) -> WrittenOut: ...
 
 
 @runtime_checkable

@@ -233,6 +233,13 @@ MEMBERS: tuple[Member, ...] = (
         "Explicit",
     ),
     Member(
+        "written_out",
+        "module",
+        "by `of_task`: what it does for one task, as a plain entry (`WritesOut`)",
+        ("task", "sites"),
+        "WrittenOut",
+    ),
+    Member(
         "conclude", "module", "once after training, with the rows that were trained on (`Concludes`)", _SEEN
     ),
     Member(

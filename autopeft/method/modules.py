@@ -57,7 +57,8 @@ class RegionModule(Protocol):
     """Takes the place of a region (a whole layer), and runs the frozen one on the rows that it chooses.
 
     `around` returns what the region is to yield for x (batch, positions, hidden), made with `call.region`,
-    which it asks at least once (see `Call`). One such module can be at a site.
+    which it asks at least once (see `Call`). One such module can be at a site. Where it acts on activations
+    too, regions are the sites for which `side` is `None`.
     """
 
     def around(self, site: Site, x: Tensor, call: Call) -> Tensor: ...

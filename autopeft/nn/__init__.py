@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopeft.nn.allocation import Allocation, Whole, allocate, leading_entries
 from autopeft.nn.batch_gradients import GRADIENT_POWERS, batch_gradients, clip_factor, requiring
-from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
+from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks, NormedBottleneck
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.divergence import symmetric_divergence
 from autopeft.nn.fastfood import Fastfood
@@ -37,7 +37,8 @@ from autopeft.nn.stored_prompts import (
     stored_prompt,
 )
 from autopeft.nn.summary import Summary, summarised, summary_of
-from autopeft.nn.tensor_deltas import TensorDeltas
+from autopeft.nn.task_generator import TaskGenerator, bottleneck_shapes, rows_through
+from autopeft.nn.tensor_deltas import TensorDeltas, norms_around
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_curvature
 
@@ -61,6 +62,7 @@ __all__ = [
     "LowRankKronecker",
     "LowRankPair",
     "NestedPair",
+    "NormedBottleneck",
     "PerSite",
     "PrefixConfig",
     "PrefixMethod",
@@ -84,12 +86,14 @@ __all__ = [
     "Similarity",
     "SparseDelta",
     "Summary",
+    "TaskGenerator",
     "TensorDeltas",
     "TopEntries",
     "UncertainPair",
     "Whole",
     "allocate",
     "batch_gradients",
+    "bottleneck_shapes",
     "clip_factor",
     "down_and_up",
     "drop_path",
@@ -101,6 +105,7 @@ __all__ = [
     "log_evidence",
     "logit_covariance",
     "mixture",
+    "norms_around",
     "observe_curvature",
     "only_prompt",
     "plain_loras",
@@ -110,6 +115,7 @@ __all__ = [
     "reach_of",
     "require_blocks",
     "requiring",
+    "rows_through",
     "softmax_root",
     "stored_prompt",
     "summarised",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from autopeft.nn.per_site import PerSite
 
-__all__ = ["ACTIVATIONS", "Activation", "Bottleneck", "Bottlenecks"]
+__all__ = ["ACTIVATIONS", "Activation", "Bottleneck", "Bottlenecks", "NormedBottleneck"]
 
-Activation = Literal["relu", "gelu", "swish", "tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "swish", "tanh"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
     "gelu": nn.functional.gelu,
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
     "swish": nn.functional.silu,
     "tanh": torch.tanh,
 }
-Init = Literal["bert", "houlsby", "lora"]
+Init = Literal["bert", "houlsby", "lora", "glorot"]
 
 
 class Bottleneck(nn.Module):
@@ -28,8 +30,8 @@ class Bottleneck(nn.Module):
     (…, d) → (…, out) where `out` is given.
 
     `init`: `bert` is N(0, 0.02) on both weights, `houlsby` a normal of std 1e-3 truncated at two deviations,
-    `lora` Kaiming-uniform(a = √5) below and zero above (the identity at init). Biases start at zero;
-    `bias=False` has none.
+    `lora` Kaiming-uniform(a = √5) below and zero above (the identity at init), `glorot` Glorot-uniform.
+    Biases start at zero; `bias=False` has none.
     """
 
     by_width: ClassVar[Mapping[str, tuple[int, ...]]] = {
@@ -59,6 +61,8 @@ class Bottleneck(nn.Module):
                 nn.init.trunc_normal_(linear.weight, std=1e-3, a=-2e-3, b=2e-3)
             elif init == "bert":
                 nn.init.normal_(linear.weight, std=0.02)
+            elif init == "glorot":
+                nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         if init == "lora":
@@ -87,6 +91,23 @@ class Bottleneck(nn.Module):
         if self.dropout:
             inner = nn.functional.dropout(inner, self.dropout, self.training)
         out: Tensor = self.up(inner)
+        return out
+
+
+class NormedBottleneck(Bottleneck):
+    """A bottleneck with a LayerNorm of its own, in front of it or `after` it (`options`: see
+    `Bottleneck`)."""
+
+    def __init__(
+        self, width: int, bottleneck: int, *, after: bool = False, epsilon: float = 1e-5, **options: Any
+    ) -> None:
+        super().__init__(width, bottleneck, **options)
+        self.norm, self.after = nn.LayerNorm(width, eps=epsilon), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.after:
+            return super().forward(self.norm(x))
+        out: Tensor = self.norm(super().forward(x))
         return out
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from autopeft.spec import TensorSpec
+from autopeft.spec import BackboneSpec, Site, TensorSpec
 
-__all__ = ["TensorDeltas"]
+__all__ = ["TensorDeltas", "norms_around"]
 
 
 class TensorDeltas(nn.Module):
@@ -36,3 +36,12 @@ class TensorDeltas(nn.Module):
     def apply_to(self, name: str, current: Tensor) -> Tensor:
         """`current` plus this tensor's v, in the dtype of `current`."""
         return current + self[name].to(current.dtype)
+
+
+def norms_around(sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
+    """Gains and biases of the norms of the layers that sites are in; where these are all layers, of those
+    outside of them as well (an embedding's, a final norm)."""
+    layers = {(s.stack, s.layer) for s in sites}
+    everywhere = all((s.name, i) in layers for s in spec.stacks for i in range(s.layers))
+    norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]
+    return [t for t in norms if (t.stack, t.layer) in layers or (everywhere and t.layer is None)]

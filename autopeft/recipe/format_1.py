@@ -48,7 +48,10 @@ CHANGED: dict[str, dict[str, Changed]] = {
     "autolora": {"rescale": Changed(False, added=True)},
     "lora": {"std": Changed(None, added=True)},
     "lora_dropout": {"ensemble": Changed(0), "draws": Changed(1, added=True)},
-    "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
+    "parallel_adapter": {
+        "input": Changed("normed", added=True, idle=_leaves_ffn_alone),
+        "init": Changed("lora", added=True),
+    },
     # Bare rows, which are `p_tuning_v2` now.
     "prefix_tuning": {"reparameterization": Changed(None), "std": Changed(None, added=True)},
     "prompt_tuning": {"label_words": Changed(None, added=True)},

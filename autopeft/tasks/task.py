@@ -85,6 +85,11 @@ class Task:
         return get_kind(self.kind)
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the tasks of a set, none of a task by itself."""
+        return tuple(member.name for member in getattr(self.task_kind.schema, "members", ()))
+
+    @property
     def num_labels(self) -> int:
         """Outputs of a head for this task: the number of classes, or 1."""
         return self.task_kind.head.num_labels(self.labels)

@@ -31,6 +31,7 @@ from autopeft.graph import build_graph, on_packed
 from autopeft.hybrid import Hybrid, attach, pinned
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooling_of, trained_entries
+from autopeft.recipe.tasks import for_tasks, lacks_tasks
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import Sample
 from autopeft.spec import BackboneSpec
@@ -138,8 +139,13 @@ def train(call: TrainCall) -> FixedOutcome:
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify, quantize=given.quantize)
     spec = spec_of(unquantized(load_config(source), name))
-    _check_graph(recipe, spec, source)
+    unnamed = lacks_tasks(recipe)  # their names come with the data
+    if not unnamed:
+        _check_graph(recipe, spec, source)
     task, effort = _task(given, spec, call.notify)
+    recipe = for_tasks(recipe, task.members)
+    if unnamed:
+        _check_graph(recipe, spec, source)
     task.task_kind.head.check_weights(source)
     tokenizer = task.task_kind.encoder.load_processor(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)

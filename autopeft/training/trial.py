@@ -15,6 +15,7 @@ from autopeft.errors import UsageError, near
 from autopeft.hybrid import Artefact, Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
 from autopeft.recipe.pooling import pooling_of, trained_entries
+from autopeft.recipe.tasks import for_tasks
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
@@ -119,6 +120,7 @@ def run_trial(
 
     splits = list(dict.fromkeys(splits))
     device, task, scored = plan.torch_device(), data.task, dict[str, Scored]()
+    recipe = for_tasks(recipe, task.members)
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
         # The head starts from the plan's seed, or from a probe of the backbone.

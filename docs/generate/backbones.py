@@ -12,9 +12,10 @@ from autopeft.backbones import spec_of
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
+from autopeft.recipe.tasks import for_tasks, lacks_tasks
 from autopeft.spec import BackboneSpec
 
-__all__ = ["BACKBONES", "Named", "on_the_first_that_fits", "shown_and_trained"]
+__all__ = ["BACKBONES", "SEVERAL", "Named", "on_the_first_that_fits", "shown_and_trained"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def _configs() -> Mapping[str, PretrainedConfig]:
 # What a command names instead: a packaged model of the family. Encoders are the default's family.
 _PACKAGED = {"LLaMA-7B": "smollm2-135m"}
 _NOT_PACKAGED = ("T5 v1.1 base",)
+SEVERAL = ("trec", "sms-spam")
 BACKBONES = ("BERT-base", "LLaMA-7B", "GPT-2 small", "T5-base", "T5 v1.1 base")
 
 
@@ -57,11 +59,12 @@ def named(name: str) -> Named:
 
 
 def on_the_first_that_fits(recipe: Recipe) -> tuple[Named, CompositionGraph]:
-    """The first backbone that takes the recipe, and the graph on it.
+    """The first backbone that takes the recipe, and the graph on it, for two tasks where it acts by the task.
 
     Raises:
         AutoPEFTError: none of them does; the message is that of the last one.
     """
+    recipe = for_tasks(recipe, SEVERAL) if lacks_tasks(recipe) else recipe
     for name in BACKBONES[:-1]:
         try:
             return named(name), build_graph(recipe, named(name).spec)

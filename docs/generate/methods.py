@@ -16,7 +16,7 @@ from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.report.defaults import sources_sheet
 from autopeft.report.methods import fields_sheet, flowing, summary, taxonomy
-from generate.backbones import Named, on_the_first_that_fits, shown_and_trained
+from generate.backbones import SEVERAL, Named, on_the_first_that_fits, shown_and_trained
 from generate.markdown import cell, drawing, prose, sheet_table, table, yaml_block
 
 __all__ = ["minimal_recipe", "pages", "traits_in_words"]
@@ -256,6 +256,7 @@ def method_page(name: str) -> str:
 def _used(name: str, backbone: Named) -> str:
     needs = get_method(name).traits.needs
     task = "cmudict --metric chrf" if "token_logits" in needs else "trec"
+    task = ",".join(SEVERAL) if "several_tasks" in needs else task
     typed = f"Then train it, or show it:\n\n{shown_and_trained('recipe.yaml', backbone, task)}"
     if "encoder_decoder" in needs:
         typed = "Then train it, with an encoder-decoder of your own as `--model`: none is packaged."

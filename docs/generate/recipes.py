@@ -6,8 +6,9 @@ from autopeft.counting import count
 from autopeft.graph import draw_svg
 from autopeft.recipe import Recipe
 from autopeft.recipe.library import built_in, recipe_names
+from autopeft.recipe.tasks import lacks_tasks
 from autopeft.report.recipe import entries_sheet, layers_sheet
-from generate.backbones import on_the_first_that_fits, shown_and_trained
+from generate.backbones import SEVERAL, on_the_first_that_fits, shown_and_trained
 from generate.markdown import cell, drawing, linked, prose, sheet_table, table, yaml_block
 
 __all__ = ["pages"]
@@ -37,7 +38,7 @@ def recipe_page(name: str) -> str:
         f"Methods in it: {uses}.",
         "## The recipe",
         yaml_block(body),
-        shown_and_trained(name, backbone),
+        shown_and_trained(name, backbone, ",".join(SEVERAL) if lacks_tasks(recipe) else "trec"),
         f"From Python it is `autopeft.Recipe.named({name!r})`. To change it, save the text in a file "
         "and name the file.",
         f"## On {backbone.name}",

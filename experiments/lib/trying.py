@@ -57,9 +57,11 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "parallel_adapter": {"bottleneck": 4},
     "compacter": {"bottleneck": 8},
     "kadaptation": {"phm_dim": 4},
+    "mixlora": {"experts": 2, "rank": 2},
+    "intrinsic_prompt": {"length": 4, "dimension": 2, "hidden": 8},
     "ipa": {"layers": 1, "width": 8, "heads": 2, "bins": 2, "interval": 8, "samples": 8},
 }
-_STARTED = {"tpt": "prompt", "lorahub": "lora"}
+_STARTED = {"tpt": "prompt", "intrinsic_prompt": "prompt", "lorahub": "lora"}
 """The run that a method starts from, in the folder that `runs_for` gives: a prompt of 4 rows of `_WIDTH`, or
 a LoRA of the same model."""
 

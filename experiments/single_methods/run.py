@@ -75,6 +75,7 @@ HEAD_ALIKE = frozenset({
     "selective_prompt", "smop", "xprompt",
 })  # fmt: skip
 STARTS = frozenset({"spot"})  # without what other trainings have left they are another method
+PARTS = frozenset({"embedding_adapter", "mixlora"})  # a part of CIAT; and MiniLM's FFN is no one module
 HOSTS = {"ptp": "p_tuning_v2"}  # what a policy is tried on: LoRA, unless it is one of prompts
 
 
@@ -114,8 +115,8 @@ def rate_of(point: int) -> float:
 def candidates() -> list[str]:
     """The two ends, every method that MiniLM can take alone (a policy with its host), the variants and the
     fixed recipes."""
-    lacking = {"encoder_decoder", "artefacts", "token_logits"}
-    alone = [name for name in method_names() if name not in STARTS]
+    lacking = {"encoder_decoder", "artefacts", "token_logits", "several_tasks"}
+    alone = [name for name in method_names() if name not in STARTS | PARTS]
     traits = {name: get_method(name).traits for name in alone}
     # What settles what the head reads trains nothing (`experiments/pooling`).
     methods = [name for name, own in traits.items() if not lacking & own.needs and not own.pools]

@@ -28,6 +28,7 @@ from lib.step_profile import Profile, Windows
 from autopeft import Recipe
 from autopeft.hybrid import attach
 from autopeft.method import Call, Context, Phase, get_method, method_names, reserved_rows
+from autopeft.recipe.tasks import acts_by_task
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import train
 from autopeft.training.batches import held_out_rows
@@ -84,7 +85,7 @@ def soft_prompts(source: Path, width: int) -> dict[str, Recipe]:
     found = {}
     for name in method_names():
         traits, config = get_method(name).traits, dict(SETTINGS.get(name, {}))
-        if not traits.ways & {"prompt", "kv"}:
+        if not traits.ways & {"prompt", "kv"} or acts_by_task(name):  # those need several tasks
             continue
         body: dict[str, Any] = {"name": name}
         item: dict[str, Any] = {name: config}

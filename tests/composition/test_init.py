@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.laws import ZEROS, Law, near_identity, normal, starts
+from support.laws import ZEROS, Law, near_identity, normal, starts, uniform
 
 from autopeft.composition import ChildSpec, composition_names, default_options, get_composition
 from autopeft.method import get_method
@@ -26,9 +26,12 @@ LAWS: dict[str, Mapping[str, Law]] = {
     },
     "gate": {"gates.*.weight": normal(0.02), "gates.*.bias": ZEROS},
     "masked_copies": {},
+    "moa": {"routers.*": normal(0.02)},
     "mole": {"gates.*": normal(0.01 * 1000**-0.5)},
     "route": {"routers.*.weight": normal(0.02)},
     "sum": {},
+    "switch": {},
+    "task_route": {"vectors.weight": normal(1.0), "gate.weight": uniform(1000**-0.5)},
     "weight_drop": {},
 }
 
@@ -39,5 +42,9 @@ def test_each_parameter_follows_its_law(name: str) -> None:
     build = partial(method(method.Config(bottleneck=64)).build, (WIDE,), None)
     children = [ChildSpec(n, n, frozenset({"hook"}), (WIDE,), build=build) for n in ("a", "b")]
     options: dict[str, Any] = default_options(name)
+    if "tasks" in options:
+        options["tasks"] = ["a", "b"]
+    if "vector" in options:
+        options["vector"] = 1000
     torch.manual_seed(0)
     assert starts(get_composition(name).build(children, options), LAWS[name]) == []

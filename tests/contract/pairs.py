@@ -33,6 +33,7 @@ REFUSED = {
         if case.startswith("xattn") and name not in ENCODER_DECODERS
     },
     **{("coda", name): "causal" for name in DECODERS},
+    **{("mixlora", name): "no single module" for name in ("bert", "roberta", "mpnet", *ENCODER_DECODERS)},
     **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
     **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
     **{("ipa", name): "encoder" for name in ENCODER_DECODERS},

@@ -203,8 +203,8 @@ def test_commands_options_and_functions_that_a_document_names_exist(document: st
 
 @pytest.mark.parametrize("name", [n for n in method_names() if "text" not in get_method(n).traits.needs])
 def test_a_minimal_recipe_attaches(name: str) -> None:
-    recipe = Recipe.from_yaml(minimal_recipe(name))
-    backbone, _ = on_the_first_that_fits(recipe)
+    backbone, graph = on_the_first_that_fits(Recipe.from_yaml(minimal_recipe(name)))
+    recipe = graph.recipe  # with the names of tasks
     family = {"BERT-base": "bert", "LLaMA-7B": "llama", "GPT-2 small": "gpt2", "T5-base": "t5"}[backbone.name]
     with autopeft.attach(tiny_model(family), recipe, seed=0, runs=None) as hybrid:  # inputs are not there
         assert name in {*hybrid.modules, *(policy.method for policy in recipe.training.policies)}

@@ -20,6 +20,7 @@ def _with(field: str) -> list[str]:
         for name in method_names()
         if field in get_method(name).Config.model_fields
         and "hook" in get_method(name).traits.ways
+        and "region" not in get_method(name).traits.ways  # which lays out what its hooks see
         and "prompt" not in get_method(name).traits.ways  # rows lie in a batch, which this has none of
         and "calibration" not in get_method(name).traits.needs  # nothing is there before data have settled it
     ]

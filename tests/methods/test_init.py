@@ -30,7 +30,7 @@ from support.laws import (
 )
 from support.tiny import randomise, tiny_config
 from support.toy import build, toy_spec
-from transformers import BertConfig
+from transformers import BertConfig, LlamaConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.method import get_method, method_names
@@ -41,7 +41,14 @@ SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
 WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4, intermediate_size=2 * WIDTH)
 # The toy has no layers as places of their own.
 LAYERED = spec_of(BertConfig(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4))
+TASKS = tuple(f"t{i}" for i in range(40))
+TWO_STACKS = spec_of(T5Config(d_model=WIDTH, d_kv=100, d_ff=2 * WIDTH, num_layers=30, num_heads=4))
 SPECS = {
+    "pha": TWO_STACKS,
+    "hyperformer": spec_of(BertConfig(hidden_size=WIDTH, num_hidden_layers=30, num_attention_heads=4)),
+    "mixlora": spec_of(
+        LlamaConfig(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, intermediate_size=800)
+    ),
     "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
     "ipa": replace(SPEC, logits=LogitsSpec(WIDTH, 10 * WIDTH, tokens=True)),
     "xattn_tuning": spec_of(tiny_config("bart")),
@@ -98,6 +105,60 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         {**KRONECKER, "at.*.scale": ONES, "at.*.residual": ZEROS},
     ),
     "lorahub": ({}, {"at.*": ZEROS}),
+    "mixlora": (
+        {"experts": 4},
+        {"linears.*.A": KAIMING, "linears.*.B": ZEROS, "routers.*.weight": normal(0.02)},
+    ),
+    "hyperformer": (
+        {"tasks": TASKS, "heads": "stack", "vector": 700},
+        {
+            **dict.fromkeys(("generator.tasks", "generator.layers.*", "generator.places.*"), NORMAL),
+            "generator.projectors.*.weight": normal(0.01),
+            "generator.heads.*.weight": normal(0.01),
+            "generator.*.bias": ZEROS,
+            "generator.norms.*.weight": ONES,
+            "norms.*": ZEROS,
+        },
+    ),
+    "pha": (
+        {"tasks": TASKS},
+        {
+            "own.at.*.weight": glorot(1e-4),
+            "own.at.*.bias": ZEROS,
+            **dict.fromkeys(("generator.tasks", "generator.layers.*"), NORMAL),
+            "generator.projectors.*.0.*": linear(128),
+            "generator.projectors.*.2.*": linear(128),
+            "generator.norms.*.weight": ONES,
+            "generator.norms.*.bias": ZEROS,
+            "generator.heads.*.down-weight.weight": uniform(1e-3 * (3 / (64 * WIDTH)) ** 0.5),
+            "generator.heads.*.up-weight.weight": uniform(1e-3 * (3 / (64 * 64)) ** 0.5),
+            "generator.heads.*-bias.weight": uniform(1e-3 * (3 / 64) ** 0.5),
+            "generator.heads.*.bias": ZEROS,
+            "retriever.0.*": linear(WIDTH),
+            "retriever.2.*": linear(128),
+        },
+    ),
+    "embedding_adapter": (
+        {},
+        {
+            **{f"at.*.{map}.weight": glorot() for map in ("down", "up")},
+            **{f"at.*.{map}.bias": ZEROS for map in ("down", "up", "norm")},
+            "at.*.norm.weight": ONES,
+        },
+    ),
+    "intrinsic_prompt": (
+        {"length": 4, "dimension": 40, "hidden": 50, "tasks": TASKS},
+        {
+            "encoder.*": linear(4 * WIDTH),
+            "decoder.0.*": linear(40),
+            "decoder.2.*": linear(50),
+            "prompts": ZEROS,
+        },
+    ),
+    "intrinsic_prompt-task": (
+        {"length": 4, "dimension": 1500, "hidden": 50, "stage": "task"},
+        {"z": normal(0.02), "decoder_0_*": linear(1500), "decoder_2_*": linear(50)},
+    ),
     "laplace_lora": ({}, {**PAIR, "at.*.posterior_*": ZEROS, "posterior_precision": ZEROS}),
     "lora": ({}, PAIR),
     "lora-normal": ({"std": 0.02}, {"at.*.A": normal(0.02), "at.*.B": ZEROS}),
@@ -169,6 +230,10 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "pafi": ({}, {"entries.values": ZEROS}),
     "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": normal(WIDTH**-0.5), "norms.*": ZEROS}),
     "parallel_adapter": ({}, ADAPTER),
+    "parallel_adapter-glorot": (
+        {"init": "glorot"},
+        {"at.*.weight": glorot(), "at.*.bias": ZEROS},
+    ),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
     "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),
     "prefix_tuning": ({"reparameterization": None}, {"at.*.rows": normal(0.02)}),
@@ -236,6 +301,15 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             **{f"at.*.{map}.weight": normal(0.02) for map in ("down", "up")},
             **{f"at.*.{map}.bias": ZEROS for map in ("down", "up", "norm")},
             "at.*.norm.weight": ONES,
+        },
+    ),
+    "serial_adapter-hyperformer": (
+        {"variant": "hyperformer"},
+        {
+            **{f"at.*.{map}.weight": normal(0.02) for map in ("down", "up")},
+            **{f"at.*.{map}.bias": ZEROS for map in ("down", "up", "norm")},
+            "at.*.norm.weight": ONES,
+            "norms.*": ZEROS,
         },
     ),
     "sora": ({"rank": 128}, {**PAIR, "at.*.gate": NORMAL}),

@@ -27,7 +27,7 @@ from support.laws import (
 from torch import Tensor, nn
 
 import autopeft.nn as bricks
-from autopeft.spec import TensorSpec
+from autopeft.spec import Site, TensorSpec
 
 TENSORS = (TensorSpec("x.0.bias", (4,), "bias"), TensorSpec("x.1.weight", (3, 5), "weight"))
 PAIR = {"A": KAIMING, "B": ZEROS}
@@ -45,6 +45,34 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     "Bottleneck-lora": (
         lambda: bricks.Bottleneck(100, 40, init="lora"),
         {"down.weight": KAIMING, "up.weight": ZEROS, "*.bias": ZEROS},
+    ),
+    "Bottleneck-glorot": (
+        lambda: bricks.Bottleneck(100, 40, init="glorot"),
+        {"*.weight": glorot(), "*.bias": ZEROS},
+    ),
+    "NormedBottleneck": (
+        lambda: bricks.NormedBottleneck(100, 40),
+        {
+            "down.weight": normal(0.02),
+            "up.weight": normal(0.02),
+            "norm.weight": constant(1.0),
+            "*.bias": ZEROS,
+        },
+    ),
+    "TaskGenerator": (
+        lambda: bricks.TaskGenerator(
+            [Site("encoder", i, "ffn", "region", 40, 40) for i in range(30)],
+            lambda site: bricks.bottleneck_shapes(40, 8),
+            heads="stack",
+            tasks=30,
+        ),
+        {
+            **dict.fromkeys(("tasks", "layers.*"), NORMAL),
+            "projectors.*.weight": normal(0.01),
+            "heads.*.weight": normal(0.01),
+            "norms.*.weight": constant(1.0),
+            "*.bias": ZEROS,
+        },
     ),
     "LowRankPair": (lambda: bricks.LowRankPair(100, 60, 20), PAIR),
     "SettledPair": (lambda: _put_in(bricks.SettledPair(100, 60, 20, dropout=0.1, drop_path=0.1)), PAIR),

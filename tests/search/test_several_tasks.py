@@ -19,7 +19,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     """Of a search over a table of classes and one of numbers."""
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    small = small_search(tmp_path, trials=3, steps=6, baselines="lora", fidelity="none", workers=0)
+    small = small_search(tmp_path, trials=3, steps=6, baselines="lora,own", fidelity="none", workers=0)
     _, *rows = Path(small["task"]).read_text().splitlines()
     texts = [row.rpartition(",")[0] for row in rows]
     Path("marks.csv").write_text("\n".join(["body,mark", *(f"{t},{i / 7:.2f}" for i, t in enumerate(texts))]))
@@ -35,7 +35,9 @@ def test_it_is_resumed_scored_and_exported_by_its_name(arguments: dict[str, Any]
         search(**arguments, reporter=Dies(1))
     result = search(resume="run")
     assert result.metric == "mean_of_tasks"
-    assert len(result.baselines) == 1
+    shared, own = result.baselines
+    assert own.name == f"{shared.name} for each task"
+    assert own.counts["deployed"] == 2 * shared.counts["deployed"]
     run = load_run("run")
     manifest = run.manifest()
     assert manifest["data"]["source"]["origin"] == "several"

@@ -98,7 +98,7 @@ def test_what_is_drawn_on_it_repeats_and_is_its_own(acc: torch.device) -> None:
     assert torch.equal(torch.get_rng_state(), before[0])
 
 
-@pytest.mark.parametrize("drawn", [0.0, 0.3])
+@pytest.mark.parametrize("drawn", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize(("before", "after"), [("acc", "cpu"), ("cpu", "acc"), ("acc", "acc")])
 def test_a_training_goes_on_elsewhere(before: str, after: str, drawn: float) -> None:
     way = recipe({"lora": {"rank": 2, "dropout": drawn}})
@@ -154,7 +154,13 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Their rows go the ways of the others.
+LIKE_OTHERS = ("regression", "multi_label", "multiple_choice", "label words", "seq2seq")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in LIKE_OTHERS else ()) for k in KINDS]
+)
 def test_each_kind_of_task_is_trained_scored_and_asked(
     kind: str, acc: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

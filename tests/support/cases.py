@@ -11,7 +11,7 @@ from autopeft.hybrid.inputs import RUNS
 from autopeft.recipe import Recipe
 from support import on_logits, on_scores
 
-__all__ = ["CASES", "ON_ENCODERS", "attach_case", "recipe_of"]
+__all__ = ["BY_TASK", "CASES", "ON_ENCODERS", "TASKS", "attach_case", "recipe_of"]
 
 # name → (level, item); every registered method that places something has at least one row.
 CASES: dict[str, tuple[str, Any]] = {
@@ -40,6 +40,10 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "mean-pooling": ("model", "mean_pooling"),
     "mean-pooling-itself": ("model", {"mean_pooling": {"pooler": False}}),
+    "embedding-adapter": ("model", {"embedding_adapter": {"bottleneck": 4}}),
+    "parallel-glorot": ("layers", {"parallel_adapter": {"bottleneck": 4, "init": "glorot"}}),
+    "serial-hyperformer": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "hyperformer"}}),
+    "mixlora": ("layers", {"mixlora": {"rank": 2, "experts": 3, "dropout": 0.0, "balance": 0.0}}),
     "coda": ("layers", {"coda": {"bottleneck": 4, "reduction": 2}}),
     "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "apt": ("layers", {"apt": {"length": 3, "dropout": 0.0}}),
@@ -240,10 +244,51 @@ CASES: dict[str, tuple[str, Any]] = {
 }
 
 
+TASKS = ("first", "second", "third")
+_GENERATED = {"bottleneck": 3, "vector": 4, "hidden": 8, "width": 4, "tasks": list(TASKS)}
+BY_TASK: dict[str, tuple[str, Any]] = {
+    "switch": (
+        "layers",
+        {
+            "switch": {
+                "children": [{"lora": {"rank": 3}}, "ia3", {"lora": {"rank": 1}, "as": "c"}],
+                "tasks": list(TASKS),
+            }
+        },
+    ),
+    "switch-prefixes": (
+        "layers",
+        {"switch": {"children": [{"prefix_tuning": {"length": 2}}], "copies": 3, "tasks": list(TASKS)}},
+    ),
+    "task-route": (
+        "layers",
+        {"task_route": {"children": [{"lora": {"rank": 2}}], "copies": 4, "tasks": list(TASKS), "vector": 6}},
+    ),
+    "moa": ("layers", {"moa": {"children": [{"lora": {"rank": 2}}], "copies": 3, "tasks": list(TASKS)}}),
+    "moa-first": (
+        "layers",
+        {
+            "moa": {
+                "children": [{"serial_adapter": {"bottleneck": 3, "activation": "gelu"}}],
+                "copies": 3,
+                "tasks": list(TASKS),
+                "router": "first_layer",
+            }
+        },
+    ),
+    "hyperformer": ("layers", {"hyperformer": _GENERATED}),
+    "hyperformer-place": ("layers", {"hyperformer": {**_GENERATED, "heads": "place", "train_norms": False}}),
+    "hyperformer++": ("layers", {"hyperformer": {**_GENERATED, "heads": "stack"}}),
+    "pha": ("layers", {"pha": _GENERATED}),
+}
+"""What acts by the task of a row: see `contract/test_acting_by_task.py`."""
+
 UNFILLED = ("lorahub",)
 """What starts from trainings of the very model, which the models of the tests have none of."""
 
-ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn") and case not in ("ipa", *UNFILLED))
+ON_ENCODERS = tuple(
+    case for case in CASES if not case.startswith("xattn") and case not in ("ipa", "mixlora", *UNFILLED)
+)
 """The cases that an encoder by itself can take, with all that they start from."""
 
 
@@ -257,7 +302,7 @@ def attach_case(model: PreTrainedModel, case: str) -> Hybrid:
 
 
 def recipe_of(case: str) -> Recipe:
-    level, item = {**CASES, **on_logits.CASES, **on_scores.CASES}[case]
+    level, item = {**CASES, **BY_TASK, **on_logits.CASES, **on_scores.CASES}[case]
     body: dict[str, Any] = {"autopeft": 2, "name": case}
     start = item.get("from") if isinstance(item, dict) else None
     if start is not None:

@@ -160,6 +160,7 @@ class Prepared:
             head=sum(parameter.numel() for parameter in self.predictor.head.values()),
             prompts=self.task.task_kind.encoder.asks(self.task.splits["train"]),
             fresh=None if self.start is None else self.start.fresh,
+            tasks=self.task.members,
         )
 
     def named_points(self) -> tuple[list[dict[str, Any]], list[str]]:
@@ -266,10 +267,15 @@ def prepare(
         device=device,
     )
     limits = parameters.limits(spec)
-    check_feasible(space.bind(spec), parameters)
+    unnamed = space.acts_by_task  # the names of tasks come with the data
+    if not unnamed:
+        check_feasible(space.bind(spec), parameters)
 
     rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
     whole = task_from_arguments(a, notify, rows, spec)
+    space = space.for_tasks(whole.members)
+    if unnamed:
+        check_feasible(space.bind(spec), parameters)
     kind = whole.task_kind
     if anew:  # a resumed run keeps the rank of its trials
         check_rank_for(kind, a.rank_by)

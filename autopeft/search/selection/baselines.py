@@ -4,6 +4,7 @@ get.
 | kind | candidates | what *select* chooses |
 |---|---|---|
 | `lora` | the largest LoRA that fits, at several places | place, rate |
+| `own` | of a set of tasks, a LoRA for each, as large as that of `lora` | place, rate |
 | `fresh` | the recipe of the bank's start, where the search has one, with nothing of its values | rate |
 | `single` | each method of the space alone, as large as the budget allows | method, rate |
 | `random` | random members of the space | nothing: each is a run of its own |
@@ -24,6 +25,9 @@ beyond it. At small budgets each place begins with its middle rate alone, and th
 next to it at the best place: six places take two trainings more than two places with all of their rates.
 
 What a start from the bank is worth is the difference to `fresh`.
+
+Of a set of T tasks `lora` is one LoRA that all tasks share, and `own` has T times its parameters: it lies
+outside the budget, and says what tasks would reach that are learnt apart.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.graph import VLLM_RANKS
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import Pooling, pooled
+from autopeft.recipe.tasks import for_tasks
 from autopeft.recipe.training import address
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_recipes import (
@@ -62,6 +67,7 @@ __all__ = [
     "BaselineKind",
     "Sweep",
     "baselines",
+    "for_each_task",
     "lora_baseline",
     "lora_rates",
     "parse_kinds",
@@ -70,10 +76,10 @@ __all__ = [
     "untrained",
 ]
 
-BaselineKind = Literal["lora", "fresh", "single", "random", "middle", "head", "untuned", "few-shot"]
+BaselineKind = Literal["lora", "own", "fresh", "single", "random", "middle", "head", "untuned", "few-shot"]
 BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # The others would cost as much again as the whole search of this effort.
-_QUICK: tuple[BaselineKind, ...] = ("lora", "fresh", "head", "untuned", "few-shot")
+_QUICK: tuple[BaselineKind, ...] = ("lora", "own", "fresh", "head", "untuned", "few-shot")
 _SHOTS = 4
 # Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
 # More rates of many methods would cost more than the search.
@@ -203,6 +209,7 @@ def baselines(
     head: int = 0,
     prompts: bool = False,
     fresh: Recipe | None = None,
+    tasks: Sequence[str] = (),
 ) -> list[Baseline]:
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
 
@@ -217,6 +224,7 @@ def baselines(
         head: parameters of that head, for the counts.
         prompts: whether its rows ask something, so that examples can stand before them.
         fresh: the recipe of the bank's start without its start, where the search has one.
+        tasks: the names of those of a set.
 
     Raises:
         UsageError: a kind is unknown.
@@ -230,7 +238,7 @@ def baselines(
     bound = space.bind(spec) if isinstance(space, Space) else space
     found: list[Baseline | None] = []
     for kind in wanted:
-        if kind == "lora":
+        if kind == "lora" or (kind == "own" and tasks):
             # A head's hidden layers have a rate of their own beside LoRA as in the space, and where that has
             # no rate for the head at all.
             training = bound.training(bound.middle())
@@ -247,7 +255,9 @@ def baselines(
                 pooling=bound.pooling,
                 deep=bound.deep_head and apart,
             )
-            found.append(lora)
+            found.append(lora if kind == "lora" or lora is None else for_each_task(lora, spec, tasks))
+        elif kind == "own":
+            continue
         elif kind == "fresh":
             found.append(None if fresh is None else fresh_start(fresh, spec, rates, deep=bound.deep_head))
         elif kind == "single":
@@ -335,6 +345,26 @@ def lora_baseline(
     inside = [s for s in reaching if admits(pooled(Recipe.from_dict(dict(s.recipe)), pooling))]
     sweeps = inside or reaching or fitting
     return swept("LoRA rank sweep" if len(sweeps) > 1 else None, "lora", sweeps)
+
+
+def for_each_task(lora: Baseline, spec: BackboneSpec, tasks: Sequence[str]) -> Baseline:
+    """The candidates of `lora_baseline` with a LoRA for each task in the place of one for all."""
+
+    def apart(told: Mapping[str, Any]) -> Recipe:
+        blocks = [{**block, "attach": [{"switch": block["attach"]}]} for block in told["layers"]]
+        return for_tasks(Recipe.from_dict({**told, "layers": blocks}), tasks)
+
+    recipes = [apart(told) for told in lora.candidates]
+    tables = tuple(count(recipe, spec).to_dict() for recipe in recipes)
+    return replace(
+        lora,
+        name=f"{lora.name} for each task",
+        kind="own",
+        candidates=tuple(recipe.to_dict() for recipe in recipes),
+        counts=tables[0],
+        titles=tuple(f"{title} for each task" for title in lora.titles),
+        tables=tables,
+    )
 
 
 def fresh_start(recipe: Recipe, spec: BackboneSpec, rates: int, *, deep: bool = False) -> Baseline | None:

@@ -27,17 +27,22 @@ A space compiles to one flat, static list of parameters. Inactive parameters are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from autopeft.composition import composition_names, get_composition
 from autopeft.errors import RecipeError, near
 from autopeft.foreign import local_path
+from autopeft.method import method_names
 from autopeft.recipe import InputItem
 from autopeft.recipe.pooling import Pooling
 from autopeft.recipe.problems import Problems
-from autopeft.recipe.yaml_text import read_text, read_yaml
+from autopeft.recipe.tasks import acts_by_task
+from autopeft.recipe.yaml_text import dump_yaml, read_text, read_yaml
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.compiler import check_templates, compile_space
 from autopeft.search.space.parameters import Parameter
@@ -155,6 +160,26 @@ class Space:
         }
         return replace(self, templates=replace(self.templates, inputs=inputs))
 
+    def _by_task(self) -> set[str]:
+        """Names of what acts by the task of a row, as far as the text has them."""
+        return {n for n in (*composition_names(), *method_names()) if acts_by_task(n) and n in self.text}
+
+    @property
+    def acts_by_task(self) -> bool:
+        """Whether something in it acts by the task of a row."""
+        return bool(self._by_task())
+
+    def for_tasks(self, tasks: Sequence[str]) -> Space:
+        """The space with the names of the tasks that are searched on, wherever something in it acts by the
+        task of a row and does not name them (see `autopeft.recipe.tasks.for_tasks`)."""
+        if not tasks or not self.acts_by_task:
+            return self
+        names = self._by_task()
+        tree = _with_tasks(read_yaml(self.text, self.name), names, list(tasks))
+        found = Space.from_yaml(dump_yaml(json.loads(json.dumps(tree))), self.name)
+        templates = replace(found.templates, inputs=self.templates.inputs)
+        return replace(found, templates=templates, steps=self.steps, pooling=self.pooling)
+
     def bind(self, spec: BackboneSpec) -> BoundSpace:
         """The space on a backbone.
 
@@ -164,6 +189,24 @@ class Space:
         if self._bound is None or self._bound.spec is not spec:
             self._bound = BoundSpace(self.templates, spec, self.steps, self.pooling)
         return self._bound
+
+
+def _with_tasks(tree: Any, names: Collection[str], tasks: list[str]) -> Any:
+    """A space's data in which the items of these names have `tasks`."""
+    if isinstance(tree, list):
+        return [
+            _with_tasks({v: None} if isinstance(v, str) and v in names else v, names, tasks) for v in tree
+        ]
+    if not isinstance(tree, dict):
+        return tree
+    found = {key: _with_tasks(value, names, tasks) for key, value in tree.items()}
+    for name in found.keys() & names:
+        body = found[name] or {}
+        body = {"children": body} if isinstance(body, list) else dict(body)
+        if body.setdefault("tasks", tasks) is tasks and len(body.get("children", ())) == 1:
+            body |= {"copies": len(tasks)} if get_composition(name).traits.for_each_task else {}
+        found[name] = body
+    return found
 
 
 _BUILT_IN: dict[str, Space] = {}

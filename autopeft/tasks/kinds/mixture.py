@@ -198,7 +198,11 @@ class MixtureSchema(Schema):
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
         """Raises `UsageError`: it is not known which task the rows are of."""
         names = ", ".join(member.name for member in self.members)
-        raise UsageError(f"The hybrid is for several tasks ({names}), and rows do not say which they are of.")
+        raise UsageError(
+            f"The hybrid is for several tasks ({names}), and rows do not say which they are of: "
+            "name one with "
+            "--task (task=…)."
+        )
 
     def _each(self, rows: Split) -> Iterator[tuple[Member, Split]]:
         assert isinstance(rows, MixedSplit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -25,7 +26,7 @@ class ScaledBottleneck(Bottleneck):
             width,
             bottleneck,
             activation=config.activation,
-            init="lora",
+            init=config.init,
             bias=config.bias,
             dropout=config.dropout,
         )
@@ -81,8 +82,9 @@ class ParallelAdapter:
     He et al. 2022, arXiv:2110.04366 (scaled PA). W_dn (m × d) is Kaiming-uniform (a = √5), W_up (d × m) and
     both biases are zero: the identity at init. s is a constant (4 in the paper's generation tasks, 2 in its
     classification tasks) or `learned`, one at init, and decays with what it scales. Behind a gate the gate
-    takes the place of a constant s. Not mergeable. 2dm + m + d parameters for each site (2dm without biases),
-    and 1 for a learned s.
+    takes the place of a constant s. `init: glorot` draws both weights Glorot-uniform, not the identity
+    (CIAT, Zhu et al. 2021, arXiv:2104.08154). Not mergeable. 2dm + m + d parameters for each site (2dm
+    without biases), and 1 for a learned s.
 
     `input` says what h is where a norm stands in front of F (GPT-2, Llama, T5, ViT): the `residual` stream
     before that norm, or the `normed` x that F reads. Left out, it is that of the authors' code for mBART
@@ -108,6 +110,9 @@ class ParallelAdapter:
         activation: Activation = "relu"
         bias: bool = True
         dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
+        init: Literal["lora", "glorot"] = Field(
+            default="lora", description="lora: up zero, the identity; glorot: both Glorot-uniform (CIAT)"
+        )
         input: Literal["residual", "normed"] | None = Field(
             default=None, description="h on pre-norm layers; default: residual at ffn, normed at attention"
         )
@@ -127,6 +132,8 @@ class ParallelAdapter:
         self.config = config
         if config.scale != "learned":
             self.part_names = ("down", "up")
+        if config.init == "glorot":
+            self.traits = replace(self.traits, identity=False)
 
     def part_size(self, site: Site, part: str) -> int | None:
         """Parameters of a part at a site; `None` for a part that is no projection."""

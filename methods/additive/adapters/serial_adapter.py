@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
 from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, WeightTarget, register
-from autopeft.nn import Activation, Bottleneck, Bottlenecks, TensorDeltas
+from autopeft.nn import Activation, Bottleneck, Bottlenecks, NormedBottleneck, TensorDeltas, norms_around
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["SerialAdapter"]
 
-Variant = Literal["houlsby", "pfeiffer", "bapna"]
-
-
-class NormedBottleneck(Bottleneck):
-    """A bottleneck behind a LayerNorm of its own."""
-
-    def __init__(self, width: int, bottleneck: int, **options: Any) -> None:
-        super().__init__(width, bottleneck, **options)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.norm(x))
+Variant = Literal["houlsby", "pfeiffer", "bapna", "hyperformer"]
 
 
 class SerialAdapterModule(Bottlenecks[Bottleneck]):
@@ -45,8 +35,8 @@ class SerialAdapterModule(Bottlenecks[Bottleneck]):
         return "output"
 
     def reads(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        """What the adapter is fed: y (Houlsby, Bapna) or u = norm(y + residual) (Pfeiffer; pre-norm: no
-        norm), with y as the layer adds it."""
+        """What the adapter is fed: y (Houlsby, Bapna, Hyperformer) or u = norm(y + residual) (Pfeiffer;
+        pre-norm: no norm), with y as the layer adds it."""
         if self.variant != "pfeiffer":
             return y
         if call.residual is None:
@@ -92,12 +82,15 @@ class SerialAdapter:
     arXiv:1909.08478, as AdapterSoup's authors have it, arXiv:2302.07027): after the FFN only, u = LN(z) with
     a LayerNorm of its own that is trained; N(0, 0.02), ReLU. Of AdapterSoup there is no code: this is that of
     the same author's paper before it (hierarchical-domain-adaptation, modeling_gpt2.py), whose norm is one
-    for all adapters of a layer. Biases start at zero. Close to the identity at init, not exactly. Behind a
-    gate the gate takes the place of s. Not mergeable.
+    for all adapters of a layer. `hyperformer` (2021, arXiv:2106.04489): what `hyperformer` is once it is
+    written out for one task, after attention and FFN, f followed by a LayerNorm of its own, tanh form of
+    GELU, N(0, 0.02) here, with the norms trained that `hyperformer` trains. Biases start at zero. Close to
+    the identity at init, not exactly (`hyperformer`: not at all). Behind a gate the gate takes the place of
+    s. Not mergeable.
 
     W_dn (m × d), W_up (d × m): 2dm + m + d parameters for each site (2dm without biases), and those of the
     trained norms: 2·2d in a layer of BERT and 2d in its embeddings, 2d in a layer of Llama (RMSNorm has no
-    bias), 2d for each site of `bapna`.
+    bias), 2d for each site of `bapna` and `hyperformer`.
     """
 
     traits = Traits(
@@ -116,10 +109,14 @@ class SerialAdapter:
         variant: Variant = "pfeiffer"
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")
         scale: float = Field(default=1.0, gt=0, le=100, description="s")
-        activation: Activation | None = Field(default=None, description="default: gelu (houlsby), relu")
+        activation: Activation | None = Field(
+            default=None, description="default: gelu (houlsby), gelu_tanh (hyperformer), relu"
+        )
         bias: bool = True
         dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
-        train_norms: bool | None = Field(default=None, description="default: only in variant houlsby")
+        train_norms: bool | None = Field(
+            default=None, description="default: in variants houlsby and hyperformer"
+        )
         embeddings_norm: bool = Field(
             default=True, description="with trained norms, that of the embeddings too"
         )
@@ -127,7 +124,7 @@ class SerialAdapter:
         @model_validator(mode="after")
         def _others_sit_on_ffn(self) -> SerialAdapter.Config:
             others = [s for s in self.sites or () if s != "ffn"]
-            if self.variant != "houlsby" and others:
+            if self.variant in ("pfeiffer", "bapna") and others:
                 raise ValueError(
                     f"variant {self.variant!r} sits on 'ffn' only, but got sites {others}; 'houlsby' takes "
                     "them"
@@ -136,19 +133,26 @@ class SerialAdapter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        trains_norms = config.variant == "houlsby" if config.train_norms is None else config.train_norms
+        trains_norms = config.variant in ("houlsby", "hyperformer")
+        if config.train_norms is not None:
+            trains_norms = config.train_norms
         if not trains_norms:
-            self.part_names = ("down", "up", "norms") if config.variant == "bapna" else ("down", "up")
+            own_norms = config.variant in ("bapna", "hyperformer")
+            self.part_names = ("down", "up", "norms") if own_norms else ("down", "up")
             self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     @property
     def default_sites(self) -> tuple[str, ...]:
         """Where this variant sits when the recipe names no sites."""
+        if self.config.variant == "hyperformer":
+            return ("attention", "ffn")
         return self.traits.sites if self.config.variant == "houlsby" else self.traits.default_sites
 
     def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
         if "weight" not in self.traits.ways:
             return []
+        if self.config.variant == "hyperformer":
+            return norms_around(sites, spec)
         layers = {(s.stack, s.layer) for s in sites}
         norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]
         # They make the input of the first layer; so several entries, each in its layers, train them once.
@@ -172,19 +176,24 @@ class SerialAdapter:
                 "site map that says where its norms are; use variant houlsby, or parallel_adapter."
             )
         n = sum(Bottleneck.size(s.in_features, c.bottleneck, bias=c.bias) for s in sites)
-        n += sum(2 * s.in_features for s in sites if c.variant == "bapna")
+        n += sum(2 * s.in_features for s in sites if c.variant in ("bapna", "hyperformer"))
         n += sum(t.size for t in self._norms(sites, spec))
         return ParameterCount(n, n)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         houlsby = c.variant == "houlsby"
-        bottleneck = NormedBottleneck if c.variant == "bapna" else Bottleneck
+        kinds: dict[str, Callable[..., Bottleneck]] = {
+            "bapna": NormedBottleneck,
+            "hyperformer": partial(NormedBottleneck, after=True),
+        }
+        bottleneck = kinds.get(c.variant, Bottleneck)
+        activation: Activation = {"houlsby": "gelu", "hyperformer": "gelu_tanh"}.get(c.variant, "relu")  # type: ignore[assignment]
         adapters = {
             s.key: bottleneck(
                 s.in_features,
                 c.bottleneck,
-                activation=c.activation or ("gelu" if houlsby else "relu"),
+                activation=c.activation or activation,
                 init="houlsby" if houlsby else "bert",
                 bias=c.bias,
                 dropout=c.dropout,

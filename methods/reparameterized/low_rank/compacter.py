@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
-from autopeft.nn import ACTIVATIONS, Activation, LowRankKronecker, PerSite, TensorDeltas, require_blocks
+from autopeft.nn import (
+    ACTIVATIONS,
+    Activation,
+    LowRankKronecker,
+    PerSite,
+    TensorDeltas,
+    norms_around,
+    require_blocks,
+)
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["Compacter"]
@@ -131,12 +139,7 @@ class Compacter:
         return ("ffn",) if self.config.variant == "compacter_plus_plus" else self.traits.default_sites
 
     def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
-        if not self.config.train_norms:
-            return []
-        layers = {(s.stack, s.layer) for s in sites}
-        everywhere = all((s.name, i) in layers for s in spec.stacks for i in range(s.layers))
-        norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]
-        return [t for t in norms if (t.stack, t.layer) in layers or (everywhere and t.layer is None)]
+        return norms_around(sites, spec) if self.config.train_norms else []
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
-from transformers import BertConfig, LlamaConfig, PersimmonConfig, PreTrainedModel, RobertaConfig, T5Config
+from transformers import (
+    BartConfig,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PersimmonConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    T5Config,
+)
 
 from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
@@ -20,6 +29,7 @@ from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid import attach, load
 from autopeft.recipe import Recipe, TrainingSection, recipe_names
 from autopeft.recipe.layers import resolve_layers, spindle_sizes
+from autopeft.recipe.tasks import for_tasks, lacks_tasks
 from autopeft.spec import BackboneSpec
 
 BERT = spec_of(BertConfig())
@@ -40,6 +50,11 @@ T5_V1_1_LARGE = spec_of(
     )
 )  # fmt: skip
 
+BART_1024 = spec_of(BartConfig(d_model=1024, encoder_layers=6, decoder_layers=6))
+# The widths of ChatGLM-6B, whose maps of queries, keys and values are one.
+CHATGLM = spec_of(GPT2Config(n_embd=4096, n_layer=28, n_head=32, n_inner=16384))
+TASKS = [f"t{i}" for i in range(16)]
+
 # name → (backbone, deployed, trained): published, or by the papers' formulas.
 COUNTS: dict[str, tuple[BackboneSpec, int, int]] = {
     "adamix": (ROBERTA_LARGE, 811_392, 1_992_192),
@@ -48,6 +63,9 @@ COUNTS: dict[str, tuple[BackboneSpec, int, int]] = {
     "llm-adapters-parallel": (LLAMA, 247_463_936, 247_463_936),
     "llm-adapters-prefix": (LLAMA, 2_621_440, 2_621_440),
     "llm-adapters-series": (LLAMA, 67_108_864, 67_108_864),
+    "ciat": (BART_1024, 27_307_008, 27_307_008),
+    "mixlora": (LLAMA, 203_423_744, 203_423_744),
+    "moelora": (CHATGLM, 29_361_664, 29_361_664),
     "mam": (ROBERTA, 589_824 + 9_408, 15_391_520 + 304_320),
     "molora": (T5_V1_1_LARGE, 43_130_880, 43_130_880),
     "pfeiffer": (BERT, 894_528, 894_528),
@@ -59,6 +77,9 @@ COUNTS: dict[str, tuple[BackboneSpec, int, int]] = {
 FITTING: dict[str, Callable[[], tuple[str, PreTrainedModel]]] = {
     "compacter++": lambda: ("t5", tiny_model("t5")),
     "molora": lambda: ("mt5", tiny_model("mt5")),
+    "moelora": lambda: ("gpt2", tiny_model("gpt2")),
+    "ciat": lambda: ("bart", tiny_model("bart")),
+    "mixlora": lambda: ("llama", tiny_model("llama")),
     "s4": lambda: ("roberta", tiny_model("roberta", num_hidden_layers=6)),
     **dict.fromkeys(
         ("llm-adapters-lora", "llm-adapters-parallel", "llm-adapters-prefix", "llm-adapters-series"),
@@ -85,6 +106,14 @@ TRAINING: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4, "weight_decay": 0.1, "dropout": True,
         "optimizer": {"betas": [0.9, 0.98], "epsilon": 1e-6},
     },
+    "ciat": {
+        "learning_rate": 4.9e-4, "dropout": True, "optimizer": {"betas": [0.9, 0.98], "epsilon": 1e-9},
+    },
+    "mixlora": {
+        "learning_rate": 2e-4, "weight_decay": 0.01, "warmup": 0.0, "schedule": "constant",
+        "max_grad_norm": 0.0,
+    },
+    "moelora": {"learning_rate": 2e-4, "warmup": 0.0},
     "molora": {
         "learning_rate": 3e-4, "warmup": 0.0, "schedule": "constant", "optimizer": {"name": "adafactor"},
     },
@@ -155,12 +184,38 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         })
         for sites in ["q k v o gate_proj down"] * 10 + ["cross_q cross_k cross_v cross_o"] * 10
     ],
+    "ciat": [
+        # Yaoming95/CIAT transformer_encoder_CIAT.py: d // 2, the preset's residual dropout; Dense of Keras.
+        ("all", "parallel_adapter", "attention ffn", {
+            "bottleneck": 512, "scale": 1.0, "activation": "relu", "bias": True, "dropout": 0.3,
+            "input": "normed", "init": "glorot",
+        }),
+        ("none", "embedding_adapter", "embeddings", {
+            "bottleneck": 512, "activation": "relu", "dropout": 0.3,
+        }),
+    ],
+    "mixlora": [
+        # TUDB-Labs/MoE-PEFT templates/mixlora.json: 8, 2, 16, 32, 0.05; mixlora/config.py: 0.001.
+        ("all", "mixlora", "ffn gate_proj up down", {
+            "experts": 8, "top_k": 2, "rank": 16, "alpha": 32.0, "dropout": 0.05, "balance": 0.001,
+        }),
+        ("all", "lora", "q k v o", {
+            "rank": 16, "alpha": 32.0, "dropout": 0.05, "rank_stabilized": False, "std": None,
+        }),
+    ],
+    "moelora": [
+        # MOELoRA-peft experiments/moelora.bash: r 16 of 8 experts, α 32, dropout 0.1; N(0, 0.01²).
+        ("all", "lora", "qkv o up down", {
+            "rank": 2, "alpha": 4.0, "dropout": 0.1, "rank_stabilized": False, "std": 0.01,
+        })
+    ] * 8,
     "mam": [
         # jxhe/unify-parameter-efficient-tuning exps/run_glue.sh: attn_bn 16, mid_dim 800, ffn_bn 16, scalar
         # 2; src/transformers/models/roberta/modeling_roberta.py: dropout 0.1.
         ("all", "prefix_tuning", "attention", {"length": 16, "reparameterization": 800, **PREFIX}),
         ("all", "parallel_adapter", "ffn", {
             "bottleneck": 16, "scale": 2.0, "activation": "relu", "bias": True, "dropout": 0.1, "input": None,
+            "init": "lora",
         }),
     ],
     # adapters, SeqBnConfig: reduction_factor 16 (of BERT-base: 768 / 16 = 48).
@@ -183,6 +238,7 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         ("all", "serial_adapter", "ffn", {"bottleneck": 24, **PFEIFFER}),
         ("all", "parallel_adapter", "ffn", {
             "bottleneck": 24, "scale": 4.0, "activation": "relu", "bias": True, "dropout": 0.0, "input": None,
+            "init": "lora",
         }),
         ("all", "prefix_tuning", "attention", {"length": 12, "reparameterization": 800, **PREFIX}),
     ],
@@ -200,8 +256,14 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+def recipe_named(name: str) -> Recipe:
+    """A fixed recipe, for 16 tasks where it acts by the task."""
+    found = Recipe.named(name)
+    return for_tasks(found, TASKS) if lacks_tasks(found) else found
+
+
 def graph_of(name: str, spec: BackboneSpec) -> CompositionGraph:
-    return build_graph(Recipe.named(name), spec)
+    return build_graph(recipe_named(name), spec)
 
 
 def deployed(recipe: Recipe, spec: BackboneSpec) -> int:
@@ -281,8 +343,9 @@ def test_the_file_names_its_source_and_its_count(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_it_has_the_options_of_its_sources(name: str) -> None:
-    spec, recipe = (COUNTS.get(name) or (BERT,))[0], Recipe.named(name)
+    spec, recipe = (COUNTS.get(name) or (BERT,))[0], recipe_named(name)
     layers = {at: resolve_layers(at, spec.stacks[0].layers) for at in ("all", "g1", "g2", "g3", "g4")}
+    layers["none"] = [None]  # type: ignore[list-item]
     found, expected = [], []
     for entry in build_graph(recipe, spec).entries.values():
         options = entry.method.config.model_dump(exclude={"sites"})
@@ -308,8 +371,10 @@ def test_it_trains_as_its_authors_do(name: str) -> None:
 def test_it_attaches_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
     family, model = FITTING[name]()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    hybrid = attach(model, Recipe.named(name), seed=0)
+    hybrid = attach(model, recipe_named(name), seed=0)
     inputs = tiny_inputs(family, pad=2)
+    if hybrid.tasks:
+        inputs["task_id"] = torch.arange(2)
     if name == "llm-adapters-prefix":
         assert 0.9 < torch.cat([p.flatten() for p in hybrid.root.parameters()]).std().item() < 1.1
     start = [p.detach().clone() for p in hybrid.root.parameters()]

@@ -546,7 +546,7 @@ def test_the_mid_point_has_everything_on() -> None:
 def test_an_effort_pays_for_what_it_can() -> None:
     assert [b.kind for b in found(MINILM, "0.5%", effort="quick")] == ["lora", "head"]
     assert [b.kind for b in found(MINILM, "0.5%", effort="normal")] == [
-        kind for kind in BASELINE_KINDS if kind not in ("fresh", "untuned", "few-shot")
+        kind for kind in BASELINE_KINDS if kind not in ("own", "fresh", "untuned", "few-shot")
     ]
     runs = {
         effort: sum(b.sweep_runs for b in found(MINILM, "0.5%", effort=effort, rates=3))
@@ -582,7 +582,7 @@ def test_the_smallest_budgets_leave_the_head() -> None:
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        (None, ("lora", "fresh", "head", "untuned", "few-shot")),
+        (None, ("lora", "own", "fresh", "head", "untuned", "few-shot")),
         ("all", BASELINE_KINDS),
         ("none", ()),
         (" head, LoRA", ("lora", "head")),
