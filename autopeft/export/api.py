@@ -12,7 +12,7 @@ from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
-from autopeft.export.of_task import members_of, one_task, served_together
+from autopeft.export.of_task import folder_name, members_of, one_task, served_together
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import Saved, load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
@@ -240,7 +240,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     done: dict[str, Exported] = {}
     for member in members:
         with one_task(saved_of(run), member.name, **_on_backbone(given)) as alone:
-            done[member.name] = _export(alone, local_path(out) / member.name.replace("/", "_"), given)
+            done[member.name] = _export(alone, local_path(out) / folder_name(member.name), given)
     return _together(saved_of(run), local_path(out), given, done)
 
 

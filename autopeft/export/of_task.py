@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +21,7 @@ from autopeft.hybrid.store import save
 from autopeft.runs.files import write_json
 from autopeft.tasks.kinds.mixture import Member
 
-__all__ = ["members_of", "one_task", "served_together"]
+__all__ = ["folder_name", "members_of", "one_task", "served_together"]
 
 
 def members_of(saved: Saved) -> tuple[Member, ...]:
@@ -50,7 +52,7 @@ def one_task(saved: Saved, name: str, **load: Any) -> Iterator[Saved]:
         graph, modules = of_task(hybrid, name)
     result = {key: value for key, value in saved.card.result.items() if key == "precision"}
     with TemporaryDirectory(prefix="autopeft-task-") as scratch:
-        folder = Path(scratch) / name.replace("/", "_")
+        folder = Path(scratch) / folder_name(name)
         own = name if number and head_bank(hybrid.model) is not None else None
         with with_head(hybrid.model, own) as model:
             save(folder, model, graph, modules, head_of(model))
@@ -72,10 +74,16 @@ def one_task(saved: Saved, name: str, **load: Any) -> Iterator[Saved]:
         yield find_saved(folder)
 
 
+def folder_name(task: str) -> str:
+    """A task's name as that of a folder: a manifest may come from a stranger."""
+    plain = re.sub(r"[^\w.+-]", "_", task)
+    return plain if plain.strip(".") else "task"
+
+
 def served_together(saved: Saved, folders: Mapping[str, Path]) -> str | None:
     """The command that serves the LoRAs of all tasks beside their language model with vLLM; `None` where the
     tasks have heads, which it does not load."""
     if saved.card.task_kind.head.new_head:
         return None
-    named = " ".join(f"{name}={folder}" for name, folder in folders.items())
-    return f"vllm serve {saved.card.model} --enable-lora --lora-modules {named}"
+    named = [f"{folder_name(name)}={folder}" for name, folder in folders.items()]
+    return shlex.join(["vllm", "serve", saved.card.model, "--enable-lora", "--lora-modules", *named])

@@ -42,7 +42,7 @@ def of_task(hybrid: Hybrid, task: str) -> tuple[CompositionGraph, dict[str, nn.M
         written[f"{name}_of_task"] = found
         return EntryItem(method=found.method, config=dict(found.options), alias=f"{name}_of_task")
 
-    def plain(item: Item, tree: Tree) -> Item:
+    def plain(item: Item, tree: Tree, *, gated: bool = False) -> Item:
         if isinstance(item, EntryItem):
             module, entry = modules[tree.name], hybrid.graph.entries[tree.name]
             if not isinstance(module, WritesOut):
@@ -51,10 +51,12 @@ def of_task(hybrid: Hybrid, task: str) -> tuple[CompositionGraph, dict[str, nn.M
             return instead(tree.name, module.written_out(number, entry.sites))
         assert isinstance(tree, Node)
         if item.kind == "switch":
-            return plain(item.children[number], tree.children[number])
+            return plain(item.children[number], tree.children[number], gated=gated)
         if item.kind == "task_route":
-            return instead(tree.name, _one_lora(hybrid, tree, modules, number))
-        children = tuple(plain(*pair) for pair in zip(item.children, tree.children, strict=True))
+            return instead(tree.name, _one_lora(hybrid, tree, modules, number, gated=gated))
+        gated = gated or item.kind == "gate"
+        pairs = zip(item.children, tree.children, strict=True)
+        children = tuple(plain(*pair, gated=gated) for pair in pairs)
         return item.model_copy(update={"children": children, "alias": _named(tree.name)})
 
     blocks = [
@@ -62,10 +64,10 @@ def of_task(hybrid: Hybrid, task: str) -> tuple[CompositionGraph, dict[str, nn.M
         for block in hybrid.recipe.layers
     ]
     model = tuple(plain(item, next(trees)) for item in hybrid.recipe.model)
-    told = {"layers": tuple(blocks), "model": model, "inputs": {}, "name": f"{hybrid.recipe.name}-{task}"}
-    recipe = Recipe.from_dict(
-        hybrid.recipe.model_copy(update=told | {"training": _plain_training(hybrid)}).to_dict()
-    )
+    # Groups of the training section address entries that may be gone.
+    training = hybrid.recipe.training.model_copy(update={"groups": {}})
+    told = {"layers": tuple(blocks), "model": model, "inputs": {}, "training": training}
+    recipe = Recipe.from_dict(hybrid.recipe.model_copy(update=told).to_dict())
     graph = build_graph(recipe, hybrid.spec)
     found_modules: dict[str, nn.Module] = {}
     for name, built in build_modules(graph).items():
@@ -80,23 +82,20 @@ def _named(name: str) -> str | None:
     return None if name in method_names() or is_composition(name) else name
 
 
-def _plain_training(hybrid: Hybrid) -> Any:
-    """The training section without groups, whose entries may be gone."""
-    return hybrid.recipe.training.model_copy(update={"groups": {}})
-
-
 @torch.no_grad()
-def _one_lora(hybrid: Hybrid, tree: Node, modules: Mapping[str, nn.Module], task: int) -> WrittenOut:
-    """The LoRAs of a `task_route` as one: A of all of them, and B times its weight and scale."""
+def _one_lora(
+    hybrid: Hybrid, tree: Node, modules: Mapping[str, nn.Module], task: int, *, gated: bool
+) -> WrittenOut:
+    """The LoRAs of a `task_route` as one: A of all of them, and B times its weight and, where no gate takes
+    the place of that, its scale."""
     route = cast(TaskRoute, modules[tree.name])
     weights = route.weights()[task]
     pairs = {child.name: modules[child.name] for child in tree.children}
     sites = {s.key: s for name in pairs for s in getattr(hybrid.graph.entries.get(name), "sites", ())}
     if not all(isinstance(pair, ScaledPairs) for pair in pairs.values()):
         raise UsageError(
-            f"{tree.name} mixes {', '.join(pairs)}, and only LoRAs can be written out as one; keep "
-            "the hybrid "
-            "whole."
+            f"{tree.name} mixes {', '.join(pairs)}, and only LoRAs can be written out as one; keep the "
+            "hybrid whole."
         )
     tensors: dict[str, Tensor] = {}
     for key, site in sites.items():
@@ -106,7 +105,9 @@ def _one_lora(hybrid: Hybrid, tree: Node, modules: Mapping[str, nn.Module], task
             if key in cast(ScaledPairs[Any], pair).at
         ]
         tensors[f"at.{key}.A"] = torch.cat([a for _, a, _, _ in own])
-        tensors[f"at.{key}.B"] = torch.cat([weight * s * b for weight, _, b, s in own], dim=1)
+        tensors[f"at.{key}.B"] = torch.cat(
+            [weight * (1 if gated else s) * b for weight, _, b, s in own], dim=1
+        )
     ranks = {len(value) for name, value in tensors.items() if name.endswith(".A")}
     if len(ranks) != 1:
         raise UsageError(

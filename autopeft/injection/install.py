@@ -275,7 +275,7 @@ class Injection:
 
     def remove(self) -> None:
         """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
-        for handle in reversed(self._handles):  # forwards of one module lie one on the other
+        for handle in self._handles:
             handle.remove()
         self._handles = []
         self._remove_weights()

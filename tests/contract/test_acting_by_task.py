@@ -194,6 +194,22 @@ def test_written_out_for_one_task_it_answers_as_before(case: str, name: str) -> 
         of_task(hybrid, "frist")
 
 
+def test_behind_a_gate_one_lora_has_no_scale_either() -> None:
+    item = {"gate": [{"task_route": {"children": [{"lora": {"rank": 2, "alpha": 6.0}}], "copies": 2}}]}
+    recipe = for_tasks(Recipe.from_dict({"layers": [{"attach": [item]}]}), TASKS)
+    model: Any = tiny_model("bert").eval()
+    hybrid = attach(model, recipe, seed=0)
+    randomise(hybrid.root, std=0.3)
+    inputs = tiny_inputs("bert")
+    expected = model(**inputs, task_id=torch.ones(2, dtype=torch.long)).logits
+    graph, modules = of_task(hybrid, "second")
+    fresh: Any = tiny_model("bert").eval()
+    with attach(fresh, graph.recipe) as plain:
+        for entry, module in plain.modules.items():
+            module.load_state_dict(modules[entry].state_dict())
+        torch.testing.assert_close(fresh(**inputs).logits, expected, atol=2e-6, rtol=1e-5)
+
+
 # Names of tasks
 # ------------------------------------------------------------------------------------------------------
 

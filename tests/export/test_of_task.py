@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import UsageError
+from autopeft.export.of_task import folder_name
 from autopeft.export.package import find_saved
 from autopeft.hybrid import load
 from autopeft.training.fixed import FixedOutcome
@@ -111,3 +112,8 @@ def test_one_task_alone_is_exported_and_loaded(trained: FixedOutcome, tmp_path: 
     assert [a["label"] for a in asked] == [
         a["label"] for a in autopeft.predict(trained, TEXTS, task="mood", device="cpu")
     ]
+
+
+@pytest.mark.parametrize(("task", "folder"), [("a/b", "a_b"), ("..", "task"), ("trec", "trec"), ("", "task")])
+def test_a_task_of_a_stranger_names_no_folder_elsewhere(task: str, folder: str) -> None:
+    assert folder_name(task) == folder

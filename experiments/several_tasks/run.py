@@ -1,0 +1,90 @@
+"""One hybrid for several tasks, or a LoRA for each? Systems of several tasks, tuned alike, on MiniLM.
+
+    python experiments/several_tasks/run.py             # goes on where it stopped; some hours of one core
+    python experiments/several_tasks/run.py --tables    # what there is
+
+What is compared stands in `contenders.py`. A contender that stands in `results/runs.jsonl` is not trained
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from contenders import CONTENDERS, OWN, TASKS, trained
+from lib.intervals import mean_of
+from lib.measuring import commit, note
+from lib.storage import append_row, read_rows
+
+__all__ = ["DRAWS", "main", "missing", "tables"]
+
+RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
+DRAWS = (900, 901, 902)
+
+
+def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Draws and contenders that are not known, draw after draw."""
+    known = {(row["draw"], row["contender"]) for row in rows}
+    return [(draw, name) for draw in DRAWS for name in CONTENDERS if (draw, name) not in known]
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Scores of each contender by task, in points, and the mean less a LoRA for each task."""
+    scores = {(r["draw"], r["contender"]): {t: 100 * v for t, v in r["test"].items()} for r in rows}
+    means = {key: statistics.fmean(found.values()) for key, found in scores.items()}
+    lines = [
+        f"| | {' | '.join(TASKS)} | mean | less `{OWN}` | deployed | for each further task |",
+        "|---" * (len(TASKS) + 5) + "|",
+    ]
+    for name in CONTENDERS:
+        own = [row for row in rows if row["contender"] == name]
+        if not own:
+            continue
+        by_task = [f"{statistics.fmean(scores[r['draw'], name][task] for r in own):.1f}" for task in TASKS]
+        less = [means[r["draw"], name] - means[r["draw"], OWN] for r in own if (r["draw"], OWN) in means]
+        deployed = statistics.fmean(row["deployed"] for row in own)
+        mean = statistics.fmean(means[r["draw"], name] for r in own)
+        told = mean_of(less) if less and name != OWN else "–"
+        lines.append(
+            f"| {name} | {' | '.join(by_task)} | {mean:.1f} | {told} | {deployed:,.0f} | "
+            f"{deployed / len(TASKS):,.0f} |"
+        )
+    return "\n".join([*lines, "", f"{len(rows)} of {len(DRAWS) * len(CONTENDERS)} contenders have run."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    left = [] if given.tables else missing(read_rows(RESULTS))
+    note(f"{len(left)} contenders are left, some ten minutes of one core each")
+    with tempfile.TemporaryDirectory() as folder:
+        for draw, contender in left:
+            begun = time.process_time()
+            row = {"draw": draw, "contender": contender, "version": commit()}
+            row |= trained(contender, draw, Path(folder))
+            row["cpu_seconds"] = round(time.process_time() - begun, 1)
+            append_row(RESULTS, row)
+            note(
+                f"{draw} {contender}: {statistics.fmean(row['test'].values()):.3f} "
+                f"({row['cpu_seconds']:.0f} s)"
+            )
+    print(tables(read_rows(RESULTS)))
+
+
+if __name__ == "__main__":
+    main()
