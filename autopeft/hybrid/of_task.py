@@ -36,28 +36,33 @@ def of_task(hybrid: Hybrid, task: str) -> tuple[CompositionGraph, dict[str, nn.M
     number = hybrid.tasks.index(task)
     modules = deployed_modules(hybrid.modules)
     written: dict[str, WrittenOut] = {}
+    named: dict[str, str] = {}  # what stands in the place of something, by the name of that
     trees = iter(hybrid.graph.trees)
 
     def instead(name: str, found: WrittenOut) -> EntryItem:
-        written[f"{name}_of_task"] = found
-        return EntryItem(method=found.method, config=dict(found.options), alias=f"{name}_of_task")
+        named[name] = f"{name}_of_task"
+        written[named[name]] = found
+        return EntryItem(method=found.method, config=dict(found.options), alias=named[name])
 
     def plain(item: Item, tree: Tree, *, gated: bool = False) -> Item:
         if isinstance(item, EntryItem):
             module, entry = modules[tree.name], hybrid.graph.entries[tree.name]
             if not isinstance(module, WritesOut):
-                left = {"alias": _named(tree.name), "start": (), "merge": None, "frozen": False}
+                left = {"alias": _alias(tree.name), "start": (), "merge": None, "frozen": False}
                 return item.model_copy(update=left)
             return instead(tree.name, module.written_out(number, entry.sites))
         assert isinstance(tree, Node)
         if item.kind == "switch":
-            return plain(item.children[number], tree.children[number], gated=gated)
+            child = tree.children[number]
+            found = plain(item.children[number], child, gated=gated)
+            named[tree.name] = named.get(child.name, child.name)
+            return found
         if item.kind == "task_route":
             return instead(tree.name, _one_lora(hybrid, tree, modules, number, gated=gated))
         gated = gated or item.kind == "gate"
         pairs = zip(item.children, tree.children, strict=True)
         children = tuple(plain(*pair, gated=gated) for pair in pairs)
-        return item.model_copy(update={"children": children, "alias": _named(tree.name)})
+        return item.model_copy(update={"children": children, "alias": _alias(tree.name)})
 
     blocks = [
         block.model_copy(update={"attach": tuple(plain(item, next(trees)) for item in block.attach)})
@@ -69,15 +74,20 @@ def of_task(hybrid: Hybrid, task: str) -> tuple[CompositionGraph, dict[str, nn.M
     told = {"layers": tuple(blocks), "model": model, "inputs": {}, "training": training}
     recipe = Recipe.from_dict(hybrid.recipe.model_copy(update=told).to_dict())
     graph = build_graph(recipe, hybrid.spec)
-    found_modules: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module] = {}
     for name, built in build_modules(graph).items():
         if name in written:
             built.load_state_dict({key: value.detach() for key, value in written[name].tensors.items()})
-        found_modules[name] = built if name in written else modules[name]
-    return graph, found_modules
+        elif name not in graph.entries:  # a composition knows its children by their names
+            state = modules[name].state_dict()
+            built.load_state_dict(
+                {".".join(named.get(part, part) for part in key.split(".")): v for key, v in state.items()}
+            )
+        found[name] = built if name in written or name not in graph.entries else modules[name]
+    return graph, found
 
 
-def _named(name: str) -> str | None:
+def _alias(name: str) -> str | None:
     """A name as an alias; `None` where it is a method's or a composition's, which it gets without one."""
     return None if name in method_names() or is_composition(name) else name
 

@@ -30,6 +30,7 @@ def _check(matrix: Any, pairs: Any) -> list[Any]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_all_that_is_recorded_is_there_once(matrix: Any) -> None:
     n = len(method_names())
     tried = matrix.everything()
@@ -84,6 +85,7 @@ def test_each_method_alone_on_language_models(matrix: Any, name: str) -> None:
     assert ("xattn_tuning" in works) == (name == "t5 seq2seq")
 
 
+@pytest.mark.slow
 def test_a_sample_of_all_pairs(matrix: Any) -> None:
     pairs = matrix.sampled(matrix.everything(), 0.004)
     assert pairs == matrix.sampled(matrix.everything(), 0.004)

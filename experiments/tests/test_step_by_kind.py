@@ -16,6 +16,7 @@ Script = Callable[..., str]
 OPTIONS = {"rows": 64, "batch_size": 8, "max_length": 24, "steps": 2, "drop": 1, "rank": 2, "seed": 0}
 
 
+@pytest.mark.slow
 def test_both_sides_train_the_same_maps_and_start_from_the_same_loss(load: Import, tmp_path: Path) -> None:
     run = load("run")
     bench = run.make_bench(argparse.Namespace(**OPTIONS), "token_classification", tmp_path)
@@ -31,6 +32,7 @@ def test_both_sides_train_the_same_maps_and_start_from_the_same_loss(load: Impor
     assert len(ours.ms) == len(theirs.ms) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "length", "columns", "head"),
     [

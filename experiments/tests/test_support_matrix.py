@@ -44,6 +44,7 @@ def _differ(found: dict[str, Any], cells: Any, wanted: Any) -> list[str]:
     return differ
 
 
+@pytest.mark.slow
 def test_twenty_cells_are_as_recorded(load: Import) -> None:
     cells = load("cells")
     assert _differ(load("run").recorded(), cells, cells.sampled(cells.cells(), 20)) == []

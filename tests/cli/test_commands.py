@@ -80,6 +80,7 @@ def test_another_process_scores_and_predicts_the_same(
     assert first[0]["label"] == "yes"
 
 
+@pytest.mark.slow
 def test_a_table_is_predicted_row_for_row(place: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     """A header is no text, an empty row has its place, and the file has as many rows as came."""
     rows = tmp_path / "rows.csv"

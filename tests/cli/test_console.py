@@ -113,6 +113,7 @@ def test_results_that_nobody_reads_have_an_exit_code_of_their_own() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_nobody_reads_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

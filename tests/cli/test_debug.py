@@ -164,6 +164,7 @@ def test_a_killed_worker_leaves_a_log_and_its_job_runs_again(
     assert files_of(run) == before
 
 
+@pytest.mark.slow
 def test_a_job_of_a_finished_run_gives_what_it_gave(
     arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

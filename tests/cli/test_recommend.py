@@ -18,6 +18,7 @@ def model(tmp_path: Path) -> str:
     return str(save_backbone(tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_ends_with_a_command(model: str, tmp_path: Path) -> None:
     words = ("recommend", "--budget", "5%", "--model", model, "--rows", "300", "-o", "first.yaml")
     lines = run(tmp_path, *words).stdout.splitlines()

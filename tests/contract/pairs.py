@@ -87,9 +87,19 @@ def is_spared(case: str, name: str, taken: Collection[str] = ARCHITECTURES) -> b
     return name != min(group, key=lambda a: crc32(f"{case} {a}".encode()), default=None)
 
 
+def is_first_way(case: str) -> bool:
+    """Whether a case is the one, of all that use its method or composition, that stands for them."""
+
+    def used(item: Any) -> str:
+        return item if isinstance(item, str) else next(iter(item))
+
+    ways = [other for other, (_, item) in CASES.items() if used(item) == used(CASES[case][1])]
+    return case == min(ways, key=lambda way: crc32(way.encode()))
+
+
 def drawn(cases: Iterable[tuple[Any, ...]], *, one: bool = False) -> list[Any]:
-    """Parameters that begin with a case and an architecture; by default each case on two architectures, or
-    on `one`, and on some of the other families."""
+    """Parameters that begin with a case and an architecture; by default each case on two architectures, and
+    on some of the other families; with `one`, each method and composition in one way on one architecture."""
     found = list(cases)
     taken: dict[str, list[str]] = {}
     for case, name, *_ in found:
@@ -101,5 +111,5 @@ def drawn(cases: Iterable[tuple[Any, ...]], *, one: bool = False) -> list[Any]:
         for case, name, *_ in sorted(usual, key=lambda c: crc32(f"{c[1]} {c[0]}".encode())):
             if name in ARCHITECTURES:
                 first.setdefault(case, name)
-        usual = [c for c in usual if c[1] in (first.get(c[0]), *OTHERS)]
+        usual = [c for c in usual if c[1] in OTHERS or (c[1] == first.get(c[0]) and is_first_way(c[0]))]
     return [pytest.param(*c, marks=() if c in usual else pytest.mark.slow) for c in found]

@@ -45,6 +45,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_cheapest_is_looked_for_on_the_upper_layers(arguments: dict[str, Any], tmp_path: Path) -> None:
     result = search(**arguments, goal="cheapest")
     run = load_run(arguments["out"])

@@ -144,6 +144,7 @@ def test_a_space_that_does_not_fit_leaves_no_run_behind(arguments: dict[str, Any
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_with_inputs_is_tried_first(arguments: dict[str, Any]) -> None:
     """By its content: what the recipe calls `mine` is what the space calls `c`."""
     tree = {

@@ -39,6 +39,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     }
 
 
+@pytest.mark.slow
 def test_trials_starting_points_and_lora_can_be_served_and_the_winner_is(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def write_turns(path: Path, rows: int = 150) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_winner_and_what_trains_nothing(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,9 @@ from zlib import crc32
 
 import pytest
 import torch
-from contract.pairs import PAIRS, is_spared
+from contract.pairs import PAIRS, is_first_way, is_spared
 from support import on_logits, on_scores
-from support.cases import BY_TASK, CASES, TASKS, attach_case, recipe_of
+from support.cases import BY_TASK, TASKS, attach_case, recipe_of
 from support.entries import choose_by_lot
 from support.tiny import LogitsObjective, randomise, snapshot, tiny_inputs, tiny_model
 from torch import Tensor
@@ -66,17 +66,10 @@ def trained(case: str, name: str, device: torch.device) -> tuple[Hybrid, dict[st
     return hybrid, {k: v.detach().cpu() for k, v in seen.items()}
 
 
-def _method(case: str) -> str:
-    """What a case is a way to use of."""
-    item = CASES[case][1] if case in CASES else case
-    return item if isinstance(item, str) else next(iter(item))
-
-
 def _is_spared(case: str, name: str) -> bool:
     """Whether only the slow tests have it: by default a method or composition is used in one way, on one
     family, and all families have their turn."""
-    ways = [other for other, _ in PAIRS if _method(other) == _method(case)]
-    if case != min(ways, key=lambda way: crc32(way.encode())):
+    if not is_first_way(case):
         return True
     usual = [a for a in ONE_A_FAMILY if (case, a) in PAIRS and not is_spared(case, a, ONE_A_FAMILY)]
     return name != min(usual, key=lambda a: crc32(f"{a} {case}".encode()), default=None)

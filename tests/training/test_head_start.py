@@ -62,6 +62,7 @@ def test_it_is_the_penalised_logistic_regression() -> None:
     assert float((found - torch.from_numpy(expected)).abs().max()) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_more_noise_and_fewer_rows_want_more_penalty(seed: int) -> None:
     clear = fit_head(*rows(1000, 0.1, seed), CROSS_ENTROPY, outputs=3).probe

@@ -50,6 +50,7 @@ def test_they_do_the_same_and_this_one_tells() -> None:
         processes.run(len, "a")
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_all_of_them_with_a_clear_error() -> None:
     processes = Processes(3)
     processes.run(killed, -1)  # all have imported it

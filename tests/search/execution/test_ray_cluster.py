@@ -298,6 +298,7 @@ def starting(monkeypatch: pytest.MonkeyPatch, place: Path) -> Starting:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_start_that_waits_for_what_has_ended_is_given_up(starting: Starting, number: int) -> None:
     threading.Timer(1.5, lambda: starting.head[0].send_signal(number)).start()

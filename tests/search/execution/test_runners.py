@@ -159,6 +159,7 @@ print(runner_of(type(job))(None, job).scores, job.seed)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_unpickles_a_job_knows_its_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

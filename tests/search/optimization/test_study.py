@@ -88,6 +88,7 @@ def test_each_sampler_exhausts_a_small_space(tmp_path: Path, sampler: str) -> No
     assert len(set(run_all(open_study(tmp_path, sampler=sampler)))) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_small_space_is_exhausted_to_its_last_point(tmp_path: Path, sampler: str) -> None:
     """Random draws alone leave some of forty out before they repeat what is known a hundred times."""

@@ -281,6 +281,7 @@ def test_copies_make_no_difference_of_noise(name: str) -> None:
     assert before > claims, "what counted each copy as a row of its own said it more often"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COPIES)
 def test_sides_that_err_alike_on_copies_are_seldom_called_as_good(name: str) -> None:
     """The worse side errs where the other does, and on one text in a hundred more."""

@@ -82,6 +82,7 @@ def test_aliases_decide_on_learning_rates() -> None:
     assert values_of(bound.materialize(values), bound).values == values
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_point_whatever_came_before() -> None:
     wanted = Recipe.named("unipelt")
     fresh = values_of(wanted, bound_to("default", TINY))

@@ -197,6 +197,7 @@ def test_a_recipe_is_trained_and_used(backbone: str, file: str, tmp_path: Path) 
     assert [a.get("label") for a in again] == [a.get("label") for a in said]
 
 
+@pytest.mark.slow
 def test_a_search(backbone: str, file: str, tmp_path: Path) -> None:
     found = autopeft.search(
         budget="5%", task=file, model=backbone, max_length=48, trials=2, steps=6, confirm_seeds=2, workers=0,

@@ -296,6 +296,7 @@ def test_classes_stay_classes_on_an_encoder_decoder(folder: Path) -> None:
     assert (task.kind, task.labels) == ("classification", ("no", "yes"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_classification_on_an_encoder_decoder(name: str, folder: Path) -> None:
     file = folder / "classes.csv"

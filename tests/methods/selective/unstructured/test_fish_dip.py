@@ -172,6 +172,7 @@ def watched(
     yield hybrid, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [{}, {"name": "sgd", "momentum": 0.9}, {"name": "adafactor"}, {"name": "adam"}],

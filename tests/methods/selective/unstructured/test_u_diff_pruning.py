@@ -135,6 +135,7 @@ def _locations(seen: Seen) -> Tensor:
     return flat({k: v for k, v in seen.before[0].items() if ".dense.locations." in k})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_at_the_length_of_a_quick_search_gates_close_and_choose(method: str) -> None:
     """Of 60 steps 30 search. A gate of an entry that the loss does not reach closes, such as that of a row of

@@ -291,6 +291,7 @@ def runs(lands: list[Landscape]) -> Runs:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trials"),
     [
