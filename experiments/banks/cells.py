@@ -24,6 +24,7 @@ __all__ = [
     "all_of",
     "cells",
     "cluster_name",
+    "contenders",
     "inputs_of",
     "named",
     "options_of",
@@ -66,6 +67,13 @@ CONTENDERS = (
     "LoRAHub",
 )
 """Each is tried in four ways on *select*, and the best one is trained with two fresh seeds."""
+
+_WITH_MORE_ROWS = ("fresh LoRA", "best start, LoRA", "best start, adapter", "frozen beside LoRA")
+
+
+def contenders(rows: int) -> tuple[str, ...]:
+    """Those of a number of rows: all with the fewest, beyond that those of claim 2 and the two best ones."""
+    return CONTENDERS if rows == min(ROWS) else _WITH_MORE_ROWS
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from cells import CONTENDERS, KINDS, SOURCES, Cell, all_of, cells, cluster_name, named
+from cells import KINDS, SOURCES, Cell, all_of, cells, cluster_name, contenders, named
 from lib.measuring import commit, note
 from lib.parts import part_of
 from lib.storage import append_row, read_rows
@@ -40,7 +40,7 @@ def missing(rows: Sequence[Mapping[str, Any]], part: int = 0, parts: int = 1) ->
     return [
         (cell, contender)
         for cell in [*cells()][part::parts]
-        for contender in CONTENDERS
+        for contender in contenders(cell.rows)
         if (*asdict(cell).values(), contender) not in known
     ]
 
