@@ -123,6 +123,12 @@ def test_the_routers_loss_by_hand() -> None:
     assert moa.loss_terms(NO_STEP) is None
 
 
+def test_the_routers_loss_is_the_mean_over_layers() -> None:
+    moa = routed(layers=2)
+    moa._losses = {"encoder-0": torch.tensor(1.0), "encoder-1": torch.tensor(3.0)}
+    assert cast(Tensor, moa.loss_terms(NO_STEP)).item() == 2.0
+
+
 def test_while_training_the_task_decides_and_afterwards_the_router() -> None:
     moa = routed()
     (site,) = moa.first.values()
