@@ -45,7 +45,11 @@ def export(
         say(f"Not in peft's format: {found.reason}")
     for line in found.lines:
         say(line)
-    first = found.folder if (found.folder / "manifest.json").exists() else next(found.folder.iterdir())
+    first = (
+        found.folder
+        if (found.folder / "manifest.json").exists()
+        else found.folder / Path(found.files[0]).parts[0]
+    )
     card, moved = find_saved(first).card, given.get("model")
     say("Next:")
     if moved or card.model:

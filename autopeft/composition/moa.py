@@ -21,7 +21,7 @@ from autopeft.composition.contract import (
 from autopeft.composition.layers import gated_layers, layer_of
 from autopeft.composition.positions import mean_over_positions
 from autopeft.composition.registry import register
-from autopeft.composition.switch import child_of_each_row
+from autopeft.composition.switch import check_one_for_each, child_of_each_row
 from autopeft.devices import full_precision
 from autopeft.errors import CompositionError
 from autopeft.method import Call, LossStep, ParameterCount, WeightTarget, required_tasks, task_numbers
@@ -81,12 +81,7 @@ class MoA(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
-        tasks = required_tasks("moa", options["tasks"])
-        if len(tasks) != len(children):
-            raise CompositionError(
-                f"A moa has a child for each task, but got {len(children)} for the {len(tasks)} tasks "
-                f"{', '.join(tasks)}; write one child, of which each task has a copy, or one for each."
-            )
+        check_one_for_each("moa", children, options)
         check_learn_together("moa", children)
         keys = {frozenset(site.key for site in child.sites) for child in children}
         if len(keys) > 1:
@@ -97,8 +92,7 @@ class MoA(nn.Module):
             if child.ways & {"kv", "prompt"}:
                 raise CompositionError(
                     f"{child.label} adds rows to a sequence, and moa chooses what is added at a position; "
-                    "take "
-                    "adapters or LoRAs."
+                    "take adapters or LoRAs."
                 )
 
     @classmethod

@@ -22,7 +22,7 @@ from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget, required_tasks, task_numbers
 from autopeft.spec import Site
 
-__all__ = ["Switch", "child_of_each_row"]
+__all__ = ["Switch", "check_one_for_each", "child_of_each_row"]
 
 
 class SwitchOptions(CompositionOptions):
@@ -57,12 +57,7 @@ class Switch(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
-        tasks = required_tasks("switch", options["tasks"])
-        if len(tasks) != len(children):
-            raise CompositionError(
-                f"A switch has a child for each task, but got {len(children)} for the {len(tasks)} tasks "
-                f"{', '.join(tasks)}; write one child, of which each task has a copy, or one for each."
-            )
+        check_one_for_each("switch", children, options)
         check_learn_together("switch", children)
         without = [child.label for child in children if "kv" not in child.ways]
         if 0 < len(without) < len(children):
@@ -114,6 +109,20 @@ class Switch(nn.Module):
             its = (numbers == task)[:, None, None]
             keys, values = torch.where(its, pairs[task][0], keys), torch.where(its, pairs[task][1], values)
         return keys, values
+
+
+def check_one_for_each(kind: str, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+    """Check that there is a child for each task.
+
+    Raises:
+        CompositionError: there are more or fewer, or the tasks are not named.
+    """
+    tasks = required_tasks(kind, options["tasks"])
+    if len(tasks) != len(children):
+        raise CompositionError(
+            f"A {kind} has a child for each task, but got {len(children)} for the {len(tasks)} tasks "
+            f"{', '.join(tasks)}; write one child, of which each task has a copy, or one for each."
+        )
 
 
 def child_of_each_row(

@@ -67,8 +67,8 @@ class SubspaceModule(nn.Module):
         if len(stored) != len(self.names):
             raise MethodError(
                 f"intrinsic_prompt learns the prompts of {len(self.names)} tasks "
-                f"({', '.join(self.names)}), but "
-                f"'from' names {len(stored)}: name the prompt of each, in this order."
+                f"({', '.join(self.names)}), but 'from' names {len(stored)}: name the prompt of each, in "
+                "this order."
             )
         for row, one in zip(self.prompts, stored, strict=True):
             row.copy_(only_prompt([one], *row.shape))
@@ -81,8 +81,7 @@ class SubspaceModule(nn.Module):
             if not self._given:
                 raise MethodError(
                     "intrinsic_prompt learns what prompts of several tasks have in common: name them by "
-                    "'from:' "
-                    "in the recipe, one for each task."
+                    "'from:' in the recipe, one for each task."
                 )
             codes = cast(nn.Parameter, cast(nn.Linear, self.encoder)(self.prompts.flatten(1)))
         rows: Tensor = self.decoder(codes[tasks])
