@@ -61,8 +61,8 @@ def task_set(tasks: Sequence[Task], mixture: Mixture | None = None) -> Task:
         raise TaskError(
             f"A mixture has a weight for each task or none, but got {len(mixture.weights)} for {len(tasks)}."
         )
-    if mixture.batches == "mixed" and not all(head.pooled and head.new_head for head in heads.values()):
-        other = next(name for name, head in heads.items() if not (head.pooled and head.new_head))
+    if mixture.batches == "mixed" and not all(head.one_state for head in heads.values()):
+        other = next(name for name, head in heads.items() if not head.one_state)
         raise TaskError(
             f"Mixed batches are for heads that read one position of a row, and {other!r} has another: take "
             "homogeneous ones."

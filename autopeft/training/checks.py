@@ -73,7 +73,7 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             f"not have. `autopeft methods {name}` says which option does without."
         )
     pooling = [n for n, entry in entries.items() if entry.method.traits.pools]
-    if pooling and not (kind.head.pooled and kind.head.new_head):
+    if pooling and not kind.head.one_state:
         raise CompositionError(
             f"{pooling[0]} gives every position the same state, and models for {kind.name} read several of "
             "a row, or one that has a meaning of its own; leave it out."

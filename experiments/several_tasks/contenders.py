@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def trained(contender: str, draw: int, folder: Path) -> dict[str, Any]:
         train_rows=_ROWS[0] * len(TASKS), select_rows=_ROWS[1] * len(TASKS),
         test_rows=_ROWS[2] * len(TASKS), confirm=1, confirm_seeds=1, max_length=_LENGTH,
     )  # fmt: skip
-    recipe = replace(result).recipe
+    recipe = result.winner
     final = _run(TASKS, draw, recipe, 1_000 + draw, "test")
     return {
         "test": dict(final.by_task["test"]),

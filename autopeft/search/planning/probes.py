@@ -101,7 +101,7 @@ def pooling_of_search(
     """
     if a.pooling == "mean":
         kind = task.task_kind
-        if not (kind.head.pooled and kind.head.new_head):
+        if not kind.head.one_state:
             raise UsageError(
                 f"pooling='mean' gives a head one state for each row, and models for {kind.name} read "
                 "several; leave it out."
@@ -167,7 +167,7 @@ def find_pooling(
         The finding; `None` where there is no choice (see `better_pooling`), or the backbone is too large.
     """
     kind = task.task_kind
-    if not (kind.head.pooled and kind.head.new_head and kind.head.probed) or spec.parameters > _LARGEST:
+    if not (kind.head.one_state and kind.head.probed) or spec.parameters > _LARGEST:
         return None
     if notify is not None:
         notify("Fitting heads to what the frozen backbone makes of some training rows.")

@@ -72,6 +72,12 @@ class Head:
     peft_task_type: str | None = "SEQ_CLS"
     hub_pipeline: str | None = "text-classification"
 
+    @property
+    def one_state(self) -> bool:
+        """Whether the head turns one hidden state of a row into all that it predicts of it, for which the
+        mean of the row's states may stand."""
+        return self.pooled and self.new_head
+
     # Loading
     # --------------------------------------------------------------------------------------------------
 

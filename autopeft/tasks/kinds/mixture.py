@@ -589,6 +589,10 @@ class MixtureHead(Head):
             self.new_head = heads[0].new_head  # type: ignore[misc]
             self.modality = heads[0].modality  # type: ignore[misc]
 
+    @property
+    def one_state(self) -> bool:
+        return all(member.task_kind.head.one_state for member in self.members)
+
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
         return next((why for m in self.members if (why := m.task_kind.head.refused(spec, model))), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,19 +24,23 @@ from torch import Tensor
 import autopeft
 from autopeft.assets import load_tokenizer
 from autopeft.assets.heads import head_bank, reset_head, with_head
-from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.backbones import spec_of
+from autopeft.errors import AutoPEFTError, CompositionError, UsageError
 from autopeft.hybrid import attach, load
 from autopeft.hybrid.modules import head_of
+from autopeft.recipe.pooling import MEAN_POOLING
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
 from autopeft.search.api import search
 from autopeft.tasks import EncodedTask, Mixture, Task, get_kind, load_task, task_set
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, predict, run_trial
+from autopeft.training.checks import check_recipe
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.head_start import start_head
 from autopeft.training.losses import logits_of
+from autopeft.training.pooling import better_pooling
 
 CPU = torch.device("cpu")
 PLAN = TrainingPlan(steps=2, batch_size=8, max_length=32, device="cpu")
@@ -52,6 +57,7 @@ def classes(name: str, words: tuple[tuple[str, ...], ...], rows: int, most: int 
     return replace(load_task(frame), name=name)
 
 
+HEADS = ("classifier.weight", "task_heads.three.classifier.weight")
 TWO = (classes("mood.csv", (GOOD, BAD), 90), classes("three", (GOOD, BAD, NEUTRAL), 150))
 
 
@@ -194,6 +200,39 @@ def test_each_head_starts_as_the_probe_of_its_task_alone(place: Path) -> None:
         alone, rows = on(place, task)
         assert start_head(alone, rows, PLAN) is not None
         assert torch.allclose(alone.classifier.weight, own.classifier.weight, atol=1e-6)
+
+
+def test_each_head_reads_the_mean_as_that_of_its_task_alone(place: Path) -> None:
+    model, data = on(place, two())
+    kind = data.task.task_kind
+    with attach(model, MEAN_POOLING):
+        found = [logits_of(model, batch_of(data, number), kind) for number in (0, 1)]
+    for number, task in enumerate(TWO):
+        alone, rows = on(place, task)
+        with torch.no_grad():
+            alone.classifier.weight.copy_(head_of(model)[HEADS[number]])
+        with attach(alone, MEAN_POOLING):
+            wanted = logits_of(alone, batch_of(data, number), rows.task.task_kind)
+        assert torch.allclose(found[number], wanted, atol=1e-6)
+
+
+def test_what_heads_read_is_chosen_by_all_of_them_whatever_their_units(place: Path) -> None:
+    model, data = on(place, two())
+    both = better_pooling(model, data, PLAN, spec_of(model.config))
+    assert both is not None
+    alone = []
+    for task in TWO:
+        own, rows = on(place, task)
+        alone += [better_pooling(own, rows, PLAN, spec_of(own.config))]
+    assert both.own == pytest.approx(math.prod(found.own for found in alone if found) ** 0.5, rel=1e-4)
+    assert both.mean == pytest.approx(math.prod(found.mean for found in alone if found) ** 0.5, rel=1e-4)
+
+
+def test_no_mean_is_read_where_a_task_has_answers_in_several_places(place: Path) -> None:
+    model, data = on(place, of_all_kinds(place))
+    assert better_pooling(model, data, PLAN, spec_of(model.config)) is None
+    with attach(model, MEAN_POOLING) as hybrid, pytest.raises(CompositionError, match="mean_pooling"):
+        check_recipe(hybrid, data.task.task_kind)
 
 
 def test_what_acts_on_the_logits_of_one_head_is_refused(place: Path) -> None:
