@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
-from autopeft.errors import UsageError
+from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
-from autopeft.export.of_task import folder_name, members_of, one_task, served_together
+from autopeft.export.of_task import folder_name, meant, members_of, served_together
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import Saved, load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
@@ -174,14 +174,8 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         >>> autopeft.predict("latest", "a warm, funny film")[0]["label"]   # doctest: +SKIP
         >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
-    if given.task is None:
-        return _predict(run, texts, given)
-    with one_task(saved_of(run), given.task, **_on_backbone(given)) as alone:
-        return _predict(alone, texts, given)
-
-
-def _on_backbone(given: PredictArguments | ExportArguments) -> dict[str, Any]:
-    return {"model": given.model, "notify": given.notify, "device": given.device}
+    with meant(run, given) as known:
+        return _predict(known, texts, given)
 
 
 def _predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[str, Any]]:
@@ -232,22 +226,33 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         )
     empty_folder(local_path(out), "-o")
     members = members_of(saved_of(run))
-    if given.task is not None:
-        with one_task(saved_of(run), given.task, **_on_backbone(given)) as alone:
-            return _export(alone, out, given)
-    if not members or given.format in (None, OWN):
-        return _export(run, out, given)
+    if given.task is not None or not members or given.format in (None, OWN):
+        with meant(run, given) as known:
+            return _export(known, out, given)
     done: dict[str, Exported] = {}
+    refused: dict[str, AutoPEFTError] = {}
     for member in members:
-        with one_task(saved_of(run), member.name, **_on_backbone(given)) as alone:
-            done[member.name] = _export(alone, local_path(out) / folder_name(member.name), given)
-    return _together(saved_of(run), local_path(out), given, done)
+        try:
+            with meant(run, given.model_copy(update={"task": member.name})) as alone:
+                done[member.name] = _export(alone, local_path(out) / folder_name(member.name), given)
+        except AutoPEFTError as error:
+            refused[member.name] = error
+    if not done:
+        raise next(iter(refused.values()))
+    return _together(saved_of(run), local_path(out), given, done, refused)
 
 
-def _together(saved: Saved, folder: Path, given: ExportArguments, done: Mapping[str, Exported]) -> Exported:
-    """What was written for each task of a set, and how all are served at once."""
+def _together(
+    saved: Saved,
+    folder: Path,
+    given: ExportArguments,
+    done: Mapping[str, Exported],
+    refused: Mapping[str, AutoPEFTError],
+) -> Exported:
+    """What was written for each task of a set, what was not and why, and how all are served at once."""
     files = tuple(f"{one.folder.name}/{file}" for one in done.values() for file in one.files)
     lines = [f"{name}: {line}" for name, one in done.items() for line in one.lines]
+    lines += [f"{name} is not written: {error}" for name, error in refused.items()]
     served = served_together(saved, {name: one.folder / str(given.format) for name, one in done.items()})
     if given.format == "lora" and served is not None:
         lines.append(f"All of them at once: {served}")

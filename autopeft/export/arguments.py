@@ -229,6 +229,7 @@ class ChatArguments(Arguments):
 
     called: ClassVar[str] = "chat"
 
+    task: OfTask = None
     system: Annotated[str | None, Option(help="What the model is told before all else.")] = None
     max_new_tokens: MaxNewTokens = None
     temperature: Temperature = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import WRITES, ChatArguments
+from autopeft.export.of_task import meant
 from autopeft.export.trained import Trained, on_backbone, trained
 from autopeft.tasks.kinds.generation import longest_prompt
 from autopeft.tasks.kinds.language_model import UNKNOWN
@@ -145,14 +146,22 @@ def chat(run: Trained, given: ChatArguments) -> Chat:
         >>> talk = autopeft.chat("latest", system="Be brief.")             # doctest: +SKIP
         >>> talk.say("Which months have 30 days?")                         # doctest: +SKIP
     """
+    with meant(run, given) as known:
+        return _begin(known, given)
+
+
+def _begin(run: Trained, given: ChatArguments) -> Chat:
     known = trained(run, tokenizer=given.tokenizer)
     how = known.kind.scorer.generation(known.use, **{name: getattr(given, name) for name in WRITES})
     if how is None:
-        raise UsageError(f"Models for {known.kind.name} write no texts, so that nobody can talk with them.")
+        names = ", ".join(member.name for member in getattr(known.kind.schema, "members", ()))
+        if names:
+            raise UsageError(f"The hybrid is for several tasks ({names}): name one with --task (task=…).")
+        raise UsageError(f"Models for {known.kind.plain} write no texts, so that nobody can talk with them.")
     if not known.kind.schema.turns:
         if given.system is not None:
             raise UsageError(
-                f"Models for {known.kind.name} read one text at a time and nothing before it; leave out "
+                f"Models for {known.kind.plain} read one text at a time and nothing before it; leave out "
                 "system (--system)."
             )
         if given.notify is not None:

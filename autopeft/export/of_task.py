@@ -13,20 +13,37 @@ from typing import Any
 
 from autopeft.assets.heads import head_bank, with_head
 from autopeft.errors import UsageError, near
+from autopeft.export.arguments import ChatArguments, ExportArguments, PredictArguments
 from autopeft.export.manifest import MANIFEST
 from autopeft.export.package import Saved, find_saved, load_hybrid
+from autopeft.export.trained import Trained, saved_of
 from autopeft.hybrid import of_task
 from autopeft.hybrid.modules import deployed_modules, head_of
 from autopeft.hybrid.store import save
 from autopeft.runs.files import write_json
 from autopeft.tasks.kinds.mixture import Member
 
-__all__ = ["folder_name", "members_of", "one_task", "served_together"]
+__all__ = ["folder_name", "meant", "members_of", "one_task", "served_together"]
 
 
 def members_of(saved: Saved) -> tuple[Member, ...]:
     """The tasks that a saved hybrid learnt together, none of one task."""
     return tuple(getattr(saved.card.task_kind.schema, "members", ())) if saved.card.kind else ()
+
+
+@contextmanager
+def meant(run: Trained, given: ChatArguments | ExportArguments | PredictArguments) -> Iterator[Trained]:
+    """Within, the task that arguments name as a saved hybrid of its own, or the whole where they name none.
+
+    Raises:
+        UsageError: see `one_task`.
+    """
+    if given.task is None:
+        yield run
+        return
+    load = {"model": given.model, "notify": given.notify, "device": given.device}
+    with one_task(saved_of(run), given.task, **load) as alone:
+        yield alone
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from autopeft.runs.folder import as_typed, why_not_here
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import generative_kind, kind_of_model, own_metric, use_metric
-from autopeft.tasks.kinds.task_kind import plain_name
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames, same_numbers
 from autopeft.training.arguments import TrainArguments
@@ -249,7 +248,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         text=column("text"),
         text_pair=column("text_pair"),
         label=column("label"),
-        kind=plain_name(known.kind.name),
+        kind=known.kind.plain,
         metric=given.metric or known.metric,
         like=None if own else known.columns,
         drop_empty=given.drop_empty or before.get("drop_empty") is True,

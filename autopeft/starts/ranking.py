@@ -136,7 +136,7 @@ def ranked(
     kind = task.task_kind
     if not (kind.head.new_head and kind.head.probed):
         raise UsageError(
-            f"{task.name!r} is of the kind {kind.name}, which has no new head that reads features of its "
+            f"{task.name!r} is of the kind {kind.plain}, which has no new head that reads features of its "
             "rows, so that its starts cannot be ranked; take a task of classes, numbers or tags."
         )
     few = task.subset(MOST_ROWS, MOST_ROWS, MOST_ROWS, seed=seed)

@@ -69,19 +69,19 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
     if wanting and not kind.head.row_distribution:
         name = entries[wanting[0]].method.name
         raise CompositionError(
-            f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.name} do "
-            f"not have. `autopeft methods {name}` says which option does without."
+            f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.plain} "
+            f"do not have. `autopeft methods {name}` says which option does without."
         )
     pooling = [n for n, entry in entries.items() if entry.method.traits.pools]
     if pooling and not kind.head.one_state:
         raise CompositionError(
-            f"{pooling[0]} gives every position the same state, and models for {kind.name} read several of "
+            f"{pooling[0]} gives every position the same state, and models for {kind.plain} read several of "
             "a row, or one that has a meaning of its own; leave it out."
         )
     heads = [n for n, entry in entries.items() if entry.method.traits.replaces_head]
     if heads and spec.logits is not None and spec.logits.tokens:
         raise CompositionError(
-            f"{heads[0]} puts a head of its own in the place of the model's, which for {kind.name} is one "
+            f"{heads[0]} puts a head of its own in the place of the model's, which for {kind.plain} is one "
             f"of {spec.logits.width:,} words: as many would begin at random. Leave out the label words "
             "(--label-words) for a head of the task's own, or use prompt_tuning or idpg."
         )
@@ -92,7 +92,7 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
     ahead = [n for n in seeing if any(spec.stack(site.stack).causal for site in entries[n].sites)]
     if ahead:
         raise CompositionError(
-            f"{ahead[0]} makes its prompt of the whole text, in which models for {kind.name} predict each "
+            f"{ahead[0]} makes its prompt of the whole text, in which models for {kind.plain} predict each "
             "token from those before it, so that they would see what they are to predict; use a prompt that "
             "does not depend on the text (prompt_tuning, p_tuning), or an encoder-decoder."
         )

@@ -93,7 +93,7 @@ def check_packing(hybrid: Any, model: nn.Module, kind: TaskKind) -> None:
             the recipe acts on rows as a whole.
     """
     if not (kind.head.causal and kind.encoder.tokenwise_trunk):
-        raise UsageError(f"Packing is for language models (causal_lm), and not for {kind.name}{_OTHERWISE}.")
+        raise UsageError(f"Packing is for language models (causal_lm), and not for {kind.plain}{_OTHERWISE}.")
     if "position_ids" not in parameters_of(model):
         raise UsageError(
             f"{type(model).__name__} takes no positions, which tell texts in one row apart{_OTHERWISE}."

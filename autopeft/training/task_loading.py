@@ -50,7 +50,7 @@ def task_from_arguments(
     if kind.head.modality != backbone.modality:
         reads, wanted = _READS[backbone.modality], _READS[kind.head.modality]
         problem = (
-            f"{name!r} is a backbone that reads {reads[0]}, and {kind.name} is of {wanted[0]}: take a task "
+            f"{name!r} is a backbone that reads {reads[0]}, and {kind.plain} is of {wanted[0]}: take a task "
             f"of {reads[0]} ({reads[1]}), or a backbone of {wanted[0]} ({wanted[2]}; --model)."
         )
     if problem is not None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from support.language import save_decoder, write_chats
 from support.saved_model import save_backbone, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
-from autopeft.errors import UsageError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.export.of_task import folder_name
 from autopeft.export.package import find_saved
 from autopeft.hybrid import load
@@ -112,6 +113,47 @@ def test_one_task_alone_is_exported_and_loaded(trained: FixedOutcome, tmp_path: 
     assert [a["label"] for a in asked] == [
         a["label"] for a in autopeft.predict(trained, TEXTS, task="mood", device="cpu")
     ]
+
+
+def test_a_task_that_cannot_be_written_leaves_the_others(trained: FixedOutcome, tmp_path: Path) -> None:
+    children = [{"lora": {"rank": 2}}, {"serial_adapter": {"bottleneck": 2}}]
+    recipe = autopeft.Recipe.from_dict({"layers": [{"attach": [{"switch": children}]}], "name": "unlike"})
+    tasks = str(trained.folder.parent / "tasks.yaml")
+    model = trained.hybrid.model.config._name_or_path
+    outcome = autopeft.train(
+        recipe=recipe, task=tasks, model=model, steps=1, out=tmp_path / "run", device="cpu"
+    )
+    done = autopeft.export(outcome, tmp_path / "out", format="merged", device="cpu")
+    assert done.facts["tasks"].keys() == {"mood"}
+    assert (tmp_path / "out" / "mood" / "merged").is_dir()
+    (told,) = [line for line in done.lines if line.startswith("marks")]
+    assert "serial_adapter" in told
+    with pytest.raises(CompositionError, match="serial_adapter"):
+        autopeft.export(outcome, tmp_path / "one", format="merged", task="marks", device="cpu")
+
+
+def test_one_of_several_languages_tasks_is_talked_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    write_chats(tmp_path / "chats.jsonl")
+    (tmp_path / "tasks.yaml").write_text(
+        "".join(f"- {{task: {tmp_path}/chats.jsonl, name: {name}}}\n" for name in ("one", "other"))
+    )
+    recipe = {"layers": [{"attach": [LORAS]}], "training": {"learning_rate": 0.1}, "name": "apart"}
+    outcome = autopeft.train(
+        recipe=autopeft.Recipe.from_dict(recipe), task=str(tmp_path / "tasks.yaml"), steps=6,
+        model=str(save_decoder(tmp_path / "llama")), max_length=48, out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    asked, heard = "what follows one", []
+    for task in ("one", "other"):
+        talk = autopeft.chat(outcome, task=task, max_new_tokens=5, device="cpu")
+        heard += [talk.say(asked)]
+        (answer,) = autopeft.predict(outcome, asked, task=task, max_new_tokens=5, device="cpu")
+        assert heard[-1] == answer["answer"]
+    assert heard[0] != heard[1]
+    with pytest.raises(UsageError, match="--task"):
+        autopeft.chat(outcome, device="cpu")
 
 
 @pytest.mark.parametrize(("task", "folder"), [("a/b", "a_b"), ("..", "task"), ("trec", "trec"), ("", "task")])

@@ -81,7 +81,7 @@ def check_rank_for(kind: TaskKind, name: str | None) -> None:
     if name is not None and name not in known:
         allowed = " or ".join(known)
         raise UsageError(
-            f"Recipes for the kind of task {kind.name} are ranked by {allowed}, but got rank_by={name!r}: "
+            f"Recipes for the kind of task {kind.plain} are ranked by {allowed}, but got rank_by={name!r}: "
             f"{why}; give {allowed}, or leave it out."
         )
 

@@ -103,7 +103,7 @@ def pooling_of_search(
         kind = task.task_kind
         if not kind.head.one_state:
             raise UsageError(
-                f"pooling='mean' gives a head one state for each row, and models for {kind.name} read "
+                f"pooling='mean' gives a head one state for each row, and models for {kind.plain} read "
                 "several; leave it out."
             )
         if a.serve is not None:

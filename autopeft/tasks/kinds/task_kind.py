@@ -86,6 +86,11 @@ class TaskKind:
         return self if self.settle is None else self.settle(names, pairs, backbone)
 
     @property
+    def plain(self) -> str:
+        """The name without options, which a message says."""
+        return plain_name(self.name)
+
+    @property
     def owner(self) -> type[Any]:
         """The class by which the kind differs from those of this package; its scorer's where it does not."""
         types = [type(part) for part in (self.schema, self.encoder, self.head, self.scorer)]
