@@ -20,6 +20,7 @@ from autopeft.search.planning import probes
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.projection import values_of
+from autopeft.tasks.kinds import get_kind
 from autopeft.training.pooling import PoolingFinding
 
 MEAN = PoolingFinding("mean", own=0.61, mean=0.45)
@@ -109,10 +110,8 @@ def test_packed_and_divided_backbones_are_not_probed(more: dict[str, Any], proce
 def test_the_mean_cannot_be_served_nor_read_by_heads_of_tokens(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="serve='peft' asks for one; leave one of them out"):
         prepared(tmp_path, pooling="mean", serve="peft")
-    head = SimpleNamespace(pooled=False, new_head=True)
-    kind = SimpleNamespace(head=head, name="token_classification")
     asked = SearchArguments(task="trec", budget="1%", pooling="mean")
-    task: Any = SimpleNamespace(task_kind=kind)
+    task: Any = SimpleNamespace(task_kind=get_kind("token_classification"))
     nothing: Any = None  # else is looked at
     with pytest.raises(UsageError, match="token_classification read several"):
         probes.pooling_of_search(asked, nothing, nothing, task, nothing, nothing, 1, None)
