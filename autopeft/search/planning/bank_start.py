@@ -1,24 +1,28 @@
-"""`--from bank`: the best start that the bank has for the task, as items of the space.
+"""`--from bank`: the adapters of the bank that promise most for the task, frozen, as items of the space.
 
 The bank's hybrids are ranked for the task (`autopeft.starts.ranking`). The first one that fits the budget
-joins the space: each of its entries may be left out, start from it, or be frozen at it. So trials may combine
-it with whatever else the space offers.
+joins the space: each of its entries may be left out, or stay frozen beside whatever else the space offers.
+
+That is what `experiments/banks` supports, and no more: an adapter of another task that was frozen beside a
+fresh LoRA was not below that LoRA alone in any cluster of tasks with 50 rows, a LoRA that was trained on from
+another task's was so in each.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from autopeft import bank
 from autopeft.assets import ModelSource
+from autopeft.composition import is_composition
 from autopeft.counting import count
-from autopeft.errors import RecipeError, TaskError
+from autopeft.errors import TaskError
 from autopeft.graph import build_graph, unservable_entries
 from autopeft.hybrid.inputs import open_input
+from autopeft.method import get_method
 from autopeft.recipe import InputItem, Recipe
 from autopeft.recipe.pooling import Pooling
 from autopeft.recipe.yaml_text import dump_yaml, read_yaml
@@ -30,7 +34,6 @@ from autopeft.tasks import Task, cluster_of, get_kind
 
 __all__ = ["BankStart", "find_start", "with_start"]
 
-_SLOWER, _FASTER = 10, 3
 _SHOWN = 5
 
 
@@ -42,7 +45,7 @@ class BankStart:
         name: in the bank.
         task: that it was trained on, where that is known.
         score: log evidence of the task's labels for each row; `bare`: that of the bare backbone.
-        recipe: its entries, each with a start and a name of its own, and their learning rate.
+        recipe: its entries, each frozen and with a name of its own, and the learning rate that they had.
     """
 
     name: str
@@ -65,7 +68,7 @@ class BankStart:
         """The recipe without the start."""
         tree = {key: value for key, value in self.recipe.to_dict().items() if key != "inputs"}
         for item in _started(tree):
-            del item["from"]
+            del item["from"], item["frozen"]
         return Recipe.from_dict(tree)
 
     @property
@@ -88,8 +91,8 @@ def find_start(
     device: str,
     notify: Callable[[str], None] | None,
 ) -> BankStart | None:
-    """The best start in the bank that has seen none of the task's texts, has at most `most` deployed
-    parameters and can be served as asked; `None` where there is none.
+    """The best start in the bank that is made of adapters, has seen none of the task's texts, has at most
+    `most` deployed parameters and can be served as asked; `None` where there is none.
 
     Raises:
         UsageError: the bank is empty, or starts of such a task cannot be ranked.
@@ -99,6 +102,9 @@ def find_start(
     )
     told = [*ranking.skipped]
     for start in ranking.starts:
+        if other := [name for name in start.methods if not _is_adapter(name)]:
+            told.append(f"{start.name} has {other[0]}, and starts are made of adapters alone.")
+            continue
         recipe = _named(start)
         deployed = count(recipe, spec).deployed
         if _saw(bank.entry(start.name), task):
@@ -113,6 +119,14 @@ def find_start(
         more = f" {len(told) - _SHOWN} more are left out." if len(told) > _SHOWN else ""
         notify(f"The bank has no start for this search: {' '.join(told[:_SHOWN])}{more}")
     return None
+
+
+def _is_adapter(method: str) -> bool:
+    """Whether a method transforms activations in place, and is no change of weights."""
+    if is_composition(method):
+        return False
+    traits = get_method(method).traits
+    return "hook" in traits.ways <= {"hook", "weight"} and not traits.mergeable
 
 
 def _saw(kept: bank.BankEntry, task: Task) -> bool:
@@ -135,14 +149,14 @@ def _names(name: str, kind: str) -> set[str]:
 
 
 def _named(start: Start) -> Recipe:
-    """The recipe that starts from a hybrid of the bank, its entries under names that no space has,
-    with the largest learning rate that they had."""
+    """The recipe that has a hybrid of the bank frozen, its entries under names that no space has, with the
+    largest learning rate that they had."""
     kept = bank.entry(start.name)
     before = open_input(start.name, InputItem(bank=start.name, sha256=kept.sha256)).recipe
     rates = [before.training.settings(ref.name, ref.method).learning_rate for ref in before.entries()]
     tree = starting_from(kept).to_dict()
     for item in _started(tree):
-        item["as"] = item["from"].replace(".", "_")
+        item |= {"as": item["from"].replace(".", "_"), "frozen": True}
     return Recipe.from_dict({**tree, "name": start.name, "training": {"learning_rate": max(rates)}})
 
 
@@ -156,33 +170,12 @@ def _started(tree: Any) -> list[dict[str, Any]]:
 
 
 def with_start(space: Space, start: BankStart) -> Space:
-    """The space with the items of a start, each of which may be left out, frozen, or trained on, at a rate
-    from a tenth to three times that of its own training."""
+    """The space with the items of a start, each of which may be left out."""
     tree, told = read_yaml(space.text, space.name), start.recipe.to_dict()
     inputs = {**space.inputs, **start.recipe.inputs}
     tree["inputs"] = {name: item.to_data() for name, item in inputs.items()}
-    head = {"autopeft": 2, "inputs": told["inputs"]}
-    for block in told.get("layers", []):
-        ways = [_ways(item, lambda i: {**head, "layers": [{"attach": [i]}]}) for item in block["attach"]]
-        tree["layers"] = [*tree.get("layers", []), {**block, "attach": ways}]
-    for item in told.get("model", []):
-        tree["model"] = [*tree.get("model", []), _ways(item, lambda i: {**head, "model": [i]})]
-    rate = start.recipe.training.learning_rate
-    around = {"learning_rate": {"float": [rate / _SLOWER, min(rate * _FASTER, 10.0)], "log": True}}
-    training = dict(tree.get("training", {}))
-    names = [item["as"] for item in _started(told)]
-    tree["training"] = {**training, "groups": {**training.get("groups", {}), **dict.fromkeys(names, around)}}
+    for block in told["layers"]:
+        attach = [{"choice": [None, item]} for item in block["attach"]]
+        tree["layers"] = [*tree.get("layers", []), {**block, "attach": attach}]
     plain = json.loads(json.dumps(tree))  # without the lines that the reader marks
     return Space.from_yaml(dump_yaml(plain), f"{space.name} with {start.name}")
-
-
-def _ways(item: dict[str, Any], alone: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A choice of nothing, the item frozen where it can be, and the item; `alone` is a recipe of an item."""
-    frozen = deepcopy(item)
-    for started in _started(frozen):
-        started["frozen"] = True
-    try:
-        Recipe.from_dict(alone(frozen))
-    except RecipeError:  # training decides what it is
-        frozen = item
-    return {"choice": [None, item] if frozen == item else [None, frozen, item]}

@@ -23,12 +23,13 @@ from autopeft.search.planning.bank_start import BankStart, with_start
 from autopeft.search.space.space import Space
 
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
+ADAPTER: dict[str, Any] = {"serial_adapter": {"bottleneck": 4}}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The arguments of a search in a folder whose bank holds a LoRA and an adapter of another file, and a
-    LoRA of the file itself."""
+    """The arguments of a search in a folder whose bank holds two adapters and a LoRA of another file, and an
+    adapter of the file itself."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPEFT_CACHE", str(folder / "cache"))
@@ -37,9 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         head, *rows = Path(small["task"]).read_text().splitlines()
         Path("other.csv").write_text("\n".join([head, *rows[::-1]]) + "\n")
         kept = (
-            ("far", "other.csv", LORA),
+            ("far", "other.csv", ADAPTER),
             ("wide", "other.csv", {"serial_adapter": {"bottleneck": 16}}),
-            ("own", small["task"], LORA),
+            ("own", small["task"], ADAPTER),
+            ("low", "other.csv", LORA),
         )
         for name, data, item in kept:
             tree = {"name": name, "layers": [{"attach": [item]}], "training": {"learning_rate": 0.02}}
@@ -65,7 +67,9 @@ def test_the_best_start_is_tried_first_and_compared_with_its_recipe_that_starts_
     result = search(**given, notify=said.append)
     first = Recipe.from_dict(dict(result.trials[0].recipe))
     assert first.inputs["far"].sha256 == bank.entry("far").sha256
-    assert [str(start) for ref in first.entries() for start in ref.item.start] == ["far.lora"]
+    started = {str(start): ref.item.frozen for ref in first.entries() for start in ref.item.start}
+    assert started == {"far.serial_adapter": True}
+    assert "lora" in first.methods, "it stands beside a LoRA that starts fresh"
     assert any("far, trained on other.csv" in line for line in said)
     (fresh,) = result.baselines
     assert fresh.name == "far that starts fresh"
@@ -83,18 +87,18 @@ def test_it_goes_on_with_the_start_that_it_had(given: dict[str, Any]) -> None:
     assert Recipe.from_dict(dict(result.trials[0].recipe)).inputs.keys() == {"far"}
 
 
-def test_what_saw_the_rows_or_is_too_large_is_no_start(given: dict[str, Any]) -> None:
+def test_what_saw_the_rows_is_too_large_or_no_adapter_is_no_start(given: dict[str, Any]) -> None:
     said: list[str] = []
     found = plan(**{**given, "budget": "400"}, notify=said.append)
     assert found.prepared.start is None
     assert found.prepared.space.inputs == {}
     (line,) = (line for line in said if "no start" in line)
-    for what in ("own was trained on texts of", "wide has", "far has"):
+    for what in ("own was trained on texts of", "wide has", "far has", "low has lora"):
         assert what in line
 
 
 def test_one_that_does_not_fit_beside_what_the_space_always_has_is_said_not_to(given: dict[str, Any]) -> None:
-    """LoRA of rank 1 and more at q and v, which takes 384 parameters, and this one's 768."""
+    """LoRA of rank 1 and more at q and v takes 384 parameters, and this one 876."""
     said: list[str] = []
     found = plan(**{**given, "budget": "1000"}, notify=said.append)
     assert found.prepared.start is not None
@@ -102,7 +106,7 @@ def test_one_that_does_not_fit_beside_what_the_space_always_has_is_said_not_to(g
 
 
 def test_a_set_has_seen_the_rows_of_its_tasks(given: dict[str, Any]) -> None:
-    tree = {"name": "of_both", "layers": [{"attach": [LORA]}]}
+    tree = {"name": "of_both", "layers": [{"attach": [ADAPTER]}]}
     Path("both.yaml").write_text(
         f"- {{task: {given['task']}, text: body, label: verdict}}\n"
         "- {task: other.csv, text: body, label: verdict}\n"
@@ -124,9 +128,9 @@ def test_the_command_says_which_it_is(given: dict[str, Any], capsys: pytest.Capt
     words = ["--task", given["task"], "--text", "body", "--label", "verdict", "--model", given["model"]]
     words += ["--budget", "5%", "--max-length", "16", "--from", "bank", "--dry-run"]
     assert main(["search", *words]) == 0
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "far, trained on other.csv" in err
-    assert "far_lora" in out
+    assert "tried first" in err
 
 
 def test_an_empty_bank_is_said(
@@ -138,37 +142,29 @@ def test_an_empty_bank_is_said(
     assert runs_as_paths(["bank"]) == ("bank",)
 
 
-def started(*layers: Any, model: tuple[Any, ...] = ()) -> BankStart:
+def started(*layers: Any) -> BankStart:
     tree = {
         "name": "kept",
         "inputs": {"kept": {"bank": "kept", "sha256": "0" * 64}},
         "layers": [{"at": "last 2", "attach": list(layers)}],
-        "model": list(model),
         "training": {"learning_rate": 0.01},
     }
     return BankStart("kept", None, -0.5, -0.6, Recipe.from_dict(tree))
 
 
-def test_each_entry_may_be_left_out_frozen_or_trained_on() -> None:
-    gated = {"gate": [{**LORA, "as": "one", "from": "kept.lora"}, "ia3"]}
-    settled = {"adalora": {"rank": 2}, "as": "two", "from": "kept.adalora"}
-    prompt = {"prompt_tuning": {"length": 2}, "as": "three", "from": "kept.prompt_tuning"}
-    start = started(gated, settled, model=(prompt,))
+def test_each_entry_may_be_left_out_or_stays_as_it_is() -> None:
+    adapters = [
+        {**ADAPTER, "as": "one", "from": "kept.serial_adapter", "frozen": True},
+        {"parallel_adapter": {"bottleneck": 2}, "as": "two", "from": "kept.parallel_adapter", "frozen": True},
+    ]
+    start = started(*adapters)
     space = with_start(Space.named("default"), start)
     assert space.name == "default"
     tree = Space.named("default").text
     assert len(space.templates.blocks) == len(Space.from_yaml(tree).templates.blocks) + 1
-    choices = [
-        [None if c is None else c for c in item["choice"]]
-        for item in (*_tree(space)["layers"][-1]["attach"], _tree(space)["model"][-1])
-    ]
-    assert [len(c) for c in choices] == [3, 2, 3], "training decides what AdaLoRA is: it is not frozen"
-    assert [c[0] for c in choices] == [None] * 3
-    assert [c[-1] for c in choices] == [gated, settled, prompt]
-    assert choices[0][1]["gate"][0]["frozen"] is True
-    rates = _tree(space)["training"]["groups"]
-    assert {rates[name]["learning_rate"]["float"][0] for name in ("one", "two", "three")} == {0.001}
+    assert [item["choice"] for item in _tree(space)["layers"][-1]["attach"]] == [[None, a] for a in adapters]
     assert not start.fresh.inputs
+    assert not any(ref.item.frozen for ref in start.fresh.entries())
     assert [ref.name for ref in start.fresh.entries()] == [ref.name for ref in start.recipe.entries()]
     assert BankStart.from_dict(json.loads(json.dumps(start.to_dict()))) == start
 
