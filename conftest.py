@@ -57,9 +57,10 @@ _started: list[str] = []
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    named = str(arguments[0]) if arguments else ""
+    # Every change of a tensor's class is an event, too: what it names may take long to say.
     if event not in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
         return
+    named = str(arguments[0]) if arguments else ""
     words = list(arguments[1]) if event == "subprocess.Popen" else []
     # Python itself asks `uname` once what machine this is; models that are not there yet are fetched by pip.
     if named != "uname" and words[1:4] != ["-m", "pip", "download"]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,9 +31,14 @@ def tiny_config(name: str) -> PreTrainedConfig:
 def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: Any) -> PreTrainedModel:
     """A tiny model in eval mode, its weights large enough that layers matter (a fresh init barely moves the
     logits)."""
+    return copy.deepcopy(_made(name, seed, attention, json.dumps(kwargs)))
+
+
+@lru_cache(maxsize=100)  # to copy a model takes a third of the time that making it does
+def _made(name: str, seed: int, attention: str, changes: str) -> PreTrainedModel:
     config = tiny_config(name)
     config._attn_implementation = "eager" if name in EAGER else attention
-    for key, value in kwargs.items():
+    for key, value in json.loads(changes).items():
         setattr(config, key, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
