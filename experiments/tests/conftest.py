@@ -8,20 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from lib.replay import Ground
-from lib.surrogate import Surrogate
-from support.landscape import bound_space
-from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
 
-from autopeft.counting import Budget
-from autopeft.graph import build_graph
-from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.repair import repair
-from autopeft.search.space.space import Space
+# Each process of a test run reads this file before it has a test, so fixtures import what takes long.
+if TYPE_CHECKING:
+    from lib.replay import Ground
+
+    from autopeft.search.space.bound import BoundSpace
 
 EXPERIMENTS = Path(__file__).parents[1]
 
@@ -66,6 +62,8 @@ def script(request: pytest.FixtureRequest) -> Callable[..., str]:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options that name a tiny backbone and task."""
+    from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
+
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with (tmp_path / "data.csv").open("w", newline="") as file:
@@ -91,6 +89,8 @@ def noise() -> float:
 @pytest.fixture(scope="session")
 def space() -> BoundSpace:
     """The space that `rows` are drawn from."""
+    from support.landscape import bound_space
+
     return bound_space("autopeft", layers=3)
 
 
@@ -100,6 +100,10 @@ def rows(space: BoundSpace, noise: float) -> list[dict[str, Any]]:
 
     The noise of a training is the same at both of its steps.
     """
+    from autopeft.counting import Budget
+    from autopeft.graph import build_graph
+    from autopeft.search.space.repair import repair
+
     draw, rng = random.Random(0), np.random.default_rng(0)
     found = []
     for index in range(120):
@@ -129,5 +133,10 @@ def worth(space: BoundSpace, values: dict[str, Any]) -> float:
 @pytest.fixture(scope="session")
 def ground(space: BoundSpace, rows: list[dict[str, Any]]) -> Ground:
     """The space with a regression on `rows`."""
+    from lib.replay import Ground
+    from lib.surrogate import Surrogate
+
+    from autopeft.search.space.space import Space
+
     surrogate = Surrogate(rows, (40, 80), "boosting", space.spec)
     return Ground(Space.named("autopeft"), "100%", space.spec, surrogate)

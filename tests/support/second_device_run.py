@@ -1,10 +1,11 @@
-"""Runs files of `tests/second_device`, each in a process in which `import torch` declares the device."""
+"""Runs files of `tests/second_device` in a process in which `import torch` declares the device."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,14 @@ default_and_slow = pytest.mark.parametrize(
 )
 
 
-def run_there(file: str, marked: str) -> subprocess.CompletedProcess[str]:
-    """Run the tests of a file that are marked so."""
+def run_there(files: Sequence[str], marked: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of files that are marked so."""
     place = str(FOLDER.parent / "support" / "second_device")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(FOLDER / file)],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked),
+            *(str(FOLDER / file) for file in files),
+        ],
         cwd=FOLDER.parents[1],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
