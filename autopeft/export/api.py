@@ -14,7 +14,7 @@ from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.of_task import folder_name, meant, members_of, served_together
 from autopeft.export.out_file import write_answers
-from autopeft.export.package import Saved, load_hybrid, write_package
+from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, on_backbone, saved_of, task_of, trained
 from autopeft.foreign import local_path
@@ -239,11 +239,10 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
             refused[member.name] = error
     if not done:
         raise next(iter(refused.values()))
-    return _together(saved_of(run), local_path(out), given, done, refused)
+    return _together(local_path(out), given, done, refused)
 
 
 def _together(
-    saved: Saved,
     folder: Path,
     given: ExportArguments,
     done: Mapping[str, Exported],
@@ -253,9 +252,9 @@ def _together(
     files = tuple(f"{one.folder.name}/{file}" for one in done.values() for file in one.files)
     lines = [f"{name}: {line}" for name, one in done.items() for line in one.lines]
     lines += [f"{name} is not written: {error}" for name, error in refused.items()]
-    served = served_together(saved, {name: one.folder / str(given.format) for name, one in done.items()})
-    if given.format == "lora" and served is not None:
-        lines.append(f"All of them at once: {served}")
+    if given.format == "lora":
+        served = served_together({name: (one.folder / "lora", one.facts) for name, one in done.items()})
+        lines += [] if served is None else [f"All that vLLM takes at once: {served}"]
     facts = {"format": given.format, "tasks": {name: dict(one.facts) for name, one in done.items()}}
     return Exported(folder, files, given.format, lines=tuple(lines), facts=facts)
 

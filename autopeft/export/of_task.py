@@ -17,6 +17,7 @@ from autopeft.export.arguments import ChatArguments, ExportArguments, PredictArg
 from autopeft.export.manifest import MANIFEST
 from autopeft.export.package import Saved, find_saved, load_hybrid
 from autopeft.export.trained import Trained, saved_of
+from autopeft.export.vllm_rules import smallest_rank
 from autopeft.hybrid import of_task
 from autopeft.hybrid.modules import deployed_modules, head_of
 from autopeft.hybrid.store import save
@@ -97,10 +98,31 @@ def folder_name(task: str) -> str:
     return plain if plain.strip(".") else "task"
 
 
-def served_together(saved: Saved, folders: Mapping[str, Path]) -> str | None:
-    """The command that serves the LoRAs of all tasks beside their language model with vLLM; `None` where the
-    tasks have heads, which it does not load."""
-    if saved.card.task_kind.head.new_head:
+def served_together(loras: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> str | None:
+    """The command by which vLLM serves LoRAs of several tasks beside their language model; `None` where it
+    takes none of them.
+
+    Args:
+        loras: by task the folder of its LoRA, and what its export said of it (see `Exported.facts`).
+    """
+    taken = {
+        name: (folder, facts)
+        for name, (folder, facts) in loras.items()
+        if all(one["state"] == "kept" for one in facts["vllm"])
+    }
+    if not taken:
         return None
-    named = [f"{folder_name(name)}={folder}" for name, folder in folders.items()]
-    return shlex.join(["vllm", "serve", saved.card.model, "--enable-lora", "--lora-modules", *named])
+    (backbone, *_) = (facts["backbone"] for _, facts in taken.values())
+    rank = smallest_rank(max(facts["rank"] for _, facts in taken.values()))
+    named = [f"{folder_name(name)}={folder}" for name, (folder, _) in taken.items()]
+    words = [
+        "vllm",
+        "serve",
+        backbone,
+        "--enable-lora",
+        "--lora-modules",
+        *named,
+        "--max-lora-rank",
+        str(rank),
+    ]
+    return shlex.join(words)

@@ -80,6 +80,7 @@ def test_rows_have_to_be_of_a_task(trained: FixedOutcome, task: str | None, mess
 def test_a_folder_for_each_task_is_what_peft_loads(trained: FixedOutcome, tmp_path: Path) -> None:
     done = autopeft.export(trained, tmp_path / "out", format="lora", device="cpu")
     assert done.facts["tasks"].keys() == {"mood", "marks"}
+    assert not any("vllm serve" in line for line in done.lines)  # it loads no heads
     for number, task in enumerate(("mood", "marks")):
         folder = tmp_path / "out" / task
         labels = find_saved(folder).card.labels
@@ -152,6 +153,10 @@ def test_one_of_several_languages_tasks_is_talked_with(
         (answer,) = autopeft.predict(outcome, asked, task=task, max_new_tokens=5, device="cpu")
         assert heard[-1] == answer["answer"]
     assert heard[0] != heard[1]
+    served = autopeft.export(outcome, tmp_path / "out", format="lora", device="cpu").lines[-1]
+    assert f"vllm serve {tmp_path / 'llama'} --enable-lora" in served
+    assert f"one={tmp_path / 'out/one/lora'} other={tmp_path / 'out/other/lora'}" in served
+    assert served.endswith("--max-lora-rank 8")
     with pytest.raises(UsageError, match="--task"):
         autopeft.chat(outcome, device="cpu")
 
