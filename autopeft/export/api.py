@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, UsageError
@@ -14,12 +14,12 @@ from autopeft.export.answers import Texts, answers, read_questions
 from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.of_task import folder_name, meant, members_of, served_together
 from autopeft.export.out_file import write_answers
-from autopeft.export.package import load_hybrid, write_package
+from autopeft.export.package import Saved, load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, on_backbone, saved_of, task_of, trained
 from autopeft.foreign import local_path
 from autopeft.runs.files import empty_folder, plain
-from autopeft.tasks import Split, SplitName, Task, get_metric
+from autopeft.tasks import Split, Task, get_metric
 from autopeft.tasks.kinds import Breakdown
 from autopeft.training import predict as predict_outputs
 from autopeft.training.samples import shortened
@@ -123,7 +123,8 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     task = task_of(known, given)
     split = given.split or ("test" if len(task.splits["train"]) else "all")
     hybrid, tokenizer = known.load(**on_backbone(given))
-    kind, rows = task.task_kind, _rows_of(task, split)
+    kind = task.task_kind
+    rows = reduce(Split.joined, task.splits.values()) if split == "all" else task.splits[split]
     encoded = kind.encoder.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
     how = kind.scorer.generation(known.use) if metric.generated else None
@@ -145,10 +146,6 @@ def _mistakes(told: Sequence[tuple[str, str]]) -> tuple[Breakdown, ...]:
     title = f"The first of {len(wrong):,} rows with a mistake"
     headers = ("row", "expected", "predicted")
     return (Breakdown("mistakes", title, headers, tuple(wrong[:_MISTAKES])),) if wrong else ()
-
-
-def _rows_of(task: Task, name: SplitName | Literal["all"]) -> Split:
-    return reduce(Split.joined, task.splits.values()) if name == "all" else task.splits[name]
 
 
 @takes(PredictArguments)
@@ -239,10 +236,11 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
             refused[member.name] = error
     if not done:
         raise next(iter(refused.values()))
-    return _together(local_path(out), given, done, refused)
+    return _together(saved_of(run), local_path(out), given, done, refused)
 
 
 def _together(
+    saved: Saved,
     folder: Path,
     given: ExportArguments,
     done: Mapping[str, Exported],
@@ -253,8 +251,12 @@ def _together(
     lines = [f"{name}: {line}" for name, one in done.items() for line in one.lines]
     lines += [f"{name} is not written: {error}" for name, error in refused.items()]
     if given.format == "lora":
-        served = served_together({name: (one.folder / "lora", one.facts) for name, one in done.items()})
-        lines += [] if served is None else [f"All that vLLM takes at once: {served}"]
+        from autopeft.assets import resolve_model
+
+        backbone = resolve_model(given.model or saved.card.model).path
+        loras = {name: (one.folder / "lora", one.facts) for name, one in done.items()}
+        served = served_together(backbone, loras)
+        lines += [] if served is None else [f"vLLM serves those that it takes at once: {served}"]
     facts = {"format": given.format, "tasks": {name: dict(one.facts) for name, one in done.items()}}
     return Exported(folder, files, given.format, lines=tuple(lines), facts=facts)
 

@@ -176,8 +176,9 @@ def _lora(export: Export) -> Ready:
         "`lora/` holds a LoRA in peft's format. Its `README.md` says how it is loaded."
         f"{serve or ' '}{' '.join(map(plain, lines))}"
     )
-    facts = {**weights.to_dict(), **found, "backbone": export.source.path}
-    return Ready(lambda to: write_adapter(export.hybrid, adapter, to), section, lines, facts)
+    return Ready(
+        lambda to: write_adapter(export.hybrid, adapter, to), section, lines, {**weights.to_dict(), **found}
+    )
 
 
 def _gguf_lora(export: Export) -> Ready:

@@ -98,31 +98,22 @@ def folder_name(task: str) -> str:
     return plain if plain.strip(".") else "task"
 
 
-def served_together(loras: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> str | None:
+def served_together(backbone: str, loras: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> str | None:
     """The command by which vLLM serves LoRAs of several tasks beside their language model; `None` where it
     takes none of them.
 
     Args:
+        backbone: the language model's name on the hub, or its folder.
         loras: by task the folder of its LoRA, and what its export said of it (see `Exported.facts`).
     """
     taken = {
-        name: (folder, facts)
+        folder_name(name): (folder, facts["rank"])
         for name, (folder, facts) in loras.items()
-        if all(one["state"] == "kept" for one in facts["vllm"])
+        if all(finding["state"] == "kept" for finding in facts["vllm"])
     }
     if not taken:
         return None
-    (backbone, *_) = (facts["backbone"] for _, facts in taken.values())
-    rank = smallest_rank(max(facts["rank"] for _, facts in taken.values()))
-    named = [f"{folder_name(name)}={folder}" for name, (folder, _) in taken.items()]
-    words = [
-        "vllm",
-        "serve",
-        backbone,
-        "--enable-lora",
-        "--lora-modules",
-        *named,
-        "--max-lora-rank",
-        str(rank),
-    ]
-    return shlex.join(words)
+    rank = smallest_rank(max(rank for _, rank in taken.values()))
+    named = [f"{name}={folder}" for name, (folder, _) in taken.items()]
+    words = ["vllm", "serve", backbone, "--enable-lora", "--max-lora-rank", str(rank)]
+    return shlex.join([*words, "--lora-modules", *named])

@@ -12,6 +12,17 @@ from lib.intervals import interval
 __all__ = ["differences", "tables"]
 
 _FRESH = "fresh LoRA"
+_CLAIMED = (
+    ("1", "best start, LoRA", _FRESH, 50),
+    ("2", "best start, LoRA", _FRESH, 500),
+    ("3", "AdapterFusion", "best start, adapter", 50),
+    ("4", "MerA", "fresh adapter", 50),
+    ("5", "AdapterSoup", "head alone", 50),
+    ("5", "LoRAHub", "head alone", 50),
+    ("6", "one trained on all", "best start, adapter", 50),
+    ("none", "frozen beside LoRA", "best start, LoRA", 50),
+)
+"""The claims of the README, and what it says beside them: two contenders and the number of rows."""
 
 
 def differences(rows: Sequence[Mapping[str, Any]], one: str, other: str, n: int) -> dict[str, float]:
@@ -29,8 +40,17 @@ def differences(rows: Sequence[Mapping[str, Any]], one: str, other: str, n: int)
     return {cluster: statistics.fmean(values) for cluster, values in clusters.items()}
 
 
+def _difference(rows: Sequence[Mapping[str, Any]], one: str, other: str, n: int) -> str:
+    found = list(differences(rows, one, other, n).values())
+    if not found:
+        return "–"
+    mean, half = interval(found)
+    return f"{mean:+.2f} ± {half:.2f}"
+
+
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Each contender less a fresh LoRA by the number of rows, and the clusters with fewest rows."""
+    """Each contender less a fresh LoRA by the number of rows, with the clusters of fewest rows, and the
+    differences that claims are about."""
     numbers = sorted(ROWS)
     lines = [
         f"| contender less {_FRESH} | "
@@ -41,13 +61,12 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     for contender in CONTENDERS:
         if contender == _FRESH:
             continue
-        told = []
-        for n in numbers:
-            found = list(differences(rows, contender, _FRESH, n).values())
-            mean, half = interval(found) if found else (0.0, 0.0)
-            told.append(f"{mean:+.2f} ± {half:.2f}" if found else "–")
+        told = [_difference(rows, contender, _FRESH, n) for n in numbers]
         clusters = differences(rows, contender, _FRESH, numbers[0])
         told.append(", ".join(f"{name} {value:+.1f}" for name, value in clusters.items()) or "–")
         lines.append(f"| {contender} | {' | '.join(told)} |")
+    lines += ["", "| claim | difference | rows | points |", "|---|---|---|---|"]
+    for claim, one, other, n in _CLAIMED:
+        lines.append(f"| {claim} | {one} less {other} | {n} | {_difference(rows, one, other, n)} |")
     cells = {(r["task"], r["rows"], r["draw"]) for r in rows}
     return "\n".join([*lines, "", f"{len(cells)} cells of 60 have runs."])

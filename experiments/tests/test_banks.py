@@ -73,3 +73,5 @@ def test_differences_are_means_over_clusters(banks: SimpleNamespace) -> None:
     found = banks.differences(rows, "MerA", "fresh LoRA", 50)
     assert found == {"trec": pytest.approx(10), "rotten-tomatoes": pytest.approx(3)}
     assert "| MerA | +6.50 ± " in banks.tables(rows)
+    rows += [row("trec", 900, "fresh adapter", 0.55), row("movie-sentences", 900, "fresh adapter", 0.55)]
+    assert "| 4 | MerA less fresh adapter | 50 | +2.00 ± " in banks.tables(rows)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import CompositionError, UsageError
-from autopeft.export.of_task import folder_name
+from autopeft.export.of_task import folder_name, served_together
 from autopeft.export.package import find_saved
 from autopeft.hybrid import load
 from autopeft.training.fixed import FixedOutcome
@@ -155,8 +155,7 @@ def test_one_of_several_languages_tasks_is_talked_with(
     assert heard[0] != heard[1]
     served = autopeft.export(outcome, tmp_path / "out", format="lora", device="cpu").lines[-1]
     assert f"vllm serve {tmp_path / 'llama'} --enable-lora" in served
-    assert f"one={tmp_path / 'out/one/lora'} other={tmp_path / 'out/other/lora'}" in served
-    assert served.endswith("--max-lora-rank 8")
+    assert served.endswith(f"one={tmp_path / 'out/one/lora'} other={tmp_path / 'out/other/lora'}")
     with pytest.raises(UsageError, match="--task"):
         autopeft.chat(outcome, device="cpu")
 
@@ -164,3 +163,17 @@ def test_one_of_several_languages_tasks_is_talked_with(
 @pytest.mark.parametrize(("task", "folder"), [("a/b", "a_b"), ("..", "task"), ("trec", "trec"), ("", "task")])
 def test_a_task_of_a_stranger_names_no_folder_elsewhere(task: str, folder: str) -> None:
     assert folder_name(task) == folder
+
+
+def lora(rank: int, *, taken: bool = True) -> tuple[Path, dict[str, Any]]:
+    findings = [{"state": "kept"}, {"state": "kept" if taken else "broken"}]
+    return Path(f"out/{rank}"), {"rank": rank, "vllm": findings}
+
+
+def test_vllm_is_started_with_what_it_takes_and_room_for_the_largest() -> None:
+    loras = {"a b": lora(4), "c": lora(40, taken=False), "d": lora(20)}
+    command = served_together("some model", loras)
+    assert command == (
+        "vllm serve 'some model' --enable-lora --max-lora-rank 32 --lora-modules a_b=out/4 d=out/20"
+    )
+    assert served_together("some model", {"c": lora(40, taken=False)}) is None
