@@ -1,4 +1,4 @@
-"""A device as a stranger declares one, and where the tests on the second device are started from."""
+"""A device as a stranger declares one, and `tests/second_device` in a process that has its device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from support.saved_model import save_backbone, write_reviews
-from support.second_device_run import FILES, FOLDER, needs_a_device
+
+TESTS = Path(__file__).parent
+needs_a_device = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason=f"torch {torch.__version__} lets Python declare no device; 2.13 does",
+)
 
 
-def test_each_file_is_started_somewhere() -> None:
-    started = sorted(file for files in FILES.values() for file in files)
-    assert started == sorted(path.name for path in FOLDER.glob("test_*.py"))
+@needs_a_device
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_it_does_there_what_it_does_on_the_cpu(marked: str) -> None:
+    path = os.pathsep.join([str(TESTS / "support" / "second_device"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked),
+            str(TESTS / "second_device"),
+        ],
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
 HYBRIDS: list[dict[str, Any]] = [
@@ -32,7 +51,7 @@ HYBRIDS: list[dict[str, Any]] = [
 def test_a_device_that_offers_nothing_but_a_name_trains(tmp_path: Path) -> None:
     save_backbone(tmp_path / "model")
     write_reviews(tmp_path / "rows.csv")
-    script = Path(__file__).parent / "support" / "bare_device.py"
+    script = TESTS / "support" / "bare_device.py"
     done = subprocess.run(
         [sys.executable, str(script), *map(json.dumps, HYBRIDS)],
         cwd=tmp_path,

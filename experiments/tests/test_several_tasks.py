@@ -34,7 +34,7 @@ def ours(load: Callable[[str], Any]) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
-@PARTS
+@pytest.mark.parametrize("part", ["minilm", pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_what_learns_all_tasks_is_no_larger_than_half_of_their_own_loras(
     ours: SimpleNamespace, part: str
 ) -> None:

@@ -267,7 +267,7 @@ WHERE: dict[str, tuple[tuple[str, ...], str, Signals | None]] = {
     "train": (
         ("train", "--recipe", "mam", *DATA, "--steps", "10"),
         SLEEP.format(module="autopeft.training.fixed", name="train_hybrid"),
-        SIGTERM,
+        None,
     ),
     "predict": (
         ("predict", "TRAINED", "--text", "good"), SLEEP.format(module="autopeft.hybrid", name="load"), None

@@ -124,6 +124,7 @@ WORDS = (
 RECIPE = "autopeft: 2\nname: mine\nlayers:\n- attach: [lora]\ntraining: {learning_rate: 2.0e-2}\n"
 
 
+@pytest.mark.slow
 def test_in_a_pipe_stdout_has_the_result_alone(place: Path) -> None:
     (place / "lora.yaml").write_text(RECIPE)
     words = [sys.executable, "-m", "autopeft", *WORDS, "-o", "piped"]

@@ -35,12 +35,15 @@ from transformers import AutoTokenizer
 from autopeft import effort
 from autopeft.assets import models
 from autopeft.cli import main
+from autopeft.method import method_names
+from autopeft.recipe.library import recipe_names
 from autopeft.runs.folder import RunFolder
 
 OWN = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))]
-MADE = pages()
-EACH = [p for p in MADE if p.startswith(("methods/", "recipes/")) and not p.endswith("SUMMARY.md")]
-COMMANDS = [p for p in MADE if p.startswith("reference/commands/")]
+EACH = [
+    *(f"methods/{name}.md" for name in ("index", "compositions", *method_names())),
+    *(f"recipes/{name}.md" for name in ("index", *recipe_names())),
+]
 # Lines that are not of `autopeft`: they install, and `.ci/run` runs them.
 OTHERS = (
     "python3 -m venv ",
@@ -181,10 +184,10 @@ def test_a_page_can_be_typed(page: str, place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EACH)
 def test_a_recipe_of_a_page_is_shown_and_trained(page: str) -> None:
-    found = Page(MADE[page])
-    assert found.run() == (1 if "```bash" in MADE[page] else 0)
+    text = pages()[page]
+    assert Page(text).run() == (1 if "```bash" in text else 0)
     bare = ("index.md", "compositions.md", "methods/tpt.md", "methods/xattn_tuning.md")
-    assert ("```bash" in MADE[page]) != page.endswith(bare)
+    assert ("```bash" in text) != page.endswith(bare)
 
 
 @pytest.mark.slow
@@ -204,7 +207,8 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
         "autopeft train -r lora.yaml -t pairs.csv --text a --text-pair b -o pairs\n```"
     ).run()
     ran = 0
-    for page in COMMANDS:
+    commands_of = [p for p in pages() if p.startswith("reference/commands/")]
+    for page in commands_of:
         if page.endswith("/export.md"):
             shutil.rmtree(
                 "winner"
@@ -212,8 +216,8 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
             Page(f"```bash\nautopeft search --budget 0.5% {data} --pooling own\n```").run()
         if page.endswith("/debug.md"):  # of a search, not of the training before it
             Page(f"```bash\nautopeft search --budget 0.5% {data} --trials 5\n```").run()
-        ran += Page(MADE[page]).run()
-    assert ran >= len(COMMANDS) - 2
+        ran += Page(pages()[page]).run()
+    assert ran >= len(commands_of) - 2
 
 
 @pytest.mark.slow

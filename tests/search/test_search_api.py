@@ -54,7 +54,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         "steps": 5,
         "confirm": 2,
         "confirm_seeds": 2,
-        "workers": 2,
+        "workers": 1,
         "max_length": 16,
         "batch_size": 8,
         "pooling": "own",
@@ -79,7 +79,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert result.test_sd is not None
     assert [b.name.split()[0] for b in result.baselines] == ["LoRA", "head"]
     assert all(len(b.test) == 2 for b in result.baselines)
-    # Which recipe wins in five steps depends on which worker was first. LoRA has been tested by then.
+    # Where a baseline is returned, it has been tested by then.
     tested = 0 if result.number is None else 2
     assert [e[1] for e in events.seen if e[0] == "phase"] == ["search", "confirm", "test"][: 2 + tested // 2]
 
@@ -248,7 +248,7 @@ def test_the_start_event_tells_what_a_display_needs(arguments: dict[str, Any]) -
 
     events = Once()
     with pytest.raises(Stop):
-        search(reporter=events, **arguments)
+        search(reporter=events, **{**arguments, "workers": 2})
     info = events.seen[0][1]
     assert (info.trials, info.steps, info.workers) == (3, 5, 2)
     assert info.jobs == 3 + 2 * 2 + (6 + 3 + 2) + (3 + 2 + 2)

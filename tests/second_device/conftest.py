@@ -1,8 +1,8 @@
 """The second device (`support/second_device/acc_device.py`), in a process of its own.
 
 Torch's autograd makes its queues of devices at the first backward, and a device that is declared later has
-none. So these tests run where `import torch` declares the device: `support.second_device_run` starts such a
-process for each file, and elsewhere they are not collected. By hand:
+none. So these tests run where `import torch` declares the device: `tests/test_second_device.py` starts such a
+process, and elsewhere they are not collected. By hand:
 
     PYTHONPATH=tests/support/second_device pytest tests/second_device
 """

@@ -80,7 +80,7 @@ def test_the_kind_has_its_tasks_and_the_mixture_in_its_name() -> None:
         ([], Mixture(), "at least one"),
         ([task("a"), task("a")], Mixture(), "'a'"),
         ([task("a"), task("b")], Mixture(weights=(1.0, 2.0, 3.0)), "3 for 2"),
-        ([task("a"), load_task("gym:chain_sum", kind="causal_lm")], Mixture(), "head"),
+        ([task("a"), replace(task("b"), kind="causal_lm")], Mixture(), "head"),
         ([task("a"), task("b", metric=hits)], Mixture(), "choose another"),
     ],
     ids=["none", "one name", "weights", "heads", "metric"],

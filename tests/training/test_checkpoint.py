@@ -96,11 +96,11 @@ def test_where_a_pause_has_no_way_back_what_acts_is_what_is_counted(name: str, u
     assert parameters == counted
 
 
-# Every fourth method by default; the rest are slow.
+# Every eighth method by default; the rest are slow.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if i % 4 else ())
+        pytest.param(name, marks=pytest.mark.slow if i % 8 else ())
         for i, name in enumerate(name for name in ALL if name not in STAGED)
     ],
 )

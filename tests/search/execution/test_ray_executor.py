@@ -174,10 +174,16 @@ def test_an_error_of_the_source_ends_the_run_and_is_raised(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("pool", "said"),
     [
-        (Pool(1, gpus=99.0), "--cpus-per-trial or --gpus-per-trial"),
-        (Pool(1, address="127.0.0.1:1"), r"'127\.0\.0\.1:1'"),
+        pytest.param(
+            Pool(1, gpus=99.0),
+            "--cpus-per-trial or --gpus-per-trial",
+            marks=pytest.mark.slow,
+            id="larger than the machine",
+        ),
+        pytest.param(
+            Pool(1, address="127.0.0.1:1"), r"'127\.0\.0\.1:1'", id="of a cluster that is not there"
+        ),
     ],
-    ids=["larger than the machine", "of a cluster that is not there"],
 )
 def test_a_pool_that_cannot_be_is_a_clear_error(tmp_path: Path, pool: Pool, said: str) -> None:
     with pytest.raises(AutoPEFTError, match=said):

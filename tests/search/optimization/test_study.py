@@ -83,7 +83,7 @@ layers:
     assert study.take_duplicates()
 
 
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+@pytest.mark.parametrize("sampler", [pytest.param("gp", marks=pytest.mark.slow), "tpe", "random"])
 def test_each_sampler_exhausts_a_small_space(tmp_path: Path, sampler: str) -> None:
     assert len(set(run_all(open_study(tmp_path, sampler=sampler)))) == 6
 

@@ -163,7 +163,9 @@ def test_any_odd_history_does_too(
 
 
 @OF_BOTH
-@EACH
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in SAMPLERS]
+)
 def test_same_seed_and_history_same_suggestions(name: str, objectives: int) -> None:
     trials = histories(objectives)["all"]
 
@@ -296,10 +298,8 @@ def runs(lands: list[Landscape]) -> Runs:
     ("name", "trials"),
     [
         ("tpe", 80),
-        *(
-            pytest.param(name, trials, marks=pytest.mark.slow)
-            for name, trials in (("linear", 26), ("gp", 40))
-        ),
+        ("linear", 26),
+        ("gp", 40),
     ],
 )
 def test_models_find_better_recipes_than_chance(
@@ -312,9 +312,10 @@ def test_models_find_better_recipes_than_chance(
     assert regret(name) < 0.6 * regret("random")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trials"),
-    [("tpe", 80), pytest.param("linear", 26, marks=pytest.mark.slow)],
+    [("tpe", 80), ("linear", 26)],
 )
 def test_two_objectives_give_a_better_front_than_chance(name: str, trials: int, runs: Runs) -> None:
     def volume(sampler: str) -> float:
