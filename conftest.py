@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items if config.option.markexpr == "fast" else ():
-        long = item.get_closest_marker("slow") or item.get_closest_marker("mutants")
-        if long is None and is_fast(item.nodeid):
+        long = any(item.get_closest_marker(name) for name in ("slow", "mutants", "clients"))
+        if not long and is_fast(item.nodeid):
             item.add_marker("fast")
     # The longest first, so that at the end of a run no core waits for it.
     items.sort(key=lambda item: item.path.name != "test_second_device.py")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from lib.tiny_rows import TWO
 from lib.trying import recipe_of, runs_for, tried
 from tiny import MODELS
 
@@ -21,6 +22,7 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import attach
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
+from autopeft.recipe.tasks import acts_by_task
 from autopeft.spec import BackboneSpec, Site
 from autopeft.tasks.kinds import get_kind
 from autopeft.training.checks import check_recipe
@@ -52,7 +54,7 @@ class Pair:
 
     def recipe(self) -> Recipe:
         """Its methods at their catalogue's defaults, as far as those fit."""
-        return recipe_of(self.methods)
+        return recipe_of(self.methods, TWO if MODELS[self.model].two_tasks else ())
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,16 @@ class Outcome:
 
 
 def everything() -> list[Pair]:
-    """All that is recorded: each method alone on each model, one pair of each class on some of them, and
-    every pair on the others."""
-    whole = [name for name, tiny in MODELS.items() if tiny.every_pair]
-    some = [pair for name in MODELS if name not in whole for pair in one_of_each_class(all_pairs([name]))]
-    return [*alone(), *some, *all_pairs(whole)]
+    """All that is recorded: each method alone on each model; every pair on some of them, on that of two tasks
+    those of which one method acts by the task, and on the others one pair of each class."""
+    some: list[Pair] = []
+    for name, tiny in MODELS.items():
+        pairs = all_pairs([name])
+        if tiny.two_tasks:
+            some += [pair for pair in pairs if any(map(acts_by_task, pair.methods))]
+        elif not tiny.every_pair:
+            some += one_of_each_class(pairs)
+    return [*alone(), *some, *all_pairs([name for name, tiny in MODELS.items() if tiny.every_pair])]
 
 
 def alone(models: Sequence[str] = tuple(MODELS)) -> list[Pair]:

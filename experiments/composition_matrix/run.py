@@ -1,7 +1,7 @@
 """Every pair of methods on tiny models: works, or is refused with a sentence.
 
-    python experiments/composition_matrix/run.py            # goes on where it stopped; writes results/
-    python experiments/composition_matrix/run.py --fresh    # leaves aside what an interrupted run has done
+    python experiments/composition_matrix/run.py            # tries what is not recorded; writes results/
+    python experiments/composition_matrix/run.py --fresh    # tries all pairs anew
     python experiments/composition_matrix/run.py --tables
 
 It ends with 1 where a pair neither works nor is refused.
@@ -100,20 +100,26 @@ def _cell(outcome: Outcome | None, reasons: Reasons) -> str:
 
 
 def recorded() -> list[Outcome]:
-    """The outcomes of the last run that came to its end."""
-    found = json.loads((RESULTS / "outcomes.json").read_text(encoding="utf-8"))
+    """The outcomes of the last run that came to its end, none before the first."""
+    path = RESULTS / "outcomes.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return [Outcome(**outcome) for outcome in found]
 
 
 def run(pairs: Sequence[Pair], *, fresh: bool = False) -> list[Outcome]:
-    """The outcome of each pair. What an interrupted run has found is taken from its file, which is gone once
-    all are there."""
+    """The outcome of each pair: as it was recorded or as an interrupted run found it, else tried now. The
+    file of an interrupted run is gone once all are there.
+
+    Args:
+        fresh: try all.
+    """
+    known = {} if fresh else {_key(outcome.pair): outcome for outcome in recorded()}
     balance = Balance(RESULTS / "unfinished.jsonl", fresh=fresh)
-    for pair in track(pairs, "pairs"):
-        if (key := _key(pair)) not in balance:
-            balance.add(key, outcome_of(pair).to_dict())
-    rows = [balance[_key(pair)] for pair in pairs]
-    found = [Outcome(**{k: v for k, v in row.items() if k != "key"}) for row in rows]
+    for pair in track([pair for pair in pairs if _key(pair) not in known], "pairs"):
+        key = _key(pair)
+        row = balance[key] if key in balance else balance.add(key, outcome_of(pair).to_dict())
+        known[key] = Outcome(**{k: v for k, v in row.items() if k != "key"})
+    found = [known[_key(pair)] for pair in pairs]
     text = json.dumps([o.to_dict() for o in found], indent=1)
     write_whole(RESULTS / "outcomes.json", text + "\n")
     write_whole(RESULTS / "table.md", table(found))
@@ -131,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--tables", action="store_true", help="print what was recorded, train nothing")
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew, not where an interrupted run stopped"
+        "--fresh", action="store_true", help="try all pairs anew, not those alone that are not recorded"
     )
     options = parser.parse_args()
     if options.tables:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lib.tiny_rows import END, WORDS
+from lib.tiny_rows import END, WORDS, kind_of_two
 from transformers import AutoConfig, PreTrainedModel
 
 from autopeft.tasks.kinds import get_kind
@@ -36,20 +36,27 @@ class Tiny:
     """A tiny model for a kind of task.
 
     Attributes:
+        of_one: the kind of the task, or of each where there are two.
         every_pair: whether every pair of methods is tried on it, or one pair of each class.
+        two_tasks: whether its rows are of two tasks. Pairs are tried of which one acts by the task of a row.
     """
 
     architecture: str
-    kind: str
+    of_one: str
     every_pair: bool = False
+    two_tasks: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.architecture} {self.kind}"
+        return f"{self.architecture} {self.of_one}{', two tasks' if self.two_tasks else ''}"
+
+    @property
+    def kind(self) -> str:
+        return kind_of_two(self.of_one) if self.two_tasks else self.of_one
 
     def model(self) -> PreTrainedModel:
         """The model, in eval mode, always with the same weights."""
-        kind = get_kind(self.kind)
+        kind = get_kind(self.of_one)
         told = {"num_labels": 2} if kind.head.new_head else {}
         config = AutoConfig.for_model(self.architecture, **_SIZES[self.architecture], **told)
         with torch.random.fork_rng(devices=[]):
@@ -72,5 +79,6 @@ MODELS = {
         Tiny("llama", "causal_lm"),
         Tiny("t5", "seq2seq"),
         Tiny("llama", "multiple_choice"),
+        Tiny("t5", "seq2seq", two_tasks=True),
     )
 }

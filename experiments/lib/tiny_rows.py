@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from autopeft.assets.images import image_processor_of
-from autopeft.tasks import Task
+from autopeft.tasks import Task, task_set
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.images import image_of
 from autopeft.tasks.kinds import get_kind
@@ -19,7 +20,7 @@ from autopeft.tasks.kinds.spans import Answers
 from autopeft.tasks.kinds.tags import Tags
 from autopeft.tasks.task import Source, Split, SplitName
 
-__all__ = ["END", "WORDS", "tiny_rows"]
+__all__ = ["END", "TWO", "WORDS", "kind_of_two", "tiny_rows"]
 
 WORDS, _LONGEST = 40, 16
 """Size of the vocabulary, with its special tokens in front."""
@@ -28,6 +29,8 @@ END = _SPECIAL.index("</s>")
 _IMAGES = "image_classification"
 _TOLD = "w7"
 """The word that a class tells of."""
+TWO = ("first", "second")
+"""The names of the tasks of a set."""
 _ROWS: dict[SplitName, int] = {"train": 24, "select": 8, "test": 8}
 
 
@@ -40,10 +43,28 @@ def tiny_rows(kind: str, config: PretrainedConfig) -> EncodedTask:
     return _images(config) if get_kind(kind).head.modality == "vision" else _texts(kind)
 
 
+def kind_of_two(kind: str) -> str:
+    """The kind of a set of two tasks of a kind."""
+    return _two(kind).kind
+
+
+def _two(kind: str) -> Task:
+    # A set is scored by the mean of metrics that need no written answers.
+    metric = next(m.name for m in get_kind(kind).scorer.metrics if not m.generated and m.high <= 1)
+    seeds = zip((0, 9), TWO, strict=True)
+    return task_set([replace(_of_texts(kind, seed), name=name, metric=metric) for seed, name in seeds])
+
+
 @cache
 def _texts(kind: str) -> EncodedTask:
-    splits = {name: _MADE[kind](*_words(rows, seed)) for seed, (name, rows) in enumerate(_ROWS.items())}
-    return encode(_task(kind, splits), _tokenizer(ends=get_kind(kind).head.new_head), _LONGEST)
+    members = getattr(get_kind(kind).schema, "members", ())
+    task = _two(members[0].kind) if members else _of_texts(kind)
+    return encode(task, _tokenizer(ends=get_kind(kind).head.new_head), _LONGEST)
+
+
+def _of_texts(kind: str, first_seed: int = 0) -> Task:
+    seeds = zip(_ROWS, range(first_seed, first_seed + len(_ROWS)), strict=True)
+    return _task(kind, {name: _MADE[kind](*_words(_ROWS[name], seed)) for name, seed in seeds})
 
 
 def _images(config: PretrainedConfig) -> EncodedTask:

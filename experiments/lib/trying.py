@@ -24,6 +24,7 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.method import get_method
 from autopeft.recipe import Recipe
+from autopeft.recipe.tasks import acts_by_task, for_tasks
 from autopeft.training import TrainingPlan
 from autopeft.training.loop import train
 
@@ -66,20 +67,26 @@ _STARTED = {"tpt": "prompt", "intrinsic_prompt": "prompt", "lorahub": "lora"}
 a LoRA of the same model."""
 
 
-def recipe_of(methods: Sequence[str]) -> Recipe:
-    """Methods together, at their catalogue's defaults as far as those fit into a tiny model."""
+def recipe_of(methods: Sequence[str], tasks: Sequence[str] = ()) -> Recipe:
+    """Methods together, at their catalogue's defaults as far as those fit into a tiny model.
+
+    Args:
+        tasks: of the set that they are to learn; none where it is one task.
+    """
     body: dict[str, list[Any]] = {"layers": [], "model": [], "policies": []}
     inputs: dict[str, Any] = {}
     for name in methods:
         item: dict[str, Any] = {name: _CONFIGS.get(name, {})}
         if name in _STARTED:
-            run = item["from"] = _STARTED[name]
-            inputs[run] = {"run": run}
+            run = _STARTED[name]
+            each = [f"{run}_{task}" for task in tasks] if acts_by_task(name) else []
+            item["from"] = each or run
+            inputs |= {start: {"run": run} for start in each or [run]}
         body[get_method(name).traits.level.replace("training", "policies")].append(item)
     training = {"learning_rate": 1e-2, "weight_decay": 0.0, "policies": body.pop("policies")}
     layers = [{"attach": body["layers"]}] if body["layers"] else []
     tree = {"name": "pair", "layers": layers, "model": body["model"], "training": training}
-    return Recipe.from_dict({**tree, "inputs": inputs} if inputs else tree)
+    return for_tasks(Recipe.from_dict({**tree, "inputs": inputs} if inputs else tree), tasks)
 
 
 # What a method starts from

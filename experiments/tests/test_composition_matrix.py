@@ -12,6 +12,7 @@ from lib import trying
 from lib.tiny_rows import tiny_rows
 
 from autopeft.method import method_names
+from autopeft.recipe.tasks import acts_by_task
 
 FOLDER = "composition_matrix"
 BERT = "bert classification"
@@ -40,6 +41,10 @@ def test_all_that_is_recorded_is_there_once(matrix: Any) -> None:
         assert {pair.first for pair in own if pair.second is None} == set(method_names())
         pairs = [pair for pair in own if pair.second is not None]
         classes = {matrix.class_of(pair) for pair in matrix.all_pairs([name])}
+        if tiny.two_tasks:
+            acting = sum(map(acts_by_task, method_names()))
+            assert len(pairs) == acting * (acting + 1) // 2 + acting * (n - acting)
+            continue
         if tiny.every_pair:
             assert len(pairs) == n * (n + 1) // 2
         else:
@@ -48,8 +53,8 @@ def test_all_that_is_recorded_is_there_once(matrix: Any) -> None:
 
 
 def test_each_kind_trains_its_own_rows(matrix: Any) -> None:
-    kinds = {name: tiny.kind for name, tiny in matrix.MODELS.items()}
-    assert set(kinds.values()) == {"classification", "causal_lm", "seq2seq", "multiple_choice"}
+    kinds = {tiny.of_one for tiny in matrix.MODELS.values()}
+    assert kinds == {"classification", "causal_lm", "seq2seq", "multiple_choice"}
     for name, tiny in matrix.MODELS.items():
         data = tiny_rows(tiny.kind, tiny.model().config)
         assert data.task.kind == tiny.kind
@@ -61,17 +66,25 @@ def test_each_kind_trains_its_own_rows(matrix: Any) -> None:
 
 LANGUAGE_MODELS = ("llama causal_lm", "t5 seq2seq", "llama multiple_choice")
 OTHERS = ("llama classification", *LANGUAGE_MODELS)
+TWO_TASKS = "t5 seq2seq, two tasks"
 
 
 @pytest.mark.parametrize("name", [BERT, *OTHERS])
 @pytest.mark.slow
 def test_one_pair_of_each_class_of_shared_site(matrix: Any, name: str) -> None:
-    assert set(matrix.MODELS) == {BERT, *OTHERS}
+    assert set(matrix.MODELS) == {BERT, *OTHERS, TWO_TASKS}
     pairs = matrix.one_of_each_class(matrix.all_pairs([name]))
     assert len({matrix.class_of(pair) for pair in pairs}) == len(pairs)
     outcomes = _check(matrix, pairs)
     taken = [pair for pair in pairs if matrix.class_of(pair)[-1] is not None]
     assert sum(o.outcome == "works" for o in outcomes) > len(taken) // 2
+
+
+def test_what_acts_by_the_task_works_beside_others(matrix: Any) -> None:
+    acting = [name for name in method_names() if acts_by_task(name)]
+    assert acting == ["hyperformer", "intrinsic_prompt", "pha"]
+    pairs = [matrix.Pair(TWO_TASKS, name, "lora") for name in acting]
+    assert [o.outcome for o in _check(matrix, pairs)] == ["works"] * 3
 
 
 # The support matrix has them too, and tries some of them by default.
@@ -162,7 +175,12 @@ def test_a_run_goes_on_where_it_stopped(
     assert [o.first for o in run.run(pairs)] == ["ia3", "lora", "ssf"]
     assert tried == pairs[2:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outcomes.json", "table.md"]
-    assert run.recorded() == run.run(pairs, fresh=True)
+    more = [matrix.Pair(BERT, "bitfit"), *pairs]
+    tried.clear()
+    assert [o.first for o in run.run(more)] == ["bitfit", "ia3", "lora", "ssf"]
+    assert tried == more[:1], "what is recorded is not tried again"
+    assert run.recorded() == run.run(more, fresh=True)
+    assert tried[1:] == more
 
 
 def test_the_table_is_that_of_the_recorded_outcomes(load: Import) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -170,3 +174,31 @@ def test_texts_are_written_from_a_cache() -> None:
     inputs = tiny_inputs("llama")
     found = [model.eval().generate(**inputs, **options, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*found)
+
+
+TRAINS = """
+import json
+import autopeft
+from autopeft.search.execution.process import peak_memory
+from autopeft.tasks import load_task
+
+rows = load_task("gym:chain_sum", metric="likelihood").subset(64, 8, 8)
+done = autopeft.train(
+    recipe="mixlora", task=rows, model="smollm2-135m", steps=3, batch_size=16, max_length=128, device="cpu",
+    out="run",
+)
+inputs = done.tokenizer("12 + 7 =", return_tensors="pt")
+options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+found = [done.hybrid.model.generate(**inputs, **options, use_cache=cached) for cached in (True, False)]
+print(json.dumps([peak_memory(), *(tokens[0].tolist() for tokens in found)]))
+"""
+
+
+@pytest.mark.slow
+def test_smollm2_is_trained_within_twelve_gigabytes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    most, cached, plain = json.loads(done.stdout.splitlines()[-1])
+    assert most < 12e9
+    assert cached == plain
