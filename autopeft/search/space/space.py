@@ -174,9 +174,17 @@ class Space:
         task of a row and does not name them (see `autopeft.recipe.tasks.for_tasks`)."""
         if not tasks or not self.acts_by_task:
             return self
-        names = self._by_task()
-        tree = _with_tasks(read_yaml(self.text, self.name), names, list(tasks))
-        found = Space.from_yaml(dump_yaml(json.loads(json.dumps(tree))), self.name)
+        written = json.dumps(read_yaml(self.text, self.name))
+        tree = json.loads(written)
+        # Elsewhere a name may mean something else: `at` has a key `switch`, and rates have groups by method.
+        blocks = [(block, ("attach", "each_layer")) for block in tree.get("layers") or ()]
+        declared = tree.get("vars") or {}
+        for part, keys in ((tree, ("model",)), (declared, tuple(declared)), *blocks):
+            for key in part.keys() & keys:
+                part[key] = _with_tasks(part[key], self._by_task(), list(tasks))
+        if json.dumps(tree) == written:
+            return self
+        found = Space.from_yaml(dump_yaml(tree), self.name)
         templates = replace(found.templates, inputs=self.templates.inputs)
         return replace(found, templates=templates, steps=self.steps, pooling=self.pooling)
 
@@ -192,7 +200,7 @@ class Space:
 
 
 def _with_tasks(tree: Any, names: Collection[str], tasks: list[str]) -> Any:
-    """A space's data in which the items of these names have `tasks`."""
+    """Items of a space in which those of these names have `tasks`."""
     if isinstance(tree, list):
         return [
             _with_tasks({v: None} if isinstance(v, str) and v in names else v, names, tasks) for v in tree

@@ -13,6 +13,8 @@ from autopeft.counting import count
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
+from autopeft.recipe.tasks import tasks_of
+from autopeft.recipe.yaml_text import read_yaml
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
@@ -294,6 +296,42 @@ layers:
     assert everything.layers[0].at == "all"
     with pytest.raises(EmptyRecipe):
         bound.materialize({"first": 0, **dict.fromkeys(on, False)})
+
+
+def test_items_that_act_by_the_task_are_told_the_tasks_and_nothing_else_is() -> None:
+    space = Space.from_yaml("""
+autopeft: 2
+name: by-task
+vars:
+  switch: {each_layer: {choice: [true, false]}}
+  own: {choice: [null, {switch: [{lora: {rank: {choice: [2, 4]}}}]}]}
+layers:
+  - at: {from: 2, switch: $switch}
+    attach: [$own, {optional: {hyperformer: {heads: stack}}}]
+training:
+  learning_rate: 1.0e-3
+  groups: {hyperformer: {learning_rate: 1.0e-2}}
+""")
+    found = space.for_tasks(["a", "b"])
+    told = read_yaml(found.text, "space")
+    assert told["layers"] == [
+        {
+            "at": {"from": 2, "switch": "$switch"},
+            "attach": ["$own", {"optional": {"hyperformer": {"heads": "stack", "tasks": ["a", "b"]}}}],
+        }
+    ]
+    (own,) = (choice for choice in told["vars"]["own"]["choice"] if choice)
+    assert (own["switch"]["tasks"], own["switch"]["copies"]) == (["a", "b"], 2)
+    assert told["vars"]["switch"] == {"each_layer": {"choice": [True, False]}}
+    assert told["training"]["groups"] == {"hyperformer": {"learning_rate": 1.0e-2}}
+    bound = found.bind(BERT)
+    assert tasks_of(bound.materialize(bound.middle())) == ("a", "b")
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_built_in_spaces_act_alike_on_all_tasks(name: str) -> None:
+    space = Space.named(name)
+    assert space.for_tasks(["a", "b"]) is space
 
 
 def test_choice_of_items_compositions_and_absence() -> None:
