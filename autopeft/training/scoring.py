@@ -75,7 +75,7 @@ def _outputs(
     """What the kind of task keeps of each row, in the split's own order."""
     parts = []
     for batch in way.batches(split, batch_size, shuffle=False, device=place):
-        run = partial(predictive, way.model, partial(way, batch), mean=scorer.average())
+        run = partial(predictive, way.model, partial(way, batch), mean=scorer.average(batch))
         parts.append(scorer.outputs(way.model, batch, run))
     outputs = np.concatenate(parts)
     restored = np.empty_like(outputs)

@@ -181,7 +181,7 @@ def test_the_variance_without_a_formula_is_near_that_of_drawn_rows(plugged: None
 
 
 def test_its_own_mean_counts_for_ensembles(plugged: None) -> None:
-    mean = get_kind("ordinal").scorer.average()
+    mean = get_kind("ordinal").scorer.average({})
     assert mean is not None
     logits = torch.tensor([[[0.0, 2.0]], [[0.0, -2.0]]])
     assert torch.allclose(mean(logits, 0), torch.zeros(1, 2), atol=1e-6)

@@ -130,7 +130,7 @@ class GenerativeScorer(Scorer):
             [split.prompt(int(row)) for row in rows],
             how,
             most=split.longest,
-            mean=self.average(),
+            mean=self.average({}),
             device=device,
             told=told,
         )

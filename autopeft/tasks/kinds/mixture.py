@@ -805,26 +805,19 @@ class MixtureScorer(Scorer):
     def outputs(
         self, model: nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
     ) -> NDArray[Any]:
-        ids = batch["task_id"].cpu().tolist()
-        if len(set(ids)) > 1:
+        number = self._one_task(batch)
+        own = self.members[number].task_kind.scorer.outputs(model, batch, run)
+        return ragged([(number, value) for value in own])
+
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor] | None:
+        """That of the task of the batch."""
+        return self.members[self._one_task(batch)].task_kind.scorer.average(batch)
+
+    def _one_task(self, batch: Mapping[str, Tensor]) -> int:
+        numbers = set(batch["task_id"].cpu().tolist())
+        if len(numbers) > 1:
             raise UsageError("Rows of several tasks are scored in batches of one task each.")
-        own = self.members[ids[0]].task_kind.scorer.outputs(model, batch, run)
-        return ragged([(ids[0], value) for value in own])
-
-    def average(self) -> Callable[[Tensor, int], Tensor] | None:
-        """The default; where a member has another, a hybrid that stands for several models is refused."""
-        other = next((m for m in self.members if m.task_kind.scorer.average() is not None), None)
-        if other is None:
-            return None
-        name = other.name
-
-        def refuse(logits: Tensor, dim: int) -> Tensor:
-            raise UsageError(
-                f"The hybrid stands for several models, whose predictions for {name} have a mean of their "
-                "own, and those for other tasks another; search for each task by itself."
-            )
-
-        return refuse
+        return int(numbers.pop())
 
     def _apart(
         self, *columns: NDArray[Any]

@@ -136,7 +136,7 @@ class LabelsScorer(Scorer):
         answer[chosen] = 1
         return f"always {_listed([names[i] for i in sorted(chosen)])}", answer
 
-    def average(self) -> Callable[[Tensor, int], Tensor]:
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor]:
         """The logit of the mean probability of each label."""
         return _logit_of_mean
 

@@ -121,7 +121,7 @@ class SpanScorer(Scorer):
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return SpanLoss()
 
-    def average(self) -> Callable[[Tensor, int], Tensor] | None:
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor] | None:
         """The log of the mean softmax over positions."""
         return _log_mean
 

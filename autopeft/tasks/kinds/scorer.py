@@ -224,9 +224,10 @@ class Scorer(ABC):
         found: NDArray[Any] = run().float().cpu().numpy()
         return found
 
-    def average(self) -> Callable[[Tensor, int], Tensor] | None:
-        """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
-        several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor] | None:
+        """The mean of a batch's logits over a dimension, as logits of the mean prediction: for models that
+        stand for several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its
+        mean."""
         return None
 
     def generation(self, use: Mapping[str, Any], **asked: Any) -> Generation | None:

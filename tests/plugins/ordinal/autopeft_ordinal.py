@@ -112,7 +112,7 @@ class OrdinalScorer(Scorer):
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return Thresholds()
 
-    def average(self) -> Callable[[Tensor, int], Tensor]:
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor]:
         return lambda logits, dim: torch.logit(logits.sigmoid().mean(dim))
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:

@@ -241,6 +241,22 @@ def test_what_acts_on_the_logits_of_one_head_is_refused(place: Path) -> None:
         run_trial(model, lora_recipe({"infoprompt": {}}), data, PLAN, splits=("select",))
 
 
+def test_what_stands_for_several_models_has_the_mean_of_each_task(place: Path) -> None:
+    """That of positions for answers in a text, of each label, of classes and of numbers."""
+    model, data = on(place, of_all_kinds(place))
+    ensemble = {"lora_dropout": {"rank": 2, "ensemble": 3}}
+    recipe = autopeft.Recipe.from_dict({"layers": [{"attach": [ensemble]}]})
+    found = run_trial(model, recipe, data, PLAN)
+    assert all(math.isfinite(score) for score in found.by_task["select"].values())
+    whole = data.task.task_kind.scorer
+    logits = torch.randn(3, 2, 5, 2, generator=torch.Generator().manual_seed(0))
+    for number, member in enumerate(whole.members):  # type: ignore[attr-defined]
+        mean = whole.average({"task_id": torch.tensor([number, number])})
+        own = member.task_kind.scorer.average({})
+        assert (mean is None) == (own is None), member.name
+        assert mean is None or own is None or torch.equal(mean(logits, 0), own(logits, 0))
+
+
 # Batches
 # ------------------------------------------------------------------------------------------------------
 

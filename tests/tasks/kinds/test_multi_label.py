@@ -105,7 +105,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
 
 def test_the_mean_of_several_models_is_that_of_probabilities() -> None:
     logits = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
-    mean = KIND.scorer.average()
+    mean = KIND.scorer.average({})
     assert mean is not None
     assert torch.allclose(mean(logits, 0).sigmoid(), logits.sigmoid().mean(0), atol=1e-6)
 

@@ -171,7 +171,7 @@ def test_the_head_stays_as_it_was_drawn(model: PreTrainedModel, data: EncodedTas
 
 
 def test_the_mean_of_models_is_one_of_positions() -> None:
-    mean = KIND.scorer.average()
+    mean = KIND.scorer.average({})
     assert mean is not None
     torch.manual_seed(0)
     several = torch.randn(3, 2, 5, 2)

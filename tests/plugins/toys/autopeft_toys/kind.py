@@ -43,7 +43,7 @@ class ShareScorer(NumberScorer):
     def loss(self, names: Any, class_weights: Any = None) -> Loss:
         return CrossEntropy()
 
-    def average(self) -> Callable[[Tensor, int], Tensor]:
+    def average(self, batch: Mapping[str, Tensor]) -> Callable[[Tensor, int], Tensor]:
         return lambda logits, dim: torch.logit(logits.sigmoid().mean(dim))
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
