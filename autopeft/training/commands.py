@@ -23,12 +23,17 @@ def _kind(kind: object) -> TaskKind | None:
         return None
 
 
+def _members(kind: TaskKind | None) -> tuple[str, ...]:
+    """The names of the tasks of a set; none of one task."""
+    return tuple(member.name for member in getattr(kind and kind.schema, "members", ()))
+
+
 def train_command(recipe: str | Path, *, task: object, model: str, kind: object = None) -> str:
     """Trains the recipe of a hybrid on another task than `task`, on its own backbone, since another one may
     lack its layers and sites."""
     known = _kind(kind)
     others = _OTHERS["text" if known is None else known.head.modality]
-    other = next(name for name in others if name != task)
+    other = next((name for name in others if name not in (task, *_members(known))), others[0])
     words = ["autopeft", "train", "--recipe", str(recipe), "--task", other]
     if model and model != TrainArguments.model_fields["model"].default:
         words += ["--model", model]
@@ -36,11 +41,14 @@ def train_command(recipe: str | Path, *, task: object, model: str, kind: object 
 
 
 def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None, kind: object = None) -> str:
-    """Asks a hybrid of single texts, of pairs or of what its kind reads from files; `model` is where its
-    backbone is now, if it moved."""
+    """Asks a hybrid of single texts, of pairs, of what its kind reads from files, or of the first of several
+    tasks; `model` is where its backbone is now, if it moved."""
     moved = f" --model {shlex.quote(model)}" if model else ""
     rows = '--text "…" --text-pair "…"' if pairs else '--text "…"'
     known = _kind(kind)
+    members = _members(known)
+    if members:  # which of them read pairs is not told here
+        rows = f'--task {shlex.quote(members[0])} --text "…"'
     if known is not None and known.schema.asked_file is not None:
         rows = f"--file {known.schema.asked_file}"
     return f"autopeft predict {shlex.quote(str(hybrid))} {rows}{moved}"

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 
+from autopeft.tasks import load_task, task_set
 from autopeft.training.commands import next_steps, predict_command, train_command
 
 
@@ -46,3 +49,11 @@ def test_the_folder_to_export_to_is_free(tmp_path: Path, monkeypatch: pytest.Mon
     assert "autopeft export runs/x -o winner-3" in text
     assert "--recipe winner-3/recipe.yaml --task trec" in text
     assert "autopeft predict runs/x" in text
+
+
+def test_one_of_several_tasks_is_asked_by_its_name() -> None:
+    alone = [load_task(pandas.DataFrame({"text": list("abcdefghijkl"), "label": list("xy") * 6}))] * 2
+    both = task_set([replace(task, name=name) for name, task in zip(("trec", "a b"), alone, strict=True)])
+    assert predict_command("x", pairs=True, kind=both.kind) == 'autopeft predict x --task trec --text "…"'
+    trained = train_command("r.yaml", task="trec,a b", model="minilm", kind=both.kind)
+    assert trained.endswith("--task movie-sentences")

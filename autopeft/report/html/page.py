@@ -18,11 +18,12 @@ from plotly.offline import get_plotlyjs
 from autopeft.errors import UsageError
 from autopeft.foreign import table_of
 from autopeft.report.html import optuna_figures, own_figures, words
+from autopeft.report.html.by_task import task_sections, tasks_overview
 from autopeft.report.html.figure import Missing
 from autopeft.report.html.heat import Heat, heat_of
 from autopeft.report.html.journal import read_history
 from autopeft.report.html.load import read_run
-from autopeft.report.html.trials import finals_table, task_differences, task_scores, trials_table
+from autopeft.report.html.trials import finals_table, trials_table
 from autopeft.report.html.values import shown
 from autopeft.report.html.winner import winner_of
 from autopeft.report.text import mean_sd, number, percent, score
@@ -165,8 +166,8 @@ def render_report(
         objectives=1 if history is None else history.objectives,
         trials=trials_table(run.trials, unfinished),
         finals=finals_table(run.finals),
-        tasks=task_scores(run.finals),
-        gains=None if run.winner is None else task_differences(run.finals, run.recipe or {}),
+        tasks=tasks_overview(run),
+        task_sections=task_sections(run),
         manifest=list(_flat(run.manifest)),
         manifest_text=json.dumps(run.manifest, indent=2, ensure_ascii=False, default=str),
     )

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from scipy.stats import t as student
-
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.recipe.contents import in_brief
 from autopeft.report.html.values import shown
-from autopeft.report.sheet import Sheet
-from autopeft.report.text import duration, mean_sd, number, percent, score
+from autopeft.report.text import duration, number, percent, score
 from autopeft.runs.records import TrialRecord
 
 __all__ = [
@@ -26,8 +23,6 @@ __all__ = [
     "finals_table",
     "methods_of",
     "state_of",
-    "task_differences",
-    "task_scores",
     "trials_table",
 ]
 
@@ -152,70 +147,6 @@ def trials_table(records: Iterable[TrialRecord], unfinished: Iterable[TrialRecor
         ("select", True), ("rungs", False), ("steps", True), ("time", True),
     )  # fmt: skip
     return _table("trials-table", headers, found, final=False)
-
-
-def task_scores(records: Iterable[TrialRecord]) -> Sheet | None:
-    """The scores of a set's tasks on *test*, of each run after the search; `None` for a single task."""
-    runs: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        for task, found in record.by_task.get("test", {}).items():
-            runs.setdefault(record.label, {}).setdefault(task, []).append(found)
-    if not runs:
-        return None
-    tasks = list(next(iter(runs.values())))
-    return Sheet(
-        ("run", *tasks),
-        tuple((label, *(mean_sd(found.get(task, [])) for task in tasks)) for label, found in runs.items()),
-        title="Scores of the tasks on test",
-        notes=("Each is in the task's own metric, the mean ± standard deviation over fresh seeds.",),
-        right=frozenset(tasks),
-    )
-
-
-def task_differences(records: Iterable[TrialRecord], winner: Mapping[str, Any]) -> Sheet | None:
-    """The winner less each other run on *test*, task by task; `None` for a single task."""
-    runs: dict[str, dict[int | None, Mapping[str, float]]] = {}
-    own = ""
-    for record in records:
-        if record.by_task.get("test"):
-            runs.setdefault(record.label, {})[record.seed] = record.by_task["test"]
-            own = record.label if record.recipe == winner else own
-    if not own or len(runs) < 2:
-        return None
-    tasks = list(next(iter(runs[own].values())))
-
-    def differences(other: str, task: str) -> list[float]:
-        shared = runs[own].keys() & runs[other].keys()
-        return [runs[own][seed][task] - runs[other][seed][task] for seed in sorted(shared, key=str)]
-
-    rows = [
-        (label, *(_mean_interval(differences(label, task)) for task in tasks))
-        for label in runs
-        if label != own
-    ]
-    return Sheet(
-        ("the winner less", *tasks),
-        tuple(rows),
-        title="What the winner gains on each task",
-        notes=(
-            "Points of the task's own metric on test, seed by seed: the mean, and half of its "
-            "interval of 95 % "
-            "where there are several seeds. A task that gains beside the LoRA that all share, and "
-            "loses beside "
-            "one of its own, is hurt by the others.",
-        ),
-        right=frozenset(tasks),
-    )
-
-
-def _mean_interval(values: list[float]) -> str:
-    if not values:
-        return "–"
-    mean = 100 * sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:+.1f}"
-    spread = math.sqrt(sum((100 * v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:+.1f} ± {float(student.ppf(0.975, len(values) - 1)) * spread:.1f}"
 
 
 def finals_table(records: Iterable[TrialRecord]) -> Table:

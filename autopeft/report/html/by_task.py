@@ -1,0 +1,102 @@
+"""What a search over several tasks found for each of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scipy.stats import t as student
+
+from autopeft.report.html.load import Run
+from autopeft.report.html.values import shown
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import mean_sd, number
+
+__all__ = ["task_sections", "tasks_overview"]
+
+
+@dataclass
+class _Hybrid:
+    """The scores of what was trained with fresh seeds: split to seed to task."""
+
+    name: str
+    deployed: float | None = None
+    scores: dict[str, dict[int | None, Mapping[str, float]]] = field(default_factory=dict)
+
+    def of(self, task: str, split: str) -> list[float]:
+        return [found[task] for found in self.scores.get(split, {}).values() if task in found]
+
+
+def _hybrids(run: Run) -> list[_Hybrid]:
+    """The winner, then the baselines, as far as *test* was scored task by task."""
+    found: dict[str, _Hybrid] = {}
+    finalist = ""
+    for record in run.finals:
+        name = re.sub(r", seed -?\d+(, for its weights)?$", "", record.label.removeprefix("test of "))
+        for split, scores in record.by_task.items():
+            found.setdefault(name, _Hybrid(name)).scores.setdefault(split, {})[record.seed] = scores
+        if record.kind != "baseline" and "test" in record.by_task:
+            finalist = name
+    origin = run.result.origin if run.result else None
+    named = {origin if origin in found else finalist: "winner"}
+    named |= {one.name: shown(one.name, 120) for one in run.baselines if one.name not in named}
+    sizes = {"winner": run.winner.deployed if run.winner else None}
+    sizes |= {one.name: one.deployed for one in run.baselines}
+    return [
+        _Hybrid(told, sizes.get(told), found[name].scores)
+        for name, told in named.items()
+        if name in found and "test" in found[name].scores
+    ]
+
+
+def _tasks(hybrids: Sequence[_Hybrid]) -> list[str]:
+    return list(next(iter(hybrids[0].scores["test"].values()))) if hybrids else []
+
+
+def tasks_overview(run: Run) -> Sheet | None:
+    """Scores of all tasks on *test*, by hybrid; `None` for a single task."""
+    hybrids = _hybrids(run)
+    if not hybrids:
+        return None
+    tasks = _tasks(hybrids)
+    rows = [(h.name, *(mean_sd(h.of(task, "test")) for task in tasks), number(h.deployed)) for h in hybrids]
+    return Sheet(
+        ("hybrid", *tasks, "deployed"),
+        tuple(rows),
+        title="Scores of the tasks on test",
+        notes=(
+            "Each is in the task's own metric, the mean ± standard deviation over fresh seeds. For a further "
+            "task a LoRA for each task takes one LoRA more, and what acts alike on all tasks takes a head.",
+        ),
+        right=frozenset((*tasks, "deployed")),
+    )
+
+
+def task_sections(run: Run) -> list[tuple[str, Sheet]]:
+    """Of each task its name, and what each hybrid scores on it and lacks to the winner."""
+    hybrids = _hybrids(run)
+    headers = ("hybrid", "select", "test", "the winner less it, points")
+    sections = []
+    for task in _tasks(hybrids):
+        rows = [
+            (h.name, mean_sd(h.of(task, "select")), mean_sd(h.of(task, "test")), _gain(hybrids, h, task))
+            for h in hybrids
+        ]
+        sections.append((shown(task, 120), Sheet(headers, tuple(rows), right=frozenset(headers[1:]))))
+    return sections
+
+
+def _gain(hybrids: Sequence[_Hybrid], other: _Hybrid, task: str) -> str:
+    """The winner less another hybrid on *test*: the mean over seeds that both have, and half of its interval
+    of 95 % (Student's t)."""
+    own, its = hybrids[0].scores["test"], other.scores["test"]
+    values = [100 * (own[seed][task] - its[seed][task]) for seed in own.keys() & its.keys()]
+    if hybrids[0] is other or not values:
+        return "–"
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:+.1f} (one seed)"
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return f"{mean:+.1f} ± {float(student.ppf(0.975, len(values) - 1)) * spread:.1f}"
