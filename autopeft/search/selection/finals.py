@@ -16,6 +16,7 @@ from autopeft.search.selection.finalists import Finalist
 
 __all__ = ["FinalWork", "Finals"]
 
+_NEVER_LEFT_OUT = ("lora", "own")
 _FEW = 2  # seeds
 _HYBRID: dict[str, Any] = {"layers": [{"attach": []}]}  # stands for one that is not chosen yet
 
@@ -61,9 +62,9 @@ class FinalWork:
     def forms(self, effort: Effort, seconds: Callable[[Sequence[Job]], float]) -> Iterator[Finals]:
         """The finals in full and then shorter and shorter: fewer finalists, down to one; fewer seeds, down to
         three; then the same without the trained baselines that cost most, down to LoRA, which every winner
-        has to beat; then no second seed in LoRA's sweep, and no rate beyond; then no examples before prompts;
-        at last two seeds, of which no interval can be short. The untuned model is scored once in any case.
-        What is known already is never left out.
+        has to beat, and of several tasks a LoRA for each; then no second seed in LoRA's sweep, and no rate
+        beyond; then no examples before prompts; at last two seeds, of which no interval can be short. The
+        untuned model is scored once in any case. What is known already is never left out.
 
         Args:
             seconds: that jobs take.
@@ -71,7 +72,8 @@ class FinalWork:
         efforts = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
         efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, _FEW, -1)]
         left = {i: self._of_baseline(i, Finals(effort)) for i in range(len(self._baselines))}
-        others = [i for i, b in enumerate(self._baselines) if b.kind != "lora" and b.shots != 0 and left[i]]
+        may_go = [i for i, b in enumerate(self._baselines) if b.kind not in _NEVER_LEFT_OUT and b.shots != 0]
+        others = [i for i in may_go if left[i]]
         dear = [i for i in others if self._baselines[i].shots is None]
         dear.sort(key=lambda i: (-seconds(left[i]), -len(left[i])))
         for n in range(len(dear) + 1):

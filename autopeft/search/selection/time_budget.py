@@ -24,9 +24,10 @@ _SCORED = "scored"
 class TimeBudget:
     """The time limit of a search.
 
-    A job takes as long as others of its kind did for each step; where none has ended, as long as trials. What
-    only scores has a kind of its own, as some kinds of task write answers to *test*: before one has ended it
-    takes what trials took beside their steps.
+    A job takes as long as others of its kind did for each step; where none has ended, as long as trials, and
+    a baseline as the shortest of them, as it has one method where trials have several. What only scores has a
+    kind of its own, as some kinds of task write answers to *test*: before one has ended it takes what trials
+    took beside their steps.
 
     Half of the limit is the search's; from then on a trial is refused when finalists and baselines would no
     longer fit. Two trials at least are always allowed, and more only where the shortest finals would still
@@ -59,6 +60,7 @@ class TimeBudget:
         self._start, self._test_share = clock() - spent, test_share
         self.steps: dict[str, int] = {}  # of running jobs
         self._sums: dict[str, tuple[float, float]] = {}  # by kind: seconds, and full trainings
+        self._shortest = math.inf  # seconds of a full training, of the shortest trial
         self._beside = 0.0, 0  # seconds that trials took beside their steps, and parts of trials
 
     # Learning
@@ -71,6 +73,8 @@ class TimeBudget:
         others = math.fsum((self._mean(k) or 0.0) * n for k, n in work.items() if k != kind)
         before, count = self._sums.get(kind, (0.0, 0.0))
         self._sums[kind] = before + max(0.0, seconds - others), count + work[kind]
+        if job.kind == "trial" and work[kind]:
+            self._shortest = min(self._shortest, seconds / work[kind])
         if step_time and job.kind == "trial":
             beside, parts = self._beside
             self._beside = beside + max(0.0, seconds - step_time * _part(job)[1]), parts + 1
@@ -108,6 +112,8 @@ class TimeBudget:
         beside, parts = self._beside
         if kind == _SCORED and kind not in self._sums and parts:
             return beside / parts * self._test_share / _SCORING
+        if kind == "baseline" and kind not in self._sums and math.isfinite(self._shortest):
+            return self._shortest
         seconds, count = self._sums.get(kind) or self._sums.get("trial") or (0.0, 0.0)
         return seconds / count if count else None
 

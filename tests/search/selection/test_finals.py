@@ -96,6 +96,12 @@ def test_finals_are_shortened_step_by_step() -> None:
     ]
 
 
+def test_of_several_tasks_a_lora_for_each_is_trained_in_any_case() -> None:
+    both = [*BASELINES, replace(BASELINES[0], kind="own")]
+    forms = list(FinalWork(both, 0).forms(NORMAL, seconds))
+    assert {i for form in forms for i in form.left_out} == {1, 2}
+
+
 def test_examples_before_prompts_are_left_out_after_what_is_trained() -> None:
     shown = [*BASELINES, Baseline("few-shot", (HEAD,), {}, kind="few-shot", shots=4)]
     forms = FinalWork(shown, 0).forms(NORMAL, seconds)

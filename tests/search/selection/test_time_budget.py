@@ -47,6 +47,16 @@ def test_time_left_is_the_work_left_over_the_workers() -> None:
         assert remaining(time_budget, 40.0) == pytest.approx((40 + 40 + 60 + 4) / workers)
 
 
+def test_a_baseline_takes_as_long_as_the_shortest_trial_until_one_has_ended() -> None:
+    time_budget = budget_of()
+    for seconds in (10.0, 4.0, 16.0):
+        time_budget.finished(job(), seconds)
+    assert time_budget.seconds(jobs(confirm=1)) == pytest.approx(10.0)
+    assert time_budget.seconds(jobs(baseline=2)) == pytest.approx(8.0)
+    time_budget.finished(job("baseline"), 7.0)
+    assert time_budget.seconds(jobs(baseline=2)) == pytest.approx(14.0)
+
+
 def test_a_running_job_counts_for_what_is_left_of_it() -> None:
     time_budget = budget_of()
     time_budget.finished(job(), 10.0)
