@@ -95,6 +95,7 @@ LONG = (
     "experiments/tests/test_width.py",
     "tests/assets/test_precision.py::test_a_backbone_in_bf16_trains_modules_and_head_in_fp32",
     "tests/cli/test_commands.py",
+    "tests/cli/test_several_tasks.py",
     "tests/cli/test_hints.py",
     "tests/docs/test_pages.py",
     "tests/docs/test_trainer_snippet.py",
