@@ -164,15 +164,15 @@ def test_text_of_docstrings_is_no_markup() -> None:
 def test_snippets_of_generated_pages_can_be_read() -> None:
     for page, text in generated().items():
         if page.startswith(("methods/", "recipes/", "reference/")):
-            read_snippets(text, page)
+            assert_snippets_can_be_read(text, page)
 
 
 @pytest.mark.parametrize("page", TOLD)
 def test_snippets_can_be_read(page: str) -> None:
-    read_snippets(text_of(page), page)
+    assert_snippets_can_be_read(text_of(page), page)
 
 
-def read_snippets(text: str, page: str) -> None:
+def assert_snippets_can_be_read(text: str, page: str) -> None:
     """As Python, as a recipe, a space or a set of tasks, or as commands with options that there are."""
     for block in blocks(text):
         if block.language == "python":
