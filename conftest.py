@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+from support import selection
 from support.fast import is_fast
 
 # A slow machine is no error. Properties that say how many examples they need keep their own number.
@@ -27,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    selection.without_slow = "not slow" in config.option.markexpr
     if config.option.markexpr == "fast" and config.option.durations is None:
         config.option.durations = 10
 

@@ -10,6 +10,7 @@ import pytest
 from support import families, on_logits, on_scores
 from support.cases import CASES as REGISTERED
 from support.families import FAMILIES
+from support.selection import selected
 from support.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, OTHERS
 
 # The package has no method on logits, and none on scores alone; two of a test's own stand for either way.
@@ -112,4 +113,4 @@ def drawn(cases: Iterable[tuple[Any, ...]], *, one: bool = False) -> list[Any]:
             if name in ARCHITECTURES:
                 first.setdefault(case, name)
         usual = [c for c in usual if c[1] in OTHERS or (c[1] == first.get(c[0]) and is_first_way(c[0]))]
-    return [pytest.param(*c, marks=() if c in usual else pytest.mark.slow) for c in found]
+    return selected([pytest.param(*c, marks=() if c in usual else pytest.mark.slow) for c in found])

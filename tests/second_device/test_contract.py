@@ -13,6 +13,7 @@ from contract.pairs import PAIRS, is_first_way, is_spared
 from support import on_logits, on_scores
 from support.cases import BY_TASK, TASKS, attach_case, recipe_of
 from support.entries import choose_by_lot
+from support.selection import selected
 from support.tiny import LogitsObjective, randomise, snapshot, tiny_inputs, tiny_model
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def _is_spared(case: str, name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("case", "name"),
-    [pytest.param(c, a, marks=pytest.mark.slow if _is_spared(c, a) else ()) for c, a in PAIRS],
+    selected([pytest.param(c, a, marks=pytest.mark.slow if _is_spared(c, a) else ()) for c, a in PAIRS]),
 )
 def test_it_computes_learns_and_is_kept_as_on_the_cpu(
     case: str, name: str, acc: torch.device, tmp_path: Path

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import io
 import json
+import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -31,10 +32,50 @@ def tiny_config(name: str) -> PreTrainedConfig:
 def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: Any) -> PreTrainedModel:
     """A tiny model in eval mode, its weights large enough that layers matter (a fresh init barely moves the
     logits)."""
-    return copy.deepcopy(_made(name, seed, attention, json.dumps(kwargs)))
+    return _kept(name, seed, attention, json.dumps(kwargs)).copy()
 
 
-@lru_cache(maxsize=100)  # to copy a model takes a third of the time that making it does
+class _Kept(pickle.Pickler):
+    """A model of which copies are made: a tenth of what `copy.deepcopy` takes."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.file, self.tensors = io.BytesIO(), list[Tensor]()
+        super().__init__(self.file)
+        self._numbers: dict[int, int] = {}
+        self.dump(model)
+
+    def persistent_id(self, found: Any) -> int | None:
+        if not isinstance(found, Tensor):
+            return None
+        if id(found) not in self._numbers:
+            self._numbers[id(found)] = len(self.tensors)
+            self.tensors.append(found)
+        return self._numbers[id(found)]
+
+    def copy(self) -> PreTrainedModel:
+        model: PreTrainedModel = _Copy(self.file.getvalue(), self.tensors).load()
+        return model
+
+
+class _Copy(pickle.Unpickler):
+    def __init__(self, data: bytes, tensors: Sequence[Tensor]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._tensors = [
+            torch.nn.Parameter(t.detach().clone(), t.requires_grad)
+            if isinstance(t, torch.nn.Parameter)
+            else t.clone()
+            for t in tensors
+        ]
+
+    def persistent_load(self, number: int) -> Tensor:
+        return self._tensors[number]
+
+
+@lru_cache(maxsize=100)
+def _kept(name: str, seed: int, attention: str, changes: str) -> _Kept:
+    return _Kept(_made(name, seed, attention, changes))
+
+
 def _made(name: str, seed: int, attention: str, changes: str) -> PreTrainedModel:
     config = tiny_config(name)
     config._attn_implementation = "eager" if name in EAGER else attention

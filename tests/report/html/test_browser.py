@@ -281,6 +281,7 @@ def test_a_script_that_slipped_through_would_not_run(
     assert found.page.evaluate("document.querySelector('img').naturalWidth") == 0
 
 
+@pytest.mark.slow
 def test_forty_eight_layers_are_readable(
     make_run: Make, opened: Callable[..., Opened], tmp_path: Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_forty_eight_layers_are_readable(
     found.check(file)
 
 
+@pytest.mark.slow
 def test_a_run_without_anything_has_no_empty_plot(empty: Path, opened: Callable[..., Opened]) -> None:
     found = opened(empty)
     assert marks(found.page) == {}
