@@ -114,7 +114,7 @@ INK = (
 )
 
 
-def look(page: Any, width: int, scheme: str, folder: Path) -> None:
+def assert_all_is_drawn(page: Any, width: int, scheme: str, folder: Path) -> None:
     """What must hold at any width and in either scheme; leaves a picture of the page."""
     drawn = marks(page)
     assert set(drawn) == PLOTS
@@ -156,20 +156,20 @@ def desk(report: Path, browser: Any) -> Iterator[Opened]:
 def test_every_plot_is_drawn_in_silence(desk: Opened, report: Path, tmp_path: Path) -> None:
     """Wide and narrow, light and dark; plots follow both while the page is open."""
     page = desk.page
-    look(page, 1280, "light", tmp_path)
+    assert_all_is_drawn(page, 1280, "light", tmp_path)
     page.emulate_media(color_scheme="dark")
     settled(page, f"({INK}).every(c => c > 127)")
-    look(page, 1280, "dark", tmp_path)
+    assert_all_is_drawn(page, 1280, "dark", tmp_path)
     page.set_viewport_size({"width": 400, "height": 900})
     settled(
         page,
         "[...document.querySelectorAll('div.plot .main-svg')]"
         ".every(e => e.getBoundingClientRect().right <= 400)",
     )
-    look(page, 400, "dark", tmp_path)
+    assert_all_is_drawn(page, 400, "dark", tmp_path)
     page.emulate_media(color_scheme="light")
     settled(page, f"({INK}).every(c => c < 127)")
-    look(page, 400, "light", tmp_path)
+    assert_all_is_drawn(page, 400, "light", tmp_path)
     page.set_viewport_size({"width": 1280, "height": 900})
     desk.check(report)
 
@@ -180,7 +180,7 @@ def test_a_phone_draws_it_from_the_start(
     report: Path, opened: Callable[..., Opened], tmp_path: Path, scheme: str
 ) -> None:
     found = opened(report, width=400, scheme=scheme)
-    look(found.page, 400, scheme, tmp_path)
+    assert_all_is_drawn(found.page, 400, scheme, tmp_path)
     found.check(report)
 
 
