@@ -30,6 +30,18 @@ INSIDE = {"attention": ("q", "k", "v", "qkv", "o"), "ffn": ("up", "gate_proj", "
 INSIDE["cross_attention"] = tuple(f"cross_{site}" for site in ("q", "k", "v", "o"))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_tests_are_alike_and_share_no_tensor(name: str) -> None:
+    one, other = tiny_model(name), tiny_model(name)
+    expected = one.state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in other.state_dict().items())
+    owned = [{t.data_ptr() for t in (*m.parameters(), *m.buffers()) if t.numel()} for m in (one, other)]
+    assert not owned[0] & owned[1]
+    words, written = one.get_input_embeddings(), one.get_output_embeddings()
+    if written is not None and one.config.get_text_config().tie_word_embeddings:
+        assert written.weight is words.weight
+
+
 def _first(value: Any) -> Tensor:
     found: Tensor = value[0] if isinstance(value, tuple) else value
     return found
