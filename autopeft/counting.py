@@ -15,9 +15,10 @@ from autopeft.errors import BudgetError, UsageError
 from autopeft.graph import CompositionGraph, build_graph, clash, hash_of, parts_of, read_by, total_of
 from autopeft.quantity import Quantity, parse_quantity
 from autopeft.recipe import Recipe
+from autopeft.recipe.tasks import tasks_of, with_further_task
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Budget", "Counter", "Counts", "Measure", "count"]
+__all__ = ["Budget", "Counter", "Counts", "Measure", "count", "further_task"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,18 @@ def count(what: Recipe | CompositionGraph, spec: BackboneSpec, *, head: int = 0)
         what = build_graph(what, spec)
     total = what.parameter_count()
     return Counts(total.deployed, total.trained, head, spec.parameters)
+
+
+def further_task(recipe: Recipe, spec: BackboneSpec) -> int:
+    """Deployed parameters that one more task adds to a recipe of several tasks, head left out: 0 where
+    nothing in it acts by the task of a row.
+
+    Raises:
+        UsageError: the recipe does not fit the backbone.
+    """
+    if not tasks_of(recipe):
+        return 0
+    return count(with_further_task(recipe), spec).deployed - count(recipe, spec).deployed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autopeft.composition import get_composition, is_composition
@@ -11,7 +11,7 @@ from autopeft.method import get_method
 from autopeft.recipe.core import Recipe
 from autopeft.recipe.models import CompositionItem, EntryItem, Item
 
-__all__ = ["acts_by_task", "for_tasks", "lacks_tasks", "tasks_of"]
+__all__ = ["acts_by_task", "for_tasks", "lacks_tasks", "tasks_of", "with_further_task"]
 
 
 def acts_by_task(name: str) -> bool:
@@ -52,11 +52,23 @@ def for_tasks(recipe: Recipe, tasks: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: it names other tasks, or the same in another order.
     """
+    return _mapped(recipe, lambda item: _filled(item, tasks))
+
+
+def with_further_task(recipe: Recipe) -> Recipe:
+    """The recipe with one task more, wherever something in it acts by the task of a row and names the tasks.
+    What has a child for each task has a copy of its last child for the new one."""
+    tasks = [*tasks_of(recipe), "a further task"]
+    return _mapped(recipe, lambda item: _extended(item, tasks))
+
+
+def _mapped(recipe: Recipe, changed: Callable[[Item], Item]) -> Recipe:
+    """The recipe with each item of its blocks and of the model changed."""
     blocks = [
-        block.model_copy(update={"attach": tuple(_filled(item, tasks) for item in block.attach)})
+        block.model_copy(update={"attach": tuple(changed(item) for item in block.attach)})
         for block in recipe.layers
     ]
-    model = tuple(_filled(item, tasks) for item in recipe.model)
+    model = tuple(changed(item) for item in recipe.model)
     found = recipe.model_copy(update={"layers": tuple(blocks), "model": model})
     return recipe if found == recipe else found
 
@@ -83,6 +95,18 @@ def _filled(item: Item, tasks: Sequence[str]) -> Item:
         options = {**options, "tasks": list(tasks)}
         if get_composition(item.kind).traits.for_each_task and len(children) == 1:
             children *= len(tasks)
+    return item.model_copy(update={"children": children, "options": options})
+
+
+def _extended(item: Item, tasks: list[str]) -> Item:
+    if isinstance(item, EntryItem):
+        return item.model_copy(update={"config": {**item.config, "tasks": tasks}}) if _by_task(item) else item
+    children = tuple(_extended(child, tasks) for child in item.children)
+    options = item.options
+    if _by_task(item):
+        options = {**options, "tasks": tasks}
+        if get_composition(item.kind).traits.for_each_task:
+            children += (children[-1].model_copy(update={"alias": None}),)
     return item.model_copy(update={"children": children, "options": options})
 
 

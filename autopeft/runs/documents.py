@@ -6,7 +6,7 @@ out, and numbers are finite. What a run needs to go on is checked where it goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -27,11 +27,13 @@ __all__ = [
     "Answers",
     "Compared",
     "CoursePoint",
+    "Gated",
     "Manifest",
     "Measured",
     "Result",
     "Size",
     "Taken",
+    "read_gated",
     "read_manifest",
     "read_result",
 ]
@@ -79,7 +81,8 @@ class Size(_Document):
 
 
 class Measured(_Document):
-    """A baseline, or (in `Result`) the winner: scores of each seed, and parameters."""
+    """A baseline, or (in `Result`) the winner: scores of each seed, and parameters. `further_task` is what
+    one more task adds to those that are deployed."""
 
     name: Known[str] = None
     counts: Table[Size] = Size()
@@ -87,6 +90,7 @@ class Measured(_Document):
     test: Several[float] = ()
     select_mean: Known[float] = None
     test_mean: Known[float] = None
+    further_task: Known[Whole] = None
 
 
 class Compared(_Document):
@@ -188,6 +192,21 @@ class Result(Measured):
     finalists: Known[Whole] = None
 
 
+class Gated(_Document):
+    """A line of `gates.jsonl`: a gated training.
+
+    Attributes:
+        trial: its number.
+        blocks, layers: of each group of blocks.
+        probabilities: of the groups at each step.
+    """
+
+    trial: Known[Whole] = None
+    blocks: Several[str] = ()
+    layers: Several[str] = ()
+    probabilities: Several[list[float]] = ()
+
+
 class Limits(_Document):
     """The budget in parameters."""
 
@@ -263,6 +282,18 @@ class Manifest(_Document):
 def read_result(table: Mapping[str, Any]) -> Result:
     """A `result.json`, read."""
     return Result.model_validate(dict(table))
+
+
+def read_gated(lines: Iterable[Mapping[str, Any]]) -> list[Gated]:
+    """The lines of `gates.jsonl` that are whole, of each trial the last."""
+    found: dict[int, Gated] = {}
+    for line in lines:
+        gated = Gated.model_validate(dict(line))
+        groups = len(gated.blocks)
+        whole = gated.probabilities and {groups} == {len(p) for p in (*gated.probabilities, gated.layers)}
+        if gated.trial is not None and groups and whole:
+            found[gated.trial] = gated
+    return list(found.values())
 
 
 def read_manifest(table: Mapping[str, Any]) -> Manifest:

@@ -176,6 +176,7 @@ def ready_to_finish() -> Any:
     return SimpleNamespace(
         task=SimpleNamespace(
             metric="accuracy",
+            members=(),
             source=SimpleNamespace(notice=None),
             splits=dict.fromkeys(("select", "test"), SimpleNamespace(labels=[0, 1] * 500)),
             text_ids=lambda name: np.arange(1000),

@@ -13,6 +13,7 @@ from autopeft.report.html.load import Run
 from autopeft.report.html.values import shown
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import mean_sd, number
+from autopeft.runs.documents import Measured
 
 __all__ = ["task_sections", "tasks_overview"]
 
@@ -23,6 +24,7 @@ class _Hybrid:
 
     name: str
     deployed: float | None = None
+    further_task: int | None = None
     scores: dict[str, dict[int | None, Mapping[str, float]]] = field(default_factory=dict)
 
     def of(self, task: str, split: str) -> list[float]:
@@ -39,14 +41,16 @@ def _hybrids(run: Run) -> list[_Hybrid]:
             found.setdefault(name, _Hybrid(name)).scores.setdefault(split, {})[record.seed] = scores
         if record.kind != "baseline" and "test" in record.by_task:
             finalist = name
-    origin = run.result.origin if run.result else None
-    named = {origin if origin in found else finalist: "winner"}
-    named |= {one.name: shown(one.name, 120) for one in run.baselines if one.name not in named}
-    sizes = {"winner": run.winner.deployed if run.winner else None}
-    sizes |= {one.name: one.deployed for one in run.baselines}
+    result = run.result
+    # By the name that stands in the records: how it is shown, and what holds its parameters.
+    named: dict[str, tuple[str, Measured]] = {}
+    if result is not None:
+        named[result.origin if result.origin in found else finalist] = ("winner", result)
+        for one in result.baselines:
+            named.setdefault(one.name or "", (shown(one.name, 120), one))
     return [
-        _Hybrid(told, sizes.get(told), found[name].scores)
-        for name, told in named.items()
+        _Hybrid(told, one.counts.deployed, one.further_task, found[name].scores)
+        for name, (told, one) in named.items()
         if name in found and "test" in found[name].scores
     ]
 
@@ -61,16 +65,25 @@ def tasks_overview(run: Run) -> Sheet | None:
     if not hybrids:
         return None
     tasks = _tasks(hybrids)
-    rows = [(h.name, *(mean_sd(h.of(task, "test")) for task in tasks), number(h.deployed)) for h in hybrids]
+    rows = [
+        (
+            h.name,
+            *(mean_sd(h.of(task, "test")) for task in tasks),
+            number(h.deployed),
+            number(h.further_task),
+        )
+        for h in hybrids
+    ]
+    headers = ("hybrid", *tasks, "deployed", "each further task")
     return Sheet(
-        ("hybrid", *tasks, "deployed"),
+        headers,
         tuple(rows),
         title="Scores of the tasks on test",
         notes=(
-            "Each is in the task's own metric, the mean ± standard deviation over fresh seeds. For a further "
-            "task a LoRA for each task takes one LoRA more, and what acts alike on all tasks takes a head.",
+            "Each score is in the task's own metric, the mean ± standard deviation over fresh seeds. The "
+            "last column is the number of parameters that one more task adds, its head left out.",
         ),
-        right=frozenset((*tasks, "deployed")),
+        right=frozenset(headers[1:]),
     )
 
 
@@ -93,7 +106,7 @@ def _gain(hybrids: Sequence[_Hybrid], other: _Hybrid, task: str) -> str:
     of 95 % (Student's t)."""
     own, its = hybrids[0].scores["test"], other.scores["test"]
     values = [100 * (own[seed][task] - its[seed][task]) for seed in own.keys() & its.keys()]
-    if hybrids[0] is other or not values:
+    if hybrids[0].name != "winner" or hybrids[0] is other or not values:
         return "–"
     mean = sum(values) / len(values)
     if len(values) == 1:

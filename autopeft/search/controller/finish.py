@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from autopeft.counting import further_task
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
@@ -128,6 +129,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         over_constant=over_constant,
         remarks=(*ready.summary.remarks, *_remarks(controller)),
         taken=resource_uses(rows, ready.spec, partial(ready.predictor, everything=True)),
+        further_task=_further_task(ready, rows),
         within=ready.within,
         origin=won.origin,
         goal=ready.goal,
@@ -144,6 +146,13 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     folder.write_text("front.json", front_json(list(result.front)))
     folder.write_json("result.json", result.to_dict())
     return result
+
+
+def _further_task(ready: Prepared, rows: Iterable[tuple[str, Mapping[str, Any], object]]) -> dict[str, int]:
+    """By name; empty where there is one task."""
+    if not ready.task.members:
+        return {}
+    return {name: further_task(Recipe.from_dict(dict(told)), ready.spec) for name, told, _ in rows if told}
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class SearchResult(FreshScores):
         over_constant: the winner against that answer on *test*, with an interval.
         remarks: what limits what the scores can say, a sentence each.
         taken: what the winner and each baseline take of the machine, predicted and measured.
+        further_task: of a set of tasks, the deployed parameters that one more task adds to `winner` and to
+            each baseline, by name.
         within: the limits that the search had beside its budget.
         interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
         notice: one line where the data stand in for others.
@@ -88,6 +90,7 @@ class SearchResult(FreshScores):
     over_constant: Comparison | None = None
     remarks: tuple[str, ...] = ()
     taken: tuple[ResourceUse, ...] = ()
+    further_task: Mapping[str, int] = field(default_factory=dict)
     within: Limits = Limits()  # noqa: RUF009 (frozen)
     origin: str = ""
     goal: Goal = "best"
@@ -165,7 +168,7 @@ class SearchResult(FreshScores):
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
         skipped = {
             *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant", "over_constant"),
-            *("taken", "within", "answers", "samples"),
+            *("taken", "within", "answers", "samples", "further_task"),
         }
         compared = [{**asdict(c), "text": c.sentence()} for c in self.comparisons]
         constant = self.over_constant
@@ -174,7 +177,7 @@ class SearchResult(FreshScores):
         for b in self.baselines:
             means = {k: getattr(b, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
             shown = {k: v for k, v in vars(b).items() if k not in ("parts", "measured")}
-            baselines.append(shown | means)
+            baselines.append({**shown, **means, "further_task": self.further_task.get(b.name)})
         resources = [
             {
                 "name": one.name,
@@ -196,6 +199,7 @@ class SearchResult(FreshScores):
             answers={goal: None if a is None else a.to_dict() for goal, a in self.answers.items()},
             comparisons=compared,
             over_constant=over,
+            further_task=self.further_task.get("winner"),
             selection_bias=None if self.bias is None else self.bias.select - self.bias.test,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),
             baselines=baselines,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from autopeft.report.html.by_task import task_sections, tasks_overview
-from autopeft.report.html.load import Scored
+from autopeft.runs.documents import read_result
 from autopeft.runs.records import TrialRecord
 
-SHARED, OWN = "LoRA of all layers", "LoRA of all layers for each task"
+SHARED, OWN = "LoRA of all layers", "LoRA of all layers" + ", all of them" * 12 + " for each task"
 TEST = {
     "finalist 0": ({"a": 0.70, "b": 0.10}, {"a": 0.74, "b": 0.10}),
     SHARED: ({"a": 0.60, "b": 0.20}, {"a": 0.60, "b": 0.30}),
@@ -38,17 +38,27 @@ def run(origin: str) -> Any:
     finals += [record("baseline", f"{SHARED}, learning rate 0.1", 0, select={"a": 1.0, "b": 1.0})]
     return SimpleNamespace(
         finals=finals,
-        result=SimpleNamespace(origin=origin),
-        winner=Scored("winner", (), (), 10.0, None),
-        baselines=(Scored(SHARED, (), (), 20.0, None), Scored(OWN, (), (), 40.0, None)),
+        result=read_result(
+            {
+                "origin": origin,
+                "counts": {"deployed": 10},
+                "further_task": 0,
+                "baselines": [
+                    {"name": SHARED, "counts": {"deployed": 20}, "further_task": 0},
+                    {"name": OWN, "counts": {"deployed": 40}, "further_task": 20},
+                ],
+            }
+        ),
     )
 
 
 def test_seeds_are_of_one_hybrid_and_the_winner_comes_first() -> None:
     overview = tasks_overview(run("trial 3"))
     assert overview is not None
-    assert overview.headers == ("hybrid", "a", "b", "deployed")
-    assert [(row[0], row[-1]) for row in overview.rows] == [("winner", "10"), (SHARED, "20"), (OWN, "40")]
+    assert overview.headers == ("hybrid", "a", "b", "deployed", "each further task")
+    assert [row[-2:] for row in overview.rows] == [("10", "0"), ("20", "0"), ("40", "20")]
+    assert [row[0] for row in overview.rows[:2]] == ["winner", SHARED]
+    assert overview.rows[2][0].startswith(f"{SHARED}, all of them")
     assert overview.rows[0][1].startswith("0.7200 ± ")
     sections = dict(task_sections(run("trial 3")))
     assert list(sections) == ["a", "b"]
@@ -61,13 +71,13 @@ def test_seeds_are_of_one_hybrid_and_the_winner_comes_first() -> None:
 def test_a_baseline_that_is_returned_stands_once() -> None:
     overview = tasks_overview(run(SHARED))
     assert overview is not None
-    assert [row[0] for row in overview.rows] == ["winner", OWN]
+    assert [(row[0], row[-1]) for row in overview.rows] == [("winner", "0"), (overview.rows[1][0], "20")]
     assert dict(task_sections(run(SHARED)))["a"].rows[1][-1] == "+8.0 ± 25.4"
 
 
 @pytest.mark.parametrize("finals", [[], [record("confirm", "finalist 0, seed 7", 7)]])
 def test_one_task_has_no_section(finals: list[TrialRecord]) -> None:
-    alone = SimpleNamespace(finals=finals, result=None, winner=None, baselines=())
+    alone = SimpleNamespace(finals=finals, result=None)
     found: Any = alone
     assert tasks_overview(found) is None
     assert task_sections(found) == []
