@@ -18,6 +18,9 @@ from hypothesis import settings
 from support import selection
 from support.fast import is_fast
 
+# Only a machine that loses its power would show the difference, and the tests write thousands of small files.
+os.fsync = lambda fd: None
+
 # A slow machine is no error. Properties that say how many examples they need keep their own number.
 settings.register_profile("autopeft", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)  # --hypothesis-profile thorough

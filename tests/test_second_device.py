@@ -48,6 +48,7 @@ HYBRIDS: list[dict[str, Any]] = [
 
 
 @needs_a_device
+@pytest.mark.slow
 def test_a_device_that_offers_nothing_but_a_name_trains(tmp_path: Path) -> None:
     save_backbone(tmp_path / "model")
     write_reviews(tmp_path / "rows.csv")

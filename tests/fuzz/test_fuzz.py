@@ -13,7 +13,7 @@ from fuzz.harness import MEGABYTES, Bench, bench
 from fuzz.surface import cases, surfaces
 
 ROOT = Path(__file__).parents[2]
-SHORT, LONG = 6, 20_000
+SHORT, LONG = 4, 20_000
 # A process that lives long may keep what it has read, but not what each case brought.
 GROWTH = MEGABYTES
 

@@ -10,13 +10,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 __all__ = [
     "DIRECTIONS",
@@ -66,6 +67,14 @@ def gains(seen: Iterable[Observation], steps: Sequence[int]) -> dict[int, float]
     return found
 
 
+class _Shared(dict[str, BaseDistribution]):
+    """Distributions that all trials of a study share. A study keeps a deep copy of each trial that it is
+    given; nothing changes the distributions, and copying them takes most of the time."""
+
+    def __deepcopy__(self, memo: object) -> _Shared:
+        return self
+
+
 def view_of(
     seen: Sequence[Observation],
     distributions: Mapping[str, BaseDistribution],
@@ -77,7 +86,7 @@ def view_of(
     """An in-memory study of `seen`, in order; `steps` are the rungs."""
     # Optuna tells of every study that is made.
     optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.ERROR))
-    ahead, full = gains(seen, steps), steps[-1]
+    ahead, full, shared = gains(seen, steps), steps[-1], _Shared(distributions)
     study = optuna.create_study(directions=DIRECTIONS[:objectives], sampler=sampler)
     for trial in seen:
         attributes: dict[str, Any] = {"point": dict(trial.point), "cost": trial.cost, "hash": trial.hash}
@@ -88,13 +97,21 @@ def view_of(
             score, state = trial.rungs[reached], TrialState.COMPLETE
             attributes.update(rung=reached, full=reached == full, score=score)
             values = [score + ahead[reached], float(trial.cost)][:objectives]
+        now = datetime.now()
         study.add_trial(
-            create_trial(
+            FrozenTrial(
+                number=-1,  # the study numbers its trials
+                trial_id=-1,
                 state=state,
+                value=None,
                 values=values,
                 params=dict(trial.params),
-                distributions=dict(distributions),
+                distributions=shared,
                 user_attrs=attributes,
+                system_attrs={},
+                intermediate_values={},
+                datetime_start=now,
+                datetime_complete=now if state.is_finished() else None,
             )
         )
     return study

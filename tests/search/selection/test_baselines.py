@@ -196,7 +196,7 @@ def test_every_baseline_counts_the_head() -> None:
 LIMITS = st.tuples(st.integers(1, 300_000), st.integers(1, 300_000), st.booleans())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from(sorted(BOUND)), LIMITS, st.integers(0, 5))
 @example(("default", "minilm"), (90_852, 113_566, True), 0)
 @example(("default", "minilm"), (111_000, 113_566, True), 0)

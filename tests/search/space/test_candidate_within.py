@@ -125,14 +125,14 @@ def test_candidates_can_be_served(way: str) -> None:
     budget = with_limits(BUDGET, Limits(serve=way), predicted)
     check_within(bound, budget)
     rng, without = random.Random(0), 0
-    for _ in range(12):
+    for _ in range(8):
         values = bound.sample(rng)
         graph = build_graph(candidate(bound, values, budget).recipe, spec)
         assert unservable(graph, way, head=False) is None
         without += (
             predicted(build_graph(candidate(bound, values, BUDGET).recipe, spec)).unservable is not None
         )
-    assert without > 3, "some needed it"
+    assert without > 2, "some needed it"
 
 
 def test_candidates_can_be_trained_by_several_processes() -> None:

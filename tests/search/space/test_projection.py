@@ -38,7 +38,7 @@ from autopeft.spec import LogitsSpec
 
 @pytest.mark.parametrize("name", space_names())
 @pytest.mark.parametrize("spec", SPECS)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_inverse_of_materialize_in_built_in_spaces(name: str, spec: str, data: st.DataObject) -> None:
     bound = bound_to(name, SPECS[spec])
@@ -46,14 +46,14 @@ def test_the_inverse_of_materialize_in_built_in_spaces(name: str, spec: str, dat
 
 
 @pytest.mark.parametrize("text", [EACH, SHARED, LORAS], ids=["each", "shared", "loras"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_inverse_of_materialize_in_other_spaces(text: str, data: st.DataObject) -> None:
     bound = space(text)
     assert_inverse(bound, data.draw(points(bound)))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_inverse_of_materialize_where_the_head_has_hidden_layers(data: st.DataObject) -> None:
     bound = Space.named("default").bind(replace(TINY, logits=LogitsSpec(32, 2, deep=True)))
@@ -312,7 +312,7 @@ training:
 
 
 @given(st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_optimizers_and_parts_come_back(data: st.DataObject) -> None:
     bound = space(TUNED)
     values = data.draw(points(bound))
