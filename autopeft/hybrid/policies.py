@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from autopeft.errors import UsageError
-from autopeft.method import get_method
+from autopeft.method import Phase, get_method
 from autopeft.recipe import TrainingSection
 
 __all__ = ["Policies"]
@@ -24,12 +25,16 @@ class Policies:
     `before_update`, `after_step`), adds terms to its loss (`loss_terms`), or several of these. In a step
     modules hear of an event before policies do.
 
+    Args:
+        also: policies of the trainer, after the recipe's.
+
     Attributes:
         terms: those that add terms to the loss.
     """
 
-    def __init__(self, training: TrainingSection) -> None:
+    def __init__(self, training: TrainingSection, also: Sequence[Any] = ()) -> None:
         self._own = [(p.method, get_method(p.method)(p.method_config())) for p in training.policies]
+        self._own += [(type(policy).__name__, policy) for policy in also]
         self.terms: list[Any] = [policy for _, policy in self._own if hasattr(policy, "loss_terms")]
 
     def adjust(self, groups: list[dict[str, Any]], modules: _Modules) -> list[dict[str, Any]]:
@@ -38,6 +43,14 @@ class Policies:
             if hasattr(policy, "adjust"):
                 groups = policy.adjust(groups, modules)
         return groups
+
+    def upon(self, phase: Phase) -> Phase:
+        """A phase without held-out rows, with those of a policy that steps on some: it has `outer` and
+        `held_out` as a phase has."""
+        leader = next((policy for _, policy in self._own if getattr(policy, "held_out", 0.0)), None)
+        if leader is None or phase.outer is not None:
+            return phase
+        return replace(phase, outer=leader.outer, held_out=leader.held_out)
 
     def fire(self, event: str, groups: Groups, step: int, total: int) -> None:
         """Call `event(groups, step, total)` on every policy that has it, with the optimizer's groups."""

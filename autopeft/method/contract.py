@@ -20,6 +20,7 @@ __all__ = [
     "Call",
     "Context",
     "Interim",
+    "Linear",
     "Method",
     "MethodConfig",
     "Narrow",
@@ -40,6 +41,8 @@ FEATURE = "feature_"
 alone: the rest of it is the name in `Context.features`."""
 Narrow = Mapping[str, Mapping[str, tuple[int, ...]]]
 """For each config field that is a size: the tensors of a module that have it, and along which dimensions."""
+Linear = Mapping[str, float]
+"""Tensors of a module that what it adds is linear in, with the value at which they add nothing."""
 PeftKind = Literal["lora", "dora", "ia3", "prompt", "prefix"]
 Need = Literal[
     "calibration",

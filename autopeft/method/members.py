@@ -330,6 +330,14 @@ MEMBERS: tuple[Member, ...] = (
         "{field: {tensor: dimensions}}",
     ),
     Member(
+        "linear_in",
+        "method",
+        "by gates: tensors of its modules, each at one site, that what the module adds there is linear in as "
+        "long as all else stays, with the value at which they add nothing; a configured method may have none",
+        None,
+        "{tensor: value}",
+    ),
+    Member(
         "among",
         "method",
         "the sites that it takes of those that its names and layers leave, where it takes fewer",

@@ -10,7 +10,14 @@ from torch import Tensor
 from autopeft.errors import MethodError
 from autopeft.method.contract import MethodConfig, Narrow
 
-__all__ = ["narrowed"]
+__all__ = ["named_so", "narrowed"]
+
+
+def named_so(name: str, key: str) -> bool:
+    """Whether a tensor of a module, by its dotted `key`, is the one of that name, of some site or of the
+    module itself, or an entry of the `ParameterList` or `ParameterDict` of that name."""
+    own, parts = name.split("."), key.split(".")
+    return parts[-len(own) :] == own or parts[:-1][-len(own) :] == own
 
 
 def narrowed(method: Any, config: MethodConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,12 +58,9 @@ def narrowed(method: Any, config: MethodConfig, tensors: Mapping[str, Tensor]) -
     for field, (size, kept) in changed.items():
         cut = 0
         for name, dimensions in narrow[field].items():
-            own = name.split(".")
-            for key in list(found):
+            for key in [key for key in found if named_so(name, key)]:
                 parts = key.split(".")
-                listed = parts[:-1][-len(own) :] == own  # an entry of a ParameterList or ParameterDict
-                if not listed and parts[-len(own) :] != own:
-                    continue
+                listed = named_so(name, ".".join(parts[:-1]))
                 cut += 1
                 if listed and parts[-1].isdigit():  # the list itself is the dimension
                     if int(parts[-1]) >= kept:

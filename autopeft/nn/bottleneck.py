@@ -39,6 +39,7 @@ class Bottleneck(nn.Module):
         "down.bias": (0,),
         "up.weight": (1,),
     }
+    linear_in: ClassVar[Mapping[str, float]] = {"up.weight": 0.0, "up.bias": 0.0}
 
     def __init__(
         self,

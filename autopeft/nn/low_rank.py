@@ -20,6 +20,7 @@ class LowRankPair(nn.Module):
     """
 
     by_rank: ClassVar[Mapping[str, tuple[int, ...]]] = {"A": (0,), "B": (1,)}
+    linear_in: ClassVar[Mapping[str, float]] = {"B": 0.0}
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ from autopeft.runs.records import (
 )
 
 __all__ = [
+    "GATES",
     "Parts",
     "RunFolder",
     "as_typed",
@@ -59,6 +60,8 @@ __all__ = [
     "why_not_here",
 ]
 
+GATES = "gates.jsonl"
+"""What gates learnt, a line for each training of the strategy `gates`."""
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
 _MAX_FILE = 256 << 20

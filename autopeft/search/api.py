@@ -263,7 +263,8 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
     """
     past, bound = folder.trials().records, ready.space.bind(ready.spec)
     first: list[dict[str, Any]] = []
-    if not past and not journal_begun(folder.journal):
+    opened = STRATEGIES.find(ready.arguments.strategy)
+    if opened.takes_points and not past and not journal_begun(folder.journal):
         # What other runs found, then what the portfolio says and LoRA, else where spaces start; and cheap
         # recipes where these are looked for.
         found, notices = ready.named_points()
@@ -286,7 +287,7 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
         # Beside known points, of the space's own starts the second one, a method alone, where there is one.
         starts = starting_points(bound, 2 if known else max(1, count // 2) if cheap else count)
         first = [*found, *known, *cheap, *(starts[-1:] if known else starts)]
-    strategy = STRATEGIES.find(ready.arguments.strategy).open(
+    strategy = opened.open(
         StrategyContext(
             space=bound,
             budget=ready.budget,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +58,7 @@ def train(
     calibrate: bool = True,
     until: int | None = None,
     resume: Checkpoint | None = None,
+    policies: Sequence[Any] = (),
 ) -> TrainResult:
     """Train what a hybrid holds (modules and head) on a task's training rows.
 
@@ -66,8 +67,9 @@ def train(
     choose for another task. `calibrate=False` leaves them as they are.
 
     `until` pauses before the plan's steps are done; its checkpoint, given as `resume` with the same plan (in
-    which `train_share` may have grown), goes on bitwise as if it had not paused. `finish` events come at the
-    end alone, and then, unless `should_stop` ended it, what methods conclude from the rows.
+    which `train_share` may have grown), goes on bitwise as if it had not paused. `policies` act after the
+    recipe's own (see `autopeft.hybrid.policies`). `finish` events come at the end alone, and then, unless
+    `should_stop` ended it, what methods conclude from the rows.
 
     The same seed gives bitwise the same losses on the same machine with the same number of threads. Torch's
     generators, `training` flags, dropout and `requires_grad` are as before afterwards, also after an
@@ -121,6 +123,7 @@ def train(
             should_stop=should_stop,
             until=until,
             resume=resume,
+            also=policies,
             revision=hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0,
         )
         with (
@@ -167,6 +170,7 @@ class _Training:
     Attributes:
         dropout: whether the backbone's own dropout acts.
         gradient: of a batch, by the shortest forward of what is attached at present.
+        also: policies beside the recipe's.
         revision: of the injection that this forward was found for.
         begun: the step at which events began to count, for the phase's owner and for the others.
         stage, policies, modules, owners, optimizer, outer, best, stream, acting: of the present phase: where
@@ -188,6 +192,7 @@ class _Training:
     should_stop: ShouldStop | None
     until: int | None
     resume: Checkpoint | None
+    also: Sequence[Any]
     revision: int
     begun: dict[str, int] = field(default_factory=dict)
     stage: Stage = field(init=False)
@@ -219,7 +224,7 @@ class _Training:
 
         # What trains. Policies may rename what they split off, so they act on groups that are already chosen.
         everything = hybrid.parameter_groups()
-        self.policies = Policies(hybrid.recipe.training)
+        self.policies = Policies(hybrid.recipe.training, self.also)
         groups = self.policies.adjust(stage.groups(everything), hybrid.trained_modules)
         modules = self.modules = stage.modules(hybrid.trained_modules)
         self.owners = [*modules.values(), *self.policies.terms]
@@ -244,6 +249,7 @@ class _Training:
             since = self.resume.since if self.resume.share == plan.train_share else first
 
         # Which rows it trains on, and which the upper level sees.
+        phase = self.policies.upon(phase)
         splits: dict[str, EncodedSplit] = {str(k): v for k, v in self.data.splits.items()}
         if phase.split not in splits or phase.split == "test":
             raise PhaseError(
@@ -276,7 +282,7 @@ class _Training:
                 optimizer.inner.zero_grad(set_to_none=True)
 
         # What it leaves: a checkpoint where a training of one phase was paused, the best state, an output.
-        resumes = self.outer is None and phase.resumes  # what the upper level remembers is not kept
+        resumes = stage.phase.outer is None and phase.resumes  # what a module's remembers is not kept
         paused = self.result.stopped == "paused" and stage.steps == plan.steps
         if paused and resumes and isinstance(hybrid, Hybrid):
             rows_at_once, share = self.gradient.micro_rows, plan.train_share

@@ -85,7 +85,8 @@ def run_trial(
     should_stop: ShouldStop | None = None,
     keep: Callable[[Hybrid, Mapping[str, float]], Any] | None = None,
     until: int | None = None,
-    resume: Checkpoint | None = None,
+    resume: Checkpoint | Callable[[Hybrid], Checkpoint] | None = None,
+    policies: Sequence[Any] = (),
     samples: bool = False,
     full: bool = False,
     inputs: Mapping[str, Artefact] | None = None,
@@ -101,7 +102,9 @@ def run_trial(
         keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
             hybrid.
         samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
-        until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
+        until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`. What
+            makes a checkpoint is called with the hybrid as it was attached.
+        policies: beside the recipe's; see `train`.
         full: every weight trains in place of what the recipe attaches, at the rates of its training section.
         inputs: what the recipe starts from, where that was opened already (see `attach`).
 
@@ -136,6 +139,9 @@ def run_trial(
             else attach(model, recipe, seed=plan.seed, inputs=inputs)
         )
         try:
+            if callable(resume):
+                assert isinstance(hybrid, Hybrid)
+                resume = resume(hybrid)
             result = train(
                 hybrid,
                 data,
@@ -145,6 +151,7 @@ def run_trial(
                 should_stop=should_stop,
                 until=until,
                 resume=resume,
+                policies=policies,
             )
 
             # Score by the shortest forward, but the test rows once, by the model as it will be used.

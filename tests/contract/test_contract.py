@@ -59,8 +59,10 @@ from autopeft.method import (
     parts_of,
     reserved_rows,
 )
+from autopeft.method.narrowing import named_so
 from autopeft.recipe import Recipe
 from autopeft.recipe.tasks import acts_by_task
+from autopeft.training.gates import linear_in_of
 
 COMPOSED = ("gate", "chain", "route", "route-sequence", "fuse", "fuse-loras", "mole")
 LENGTH = 7
@@ -494,3 +496,46 @@ def test_what_says_that_it_acts_position_by_position_does(case: str, name: str) 
             after = module.delta(site, x, y if output else x, call)
             others = [0, 1, 2, 4]
             torch.testing.assert_close(after[:, others], before[:, others], atol=1e-6, rtol=1e-5)
+
+
+def _gated() -> list[tuple[str, str]]:
+    """A family for each case of a method that says what it is linear in."""
+    told = {n for n in method_names() if hasattr(get_method(n), "linear_in")}
+    found = {case: name for case, name in reversed(PAIRS) if _names(CASES[case][1]) & told}
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize(("case", "name"), _gated())
+def test_what_is_added_is_linear_in_what_says_so(case: str, name: str) -> None:
+    """A gate multiplies what is added by multiplying these tensors, counted from where they add nothing."""
+    _, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    hybrid.root.eval()
+    generator = torch.Generator().manual_seed(4)
+    linear = linear_in_of(hybrid.recipe)
+    for entry in hybrid.graph.entries.values():
+        module: Any = hybrid.modules[entry.name]
+        factors = [
+            (parameter, neutral)
+            for key, parameter in module.named_parameters()
+            for own, neutral in linear[entry.name].items()
+            if named_so(own, key)
+        ]
+        assert factors or not linear[entry.name]
+        for site in [s for s in entry.sites if factors and module.side(s) is not None][:4]:
+            x = torch.randn(2, 5, site.in_features, generator=generator)
+            y = torch.randn(2, 5, site.out_features, generator=generator)
+            y = y if module.side(site) == "output" else x
+            call = Call(
+                Context(mask=torch.ones(2, 5)), residual=x, norm=torch.nn.Identity(), owner=entry.name
+            )
+            whole = module.delta(site, x, y, call)
+            values = [parameter.detach().clone() for parameter, _ in factors]
+            with torch.no_grad():
+                for (parameter, neutral), value in zip(factors, values, strict=True):
+                    parameter.copy_(neutral + 0.25 * (value - neutral))
+                gated = module.delta(site, x, y, call)
+                for (parameter, _), value in zip(factors, values, strict=True):
+                    parameter.copy_(value)
+            torch.testing.assert_close(gated, 0.25 * whole, atol=1e-6, rtol=1e-4)
+            assert float(whole.detach().abs().max()) > 0

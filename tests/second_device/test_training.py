@@ -19,9 +19,11 @@ from support.training import encoded_task, tiny_bert
 from support.words import write_tagged
 
 import autopeft
+from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task, task_set
 from autopeft.training import Checkpoint, TrainingPlan, TrialOutcome, run_trial
+from autopeft.training.gates import Gates, Gating, cut, trained_names
 
 PLAN = TrainingPlan(steps=6, batch_size=16, seed=2, device="cpu")
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
@@ -76,6 +78,26 @@ def test_losses_and_scores_are_those_of_the_cpu(name: str, acc: torch.device) ->
     assert found.scores == expected.scores
     assert found.train.memory is None
     assert expected.train.memory is not None
+
+
+def test_gates_learn_and_blocks_are_cut_as_on_the_cpu(acc: torch.device) -> None:
+    way = recipe({"lora": {"rank": 4}, "as": "low"}, {"ia3": {}, "as": "vectors"}, schedule="constant")
+    gating = Gating({"low": 0, "vectors": 1}, (512, 160), 200.0, first=1, last=4, new=2, held_out=0.2)
+    found = []
+    for device in ("cpu", acc.type):
+        gates, names, plan = Gates(way, gating), list[str](), replace(PLAN, device=device)
+
+        def keep(hybrid: Hybrid, scores: object, names: list[str] = names) -> None:
+            names.extend(trained_names(hybrid))
+
+        begun = outcome(way, plan, until=4, policies=[gates], keep=keep).train.checkpoint
+        assert begun is not None
+        small, folded = recipe({"lora": {"rank": 2}, "as": "low"}), {"low": gates.history[-1][0]}
+        origin, before = {"low": "low"}, begun
+        rest = outcome(small, plan, resume=lambda hybrid: cut(before, names, hybrid, origin, folded))  # noqa: B023
+        found.append((gates.history, rest.train.losses, rest.scores))
+    assert found[0] == found[1]
+    assert found[0][0][1] != found[0][0][2] != found[0][0][3]
 
 
 def test_bf16_computes_as_on_the_cpu(acc: torch.device) -> None:

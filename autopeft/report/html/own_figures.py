@@ -6,15 +6,19 @@ from textwrap import wrap
 
 import plotly.graph_objects as go
 
+from autopeft.errors import UsageError
 from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, Figure, Missing, figure, log_ticks
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import plotly_text, shown
 from autopeft.report.text import number, percent
+from autopeft.runs.documents import read_gated
+from autopeft.runs.folder import GATES
 from autopeft.search.selection.contender import mean_sd
 
-__all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_figure"]
+__all__ = ["baseline_figure", "difference_figure", "front_figure", "gates_figure", "hypervolume_figure"]
 
+_FRAMES = 40
 _SYMBOLS = ("square", "triangle-up", "hexagon", "cross", "pentagon")
 # Color, symbol and place of the scores on each split.
 _SPLITS = (("test", BLUE, "circle", 0.14), ("select", GREY, "diamond", -0.14))
@@ -192,6 +196,62 @@ def difference_figure(run: Run) -> Figure | None:
         "no difference.",
         drawn,
         height=130 + 62 * len(known),
+    )
+
+
+def gates_figure(run: Run) -> Figure | None:
+    """Probabilities of blocks by layer, with a slider over the steps of the training; `None` where no blocks
+    were gated. Of several gated trainings it is the winner's, else the first."""
+    try:
+        trainings = read_gated(run.folder.lines(GATES))
+    except UsageError:
+        return None
+    if not trainings:
+        return None
+    number = run.result.number if run.result else None
+    gated = next((one for one in trainings if one.trial == number), trainings[0])
+    rows, columns = (list(dict.fromkeys(names)) for names in (gated.blocks, gated.layers))
+    places = [(rows.index(b), columns.index(c)) for b, c in zip(gated.blocks, gated.layers, strict=True)]
+
+    def table(probabilities: list[float]) -> list[list[float | None]]:
+        found: list[list[float | None]] = [[None] * len(columns) for _ in rows]
+        for (row, column), p in zip(places, probabilities, strict=True):
+            found[row][column] = round(p, 3)
+        return found
+
+    every = max(1, len(gated.probabilities) // _FRAMES)
+    shown_at = sorted({*range(0, len(gated.probabilities), every), len(gated.probabilities) - 1})
+    tables = [table(gated.probabilities[step]) for step in shown_at]
+    drawn = go.Figure(
+        go.Heatmap(
+            x=[plotly_text(name) for name in columns],
+            y=[plotly_text(name) for name in rows],
+            z=tables[-1],
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "rgba(57,135,214,0.05)"], [1, BLUE]],
+            texttemplate="%{z:.2f}",
+            hovertemplate="%{y} in layers %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    drawn.update_xaxes(title="layers", type="category")
+    drawn.update_yaxes(autorange="reversed")
+    steps = [
+        {"method": "restyle", "label": str(step + 1), "args": [{"z": [values]}]}
+        for step, values in zip(shown_at, tables, strict=True)
+    ]
+    drawn.update_layout(
+        sliders=[
+            {"active": len(steps) - 1, "currentvalue": {"prefix": "step "}, "steps": steps, "pad": {"t": 50}}
+        ]
+    )
+    return figure(
+        "gates",
+        "Probabilities of blocks",
+        "How probable it is that a block is kept, while all of them train. The probabilities times the "
+        "blocks' parameters sum to the budget. Move the slider to see how they came about.",
+        drawn,
+        height=160 + 44 * len(rows),
     )
 
 

@@ -157,6 +157,7 @@ def render_report(
         winner=winner,
         heat=heat,
         front=own_figures.front_figure(run),
+        gates=own_figures.gates_figure(run),
         hypervolume=own_figures.hypervolume_figure(run),
         baselines=own_figures.baseline_figure(run),
         differences=own_figures.difference_figure(run),

@@ -23,12 +23,10 @@ from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.resume import SPACE, is_own_metric
 from autopeft.search.selection.contender import mean_sd as moments
 from autopeft.search.space.space import Space, space_names
-from autopeft.search.strategies.registry import DEFAULT
+from autopeft.search.strategies.registry import DEFAULT, STRATEGIES
 from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.commands import predict_command
-
-_BUILT_IN = SearchArguments.model_fields["space"].default
 
 __all__ = [
     "comparisons",
@@ -249,7 +247,7 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
     # its name alone would mean another. One that cannot be read cannot be searched again.
     with suppress(UsageError):
         file = None if run.fixed else file_in(folder, SPACE)
-        space = recorded.get("space", _BUILT_IN)
+        space = recorded.get("space") or STRATEGIES.find(run.strategy).space
         if file is not None and (space not in space_names() or read_text(file) != Space.named(space).text):
             given["space"] = f"{folder}/{SPACE}"
     if _in_memory(given.get("recipe")):

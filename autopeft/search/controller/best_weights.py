@@ -51,7 +51,9 @@ class BestWeights:
         scored = [
             (record.rank, -record.number)
             for record in records
-            if record.state == "complete" and record.rank is not None and record.number is not None
+            if record.state in ("complete", "estimated")
+            and record.rank is not None
+            and record.number is not None
             if f"{_PREFIX}{record.number}" in kept
         ]
         self.rank, self.number = -math.inf, None

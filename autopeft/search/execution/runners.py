@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +52,7 @@ from autopeft.training.precision import probe_precision
 from autopeft.training.samples import Asked, asked_in
 from autopeft.training.scoring import score_by_rows
 
-__all__ = ["JobContext", "JobRunner", "runner_of", "runs"]
+__all__ = ["JobContext", "JobRunner", "runner_of", "runs", "train"]
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,33 @@ def _name(thing: Any) -> str:
 
 @runs(TrainJob)
 def _train(context: JobContext, job: TrainJob) -> JobResult:
+    resume = None
+    with contextlib.suppress(DataError):  # where its checkpoint is damaged, a paused trial begins again
+        if job.files and "checkpoint" in job.files:
+            resume = Checkpoint.from_bytes(job.files["checkpoint"])
+    return train(context, job, resume=resume)
+
+
+def train(
+    context: JobContext,
+    job: TrainJob,
+    *,
+    resume: Checkpoint | Callable[[Hybrid], Checkpoint] | None = None,
+    policies: Sequence[Any] = (),
+    seen: Callable[[Hybrid], None] = lambda hybrid: None,
+) -> JobResult:
+    """Train a recipe from `resume` on, and score it.
+
+    Args:
+        resume, policies: see `run_trial`.
+        seen: called with the hybrid where it was trained.
+    """
     files: dict[str, bytes] = {}
     measured: dict[str, float] = {}
     plan = context.plan
 
     def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
+        seen(hybrid)
         if job.kind in ("confirm", "baseline"):
             tensors = deployed_tensors(hybrid.modules, hybrid.head())
             measured["file"] = float(safetensors_bytes(tensors))
@@ -147,11 +169,6 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
                 hybrid.save(folder)
                 saved = sorted(path for path in Path(folder).iterdir() if path.is_file())
                 files.update({path.name: path.read_bytes() for path in saved})
-
-    resume = None
-    with contextlib.suppress(DataError):  # where its checkpoint is damaged, a paused trial begins again
-        if job.files and "checkpoint" in job.files:
-            resume = Checkpoint.from_bytes(job.files["checkpoint"])
 
     recipe = Recipe.from_dict(dict(job.recipe))
     with opened(recipe, context.inputs) as inputs:
@@ -166,6 +183,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
             keep=keep,
             until=job.until,
             resume=resume,
+            policies=policies,
             samples=job.samples,
             inputs=inputs,
         )

@@ -68,10 +68,11 @@ class SearchArguments(Arguments):
     budget: BudgetOption = NEEDED
     model: shared.Model = "minilm"
     space: Annotated[
-        SpaceData,
+        SpaceData | None,
         Option(
-            help="A space (`autopeft spaces`) or a YAML file.",
-            doc="a space's name, a YAML file or a `Space`",
+            help="A space (`autopeft spaces`) or a YAML file. Default: the strategy's own.",
+            doc="a space's name, a YAML file or a `Space`; default: the strategy's own, `default` for "
+            "`trials`",
             panel=SEARCH,
             flags=("--space", "-s"),
             typed="str | Path | Space",
@@ -79,7 +80,7 @@ class SearchArguments(Arguments):
             check=checks.check_space,
             record=checks.space_name,
         ),
-    ] = "default"
+    ] = None
     effort: Annotated[
         str | None,
         Option(

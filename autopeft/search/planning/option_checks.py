@@ -140,8 +140,8 @@ def check_space(value: Any) -> None:
         raise RecipeError(f"A space is a name, a YAML file or a `Space`, but got space={value!r}.")
 
 
-def space_name(value: Any) -> str:
-    return value if isinstance(value, str) else str(value.name)
+def space_name(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value.name)
 
 
 def check_listen(value: str) -> None:

@@ -52,6 +52,7 @@ from autopeft.search.space.candidate import ResourceBudget, candidate, check_wit
 from autopeft.search.space.initial_points import start_point
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
+from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows, Task, get_metric
 from autopeft.tasks.encode import encode
@@ -249,7 +250,14 @@ def prepare(
     gpu, parameters = gpus > 0, Budget.parse(a.budget)
     if anew:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
-    space = a.space if isinstance(a.space, Space) else Space.load(a.space)
+    strategy = STRATEGIES.find(a.strategy)
+    if a.warm_start and not strategy.takes_points:
+        raise UsageError(
+            f"The strategy {a.strategy!r} begins with all that its space has at once, so it cannot begin "
+            f"with {', '.join(map(str, a.warm_start))}; leave out --from, or take --strategy trials."
+        )
+    named = strategy.space if a.space is None else a.space
+    space = named if isinstance(named, Space) else Space.load(named)
     space, inputs = open_inputs(space, a.runs)
     source = resolve_model(str(a.model), notify=notify, quantize=a.quantize)
     spec = spec_of(unquantized(load_config(source), str(a.model)))
@@ -345,7 +353,7 @@ def prepare(
         place=place,
         task_name=a.task if isinstance(a.task, str) else task.name,
         model_name=str(a.model),
-        space_name=space_name(a.space),
+        space_name=space_name(named) or "",
         processes=processes,
         seconds=seconds or effort.seconds,
         within=within,
@@ -389,6 +397,8 @@ def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) 
         top=a.confirm,
         seeds=a.confirm_seeds,
     )
+    if a.trials is None:
+        effort = replace(effort, trials=max(1, effort.trials // STRATEGIES.find(a.strategy).preset_trials))
     if a.goal == "best":
         return effort
     top = max(effort.top + _MORE, _LEAST) if a.confirm is None else effort.top

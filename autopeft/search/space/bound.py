@@ -309,6 +309,15 @@ class BoundSpace:
         fields["inputs"] = self.inputs_of((*(item for block in blocks for item in block.attach), *model))
         return pooled(Recipe(reference=self.templates.reference, **fields), self.pooling)
 
+    def units_of_entries(self, values: Mapping[str, Any]) -> list[Unit]:
+        """Of each entry of the recipe that `values` stand for, in its order, the unit that attaches it."""
+        found: list[Unit] = []
+        for (block, layer), units in sorted(self._groups.items(), key=lambda group: group[0][0] is None):
+            items = [(unit, item) for unit in units if (item := self.item(unit, values)) is not None]
+            own = [unit for unit, item in items for _ in entry_items((item,))]
+            found += own * (1 if block is None else len(self._places[block].where(values, layer)))
+        return found
+
     def inputs_of(self, items: tuple[Item, ...]) -> dict[str, InputItem]:
         """The inputs that these items start from."""
         named = {address_of(start)[0] for _, entry in entry_items(items) for start in entry.start}

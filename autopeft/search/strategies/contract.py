@@ -151,6 +151,12 @@ class StrategyClass(Protocol):
     """What is registered: how a strategy is opened, and what it will cost."""
 
     name: ClassVar[str]
+    space: ClassVar[str]
+    """The space that it searches where none is named; `default` unless it says another."""
+    preset_trials: ClassVar[int]
+    """How many trials of a preset (`--effort`) one of its candidates takes the place of; usually 1."""
+    takes_points: ClassVar[bool]
+    """Whether it begins with points (`StrategyContext.first`), as most do. Others refuse `--from`."""
 
     @classmethod
     def open(cls, context: StrategyContext) -> Strategy:

@@ -38,8 +38,14 @@ def register(name: str) -> Callable[[_C], _C]:
         if missing:
             raise UsageError(f"Strategy {name!r} ({cls.__qualname__}) lacks {', '.join(missing)}.")
         cls.name = name  # type: ignore[attr-defined]
-        if not hasattr(cls, "finals"):
-            cls.finals = ()  # type: ignore[attr-defined]
+        for member, usual in (
+            ("finals", ()),
+            ("space", "default"),
+            ("preset_trials", 1),
+            ("takes_points", True),
+        ):
+            if not hasattr(cls, member):
+                setattr(cls, member, usual)
         STRATEGIES.enter(name, cls)
         return cls
 

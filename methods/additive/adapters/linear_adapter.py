@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, register
+from autopeft.method import Call, Linear, MethodConfig, Narrow, ParameterCount, Traits, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -70,6 +70,7 @@ class LinearAdapter:
     size_field: ClassVar[str] = "bottleneck"
     part_names: ClassVar[tuple[str, ...]] = ("down", "up")
     narrow: ClassVar[Narrow] = {"bottleneck": Bottleneck.by_width}
+    linear_in: ClassVar[Linear] = Bottleneck.linear_in
 
     class Config(MethodConfig):
         variant: Variant = "series"

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, register
+from autopeft.method import Call, Linear, MethodConfig, Narrow, ParameterCount, Traits, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks
 from autopeft.spec import BackboneSpec, Site
 
@@ -103,6 +103,7 @@ class ParallelAdapter:
     size_field: ClassVar[str] = "bottleneck"
     part_names: tuple[str, ...] = ("down", "up", "scale")
     narrow: ClassVar[Narrow] = {"bottleneck": Bottleneck.by_width}
+    linear_in: ClassVar[Linear] = Bottleneck.linear_in
 
     class Config(MethodConfig):
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")

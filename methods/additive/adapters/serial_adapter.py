@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, MethodConfig, Narrow, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import Call, Linear, MethodConfig, Narrow, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import Activation, Bottleneck, Bottlenecks, NormedBottleneck, TensorDeltas, norms_around
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -104,6 +104,7 @@ class SerialAdapter:
     size_field: ClassVar[str] = "bottleneck"
     part_names: tuple[str, ...] = ("down", "up", "norms")
     narrow: ClassVar[Narrow] = {"bottleneck": Bottleneck.by_width}
+    linear_in: Linear = Bottleneck.linear_in
 
     class Config(MethodConfig):
         variant: Variant = "pfeiffer"
@@ -136,6 +137,8 @@ class SerialAdapter:
         trains_norms = config.variant in ("houlsby", "hyperformer")
         if config.train_norms is not None:
             trains_norms = config.train_norms
+        if trains_norms or config.variant == "hyperformer":  # whose norm comes last
+            self.linear_in = {}
         if not trains_norms:
             own_norms = config.variant in ("bapna", "hyperformer")
             self.part_names = ("down", "up", "norms") if own_norms else ("down", "up")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, PeftFormat, Traits, register
+from autopeft.method import (
+    Call,
+    DecayTarget,
+    Linear,
+    MethodConfig,
+    ParameterCount,
+    PeftFormat,
+    Traits,
+    register,
+)
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -74,6 +83,7 @@ class IA3:
         rowwise=True,
     )
     peft = PeftFormat("ia3")
+    linear_in: ClassVar[Linear] = {"factors": 1.0}
 
     class Config(MethodConfig):
         pass

@@ -10,7 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import (
+    Call,
+    DecayTarget,
+    Linear,
+    MethodConfig,
+    ParameterCount,
+    Traits,
+    WeightTarget,
+    register,
+)
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, NORM_SITES, BackboneSpec, Site, TensorSpec
 
@@ -91,6 +100,9 @@ def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0].replace(".", "-")
 
 
+_LINEAR_IN: Linear = {"scale": 1.0, "shift": 0.0}
+
+
 @register("ssf")
 class SSF:
     """y' = γ ⊙ y + β after every linear map and every norm; y is what the map or norm yields.
@@ -123,6 +135,7 @@ class SSF:
     )
 
     part_names = ("scale", "shift")
+    linear_in: Linear = _LINEAR_IN
 
     class Config(MethodConfig):
         outer: bool = Field(
@@ -131,7 +144,9 @@ class SSF:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if not config.outer:
+        if config.outer:  # what lies outside of the layers is at no site
+            self.linear_in = {}
+        else:
             self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     def _outer(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, LossStep, Narrow, PeftFormat, register
+from autopeft.method import Call, Linear, LossStep, Narrow, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs, generator_of
 from autopeft.spec import BackboneSpec, Site
@@ -108,6 +108,7 @@ class LoRADropout(LowRankMethod):
 
     peft = PeftFormat("lora")
     narrow: ClassVar[Narrow] = {"rank": LowRankPair.by_rank}
+    linear_in: ClassVar[Linear] = LowRankPair.linear_in
 
     class Config(LowRankConfig):
         dropout: float = Field(default=0.5, ge=0, lt=1, description="p")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Narrow, ParameterCount, PeftFormat, register
+from autopeft.method import Linear, Narrow, ParameterCount, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
@@ -55,6 +55,7 @@ class MoSLoRA(LowRankMethod):
 
     peft = PeftFormat("lora")
     narrow: ClassVar[Narrow] = {"rank": {**LowRankPair.by_rank, "M": (0, 1)}}
+    linear_in: ClassVar[Linear] = LowRankPair.linear_in
 
     class Config(LowRankConfig):
         mixer: Mixer = Field(default="kaiming", description="how M starts")

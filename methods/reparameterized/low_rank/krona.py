@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, Linear, MethodConfig, ParameterCount, Traits, register
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -95,6 +95,7 @@ class KronA:
         mergeable=True,
         rowwise=True,
     )
+    linear_in: ClassVar[Linear] = {"A": 0.0, "residual": 0.0}
 
     class Config(MethodConfig):
         variant: Literal["weight", "parallel", "parallel_residual"] = "weight"

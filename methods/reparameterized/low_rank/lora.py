@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from autopeft.method import Narrow, PeftFormat, register
+from autopeft.method import Linear, Narrow, PeftFormat, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
@@ -27,6 +27,7 @@ class LoRA(LowRankMethod):
 
     peft = PeftFormat("lora")
     narrow: ClassVar[Narrow] = {"rank": LowRankPair.by_rank}
+    linear_in: ClassVar[Linear] = LowRankPair.linear_in
 
     class Config(LowRankConfig):
         rank_stabilized: bool = False

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, register
+from autopeft.method import Call, Linear, MethodConfig, ParameterCount, register
 from autopeft.method.low_rank import LowRankMethod
 from autopeft.nn import PerSite
 from autopeft.spec import BackboneSpec, Site
@@ -89,6 +89,7 @@ class VeRA(LowRankMethod):
 
     part_names = ("d", "b")
     frozen_by = ("seed",)
+    linear_in: ClassVar[Linear] = {"b": 0.0}
 
     class Config(MethodConfig):
         rank: int = Field(default=256, ge=1, le=4096)

@@ -198,3 +198,27 @@ def test_no_text_of_strangers_is_a_tag_for_plotly(make_run: Make) -> None:
         text = json.dumps(json.loads(figure.data), ensure_ascii=False)
         assert "<a" not in text, figure.id
         assert "example.org" not in text or "&lt;a" in text
+
+
+def test_probabilities_of_gates_have_a_picture_for_each_step(make_run: Make) -> None:
+    folder = make_run(trials=4)
+    assert own_figures.gates_figure(read_run(folder)) is None
+    blocks = {"blocks": ["lora", "ia3", "lora"], "layers": ["0–1", "0–1", "2"]}
+    history = [[0.2, 0.2, 0.2], [0.5, 0.1, 0.15]]
+    lines: list[dict[str, Any]] = [
+        {"trial": 0, **blocks, "probabilities": [[0.9, 0.9, 0.9]]},
+        {"trial": 0, **blocks, "probabilities": history},  # of the same training, resumed
+        {"trial": 1, **blocks, "probabilities": [[0.1, 0.1]]},  # of three groups
+        {"trial": 2, "blocks": 5, "layers": None},
+    ]
+    (folder.path / "gates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = own_figures.gates_figure(read_run(folder))
+    assert drawn is not None
+    found = json.loads(drawn.data)
+    (heat,) = found["data"]
+    assert (heat["x"], heat["y"]) == (["0–1", "2"], ["lora", "ia3"])
+    assert heat["z"] == [[0.5, 0.15], [0.1, None]]
+    (slider,) = found["layout"]["sliders"]
+    assert [step["args"][0]["z"][0][0] for step in slider["steps"]] == [[0.2, 0.2], [0.5, 0.15]]
+    (folder.path / "gates.jsonl").write_text("no table\n" * 2)
+    assert own_figures.gates_figure(read_run(folder)) is None
