@@ -18,6 +18,7 @@ from autopeft.report.defaults import sources_sheet
 from autopeft.report.methods import fields_sheet, flowing, summary, taxonomy
 from generate.backbones import SEVERAL, Named, on_the_first_that_fits, shown_and_trained
 from generate.markdown import cell, drawing, prose, sheet_table, table, yaml_block
+from generate.offered import offered_in_words
 
 __all__ = ["minimal_recipe", "pages", "traits_in_words"]
 
@@ -244,6 +245,7 @@ def method_page(name: str) -> str:
         "Where it sits and what it does": "\n".join(f"- {line}" for line in traits_in_words(name)),
         "Size": "\n\n".join(counts_in_words(name, backbone, graph)),
         "A minimal recipe": f"{yaml_block(recipe)}\n\n{_used(name, backbone)}",
+        "In a search": offered_in_words(name),
         "Its graph": drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the top"),
     }
     parts = [f"# {name}", prose(f"{summary(method)}."), prose(flowing(inspect.getdoc(method) or ""))]
