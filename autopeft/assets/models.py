@@ -320,6 +320,8 @@ def _complete(
                 attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
+                # transformers would fetch layers' code from a hub and run it.
+                use_kernels=False,
                 # A head of another size is drawn anew in any case.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

@@ -359,7 +359,9 @@ def _convert_gguf(folder: Path, file: str) -> None:
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
-        read = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=file, dtype=torch.float32)
+        read = AutoModelForCausalLM.from_pretrained(
+            str(folder), gguf_file=file, dtype=torch.float32, use_kernels=False
+        )
         config = type(read.config).from_dict(
             {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
         )

@@ -67,63 +67,6 @@ def _mpnet(
     return (output, weights) if output_attentions else (output,)
 
 
-def _falcon_fused(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-) -> tuple[Tensor, None]:
-    causal = bool(module.is_causal and attention_mask is None and query.shape[2] > 1)
-    attended = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
-    )
-    return attended.transpose(1, 2), None
-
-
-def _falcon_scores(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    scores = query @ key.transpose(-1, -2)
-    scores /= math.sqrt(module.head_dim)
-    seen = scores if attention_mask is None else scores + attention_mask
-    weights = nn.functional.softmax(seen, dim=-1, dtype=value.dtype)
-    return (weights @ value).transpose(1, 2), scores
-
-
-_attend_falcon = {
-    True: attending(_falcon_fused, fused=True),
-    False: attending(_falcon_scores, fused=False, scales=False),
-}
-
-
-def _falcon(
-    module: Any,
-    hidden_states: Tensor,
-    alibi: Tensor | None,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None = None,
-    layer_past: Any = None,
-    use_cache: bool = False,
-    output_attentions: bool = False,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Falcon's attention with rotary positions; one head of keys and values may serve all queries."""
-    assert alibi is None
-    assert position_embeddings is not None
-    split = module._split_heads(module.query_key_value(hidden_states))
-    query, key, value = (heads.transpose(1, 2) for heads in split)
-    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    query, key = rotate(query, key, *position_embeddings)
-    if layer_past is not None:
-        key, value = layer_past.update(key, value, module.layer_idx)
-    fused = module.config._attn_implementation == "sdpa" and not output_attentions
-    attended, scores = _attend_falcon[fused](module, query, key, value, attention_mask, **kwargs)
-    return module.dense(attended.flatten(2)), scores
-
-
 def _bloom_scores(
     module: Any,
     query: Tensor,
@@ -346,7 +289,6 @@ _FORWARDS: Mapping[str, Callable[..., Any]] = {
     "transformers.models.deberta.modeling_deberta.DisentangledSelfAttention": _deberta,
     "transformers.models.deberta_v2.modeling_deberta_v2.DisentangledSelfAttention": _deberta_v2,
     "transformers.models.mpnet.modeling_mpnet.MPNetSelfAttention": _mpnet,
-    "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon,
     "transformers.models.bloom.modeling_bloom.BloomAttention": _bloom,
     "transformers.models.siglip.modeling_siglip.SiglipAttention": _siglip,
 }

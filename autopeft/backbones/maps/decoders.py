@@ -217,8 +217,8 @@ def _opt(config: PreTrainedConfig) -> FamilyMap:
 
 
 def _falcon(config: PreTrainedConfig) -> FamilyMap:
-    """Three ways to divide the fused projection, and as many to place the norms. With alibi, its attention is
-    of no form that prefixes could join."""
+    """Three ways to divide the fused projection, and as many to place the norms. With alibi, distances are
+    in its mask, where the keys of a prefix have none."""
     heads, _, width = _heads(config)
     modern = bool(config.new_decoder_architecture)
     if modern:
