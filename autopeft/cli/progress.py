@@ -36,7 +36,8 @@ _ROWS, _LONGEST = 12, 60
 
 def _trained(run: Job | TrialRecord) -> str:
     """What a job or a record trains, in one line."""
-    return "nothing is trained" if run.steps == 0 else Recipe.from_dict(run.recipe).brief
+    alone = run.steps == 0 and run.kind != "trial"
+    return "nothing is trained" if alone else Recipe.from_dict(run.recipe).brief
 
 
 def opening(info: SearchInfo) -> list[str]:
@@ -52,7 +53,7 @@ def opening(info: SearchInfo) -> list[str]:
         *info.data.lines(),
         *info.data.remarks,
         *([] if info.trial_metric is None else [f"trials are scored by {info.trial_metric}"]),
-        f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, {workers}",
+        f"{info.outline}, {info.jobs} runs in all, {workers}",
         f"run folder {info.run}",
     ]
 

@@ -147,8 +147,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("fit without repair", percent(found.feasible, 1)),
         (
             "trials",
-            f"{counted(effort.trials, 'trial')} of {counted(effort.steps, 'step')}, "
-            f"then {counted(effort.top, 'finalist')} with {counted(effort.seeds, 'seed')}",
+            f"{ready.outline}, then {counted(effort.top, 'finalist')} with {counted(effort.seeds, 'seed')}",
         ),
         ("baselines", ", ".join(map(baseline, found.baselines)) or "none fits"),
         ("time, about", duration(estimate.seconds)),

@@ -197,8 +197,7 @@ def _go(
                 budget=str(a.budget),
                 limits=ready.limits,
                 metric=ready.task.metric,
-                trials=effort.trials,
-                steps=effort.steps,
+                outline=ready.outline,
                 jobs=effort.trials
                 + effort.top * effort.seeds
                 + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in baselines),

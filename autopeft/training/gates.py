@@ -16,16 +16,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid import Hybrid
-from autopeft.hybrid.policies import Policies
-from autopeft.method import OuterStep, get_method
+from autopeft.method import OuterStep
 from autopeft.method.narrowing import named_so
 from autopeft.nn.budgeted import budgeted_sigmoid
 from autopeft.recipe import Recipe
-from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.optimizer import PhaseOptimizer
+from autopeft.training.shared_weights import linear_in_of
 
-__all__ = ["Gates", "Gating", "cut", "linear_in_of", "trained_names"]
+__all__ = ["Gates", "Gating"]
 
 _REACH = 6.0
 """How far a logit moves that all gradients push one way: from a probability of ¼ to one of 0.99 or 0.001."""
@@ -150,95 +147,3 @@ class Gates:
             if gradient is not None:
                 found[group] = found[group] + ((value - neutral) * gradient).detach().sum().cpu()
         return torch.stack(found)
-
-
-def linear_in_of(recipe: Recipe) -> dict[str, Mapping[str, float]]:
-    """For each entry of a recipe the tensors that what it adds is linear in, with the value at which they add
-    nothing; empty where no gate can act."""
-    return {
-        entry.name: getattr(get_method(entry.method)(entry.item.method_config()), "linear_in", {})
-        for entry in recipe.entries()
-    }
-
-
-def trained_names(hybrid: Hybrid) -> list[str]:
-    """Names of what a training of the hybrid's recipe trains, in its optimizer's order."""
-    names = {id(p): f"module.{name}" for name, p in hybrid.root.named_parameters()}
-    names |= {id(p): f"head.{name}" for name, p in hybrid.head().items()}
-    groups = Policies(hybrid.recipe.training).adjust(hybrid.parameter_groups(), hybrid.trained_modules)
-    optimizer = PhaseOptimizer(groups, hybrid.recipe.training, 1, hybrid.trained_modules.values())
-    return [names[id(p)] for p in optimizer.parameters]
-
-
-def cut(
-    checkpoint: Checkpoint,
-    trained: Sequence[str],
-    hybrid: Hybrid,
-    origin: Mapping[str, str],
-    gates: Mapping[str, float],
-) -> Checkpoint:
-    """The checkpoint of a hybrid as one of a smaller hybrid, with the gates multiplied into its weights.
-
-    Each tensor is the leading part of what it was, and so are its moments in the optimizer. Where a gate z
-    has gone into a tensor its gradient is 1/z times what it was, and so are the moments.
-
-    Args:
-        trained: what the large hybrid trained (`trained_names`).
-        hybrid: the small one, attached. What it has and the large one lacks stays as it starts.
-        origin: for each of its entries the name that it had in the large one.
-        gates: z of entries of the large one.
-    """
-    linear, old = linear_in_of(hybrid.recipe), checkpoint.tensors
-    state: dict[str, dict[str, Tensor]] = {}
-    for key, value in old.items():
-        if key.startswith("optimizer."):
-            _, index, kind = key.split(".", 2)
-            # Behind them stand the logits.
-            if int(index) < len(trained):
-                state.setdefault(trained[int(index)], {})[kind] = value
-
-    def source(name: str) -> str:
-        part, entry, rest = name.split(".", 2)
-        return f"module.{origin.get(entry, entry)}.{rest}" if part == "module" else name
-
-    def gate(name: str) -> tuple[float, float] | None:
-        """The gate in a tensor, and the tensor's neutral value."""
-        part, entry, rest = name.split(".", 2)
-        z = gates.get(origin.get(entry, entry)) if part == "module" else None
-        found = (neutral for own, neutral in linear.get(entry, {}).items() if named_so(own, rest))
-        neutral = next(found, None)
-        return None if z is None or neutral is None else (z, neutral)
-
-    found = {key: value for key, value in old.items() if key.startswith(("generator.", "head."))}
-    kept = set[str]()
-    for key, value in hybrid.root.state_dict().items():
-        name = f"module.{key}"
-        part = _leading(old.get(source(name)), value)
-        if part is None:
-            found[name] = value.detach().cpu().clone()
-            continue
-        kept.add(name)
-        if (acting := gate(name)) is not None:
-            part = (part - acting[1]) * acting[0] + acting[1]
-        found[name] = part.contiguous().clone()
-    for position, name in enumerate(trained_names(hybrid)):
-        if name in kept or name.startswith("head."):
-            acting = gate(name)
-            for kind, moment in state.get(source(name), {}).items():
-                part = _leading(moment, found[name]) if moment.ndim else moment
-                if part is not None and acting is not None:
-                    part = part / acting[0] ** {"exp_avg": 1, "exp_avg_sq": 2}.get(kind, 0)
-                if part is not None:
-                    found[f"optimizer.{position}.{kind}"] = part.contiguous().clone()
-    return replace(checkpoint, tensors=found)
-
-
-def _leading(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """The leading part of a tensor that has another's shape; `None` where it has none."""
-    if (
-        tensor is None
-        or tensor.ndim != like.ndim
-        or any(a < b for a, b in zip(tensor.shape, like.shape, strict=True))
-    ):
-        return None
-    return tensor[tuple(slice(n) for n in like.shape)]

@@ -29,9 +29,10 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets.heads import head_names, initial_spread
+from autopeft.assets.heads import head_names, initial_spread, reset_head
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import IGNORED, Loss
 from autopeft.training.contexts import evaluation_mode
@@ -44,6 +45,7 @@ __all__ = [
     "HeadFeatures",
     "HeadFit",
     "Probe",
+    "begin_head",
     "fit_head",
     "fitted_head",
     "head_features",
@@ -107,6 +109,21 @@ class HeadFit(NamedTuple):
     of_rows: bool = True
     constant: Tensor | None = None
     unit: float = 1.0
+
+
+def begin_head(
+    model: PreTrainedModel, recipe: Recipe, data: EncodedTask, plan: TrainingPlan, *, full: bool = False
+) -> None:
+    """Start the head of a training, in place: from the plan's seed, or from a probe of the backbone.
+
+    Args:
+        full: every weight trains in place of what the recipe attaches.
+    """
+    if data.task.task_kind.head.new_head:
+        reset_head(model, plan.seed)
+        if plan.head_start == "probe":
+            alone = not full and not trained_entries(recipe)
+            start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
 
 
 def start_head(

@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from autopeft.assets.heads import reset_head
 from autopeft.counting import Counts
 from autopeft.errors import UsageError, near
 from autopeft.hybrid import Artefact, Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
-from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.recipe.tasks import for_tasks
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
@@ -23,7 +21,7 @@ from autopeft.training.contexts import head_kept
 from autopeft.training.contracts import Trainable
 from autopeft.training.forward import sharing_forward, shortest_forward
 from autopeft.training.full_tuning import FullFineTuning
-from autopeft.training.head_start import start_head
+from autopeft.training.head_start import begin_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, train
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.result import TrainResult
@@ -103,7 +101,7 @@ def run_trial(
             hybrid.
         samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
         until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`. What
-            makes a checkpoint is called with the hybrid as it was attached.
+            makes a checkpoint is called with the hybrid as it was attached. One of the last step is scored.
         policies: beside the recipe's; see `train`.
         full: every weight trains in place of what the recipe attaches, at the rates of its training section.
         inputs: what the recipe starts from, where that was opened already (see `attach`).
@@ -126,13 +124,7 @@ def run_trial(
     recipe = for_tasks(recipe, task.members)
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
-        # The head starts from the plan's seed, or from a probe of the backbone.
-        if task.task_kind.head.new_head:
-            reset_head(model, plan.seed)
-            if plan.head_start == "probe":
-                alone = not full and not trained_entries(recipe)
-                start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
-
+        begin_head(model, recipe, data, plan, full=full)
         hybrid: Trainable = (
             FullFineTuning(model, recipe.training)
             if full
@@ -142,17 +134,22 @@ def run_trial(
             if callable(resume):
                 assert isinstance(hybrid, Hybrid)
                 resume = resume(hybrid)
-            result = train(
-                hybrid,
-                data,
-                plan,
-                on_step=on_step,
-                on_score=on_score,
-                should_stop=should_stop,
-                until=until,
-                resume=resume,
-                policies=policies,
-            )
+            if resume is not None and resume.step == plan.steps:  # it is scored alone
+                assert isinstance(hybrid, Hybrid)
+                resume.fill(hybrid)
+                result = TrainResult(micro_rows=resume.micro_rows)
+            else:
+                result = train(
+                    hybrid,
+                    data,
+                    plan,
+                    on_step=on_step,
+                    on_score=on_score,
+                    should_stop=should_stop,
+                    until=until,
+                    resume=resume,
+                    policies=policies,
+                )
 
             # Score by the shortest forward, but the test rows once, by the model as it will be used.
             dropout = plan.trains_with_dropout(hybrid.recipe.training)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.runs.folder import GATES, load_run
+from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
 from autopeft.search.core.events import SilentReporter
 from autopeft.search.space.candidate import candidate
@@ -31,6 +32,8 @@ DRAWS = (0, 1, 2)
 _STEPS, _FRESH, _FACTORS = 60, 3, (0.3, 1.0, 3.0)
 _STRUCTURES = 2
 """As many as take about the CPU of one gated training."""
+_RETRAINED = 12
+"""Members of a supernet that are trained by themselves, in the first draw."""
 
 Options = dict[str, Any]
 
@@ -41,6 +44,10 @@ def _trials(task: str, budget: str, draw: int, folder: Path) -> Options:
 
 def _gates(task: str, budget: str, draw: int, folder: Path) -> Options:
     return {"strategy": "gates"}
+
+
+def _supernet(task: str, budget: str, draw: int, folder: Path) -> Options:
+    return {"strategy": "supernet"}
 
 
 def random_structures(budget: str, draw: int) -> list[Recipe]:
@@ -110,6 +117,7 @@ def _listed(recipes: list[Recipe], folder: Path) -> Options:
 CONTENDERS: Mapping[str, Callable[[str, str, int, Path], Options]] = {
     "trials, quick": _trials,
     "gates": _gates,
+    "supernet": _supernet,
     "random structures": _random,
     "portfolio's first": _portfolio,
     "tuned LoRA": _lora,
@@ -127,25 +135,44 @@ class _Clock(SilentReporter):
             self.searched = time.process_time() - self.begun
 
 
+def _retrained(members: Sequence[TrialRecord], data: Options) -> list[float | None]:
+    """What members are ranked by after trainings of their own, as trials of a search with `data`."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipes = [Recipe.from_dict(dict(member.recipe)) for member in members]
+        options = {"space": "gates", **_listed(recipes, Path(folder))}
+        result = search(
+            **{**data, **options}, confirm_seeds=1, reporter=SilentReporter(), out=Path(folder) / "run"
+        )
+    rank = {Recipe.from_dict(dict(trial.recipe)).hash(): trial.rank for trial in result.trials}
+    return [rank[recipe.hash()] for recipe in recipes]
+
+
 def found(contender: str, task: str, budget: str, draw: int) -> dict[str, Any]:
     """Run a contender.
 
     Returns:
         `test` and `select`: the winner's scores with each fresh seed. `search_score`: on *select*, in the
         search. `search_cpu`: CPU seconds before the winner is trained anew. `recipe`, `deployed`. Of gates
-        also `probabilities`, in the end.
+        also `probabilities`, in the end. Of a supernet in the first draw also `estimated` and `trained`: what
+        its first members are ranked by with shared weights, and after trainings of their own.
     """
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         options = CONTENDERS[contender](task, budget, draw, Path(folder))
-        result = search(
-            task=task, model=MODEL, budget=budget, effort="quick", steps=_STEPS, seed=draw, workers=0,
-            baselines="none", confirm=1, confirm_seeds=_FRESH, precision="fp32", fidelity="none",
-            out=Path(folder) / "run", reporter=clock, **options,
-        )  # fmt: skip
+        data: Options = {
+            "task": task, "model": MODEL, "budget": budget, "effort": "quick", "steps": _STEPS, "seed": draw,
+            "workers": 0, "baselines": "none", "confirm": 1, "precision": "fp32", "fidelity": "none",
+        }  # fmt: skip
+        result = search(**{**data, **options}, confirm_seeds=_FRESH, reporter=clock, out=Path(folder) / "run")
         gated = load_run(Path(folder) / "run").lines(GATES)
+        members = result.trials[:_RETRAINED] if contender == "supernet" and draw == DRAWS[0] else ()
         return {
             **({"probabilities": gated[0]["probabilities"][-1]} if gated else {}),
+            **(
+                {"estimated": [m.rank for m in members], "trained": _retrained(members, data)}
+                if members
+                else {}
+            ),
             "test": list(result.test),
             "select": list(result.select),
             "search_score": result.search_score,

@@ -1,4 +1,4 @@
-"""Gates beside trials: the score of what is found against the CPU that finding it takes.
+"""Gates and supernets beside trials: the score of what is found against the CPU that finding it takes.
 
     python experiments/strategies/run.py --plan      # what is left, and what it will take
     python experiments/strategies/run.py             # goes on where it stopped
@@ -27,12 +27,22 @@ from lib.measuring import commit, note
 from lib.storage import append_row, read_rows
 from scipy.stats import spearmanr
 
-__all__ = ["RESULTS", "claims", "differences", "main", "missing", "order_over_draws", "table"]
+__all__ = [
+    "RESULTS",
+    "claims",
+    "differences",
+    "main",
+    "missing",
+    "order_over_draws",
+    "rank_correlation",
+    "table",
+]
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 MINUTES = {
     "trials, quick": 4,
     "gates": 2.5,
+    "supernet": 4,
     "random structures": 2.5,
     "portfolio's first": 3,
     "tuned LoRA": 2.5,
@@ -102,16 +112,31 @@ def claims(rows: Sequence[Row]) -> list[str]:
             f"Gates less `trials, quick`: {mean:+.2f} ± {half:.2f} points at {share:.2f} of its CPU: the "
             f"claim {holds}."
         )
-    if {"gates", "random structures"} <= there:
-        mean, half = interval(differences(rows, "gates", "random structures"))
-        share = cpu("gates") / cpu("random structures")
-        order = order_over_draws(rows)
+    orders = {
+        "gates": ("The order of blocks correlates by {:.2f} over draws", order_over_draws),
+        "supernet": (
+            "Ranks of members with shared weights and after their own training correlate by {:.2f}",
+            rank_correlation,
+        ),
+    }
+    for name, (words, order_in) in orders.items():
+        if not {name, "random structures"} <= there:
+            continue
+        mean, half = interval(differences(rows, name, "random structures"))
+        share, order = cpu(name) / cpu("random structures"), order_in(rows)
         said = "recommended" if mean + half >= 0.5 and order >= 0.3 else "not recommended"
         told.append(
-            f"Gates less random structures: {mean:+.2f} ± {half:.2f} points at {share:.2f} times their CPU. "
-            f"The order of blocks correlates by {order:.2f} over draws. By the stop rule gates are {said}."
+            f"{name.capitalize()} less random structures: {mean:+.2f} ± {half:.2f} points at {share:.2f} "
+            f"times their CPU. {words.format(order)}. By the stop rule the strategy {name} is {said}."
         )
     return told
+
+
+def rank_correlation(rows: Sequence[Row]) -> float:
+    """The mean over tasks and budgets of the rank correlation (Spearman) of members' estimates with what they
+    are ranked by after trainings of their own."""
+    found = [float(spearmanr(r["estimated"], r["trained"]).statistic) for r in rows if "estimated" in r]
+    return statistics.fmean(found) if found else float("nan")
 
 
 def order_over_draws(rows: Sequence[Row]) -> float:

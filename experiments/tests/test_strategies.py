@@ -73,6 +73,7 @@ def rows(gain: float, seconds: float, ours: SimpleNamespace) -> list[dict[str, A
             "draw": draw, "budget": budget, "task": task, "contender": name,
             "test": [0.8 + (gain / 100 if name == "gates" else 0) + i / 1000],
             "search_cpu": seconds if name == "gates" else 100.0,
+            **({"estimated": [1, 2, 3], "trained": [2, 4, 3]} if (name, draw) == ("supernet", 0) else {}),
             **({"probabilities": [0.1, 0.2 + draw / 100, 0.3]} if name == "gates" else {}),
         }
         for draw in ours.DRAWS for budget in ours.BUDGETS
@@ -83,17 +84,18 @@ def rows(gain: float, seconds: float, ours: SimpleNamespace) -> list[dict[str, A
 @pytest.mark.parametrize(
     ("gain", "seconds", "claim", "stop"),
     [
-        (0.0, 30.0, "the claim holds", "gates are not recommended"),
-        (1.0, 30.0, "the claim holds", "gates are recommended"),
-        (0.0, 40.0, "does not hold", "gates are not recommended"),
-        (-0.6, 30.0, "does not hold", "gates are not recommended"),
+        (0.0, 30.0, "the claim holds", "gates is not recommended"),
+        (1.0, 30.0, "the claim holds", "gates is recommended"),
+        (0.0, 40.0, "does not hold", "gates is not recommended"),
+        (-0.6, 30.0, "does not hold", "gates is not recommended"),
     ],
 )
 def test_what_is_concluded(ours: SimpleNamespace, gain: float, seconds: float, claim: str, stop: str) -> None:
     found = rows(gain, seconds, ours)
     assert list(ours.missing(found)) == []
-    first, second = ours.claims(found)
+    first, second, third = ours.claims(found)
     assert claim in first
     assert stop in second
+    assert "correlate by 0.50. By the stop rule the strategy supernet is not recommended" in third
     assert ours.order_over_draws(found) == pytest.approx(1.0)
     assert f"{gain:+.2f} ± 0.00" in ours.table(found, "9216")

@@ -22,8 +22,7 @@ INFO = SearchInfo(
     budget="0.5%",
     limits=(0, 113_566),
     metric="accuracy",
-    trials=3,
-    steps=60,
+    outline="3 trials of 60 steps",
     jobs=12,
     workers=2,
     estimated_seconds=125,
@@ -90,8 +89,11 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     )
     watcher.on_trial_end(record(label="trial 2", state="duplicate", duplicate_of=0), 0.75, 9)
     watcher.on_trial_end(record(kind="test", label="test", scores={"test": 0.5}), 0.75, 0)
-    watcher.on_trial_end(record(label="untuned", recipe={"name": "untuned"}, steps=0), 0.75, 0)
-    phase, first, failed, again, test, untuned = out.getvalue().removeprefix(started).splitlines()
+    watcher.on_trial_end(
+        record(kind="baseline", label="untuned", recipe={"name": "untuned"}, steps=0), 0.75, 0
+    )
+    watcher.on_trial_end(record(label="trial 3", state="estimated", steps=0), 0.75, 0)
+    phase, first, failed, again, test, untuned, member = out.getvalue().removeprefix(started).splitlines()
     assert "3 runs" in phase
     for said in ("trial 0", "0.7500", "1,234 (0.432 %)", "lora", "12 s", "best 0.7500", "2 min 10 s"):
         assert said in first
@@ -99,6 +101,7 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     assert "same as trial 0" in again
     assert test.startswith("test: 0.5000")
     assert "nothing is trained" in untuned
+    assert "lora" in member, "it was trained with others"
 
 
 def test_the_live_table_shows_running_and_finished_rows() -> None:

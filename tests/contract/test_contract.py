@@ -62,7 +62,7 @@ from autopeft.method import (
 from autopeft.method.narrowing import named_so
 from autopeft.recipe import Recipe
 from autopeft.recipe.tasks import acts_by_task
-from autopeft.training.gates import linear_in_of
+from autopeft.training.shared_weights import linear_in_of
 
 COMPOSED = ("gate", "chain", "route", "route-sequence", "fuse", "fuse-loras", "mole")
 LENGTH = 7

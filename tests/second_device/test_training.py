@@ -15,6 +15,7 @@ from support.pictures import save_vit, write_pictures
 from support.saved_model import save_backbone, write_reviews
 from support.several_labels import write_labelled
 from support.spans import write_questions
+from support.supernet import member
 from support.training import encoded_task, tiny_bert
 from support.words import write_tagged
 
@@ -23,7 +24,9 @@ from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task, task_set
 from autopeft.training import Checkpoint, TrainingPlan, TrialOutcome, run_trial
-from autopeft.training.gates import Gates, Gating, cut, trained_names
+from autopeft.training.gates import Gates, Gating
+from autopeft.training.shared_weights import SharedWeights, trained_names
+from autopeft.training.supernet import train_supernet
 
 PLAN = TrainingPlan(steps=6, batch_size=16, seed=2, device="cpu")
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
@@ -92,12 +95,28 @@ def test_gates_learn_and_blocks_are_cut_as_on_the_cpu(acc: torch.device) -> None
 
         begun = outcome(way, plan, until=4, policies=[gates], keep=keep).train.checkpoint
         assert begun is not None
-        small, folded = recipe({"lora": {"rank": 2}, "as": "low"}), {"low": gates.history[-1][0]}
-        origin, before = {"low": "low"}, begun
-        rest = outcome(small, plan, resume=lambda hybrid: cut(before, names, hybrid, origin, folded))  # noqa: B023
+
+        def resume(hybrid: Hybrid, begun: Checkpoint = begun, names: list[str] = names) -> Checkpoint:
+            return SharedWeights(begun, names).cut(hybrid, {"low": "low"}, {"low": gates.history[-1][0]})  # noqa: B023
+
+        rest = outcome(recipe({"lora": {"rank": 2}, "as": "low"}), plan, resume=resume)
         found.append((gates.history, rest.train.losses, rest.scores))
     assert found[0] == found[1]
     assert found[0][0][1] != found[0][0][2] != found[0][0][3]
+
+
+def test_members_of_a_supernet_train_as_on_the_cpu(acc: torch.device) -> None:
+    members = [member(lora=2), member(), member(adapter=1, ia3=False)]
+    found = [
+        train_supernet(
+            tiny_bert(), member().recipe, encoded_task(), replace(PLAN, device=device), members, rate=0.5
+        )
+        for device in ("cpu", acc.type)
+    ]
+    one, other = (shared.checkpoint for shared in found)
+    assert one.losses == other.losses
+    kept = {key for key in one.tensors if not key.startswith("generator.")}
+    assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in kept)
 
 
 def test_bf16_computes_as_on_the_cpu(acc: torch.device) -> None:

@@ -1,8 +1,7 @@
-"""Gates on blocks while they train, and what is cut from a training of many blocks."""
+"""Gates on blocks while they train."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from support.training import encoded_task, tiny_bert
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
-from autopeft.training.gates import Gates, Gating, cut, linear_in_of, trained_names
-from autopeft.training.loop import train
+from autopeft.training.gates import Gates, Gating
+from autopeft.training.shared_weights import SharedWeights, linear_in_of, trained_names
 
 PLAN = TrainingPlan(steps=20, batch_size=16, micro_batch=8, seed=2, device="cpu")
 
@@ -148,58 +147,13 @@ def test_a_cut_hybrid_answers_as_the_gated_one_where_nothing_is_cut() -> None:
     batch = data.select.collate(list(range(8)))
     with attach(model, recipe(), seed=9) as hybrid:
         same = {name: name for name in hybrid.modules}
-        folded = cut(checkpoint, names, hybrid, same, dict(zip(("low", "adapter", "ia3"), p, strict=True)))
+        folded = SharedWeights(checkpoint, names).cut(
+            hybrid, same, dict(zip(("low", "adapter", "ia3"), p, strict=True))
+        )
         folded.fill(hybrid)
         with torch.no_grad():
             logits = model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_what_is_cut_is_the_leading_part_of_values_and_moments() -> None:
-    checkpoint, names, _ = trained_to(16, Gates(recipe(), gating()))
-    with attach(tiny_bert(), recipe(lora=2, without="ia3"), seed=9) as hybrid:
-        small = cut(checkpoint, names, hybrid, {"low": "low", "adapter": "adapter"}, {"low": 0.25})
-        now = trained_names(hybrid)
-        small.fill(hybrid)
-    for i, name in enumerate(now):
-        j = names.index(name)
-        old, new = checkpoint.tensors, small.tensors
-        z = 0.25 if ".low." in name and name.endswith(".B") else 1.0
-        n = tuple(slice(k) for k in new[f"optimizer.{i}.exp_avg"].shape)
-        torch.testing.assert_close(
-            new[f"optimizer.{i}.exp_avg"] * z, old[f"optimizer.{j}.exp_avg"][n], rtol=1e-6, atol=0
-        )
-        torch.testing.assert_close(
-            new[f"optimizer.{i}.exp_avg_sq"] * z * z, old[f"optimizer.{j}.exp_avg_sq"][n], rtol=1e-6, atol=0
-        )
-        if name.startswith("module."):
-            torch.testing.assert_close(new[name], z * old[name][n], rtol=1e-6, atol=0)
-    assert not [key for key in small.tensors if "ia3" in key]
-    assert sum(key.startswith("optimizer.") for key in small.tensors) == 3 * len(now)
-
-
-def test_a_training_goes_on_from_a_cut_as_if_nothing_had_happened() -> None:
-    """With gates of 1 and nothing cut, steps after the cut are those of a training without."""
-    data = encoded_task()
-    checkpoint, names, _ = trained_to(8, None)
-
-    def resume(hybrid: Hybrid) -> Checkpoint:
-        return cut(checkpoint, names, hybrid, {name: name for name in hybrid.modules}, {})
-
-    whole = run_trial(tiny_bert(), recipe(), data, PLAN)
-    gone_on = run_trial(tiny_bert(), recipe(), data, PLAN, resume=resume)
-    assert gone_on.train.losses == whole.train.losses
-    assert gone_on.scores == whole.scores
-
-
-def test_what_has_no_part_in_what_was_trained_starts_as_it_is() -> None:
-    checkpoint, names, _ = trained_to(8, None)
-    with attach(tiny_bert(), recipe(lora=8), seed=5) as hybrid:
-        expected = {k: v.clone() for k, v in hybrid.modules["low"].state_dict().items()}
-        grown = cut(checkpoint, names, hybrid, {name: name for name in hybrid.modules}, {})
-        grown.fill(hybrid)
-        assert all(torch.equal(v, hybrid.modules["low"].state_dict()[k]) for k, v in expected.items())
-        train(hybrid, encoded_task(), replace(PLAN, steps=10), resume=grown)
 
 
 def test_what_cannot_be_gated_says_so() -> None:

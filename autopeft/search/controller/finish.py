@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from scipy.stats import spearmanr
+
 from autopeft.counting import further_task
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
@@ -279,6 +281,7 @@ def _remarks(controller: Controller) -> list[str]:
     if errors and len(errors) == len(runs):
         told.append(f"{_all_failed(len(runs)).capitalize()}: {errors[0]}")
     numbers = (effort.top, planned.top, "finalists"), (effort.seeds, planned.seeds, "fresh seeds")
+    told += _rank_correlation(controller)
     told += [f"There was time for {had} of {all_} {what}." for had, all_, what in numbers if had < all_]
     compared = [stage.runs for stage in selection.baselines]
     if out := [stage.runs.name for stage in selection.baselines if stage.left_out]:
@@ -302,6 +305,24 @@ def _remarks(controller: Controller) -> list[str]:
             "--margin."
         )
     return told
+
+
+def _rank_correlation(controller: Controller) -> list[str]:
+    """How far estimates order the finalists as trainings of their own do; nothing of fewer than three."""
+    ranks = {r.number: r.rank for r in controller.strategy.records() if r.state == "estimated"}
+    pairs = [
+        (rank, side.contender().select_mean)
+        for side in controller.selection.finalists
+        if side.good and (rank := ranks.get(side.number)) is not None
+    ]
+    estimated, trained = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(pairs) < 3 or len(set(estimated)) == 1 or len(set(trained)) == 1:
+        return []
+    found = float(spearmanr(estimated, trained).statistic)
+    return [
+        f"Estimates of {len(pairs)} finalists and what they score when they are trained by themselves have a "
+        f"rank correlation of {found:+.2f} (Spearman's)."
+    ]
 
 
 def trained_steps(record: TrialRecord) -> int:

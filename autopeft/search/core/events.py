@@ -21,7 +21,7 @@ class SearchInfo:
         limits: absolute lower and upper limit on deployed parameters.
         metric: name of the score, higher is better.
         trial_metric: that of the trials, where it is another.
-        trials, steps: planned number of trials and steps of each.
+        outline: what the strategy will do.
         jobs: planned number of all training runs, trials included.
         workers: jobs at a time; `None` for as many as a cluster has room for.
         estimated_seconds: wall time of the whole run, estimated before it starts; with one worker where it is
@@ -37,8 +37,7 @@ class SearchInfo:
     budget: str
     limits: tuple[int, int]
     metric: str
-    trials: int
-    steps: int
+    outline: str
     jobs: int
     workers: int | None
     estimated_seconds: float

@@ -25,6 +25,7 @@ from autopeft.assets import (
 from autopeft.backbones import on_meta, spec_of
 from autopeft.counting import Budget
 from autopeft.devices import AUTO, accelerator, count, device_named, label
+from autopeft.display import counted
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
 from autopeft.hybrid import Artefact, head_of
@@ -142,6 +143,13 @@ class Prepared:
         """A summary of the rows as the backbone will see them."""
         processor = self.task.task_kind.encoder.load_processor(self.source)
         return summarise(self.task, processor, self.plan.max_length)
+
+    @property
+    def outline(self) -> str:
+        """What the strategy will do."""
+        effort = self.effort
+        trials, steps = counted(effort.trials, "trial"), counted(effort.steps, "step")
+        return STRATEGIES.find(self.arguments.strategy).outline.format(trials=trials, steps=steps)
 
     def baselines(self) -> list[Baseline]:
         """The baselines that the winner is compared with."""
@@ -398,7 +406,9 @@ def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) 
         seeds=a.confirm_seeds,
     )
     if a.trials is None:
-        effort = replace(effort, trials=max(1, effort.trials // STRATEGIES.find(a.strategy).preset_trials))
+        effort = replace(
+            effort, trials=max(1, int(effort.trials / STRATEGIES.find(a.strategy).preset_trials))
+        )
     if a.goal == "best":
         return effort
     top = max(effort.top + _MORE, _LEAST) if a.confirm is None else effort.top

@@ -69,6 +69,10 @@ class TimeBudget:
     def finished(self, job: Job, seconds: float, step_time: float | None = None) -> None:
         """Note how long a job took, and each of its steps."""
         self.steps.pop(job.id, None)
+        if job.kind == "trial" and not job.steps:  # it scores *select* with weights that it shares
+            beside, parts = self._beside
+            self._beside = beside + seconds, parts + 1
+            return
         kind, work = job.kind if job.steps else _SCORED, self._work(job)
         others = math.fsum((self._mean(k) or 0.0) * n for k, n in work.items() if k != kind)
         before, count = self._sums.get(kind, (0.0, 0.0))

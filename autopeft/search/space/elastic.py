@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,16 @@ from autopeft.search.space.counting import PointCounter
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
 
-__all__ = ["Elastic", "Group", "SuperHybrid", "grouped", "largest_within", "super_hybrid"]
+__all__ = [
+    "Elastic",
+    "Group",
+    "SuperHybrid",
+    "grouped",
+    "largest_within",
+    "origin_of",
+    "places_of",
+    "super_hybrid",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ class SuperHybrid:
     @property
     def deployed(self) -> int:
         return self.fixed + sum(unit.whole for unit in self.units)
+
+    def size(self, levels: Sequence[int]) -> int:
+        """Deployed parameters where each unit has the size of this number."""
+        return self.fixed + sum(u.sizes[level][1] for u, level in zip(self.units, levels, strict=True))
 
     def at(self, levels: Sequence[int]) -> dict[str, Any]:
         """The point at which each unit has the size of this number; 0 is absent."""
@@ -119,6 +133,28 @@ def super_hybrid(space: BoundSpace, most: int) -> SuperHybrid:
         return smallest
     whole = {**base, **{unit.parameter: unit.sizes[-1][0] for unit in found}}
     return of(repair(space, whole, Budget(parse_quantity(most))).values)
+
+
+def places_of(
+    space: BoundSpace, hybrid: SuperHybrid, values: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """What each entry at a point is, by its name: its unit's place in the space, and which entry of the unit;
+    without those that cannot be left out."""
+    own, seen = {unit.unit.index for unit in hybrid.units}, Counter[int]()
+    found: dict[str, tuple[int, int]] = {}
+    units = space.units_of_entries(values)
+    # Where the head reads the mean there is an entry for that, which comes last.
+    for entry, unit in zip(space.materialize(values).entries(), units, strict=False):
+        if unit.index in own:
+            found[entry.name] = unit.index, seen[unit.index]
+            seen[unit.index] += 1
+    return found
+
+
+def origin_of(large: Mapping[str, tuple[int, int]], small: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """For each entry of one point the name that it has at another, from their `places_of`."""
+    name_of = {place: name for name, place in large.items()}
+    return {name: name_of[place] for name, place in small.items() if place in name_of}
 
 
 def grouped(space: BoundSpace, hybrid: SuperHybrid, *, parts: int | None) -> list[Group]:

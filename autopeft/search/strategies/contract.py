@@ -153,10 +153,12 @@ class StrategyClass(Protocol):
     name: ClassVar[str]
     space: ClassVar[str]
     """The space that it searches where none is named; `default` unless it says another."""
-    preset_trials: ClassVar[int]
+    preset_trials: ClassVar[float]
     """How many trials of a preset (`--effort`) one of its candidates takes the place of; usually 1."""
     takes_points: ClassVar[bool]
     """Whether it begins with points (`StrategyContext.first`), as most do. Others refuse `--from`."""
+    outline: ClassVar[str]
+    """What it does, in words with `{trials}` and `{steps}` of an effort; usually "{trials} of {steps}"."""
 
     @classmethod
     def open(cls, context: StrategyContext) -> Strategy:

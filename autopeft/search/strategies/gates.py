@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -27,11 +26,19 @@ from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.execution.runners import JobContext, runs, train
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate, candidate
-from autopeft.search.space.elastic import SuperHybrid, grouped, largest_within, super_hybrid
+from autopeft.search.space.elastic import (
+    SuperHybrid,
+    grouped,
+    largest_within,
+    origin_of,
+    places_of,
+    super_hybrid,
+)
 from autopeft.search.strategies.contract import StrategyContext
 from autopeft.search.strategies.registry import register
 from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.gates import Gates, Gating, cut, linear_in_of, trained_names
+from autopeft.training.gates import Gates, Gating
+from autopeft.training.shared_weights import SharedWeights, linear_in_of, trained_names
 
 __all__ = ["GateJob", "GateSearch"]
 
@@ -72,8 +79,7 @@ def _run(context: JobContext, job: GateJob) -> JobResult:
 
     def resume(hybrid: Hybrid) -> Checkpoint:
         assert job.files is not None
-        before = json.loads(job.files["trained.json"])
-        return cut(Checkpoint.from_bytes(job.files["checkpoint"]), before, hybrid, job.origin, job.gates)
+        return SharedWeights.from_files(job.files).cut(hybrid, job.origin, job.gates)
 
     def seen(hybrid: Hybrid) -> None:
         trained.extend(trained_names(hybrid))
@@ -116,6 +122,7 @@ class GateSearch:
     space: ClassVar[str] = "gates"
     preset_trials: ClassVar[int] = 8
     takes_points: ClassVar[bool] = False
+    outline: ClassVar[str] = "{trials} of {steps}"
     finals: ClassVar[Sequence[str]] = ()
 
     def __init__(self, context: StrategyContext) -> None:
@@ -160,7 +167,7 @@ class GateSearch:
         linear = linear_in_of(space.materialize(hybrid.values))
         items = (space.item(unit.unit, hybrid.values) for unit in hybrid.units)
         ungated = {item.kind for item in items if isinstance(item, CompositionItem)}
-        ungated |= {entry for entry in self._names(hybrid.values) if not linear[entry]}
+        ungated |= {entry for entry in self._places(hybrid.values) if not linear[entry]}
         if ungated:
             raise UsageError(
                 f"No gate can act on {', '.join(sorted(ungated))}. A gate multiplies a tensor that what an "
@@ -195,18 +202,8 @@ class GateSearch:
             hybrid = replace(hybrid, values={**hybrid.values, **rates})
         return _Training(number, hybrid)
 
-    def _names(self, values: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """What each entry at a point is, by its name: the unit's place in the space, and which entry of the
-        unit; without those that cannot be left out."""
-        space, own = self._context.space, {unit.unit.index for unit in self._hybrid.units}
-        seen, found = Counter[int](), {}
-        units = space.units_of_entries(values)
-        # Where the head reads the mean there is an entry for that, which comes last.
-        for entry, unit in zip(space.materialize(values).entries(), units, strict=False):
-            if unit.index in own:
-                found[entry.name] = unit.index, seen[unit.index]
-                seen[unit.index] += 1
-        return found
+    def _places(self, values: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        return places_of(self._context.space, self._hybrid, values)
 
     def _levels(self, training: _Training, budgets: float) -> list[int]:
         """Which size of each unit is left."""
@@ -231,7 +228,7 @@ class GateSearch:
         space, part, number = self._context.space, training.part, training.number
         last = part == len(_DROPS)
         values = dict(self._kept(training).point) if last else self._point(training, part)
-        names = self._names(values)
+        names = self._places(values)
         job = GateJob(
             id=f"trial-{number}" if last else f"trial-{number}-{self._ends[part]}",
             kind="trial",
@@ -257,12 +254,11 @@ class GateSearch:
                 new=job.steps,
             )
             return replace(job, gating=gating)
-        before = self._names(self._point(training, part - 1))
-        name_of = {entry: name for name, entry in before.items()}
+        before = self._places(self._point(training, part - 1))
         return replace(
             job,
             files=self._context.checkpoints.get(f"gates-{number}"),
-            origin={name: name_of[entry] for name, entry in names.items() if entry in name_of},
+            origin=origin_of(before, names),
             gates={
                 name: training.probabilities[groups[unit]]
                 for name, (unit, _) in before.items()

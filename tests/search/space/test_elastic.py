@@ -39,6 +39,17 @@ def test_it_is_as_large_as_is_wanted_and_counts_what_it_is(spec: object, budgets
         assert left == hybrid.deployed - hybrid.units[i].whole
 
 
+def test_what_cannot_be_left_out_counts_too() -> None:
+    body = "[{serial_adapter: {bottleneck: 4}}, {lora: {rank: {choice: [0, 2, 4]}}}]"
+    bound = space(f"name: fixed\nlayers: [{{each_layer: {body}}}]\n", MINILM)
+    hybrid = super_hybrid(bound, 400_000)
+    for level in (0, 1, 2):
+        levels = [level] * len(hybrid.units)
+        expected = count(bound.materialize(hybrid.at(levels)), bound.spec).deployed
+        assert hybrid.size(levels) == expected
+    assert hybrid.fixed == hybrid.size([0] * len(hybrid.units)) > 0
+
+
 @given(st.data())
 def test_what_is_chosen_fits_and_leaves_no_room_for_more(data: st.DataObject) -> None:
     bound = bound_to("gates", MINILM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 from support.projecting import MINILM
 from support.saved_model import small_search
+from support.strategies import context_of
 from transformers import AutoConfig
 
 from autopeft.backbones import spec_of
-from autopeft.counting import Budget, count
-from autopeft.effort import EFFORTS
+from autopeft.counting import count
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import load_run
 from autopeft.search.api import search
 from autopeft.search.core.jobs import Job, JobResult
-from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.space import Space
-from autopeft.search.strategies.contract import StrategyContext
 from autopeft.search.strategies.gates import GateJob, GateSearch
 
 CHAIN = "name: chains\nlayers: [{each_layer: [{optional: {chain: [{lora: {rank: 4}}, ia3]}}]}]\n"
@@ -72,31 +70,10 @@ def test_two_trainings_end_inside_the_budget_as_estimates(arguments: dict[str, A
         assert {len(p) for p in line["probabilities"]} == {len(line["blocks"])} == {len(line["layers"])}
 
 
-class Store(dict[str, Mapping[str, bytes]]):
-    """Files by key, in memory."""
-
-    put = dict.__setitem__
-    size = 0
-
-    def drop(self, key: str) -> None:
-        self.pop(key, None)
-
-
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., GateSearch]:
     """The strategy on a model of six layers, with what an earlier process had left."""
-    effort = replace(EFFORTS["quick"], trials=1)
-    context = StrategyContext(
-        space=Space.named("gates").bind(MINILM),
-        budget=Budget.parse("0.5%"),
-        effort=effort,
-        seed=3,
-        sampler="tpe",
-        rungs=Rungs((60,), (1.0,)),
-        objectives=1,
-        folder=tmp_path,
-        checkpoints=Store(),
-    )
+    context = context_of(tmp_path, trials=1)
     return lambda **more: GateSearch.open(replace(context, **more))
 
 
