@@ -250,6 +250,6 @@ def test_the_start_event_tells_what_a_display_needs(arguments: dict[str, Any]) -
     with pytest.raises(Stop):
         search(reporter=events, **{**arguments, "workers": 2})
     info = events.seen[0][1]
-    assert (info.trials, info.steps, info.workers) == (3, 5, 2)
+    assert (info.outline, info.workers) == ("3 trials of 5 steps", 2)
     assert info.jobs == 3 + 2 * 2 + (6 + 3 + 2) + (3 + 2 + 2)
     assert info.estimated_seconds > 0

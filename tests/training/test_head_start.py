@@ -340,7 +340,7 @@ def test_a_trial_starts_there_and_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     data, before = known_task(model), tensors(model)
     started: list[Any] = []
     monkeypatch.setattr(
-        "autopeft.training.trial.start_head", lambda *a, **k: started.append(start_head(*a, **k))
+        "autopeft.training.head_start.start_head", lambda *a, **k: started.append(start_head(*a, **k))
     )
     recipe = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
     probed = run_trial(model, recipe, data, PLAN, splits=("train",))
@@ -358,7 +358,7 @@ def test_weights_are_short_where_modules_train_and_long_where_the_head_is_alone(
     data = known_task(model)
     started: list[Any] = []
     monkeypatch.setattr(
-        "autopeft.training.trial.start_head", lambda *a, **k: started.append(start_head(*a, **k))
+        "autopeft.training.head_start.start_head", lambda *a, **k: started.append(start_head(*a, **k))
     )
     lora = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
     for recipe in (lora, Recipe(name="bare")):

@@ -113,7 +113,7 @@ def test_a_head_alone_is_alone_with_its_reading(monkeypatch: pytest.MonkeyPatch)
     def started(*_: Any, **told: Any) -> None:
         seen.append(told)
 
-    monkeypatch.setattr("autopeft.training.trial.start_head", started)
+    monkeypatch.setattr("autopeft.training.head_start.start_head", started)
     plan, data = replace(PLAN, head_start="probe"), encoded_task()
     lora = Recipe.from_dict({"name": "l", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
     for recipe in (Recipe(name="head"), lora):
