@@ -42,6 +42,11 @@ class Effort:
     seconds: float | None = None
     batch_size: int = 32
 
+    @property
+    def scoring_steps(self) -> float:
+        """Training steps that take as long as scoring *select*: a forward is a third of a step."""
+        return (self.select_rows or 1000) / (3 * self.batch_size)
+
 
 EFFORTS: dict[str, Effort] = {
     e.name: e

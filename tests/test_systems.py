@@ -19,7 +19,9 @@ from autopeft.method import method_names
 from autopeft.recipe import Recipe, recipe_names
 from autopeft.recipe.tasks import for_tasks, lacks_tasks
 from autopeft.recipe.yaml_text import read_yaml
+from autopeft.search.space.elastic import super_hybrid
 from autopeft.search.space.space import Space, space_names
+from autopeft.search.strategies.registry import STRATEGIES
 
 FILE = Path(__file__).parent / "systems.yaml"
 SYSTEMS: dict[str, dict[str, Any]] = read_yaml(FILE.read_text(encoding="utf-8"), FILE.name)
@@ -29,13 +31,14 @@ THERE = {name: told for name, told in SYSTEMS.items() if "missing" not in told}
 
 def test_all_of_the_catalogue_are_listed_as_what_there_is() -> None:
     assert len(SYSTEMS) == 77
-    assert len(THERE) == 75
+    assert len(THERE) == 76
     known = {
         "method": method_names(),
         "policy": method_names(),
         "composition": composition_names(),
         "recipe": recipe_names(),
         "space": space_names(),
+        "strategy": STRATEGIES.names(),
     }
     for told in THERE.values():
         kind = next(iter(told))
@@ -53,6 +56,9 @@ def recipe_for(told: dict[str, Any]) -> Recipe:
     if kind == "space":
         bound = Space.named(told["space"]).bind(spec_of(tiny_model("bert").config))
         return bound.materialize(bound.middle())
+    if kind == "strategy":
+        bound = Space.named(STRATEGIES.get(told["strategy"]).space).bind(spec_of(tiny_model("bert").config))
+        return bound.materialize(super_hybrid(bound, None).values)
     if kind == "item":
         level = "model" if "prompt" in next(iter(told["item"])) else "layers"
         body = [told["item"]] if level == "model" else [{"attach": [told["item"]]}]

@@ -45,6 +45,10 @@ class OuterStep(Protocol):
         All calls within a step draw the same random numbers, others than those of `lower`.
         """
 
+    def ahead(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The values of `parameters` after one step of the lower level's optimizer with these gradients,
+        which are not clipped. Values and what the optimizer remembers stay as they are."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy as copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,23 @@ class _Step:
         if self._held_out is None:
             self._held_out = next(self.outer.held_out)
         return self._same_draws("upper", self._held_out, (), wanted)
+
+    @torch.no_grad()
+    def ahead(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        inner, parameters = self.outer.optimizer.inner, self.parameters
+        values = [p.detach().clone() for p in parameters]
+        remembered = {p: {k: copy(v) for k, v in state.items()} for p, state in inner.state.items()}
+        try:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            inner.step()
+            return [p.detach().clone() for p in parameters]
+        finally:
+            inner.zero_grad(set_to_none=True)
+            inner.state.clear()
+            inner.state.update(remembered)
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
 
     def _same_draws(
         self, level: str, batch: Batch, owners: Sequence[Any], wanted: Sequence[nn.Parameter]

@@ -9,7 +9,7 @@ z·(value − neutral), so that no forward knows of gates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from autopeft.method import OuterStep
 from autopeft.method.narrowing import named_so
-from autopeft.nn.budgeted import budgeted_sigmoid
+from autopeft.nn.budgeted import binary_concrete, budgeted_sigmoid
 from autopeft.recipe import Recipe
 from autopeft.training.shared_weights import linear_in_of
 
-__all__ = ["Gates", "Gating"]
+__all__ = ["BilevelGates", "Gates", "Gating"]
 
 _REACH = 6.0
 """How far a logit moves that all gradients push one way: from a probability of ¼ to one of 0.99 or 0.001."""
 
-
 _HELD_OUT = 0.2
+_LOGIT_RATE, _RADIUS = 0.1, 0.01
+"""S³PET's learning rate of logits, and how far its finite difference goes."""
+_SEEDS = 1_000_003
+"""Apart from each other are the draws of two trainings whose seeds are."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,19 @@ class Gates:
 
     def adjust(self, groups: list[dict[str, Any]], modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
         """With a group for the logits."""
-        self._factors = [
+        self._factors = self._factors_of(modules)
+        rate = _REACH / max(1, sum(map(self._gating.learns, range(self._gating.last))))
+        own = {"name": "gates", "lr": rate, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
+        return [*groups, {**own, "clip": "group", "params": [self.logits]}]
+
+    def _factors_of(self, modules: Mapping[str, nn.Module]) -> list[_Factor]:
+        return [
             _Factor(parameter, neutral, group)
             for name, group in self._gating.group_of.items()
             for key, parameter in modules[name].named_parameters()
             for own, neutral in self._linear[name].items()
             if named_so(own, key)
         ]
-        rate = _REACH / max(1, sum(map(self._gating.learns, range(self._gating.last))))
-        own = {"name": "gates", "lr": rate, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
-        return [*groups, {**own, "clip": "group", "params": [self.logits]}]
 
     @torch.no_grad()
     def before_step(self, groups: Any, step: int, total: int) -> None:
@@ -147,3 +153,116 @@ class Gates:
             if gradient is not None:
                 found[group] = found[group] + ((value - neutral) * gradient).detach().sum().cpu()
         return torch.stack(found)
+
+
+class BilevelGates(Gates):
+    """Gates drawn at random whose logits are learnt by a level above the weights', as S³PET does it.
+
+    Hu et al. 2022, arXiv:2206.07382; the steps are those of the authors' code. z is drawn anew from the
+    binary concrete distribution. In each step, and with the same z: the weights take a step aside on the
+    rows of the step, w′; the loss of held-out rows at w′ gives ∂L₂/∂α and ∂L₂/∂w′; with w± = w ± ε·∂L₂/∂w′
+    and ε = 0.01/(‖∂L₂/∂w′‖ + 1e-6), the gradient of α is ∂L₂/∂α − η·[∂L₁(w⁺)/∂α − ∂L₁(w⁻)/∂α]/2ε, where η
+    is the weights' learning rate. AdamW moves α by it, at a rate of 0.1 that falls to 0. Then the weights
+    take their own step on the same rows with another z. What is scored on the way has z = p.
+
+    Args:
+        seed: of the draws of z, which are the same on every device.
+    """
+
+    def __init__(self, recipe: Recipe, gating: Gating, *, seed: int) -> None:
+        super().__init__(recipe, gating)
+        self._limit = recipe.training.max_grad_norm or float("inf")
+        self._seed = seed
+        self._optimizer = torch.optim.AdamW([self.logits], lr=_LOGIT_RATE, weight_decay=0.0)
+        self._total = 1
+        self._z: list[float] = []
+        self._draws = torch.Generator()
+
+    def probabilities(self) -> Tensor:
+        """p of each group, with the derivative of the authors' code."""
+        return budgeted_sigmoid(self.logits, self._sizes, self._gating.budget, jacobian="reference")
+
+    def adjust(self, groups: list[dict[str, Any]], modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+        """As they are: the logits have an optimizer of their own."""
+        self._factors = self._factors_of(modules)
+        return groups
+
+    def before_step(self, groups: Any, step: int, total: int) -> None:
+        """Ungate what the score of the last step was taken with."""
+        self._ungate()
+        self._step, self._total = step, total
+        self._draws.manual_seed(self._seed * _SEEDS + step)
+
+    def outer(self, step: OuterStep) -> None:
+        """Learn the probabilities, then gate the blocks for the step of the weights."""
+        lower = step.parameters
+        start = [parameter.detach().clone() for parameter in lower]
+        place = {id(parameter): i for i, parameter in enumerate(lower)}
+        factors = {place[id(factor.parameter)]: factor for factor in self._factors}
+        z = self._drawn(self.probabilities())
+
+        @torch.no_grad()
+        def derivatives(
+            loss: Callable[[Sequence[nn.Parameter]], list[Tensor]], weights: Sequence[Tensor]
+        ) -> tuple[list[Tensor], Tensor]:
+            """Of a loss, by weights without gates and by each group's gate."""
+            gates = z.detach().tolist()
+            for i, (parameter, weight) in enumerate(zip(lower, weights, strict=True)):
+                parameter.copy_(_gated(weight, factors[i], gates) if i in factors else weight)
+            found, slopes = loss(lower), torch.zeros_like(self.logits)
+            for i, (_, neutral, group) in factors.items():
+                slopes[group] += ((weights[i] - neutral) * found[i]).sum().to(slopes)
+                found[i] = found[i] * gates[group]
+            for parameter, begin in zip(lower, start, strict=True):
+                parameter.copy_(begin)
+            return found, slopes
+
+        aside = step.ahead(derivatives(step.lower, start)[0])
+        direction, direct = derivatives(step.upper, aside)
+        norm = float(torch.stack([g.float().square().sum() for g in direction]).sum().sqrt())
+        reach = _RADIUS / (norm + 1e-6)
+        ahead, behind = (
+            derivatives(step.lower, [w + sign * reach * g for w, g in zip(start, direction, strict=True)])[1]
+            for sign in (1.0, -1.0)
+        )
+        z.backward(direct - max(step.rates) * (ahead - behind) / (2 * reach))
+
+        nn.utils.clip_grad_norm_([self.logits], self._limit)
+        self._optimizer.param_groups[0]["lr"] = _LOGIT_RATE * (1 - self._step / self._total)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            p = self.probabilities()
+            self.history.append(p.tolist())
+            self._gate(self._drawn(p).tolist())
+
+    def after_backward(self, groups: Any, step: int, total: int) -> None:
+        """The blocks as they were, with the gradients of what was gated."""
+        self._ungate()
+        for parameter, _, group in self._factors:
+            if parameter.grad is not None:
+                parameter.grad.mul_(self._z[group])
+
+    def after_step(self, groups: Any, step: int, total: int) -> None:
+        """Gate the blocks by their probabilities, for a score."""
+        self._gate(self.history[-1])
+
+    def _drawn(self, p: Tensor) -> Tensor:
+        return binary_concrete(p, torch.rand(p.shape, dtype=p.dtype, generator=self._draws))
+
+    @torch.no_grad()
+    def _gate(self, z: list[float]) -> None:
+        self._z = z
+        self._values = [parameter.detach().clone() for parameter, _, _ in self._factors]
+        for factor in self._factors:
+            factor.parameter.copy_(_gated(factor.parameter, factor, z))
+
+    @torch.no_grad()
+    def _ungate(self) -> None:
+        for factor, value in zip(self._factors, self._values, strict=False):
+            factor.parameter.copy_(value)
+        self._values = []
+
+
+def _gated(value: Tensor, factor: _Factor, z: Sequence[float]) -> Tensor:
+    return (value - factor.neutral) * z[factor.group] + factor.neutral

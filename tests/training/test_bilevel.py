@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -297,3 +298,21 @@ def test_gradients_do_not_reach_what_is_not_wanted() -> None:
     assert not torch.equal(model.choosing.choice, torch.ones(6))
     assert torch.equal(model.choosing.idle, torch.ones(2))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_ahead_is_the_one_that_the_optimizer_takes_and_leaves_no_trace() -> None:
+    kept: list[list[Tensor]] = []
+
+    def act(choosing: Choosing, step: OuterStep) -> None:
+        gradient = step.lower(step.parameters)
+        before = [p.detach().clone() for p in step.parameters]
+        kept.append([*before, *step.ahead(gradient)])
+        assert all(torch.equal(a, b) for a, b in zip(before, step.parameters, strict=True))
+        assert all(p.grad is None for p in step.parameters)
+
+    aside, _ = run(act, max_grad_norm=0.0)
+    plain, _ = run(lambda choosing, step: None, max_grad_norm=0.0)
+    assert aside.losses == plain.losses
+    half = len(kept[0]) // 2
+    for this, following in pairwise(kept):
+        assert all(torch.allclose(a, b) for a, b in zip(this[half:], following[:half], strict=True))

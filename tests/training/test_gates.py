@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from support.training import encoded_task, tiny_bert
 
 from autopeft.hybrid import Hybrid, attach
+from autopeft.nn.budgeted import binary_concrete, budgeted_sigmoid
 from autopeft.recipe import Recipe
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
-from autopeft.training.gates import Gates, Gating
+from autopeft.training.gates import BilevelGates, Gates, Gating
 from autopeft.training.shared_weights import SharedWeights, linear_in_of, trained_names
 
 PLAN = TrainingPlan(steps=20, batch_size=16, micro_batch=8, seed=2, device="cpu")
@@ -161,3 +163,88 @@ def test_what_cannot_be_gated_says_so() -> None:
     found = linear_in_of(Recipe.from_dict(mixed))
     assert dict(found["ia3"]) == {"factors": 1.0}
     assert not found["prefix_tuning"]
+
+
+class _TwoLosses:
+    """A bilevel step with the losses ½‖T₁·w − 1‖² and ½‖T₂·w − 2‖², and gradient descent."""
+
+    def __init__(self, weights: list[torch.nn.Parameter], targets: list[torch.Tensor]) -> None:
+        self.parameters, self.targets, self.rates = weights, targets, [0.1] * len(weights)
+
+    def loss(self, weights: list[torch.Tensor], level: int) -> torch.Tensor:
+        flat = torch.cat([w.flatten() for w in weights])
+        return 0.5 * (self.targets[level - 1] @ flat - level).square().sum()
+
+    def lower(self, wanted: Any) -> list[torch.Tensor]:
+        with torch.enable_grad():
+            return list(torch.autograd.grad(self.loss(self.parameters, 1), wanted))  # type: ignore[arg-type]
+
+    def upper(self, wanted: Any) -> list[torch.Tensor]:
+        with torch.enable_grad():
+            return list(torch.autograd.grad(self.loss(self.parameters, 2), wanted))  # type: ignore[arg-type]
+
+    def ahead(self, gradients: Any) -> list[torch.Tensor]:
+        return [w.detach() - 0.1 * g for w, g in zip(self.parameters, gradients, strict=True)]
+
+
+def test_logits_of_two_levels_have_the_gradient_of_the_loss_after_a_step_of_the_weights() -> None:
+    """Beside the derivative through the step itself, by autograd; AdamW then moves them by their rate."""
+    with attach(tiny_bert(), recipe(), seed=0) as hybrid:
+        hybrid.root.double()
+        gates = BilevelGates(recipe(), gating(first=0), seed=5)
+        gates.adjust([], hybrid.modules)
+        weights = list(hybrid.root.parameters())
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for w in weights:
+                w.add_(0.3 * torch.randn(w.shape, generator=draw))
+        count = sum(w.numel() for w in weights)
+        targets = [torch.randn(40, count, generator=draw, dtype=torch.float64) / 40 for _ in range(2)]
+        step, start = _TwoLosses(weights, targets), [w.detach().clone() for w in weights]
+        seen: list[torch.Tensor] = []
+        gates.logits.register_hook(lambda gradient: seen.append(gradient.clone()))
+        gates.before_step([], 0, 10)
+        gates.outer(step)
+
+        factors = {id(f.parameter): f for f in gates._factors}
+        alpha = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        p = budgeted_sigmoid(alpha, torch.tensor([512.0, 512.0, 160.0]).double(), 300.0, jacobian="reference")
+        u = torch.rand(3, dtype=torch.float64, generator=torch.Generator().manual_seed(5 * 1_000_003))
+        z = binary_concrete(p, u)
+
+        def gated(values: list[torch.Tensor]) -> list[torch.Tensor]:
+            found = []
+            for parameter, value in zip(weights, values, strict=True):
+                f = factors.get(id(parameter))
+                found.append(value if f is None else f.neutral + z[f.group] * (value - f.neutral))
+            return found
+
+        leaves = [w.clone().requires_grad_() for w in start]
+        slopes = torch.autograd.grad(step.loss(gated(leaves), 1), leaves, create_graph=True)
+        aside = [w - 0.1 * g for w, g in zip(leaves, slopes, strict=True)]
+        # The derivative through z of the weights' own step alone is what the finite difference stands for.
+        (expected,) = torch.autograd.grad(step.loss(gated(aside), 2), alpha)
+        torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(gates.logits.detach(), -0.1 * expected.sign(), rtol=1e-3, atol=1e-6)
+        gates.after_backward([], 0, 10)
+        assert all(torch.equal(a, b) for a, b in zip(start, weights, strict=True))
+
+
+def test_gates_of_two_levels_are_drawn_for_each_step_and_score_by_their_probabilities() -> None:
+    few = Gating({"low": 0, "adapter": 1, "ia3": 2}, (512, 512, 160), 300.0, 0, 20, 0, held_out=0.5)
+    found = []
+    for seed in (3, 3, 4):
+        gates = BilevelGates(recipe(), few, seed=seed)
+        drawn: list[list[float]] = []
+        before = gates.after_backward
+        gates.after_backward = lambda *a, g=gates, d=drawn, b=before: (d.append(list(g._z)), b(*a))  # type: ignore[misc]
+        plan = replace(PLAN, eval_every=10)
+        run_trial(tiny_bert(), recipe(), encoded_task(), plan, policies=[gates])
+        assert len({tuple(z) for z in drawn}) == 20
+        assert gates._z == gates.history[-1], "what was scored at the end"
+        sizes = torch.tensor([512.0, 512.0, 160.0])
+        assert all(
+            float((torch.tensor(p) * sizes).sum()) == pytest.approx(300, rel=1e-6) for p in gates.history
+        )
+        found.append(drawn)
+    assert found[0] == found[1] != found[2]

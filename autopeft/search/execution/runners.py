@@ -48,6 +48,7 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
 from autopeft.training.forward import sharing_forward
+from autopeft.training.loop import OnScore
 from autopeft.training.precision import probe_precision
 from autopeft.training.samples import Asked, asked_in
 from autopeft.training.scoring import score_by_rows
@@ -144,11 +145,12 @@ def train(
     resume: Checkpoint | Callable[[Hybrid], Checkpoint] | None = None,
     policies: Sequence[Any] = (),
     seen: Callable[[Hybrid], None] = lambda hybrid: None,
+    on_score: OnScore | None = None,
 ) -> JobResult:
     """Train a recipe from `resume` on, and score it.
 
     Args:
-        resume, policies: see `run_trial`.
+        resume, policies, on_score: see `run_trial`.
         seen: called with the hybrid where it was trained.
     """
     files: dict[str, bytes] = {}
@@ -180,6 +182,7 @@ def train(
             splits=job.splits,
             metric=job.metric,
             on_step=context.on_step,
+            on_score=on_score,
             keep=keep,
             until=job.until,
             resume=resume,

@@ -91,9 +91,9 @@ class Group:
     members: tuple[int, ...]
 
 
-def super_hybrid(space: BoundSpace, most: int) -> SuperHybrid:
-    """The largest hybrid of a space with at most `most` deployed parameters; where each unit at its smallest
-    takes more together, they are at their smallest.
+def super_hybrid(space: BoundSpace, most: int | None) -> SuperHybrid:
+    """The largest hybrid of a space with at most `most` deployed parameters (`None`: of any size); where each
+    unit at its smallest takes more together, they are at their smallest.
 
     Learning rates and all that is no size are those with which a search starts.
 
@@ -128,10 +128,12 @@ def super_hybrid(space: BoundSpace, most: int) -> SuperHybrid:
         fixed = counter.count(values).deployed - sum(unit.whole for unit in kept)
         return SuperHybrid(values, tuple(kept), fixed)
 
+    whole = {**base, **{unit.parameter: unit.sizes[-1][0] for unit in found}}
+    if most is None:
+        return of(whole)
     smallest = of({**base, **{unit.parameter: unit.sizes[1][0] for unit in found}})
     if smallest.deployed >= most:
         return smallest
-    whole = {**base, **{unit.parameter: unit.sizes[-1][0] for unit in found}}
     return of(repair(space, whole, Budget(parse_quantity(most))).values)
 
 

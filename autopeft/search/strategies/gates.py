@@ -27,6 +27,7 @@ from autopeft.search.execution.runners import JobContext, runs, train
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.elastic import (
+    Group,
     SuperHybrid,
     grouped,
     largest_within,
@@ -42,8 +43,6 @@ from autopeft.training.shared_weights import SharedWeights, linear_in_of, traine
 
 __all__ = ["GateJob", "GateSearch"]
 
-_SUPER = 4
-"""Parameters of the super-hybrid, in budgets."""
 _WARM, _DROPS = 0.15, ((0.6, 2.0), (0.75, 1.0))
 """The share of the steps in which blocks learn alone; and after which share how many budgets are left."""
 _LONG, _PARTS = 300, 3
@@ -95,7 +94,7 @@ def _run(context: JobContext, job: GateJob) -> JobResult:
         return result
     files = {**result.files, "trained.json": json.dumps(trained).encode()}
     if gates is not None:
-        files["gates.json"] = json.dumps(gates.history).encode()
+        files["gates.json"] = json.dumps({"history": gates.history, "kept": -1}).encode()
     return replace(result, files=files)
 
 
@@ -124,6 +123,10 @@ class GateSearch:
     takes_points: ClassVar[bool] = False
     outline: ClassVar[str] = "{trials} of {steps}"
     finals: ClassVar[Sequence[str]] = ()
+    shares_weights: ClassVar[bool] = True
+    """Whether what is kept goes on with the weights that it had among others, so that its score estimates."""
+    most_budgets: ClassVar[int | None] = 4
+    """Parameters of the super-hybrid, in budgets; `None` for all of the space."""
 
     def __init__(self, context: StrategyContext) -> None:
         self._context = context
@@ -133,11 +136,10 @@ class GateSearch:
         self._waiting: dict[int, _Training] = {}
         self.finished = self.exhausted = self.out_of_time = False
         self._most = context.budget.limits(context.space.spec)[1]
-        self._hybrid = super_hybrid(context.space, _SUPER * self._most)
+        most = None if self.most_budgets is None else self.most_budgets * self._most
+        self._hybrid = super_hybrid(context.space, most)
         self._budget = self._most - self._hybrid.fixed
-        self._groups = grouped(
-            context.space, self._hybrid, parts=None if context.effort.steps >= _LONG else _PARTS
-        )
+        self._groups = self._grouped()
         self._check()
         steps = context.effort.steps
         self._ends = [*(round(share * steps) for share, _ in _DROPS), steps]
@@ -202,8 +204,23 @@ class GateSearch:
             hybrid = replace(hybrid, values={**hybrid.values, **rates})
         return _Training(number, hybrid)
 
+    def _grouped(self) -> list[Group]:
+        """The units that share a probability."""
+        parts = None if self._context.effort.steps >= _LONG else _PARTS
+        return grouped(self._context.space, self._hybrid, parts=parts)
+
     def _places(self, values: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         return places_of(self._context.space, self._hybrid, values)
+
+    def _sizes(self) -> tuple[int, ...]:
+        """Deployed parameters of each group."""
+        units = self._hybrid.units
+        return tuple(sum(units[i].whole for i in group.members) for group in self._groups)
+
+    def _group_of_unit(self) -> dict[int, int]:
+        """Of each unit, by its place in the space, the number of its group."""
+        group_of = {i: number for number, group in enumerate(self._groups) for i in group.members}
+        return {unit.unit.index: group_of[i] for i, unit in enumerate(self._hybrid.units)}
 
     def _levels(self, training: _Training, budgets: float) -> list[int]:
         """Which size of each unit is left."""
@@ -241,13 +258,11 @@ class GateSearch:
             keep_above=-math.inf if last else None,
             number=number,
         )
-        group_of = {i: number for number, group in enumerate(self._groups) for i in group.members}
-        groups = {unit.unit.index: group_of[i] for i, unit in enumerate(self._hybrid.units)}
+        groups = self._group_of_unit()
         if part == 0:
-            units = self._hybrid.units
             gating = Gating(
                 group_of={name: groups[unit] for name, (unit, _) in names.items()},
-                sizes=tuple(sum(units[i].whole for i in group.members) for group in self._groups),
+                sizes=self._sizes(),
                 budget=self._budget,
                 first=round(_WARM * job.steps),
                 last=self._ends[0],
@@ -300,20 +315,22 @@ class GateSearch:
         if result.paused:
             files = dict(result.files)
             if "gates.json" in files:
-                history = json.loads(files.pop("gates.json"))
-                training.probabilities = history[-1]
-                self._tell(training, history)
+                told = json.loads(files.pop("gates.json"))
+                training.probabilities = told["history"][told["kept"]]
+                self._tell(training, told["history"])
             training.part += 1
             training.seconds += result.seconds
-            told = {k: getattr(training, k) for k in ("part", "seconds", "probabilities")}
-            store.put(f"gates-{number}", {**files, "state.json": json.dumps(told).encode()})
+            state = {k: getattr(training, k) for k in ("part", "seconds", "probabilities")}
+            store.put(f"gates-{number}", {**files, "state.json": json.dumps(state).encode()})
             return
         del self._waiting[number]
         store.drop(f"gates-{number}")
         record = replace(job.record(result), seconds=training.seconds + result.seconds)
         if result.error is None:
             kept = self._kept(training)
-            record = replace(record, state="estimated", hash=kept.hash, values=dict(kept.point), job="")
+            record = replace(record, hash=kept.hash, values=dict(kept.point), job="")
+            if self.shares_weights:
+                record = replace(record, state="estimated")
         self._records[number] = record
         self._fresh.append(record)
 
@@ -339,7 +356,8 @@ class GateSearch:
 
     def candidates(self, n: int) -> list[TrialRecord]:
         """See `Strategy`."""
-        scored = [r for r in self.records() if r.state == "estimated" and r.rank is not None]
+        ended = "estimated" if self.shares_weights else "complete"
+        scored = [r for r in self.records() if r.state == ended and r.rank is not None]
         return sorted(scored, key=lambda record: -(record.rank or -math.inf))[:n]
 
     @property

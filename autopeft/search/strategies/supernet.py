@@ -209,7 +209,7 @@ class SupernetSearch:
     @classmethod
     def planned_steps(cls, effort: Effort, rungs: Rungs) -> float:
         """See `StrategyClass`."""
-        return _LENGTH * effort.steps + effort.trials * _scoring(effort)
+        return _LENGTH * effort.steps + effort.trials * effort.scoring_steps
 
     # The supernet
     # ------------------------------------------------------------------------------------------------------
@@ -366,15 +366,10 @@ class SupernetSearch:
     @property
     def expected_steps(self) -> float:
         """See `Strategy`."""
-        return _scoring(self._context.effort)
+        return self._context.effort.scoring_steps
 
     @property
     def steps_left(self) -> float:
         """See `Strategy`."""
         effort = self._context.effort
         return (_LENGTH - self._part) * effort.steps + (effort.trials - self.launched) * self.expected_steps
-
-
-def _scoring(effort: Effort) -> float:
-    """Training steps that take as long as scoring *select*: a forward is a third of a step."""
-    return (effort.select_rows or 1000) / (3 * effort.batch_size)

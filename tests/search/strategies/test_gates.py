@@ -90,7 +90,7 @@ def played(job: Job, favoured: str = "adapter") -> JobResult:
         for name in names:
             if name.startswith(favoured):
                 p[job.gating.group_of[name]] = 0.9
-        files["gates.json"] = json.dumps([[0.25] * groups, p]).encode()
+        files["gates.json"] = json.dumps({"history": [[0.25] * groups, p], "kept": -1}).encode()
     return JobResult(job.id, files=files, seconds=4.0, paused=True)
 
 
