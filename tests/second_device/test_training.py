@@ -24,7 +24,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task, task_set
 from autopeft.training import Checkpoint, TrainingPlan, TrialOutcome, run_trial
-from autopeft.training.gates import Gates, Gating
+from autopeft.training.gates import BilevelGates, Gates, Gating
 from autopeft.training.shared_weights import SharedWeights, trained_names
 from autopeft.training.supernet import train_supernet
 
@@ -103,6 +103,18 @@ def test_gates_learn_and_blocks_are_cut_as_on_the_cpu(acc: torch.device) -> None
         found.append((gates.history, rest.train.losses, rest.scores))
     assert found[0] == found[1]
     assert found[0][0][1] != found[0][0][2] != found[0][0][3]
+
+
+def test_gates_of_two_levels_learn_as_on_the_cpu(acc: torch.device) -> None:
+    way = recipe({"lora": {"rank": 4}, "as": "low"}, {"ia3": {}, "as": "vectors"})
+    gating = Gating({"low": 0, "vectors": 1}, (512, 160), 200.0, first=0, last=6, new=0, held_out=0.5)
+    found = []
+    for device in ("cpu", acc.type):
+        gates = BilevelGates(way, gating, seed=1)
+        ended = outcome(way, replace(PLAN, device=device, eval_every=2), policies=[gates])
+        found.append((gates.history, ended.train.losses, ended.train.scores))
+    assert found[0] == found[1]
+    assert found[0][0][0] != found[0][0][-1]
 
 
 def test_members_of_a_supernet_train_as_on_the_cpu(acc: torch.device) -> None:
