@@ -226,6 +226,9 @@ def test_logits_of_two_levels_have_the_gradient_of_the_loss_after_a_step_of_the_
         (expected,) = torch.autograd.grad(step.loss(gated(aside), 2), alpha)
         torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-8)
         torch.testing.assert_close(gates.logits.detach(), -0.1 * expected.sign(), rtol=1e-3, atol=1e-6)
+        source = torch.Generator().manual_seed(5 * 1_000_003)
+        other = [torch.rand(3, dtype=torch.float64, generator=source) for _ in range(2)][1]
+        assert gates._z == pytest.approx(binary_concrete(gates.probabilities().detach(), other).tolist())
         gates.after_backward([], 0, 10)
         assert all(torch.equal(a, b) for a, b in zip(start, weights, strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.projecting import MINILM
@@ -19,10 +19,13 @@ from autopeft.recipe import Recipe
 from autopeft.runs.folder import load_run
 from autopeft.search.api import search
 from autopeft.search.core.jobs import JobResult
+from autopeft.search.execution.runners import JobContext, runner_of
 from autopeft.search.space.elastic import super_hybrid
 from autopeft.search.space.space import Space
+from autopeft.search.strategies import s3pet
 from autopeft.search.strategies.gates import GateJob
 from autopeft.search.strategies.s3pet import S3PETSearch, StructureJob
+from autopeft.training import TrainingPlan
 
 
 @pytest.fixture
@@ -105,3 +108,22 @@ def test_a_search_ends_with_a_recipe_of_its_space(tmp_path: Path, monkeypatch: p
     (line,) = [json.loads(text) for text in Path("run/gates.jsonl").read_text().splitlines()]
     assert len(line["probabilities"]) == 10
     assert line["probabilities"][0] != line["probabilities"][-1]
+
+
+def test_the_first_of_the_best_scores_says_which_probabilities_are_kept(
+    opened: Callable[[], S3PETSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(context: JobContext, job: StructureJob, *, policies: Any, on_score: Any) -> JobResult:
+        assert context.plan.eval_every == 3
+        policies[0].history = [[step / 100] for step in range(1, 31)]
+        for step, score in ((3, 0.5), (6, 0.7), (9, 0.7), (12, 0.6)):
+            on_score(step, score)
+        return JobResult(job.id, {"select": 0.6})
+
+    monkeypatch.setattr(s3pet, "train", trained)
+    plan, none = TrainingPlan(steps=30, batch_size=8, device="cpu"), cast(Any, None)
+    context = JobContext(none, none, plan, none, none)
+    result = runner_of(StructureJob)(context, part(opened()))
+    told = json.loads(result.files["gates.json"])
+    assert told["history"][told["kept"]] == [0.06]
+    assert result.paused
