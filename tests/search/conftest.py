@@ -23,7 +23,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
         study = SearchStudy(
             tmp_path / "journal.log",
             [Parameter("rank", "categorical", ranks, sizes=ranks)],
-            to_lora,
+            more.pop("repair", to_lora),
             sampler=more.pop("sampler", "random"),
             seed=0,
             trials=effort.trials,

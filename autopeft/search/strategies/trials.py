@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from autopeft.effort import Effort
+from autopeft.method import get_method
+from autopeft.recipe import Recipe
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
@@ -28,11 +30,19 @@ _STUCK = 5
 _ROOM_EACH, _ROOM, _KEPT = 400_000, 40_000_000, 3
 
 
+def _trains_in_phases(recipe: Recipe) -> bool:
+    """Whether a training of it has no step at which it could pause."""
+    entries = (entry.item for entry in recipe.entries())
+    return any(get_method(i.method)(i.method_config()).traits.phased for i in entries)
+
+
 @register("trials")
 class Trials:
     """Independent recipes, proposed by a sampler; only the better ones go on from rung to rung.
 
-    A trial pauses at each rung with a checkpoint (`trial-<n>` in the store), from which it goes on.
+    A trial pauses at each rung with a checkpoint (`trial-<n>` in the store), from which it goes on. A recipe
+    that trains in phases cannot pause: its rung is the end of a whole training of so many steps, and its next
+    rung is a longer training from the start.
 
     Args:
         study: proposals and their results; one that was opened anew goes on.
@@ -136,20 +146,22 @@ class Trials:
             self._updates += self.study.take_duplicates()
         return None
 
-    def _part(self, number: int, recipe: Mapping[str, object], step: int) -> TrainJob:
-        """The part of a trial from one rung (or the start, step 0) to the next."""
+    def _part(self, number: int, recipe: Mapping[str, Any], step: int) -> TrainJob:
+        """The part of a trial from one rung (or the start, step 0) to the next; of a recipe that trains in
+        phases the whole training that ends at the next rung."""
         rungs = self.study.rungs
         level = 0 if step == 0 else rungs.steps.index(step) + 1
         last = level == len(rungs.steps) - 1
+        anew = _trains_in_phases(Recipe.from_dict(dict(recipe)))
         job = TrainJob(
             id=f"trial-{number}" if last and level == 0 else f"trial-{number}-{rungs.steps[level]}",
             kind="trial",
             label=f"trial {number}",
             recipe=recipe,
             seed=self._seed,
-            steps=rungs.full,
-            start=step,
-            until=None if last else rungs.steps[level],
+            steps=rungs.steps[level] if anew else rungs.full,
+            start=0 if anew else step,
+            until=None if anew or last else rungs.steps[level],
             share=rungs.shares[level],
             keep_above=-math.inf if last else None,
             number=number,
@@ -167,18 +179,20 @@ class Trials:
         number = job.number
         if number is None or not isinstance(job, TrainJob):
             return
-        if result.error is None and job.start > 0:
-            self._promoted += (job.until or job.steps) - job.start
+        reached = job.until or job.steps
+        if result.error is None and reached > self.study.rungs.steps[0]:
+            self._promoted += reached - job.start
         if result.failure == "stopped" and number in self.study.paused:
             return  # it waits on its rung for a search that goes on
-        if result.paused and job.until is not None:
+        if result.error is None and reached < self.study.rungs.full:
             # The checkpoint first: a trial that the journal has on a rung can then go on from it.
-            self._checkpoints.put(f"trial-{number}", result.files)
-            if not self.study.pause(number, job.until, result):
+            if result.files:
+                self._checkpoints.put(f"trial-{number}", result.files)
+            if not self.study.pause(number, reached, result):
                 return
             self._failures_in_row = 0
             record = self.study.get(number)
-            self._reach(record, job.until)
+            self._reach(record, reached)
             for hopeless in self.halving.hopeless():
                 self._checkpoints.drop(f"trial-{hopeless}")
             # Make room: drop checkpoints of the trials least likely to go on. One that does all the same

@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.searching import EFFORT, RUNGS, Stage, climbing, honest, rank_of, until
+from support.searching import EFFORT, RUNGS, Stage, climbing, honest, rank_of, to_lora, until
 
+from autopeft.recipe import Recipe
+from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.space.candidate import Candidate
 from autopeft.search.strategies import trials
 from autopeft.search.strategies.trials import Trials
 
@@ -27,6 +31,11 @@ def make_trials(make_stage: Make) -> Callable[..., Trials]:
         return found
 
     return make
+
+
+def to_rank(record: TrialRecord) -> int:
+    (config,) = record.recipe["layers"][0]["attach"][0].values()
+    return int(config["rank"])
 
 
 def begin(strategy: Trials, count: int) -> None:
@@ -125,6 +134,53 @@ def test_trials_go_on_from_their_checkpoints_and_only_the_best_reach_the_end(mak
     assert {j.number for j in stage.jobs if j.kind == "confirm"} <= {j.number for j in full}
     # No checkpoint is left behind.
     assert not [k for k in stage.checkpoints.held if k.startswith("trial-")]
+
+
+def halves(values: dict[str, Any]) -> Candidate:
+    """Recipes of even ranks train in phases, those of odd ones can pause."""
+    found = to_lora(values)
+    if values["rank"] % 2:
+        return found
+    item = {"periodic_lora": {"rank": values["rank"], "stages": 2}}
+    recipe = Recipe.from_dict({"layers": [{"attach": [item]}]})
+    return replace(found, recipe=recipe, hash=recipe.hash())
+
+
+def by_halves(job: Job) -> JobResult:
+    ((method, config),) = job.recipe["layers"][0]["attach"][0].items()
+    result = JobResult(job.id, dict.fromkeys(job.splits, config["rank"] / 100))
+    if until(job) is not None:
+        assert method == "lora"
+        result.paused, result.files = True, {"checkpoint": b"kept"}
+    return result
+
+
+def test_a_recipe_in_phases_is_trained_anew_to_each_rung(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=12, top=3), rungs=RUNGS, repair=halves)
+    stage.play(by_halves, workers=1)
+    jobs = [job for job in stage.jobs if isinstance(job, TrainJob) and job.kind == "trial"]
+    phased = [job for job in jobs if "periodic_lora" in str(job.recipe)]
+    assert {(job.start, job.until, job.steps) for job in phased} == {(0, None, n) for n in RUNGS.steps}
+    assert all(job.files is None and (job.keep_above is None) == (job.steps < 10) for job in phased)
+    others = {(job.start, job.until, job.steps) for job in jobs if job not in phased}
+    assert {(0, 2, 10), (2, 5, 10)} <= others
+    trials = [r for r in stage.records if r.kind == "trial"]
+    ended = [r for r in trials if r.state == "complete"]
+    assert all(list(r.rungs) == ["2", "5", "10"] for r in ended)
+    assert {r.state for r in trials} == {"complete", "stopped"}
+    assert max(map(to_rank, trials)) in set(map(to_rank, ended)), "both sorts are ranked together"
+
+
+def test_steps_that_begin_anew_are_counted_as_trained(make_trials: Callable[..., Trials]) -> None:
+    strategy, trained = make_trials(effort=replace(EFFORT, trials=99), rungs=RUNGS, repair=halves), 0
+    while True:
+        job = strategy.next(room=True)
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, by_halves(job))
+        trained += (job.until or job.steps) - job.start
+        if "periodic_lora" in str(job.recipe) and job.steps > 2:
+            break
+    assert strategy.steps_left == pytest.approx(99 * RUNGS.expected - trained)
 
 
 def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> None:
