@@ -13,13 +13,19 @@ from autopeft.graph import CompositionGraph
 from autopeft.method import Slot
 from autopeft.spec import Site, StackSpec
 
-__all__ = ["allows_cache", "moving", "slides_past"]
+__all__ = ["allows_cache", "moving", "not_kept"]
 
 
-def slides_past(stack: StackSpec, late: Iterable[Slot]) -> bool:
-    """Whether rows in front of layers are lost from a cache: every position sees them, but where a window
-    slides its layer keeps the last keys alone."""
-    return stack.window is not None and any(slot.adds for slot in late)
+def not_kept(stack: StackSpec, late: Iterable[Slot]) -> str:
+    """Why rows in front of layers cannot be in a cache, in words; empty where they can. Every position sees
+    them, but where a window slides its layer keeps the last keys alone, and where rows leave behind their
+    layer caches of the layers are of different lengths, of which a model asks the first alone."""
+    late = tuple(late)
+    if any(slot.leaves for slot in late):
+        return "stand in one layer alone, so that the caches of the layers have different lengths"
+    if stack.window is not None and any(slot.adds for slot in late):
+        return "slide out of the window of keys and values that its cache keeps"
+    return ""
 
 
 def moving(slots: Iterable[Slot], *, sees_text: bool, tokens: int) -> str:
@@ -60,7 +66,7 @@ def _moves(graph: CompositionGraph, modules: Mapping[str, Any], tokens: int) -> 
         if sites and moving(slots, sees_text=entry.traits.sees_text, tokens=tokens):
             return True
         late = [site for site in prompting if site.layer is not None]
-        if any(slides_past(graph.spec.stack(s.stack), modules[name].slots(s)) for s in late):
+        if any(not_kept(graph.spec.stack(s.stack), modules[name].slots(s)) for s in late):
             return True
     return False
 

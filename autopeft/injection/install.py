@@ -199,6 +199,8 @@ class Injection:
                     )
                     here = [p for p in stack.places if p.attends and p.site.layer == index]
                     self._handles += dispatching(self.base.get_submodule(p.entry) for p in here)
+                    if any(slot.leaves for prompt in prompts for slot in prompt.slots):
+                        self._handles.append(module.register_forward_hook(late.leave))
                     kept = len(self.layout.stacks) > 1 and of.name == "encoder"
                     if index == len(stack.layers) - 1 and not kept:
                         self._handles.append(module.register_forward_hook(late.after))

@@ -4,8 +4,10 @@ The stack hands each layer masks and positions of the sequence as it entered. Ho
 from the first late prompt on lengthen them by the rows that were put in since. They run outside of what is
 checkpointed, so a layer that is recomputed has its own rows, masks and context again. Rows have no position:
 learnt positions were added before, relative ones count no distance to them, and rotary ones turn them by
-nothing. Past keys hold them, in front of the text's, in the layers that read them. Behind the last layer the
-sequence is as long again as the stack takes it to be, but where a decoder attends to what an encoder yields.
+nothing. (T5's first layer makes the distances itself, of rows that stand in front of it as of tokens.) Past
+keys hold them, in front of the text's, in the layers that read them. Rows that leave (`Slot.leaves`) are
+taken off behind their layer. Behind the last layer the sequence is as long again as the stack takes it to
+be, but where a decoder attends to what an encoder yields.
 """
 
 from __future__ import annotations
@@ -65,10 +67,10 @@ def require_room(prompts: Sequence[BoundModule], stack: StackPlaces, index: int,
                 f"{prompt.name} asks for a place among the tokens at {prompt.site.path}, but what a layer "
                 "reads has no positions any more; let its slots there have offset 0 at the front."
             )
-        if len({slot.renews for slot in prompt.slots}) > 1:
+        if len({(slot.renews, slot.leaves) for slot in prompt.slots}) > 1:
             raise MethodError(
-                f"{prompt.name} both puts rows in and makes its own anew at {prompt.site.path}; let all of "
-                "its slots there do the same."
+                f"{prompt.name} has slots at {prompt.site.path} of several sorts: rows that are put in, made "
+                "anew, or that leave behind the layer; let all of its slots there do the same."
             )
 
 
@@ -115,7 +117,7 @@ class LateHooks:
         rows = context.reserved.late  # put in so far, those of this layer included
         if context.cached:
             rows = sum(slot.adds for prompt in (*self.below, *self.prompts) for slot in prompt.slots)
-        if not rows:
+        if not rows and not any(slot.leaves for prompt in self.below for slot in prompt.slots):
             return with_input(args, kwargs, x)
         names = [
             n for n, p in inspect.signature(module.forward).parameters.items() if p.kind < p.VAR_POSITIONAL
@@ -128,15 +130,25 @@ class LateHooks:
             kwargs[CONTEXT] = context
         return with_input(args, kwargs, x)
 
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """The layer's output without the rows that stand in it alone; the context forgets them."""
+        context = frames.context(self.token, self.stack)
+        rows = sum(slot.length for prompt in self.prompts for slot in prompt.slots if slot.leaves)
+        if self.token in frames.bare or context.cached or not rows:
+            return output
+        mask = None if context.mask is None else context.mask[:, rows:]
+        frames.contexts[(self.token, self.stack)] = replace(
+            context, reserved=context.reserved.left(), mask=mask
+        )
+        return _without(output, rows, right=context.reserved.right)
+
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The last layer's output without the rows of late prompts."""
         context = frames.context(self.token, self.stack)
         rows = context.reserved.late
         if self.token in frames.bare or context.cached or not rows:
             return output
-        y: Tensor = output[0] if isinstance(output, tuple) else output
-        y = y[:, : y.shape[1] - rows] if context.reserved.right else y[:, rows:]
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        return _without(output, rows, right=context.reserved.right)
 
     def _renewed(self, x: Tensor, context: Context) -> Tensor:
         """The layer's input x with the rows renewed that its prompts put in at a layer below."""
@@ -154,18 +166,20 @@ class LateHooks:
         return x
 
     def _longer(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
-        """The layer's input x with the rows that its prompts put in, and the context that counts them."""
-        prompts = [prompt for prompt in self.prompts if any(slot.adds for slot in prompt.slots)]
-        if not prompts:
-            return x, context
-        text = context.reserved.text(x)
-        made = rows_of(prompts, text, Call(context))
-        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(prompts, made, strict=True))
-        reserved = context.reserved.led_by(owners, text.shape[1])
-        count = reserved.count - context.reserved.count
-        mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)
-        x = torch.cat([x, *made] if reserved.right else [*made, x], dim=1)
-        return x, replace(context, reserved=reserved, mask=mask)
+        """The layer's input x with the rows that its prompts put in, and the context that counts them; those
+        that leave behind the layer outermost."""
+        staying = [prompt for prompt in self.prompts if any(slot.adds for slot in prompt.slots)]
+        leaving = [prompt for prompt in self.prompts if any(slot.leaves for slot in prompt.slots)]
+        for prompts in filter(None, (staying, leaving)):
+            text = context.reserved.text(x)
+            made = rows_of(prompts, text, Call(context))
+            owners = tuple((p.name, rows.shape[1]) for p, rows in zip(prompts, made, strict=True))
+            reserved = context.reserved.led_by(owners, text.shape[1])
+            count = reserved.count - context.reserved.count
+            mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)
+            x = torch.cat([x, *made] if reserved.right else [*made, x], dim=1)
+            context = replace(context, reserved=reserved, mask=mask)
+        return x, context
 
     def _further(self, context: Context) -> Context:
         """The context of a step from a cache, whose past keys hold the rows of the prompts here."""
@@ -177,11 +191,14 @@ class LateHooks:
 
     def _argument(self, name: str, value: Any, *, rows: int, length: int, context: Context) -> Any:
         """An argument of the layer for its `length` positions, `rows` of which were put in."""
+        if name == "position_bias" and value is not None:
+            # What a layer above the prompt has made is long enough, and too long where its rows have left.
+            missing = length - value.shape[-1]
+            return pad(value, (missing, 0, missing, 0)) if missing else value
+        if not rows:
+            return value
         if name == "attention_mask" and value is not None:
             return self._mask(value, rows, context.cached)
-        if name == "position_bias" and value is not None:
-            missing = length - value.shape[-1]  # what a layer above the prompt has made is long enough
-            return pad(value, (missing, 0, missing, 0)) if missing else value
         if context.cached or context.reserved.right:
             return value
         if name == "position_embeddings" and value is not None:
@@ -213,3 +230,10 @@ class LateHooks:
             earlier = torch.ones(rows, rows, dtype=torch.bool, device=mask.device).tril()
             own[..., :rows] = own[..., :rows].masked_fill(earlier, seen)
         return torch.cat([own, wide], dim=2)
+
+
+def _without(output: Any, rows: int, *, right: bool) -> Any:
+    """A layer's output without so many rows in front of its positions, or behind them."""
+    y: Tensor = output[0] if isinstance(output, tuple) else output
+    y = y[:, : y.shape[1] - rows] if right else y[:, rows:]
+    return (y, *output[1:]) if isinstance(output, tuple) else y

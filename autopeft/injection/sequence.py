@@ -21,7 +21,7 @@ from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.attention import has_prefixes
 from autopeft.injection.bind import BoundModule, rows_of
-from autopeft.injection.caching import moving, slides_past
+from autopeft.injection.caching import moving, not_kept
 from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
@@ -95,7 +95,10 @@ class RootHooks:
     @property
     def late_rows(self) -> int:
         """How many rows its layers put in front."""
-        return sum(slot.adds for prompt in self.late for slot in prompt.slots)
+        return sum(slot.adds for slot in self._late_slots())
+
+    def _late_slots(self) -> list[Slot]:
+        return [slot for prompt in self.late for slot in prompt.slots]
 
     @property
     def reserving(self) -> tuple[Slot, ...]:
@@ -190,11 +193,15 @@ class RootHooks:
                     f"{what} {why}, which has grown since the keys and values in the cache were made; "
                     "generate with use_cache=False."
                 )
-            if slides_past(self.spec.stack(self.stack.name), (s for p in self.late for s in p.slots)):
-                raise CompositionError(
-                    "Rows in front of a layer slide out of the window of keys and values that its cache "
-                    "keeps; generate with use_cache=False."
-                )
+            why = not_kept(self.spec.stack(self.stack.name), self._late_slots())
+            if why:
+                raise CompositionError(f"Rows in front of a layer {why}; generate with use_cache=False.")
+        leading = any(prompt.site.layer == 0 and prompt.slots for prompt in self.late)
+        if leading and self.stack.distances and given is not None and not bool(given[:, :1].all()):
+            raise CompositionError(
+                "The first layer counts distances, to rows in front of it too, and padding on the left lies "
+                "between these and the text; pad texts on the right, or begin at a later layer."
+            )
         owners = tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
         if not self.reads_text:
             reserved = Reserved(self.rows, right=self.spec.prompt_side == "right", owners=owners)
@@ -249,7 +256,7 @@ class RootHooks:
             return False
         if self._prefixed is None:
             self._prefixed = has_prefixes(module, self.token)
-        return bool(self.reserving) or self._prefixed
+        return bool(self.reserving or self._late_slots()) or self._prefixed
 
     def _embedded(self, embeds: Tensor, context: Context) -> Tensor:
         """Embeddings that the forward was given (batch, tokens, width), as they would be had it looked them
@@ -325,15 +332,15 @@ class RootHooks:
             )
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        reserved = frames.context(self.token, self.stack.name).reserved
-        if not reserved.count or self.keep or self.token in frames.bare:
+        context = frames.context(self.token, self.stack.name)
+        reserved = context.reserved
+        if context.cached or self.keep or self.token in frames.bare:
             return output
         if self.stack.leaves is None:
             return _cut_output(output, reserved.text)
-        whole = int(reserved.tokens or 0) + reserved.count
 
         def cut(states: Tensor) -> Tensor:  # what has left behind the layers is without them already
-            return reserved.text(states) if states.shape[1] == whole else states
+            return reserved.text(states) if states.shape[1] > int(reserved.tokens or 0) else states
 
         return _cut_output(output, cut)
 

@@ -101,7 +101,8 @@ class ScoresModule(Protocol):
 
 class PromptModule(Protocol):
     """Fills rows that are reserved in the sequence: at the embeddings among the tokens, at a site `layer` in
-    front of what that layer reads, or there in the place of the rows that it has already (`Slot.renews`).
+    front of what that layer reads, for that layer alone (`Slot.leaves`) or for those above it too, or there
+    in the place of the rows that it has already (`Slot.renews`).
 
     `slots(site)` says where and how many; nothing for a site where it fills none now, which a phase of the
     training may settle. `prompt(site, x, call)` returns the rows, (1 or batch, rows of all slots, hidden). x

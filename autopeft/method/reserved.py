@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,17 +27,19 @@ class Slot:
         anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
             that no step of generation can go on from a cache.
         renews: in front of a layer, they are no further rows: those that the entry has already are made anew.
+        leaves: in front of a layer, they stand in that layer alone: what it has made of them is taken off.
     """
 
     length: int
     offset: int = 0
     anchor: Literal["front", "end"] = "front"
     renews: bool = False
+    leaves: bool = False
 
     @property
     def adds(self) -> int:
-        """How many rows it makes the sequence longer by."""
-        return 0 if self.renews else self.length
+        """How many rows it makes the sequence longer by, in all layers that follow."""
+        return 0 if self.renews or self.leaves else self.length
 
     @property
     def in_front(self) -> bool:
@@ -78,9 +80,11 @@ class Reserved:
 
     def text(self, states: Tensor) -> Tensor:
         """The positions (batch, tokens, …) of the text among all positions (batch, count + tokens, …), or
-        among those that there were in a layer below."""
-        if self.inner is not None and states.shape[1] < self.count + int(self.tokens or 0):
-            return self.inner.text(states)
+        among those that there were in a layer below, whose rows may have left."""
+        if self.inner is not None:
+            return replace(self.inner, tokens=self.tokens).text(states)
+        late = 0 if self.tokens is None else max(0, states.shape[1] - self.count - self.tokens)
+        states = states[:, : states.shape[1] - late] if self.right else states[:, late:]
         if self.kept is not None:
             return states.gather(1, _index(self.kept, states, self.kept.shape[1]))
         if self.right:
@@ -125,6 +129,11 @@ class Reserved:
         return Reserved(
             self.count + count, tokens, False, columns, kept, owners=owners + self.owners, inner=self
         )
+
+    def left(self) -> Reserved:
+        """The rows that there were before those that `led_by` put in front last, which leave."""
+        assert self.inner is not None
+        return replace(self.inner, tokens=self.tokens)
 
     def spread(self, rows: Tensor, like: Tensor, owner: str | None) -> Tensor:
         """`rows` (1 or batch, its rows, width) of an entry at its positions, and zeros elsewhere, in the

@@ -106,9 +106,10 @@ def _more_meanwhile(entry: Entry, spec: BackboneSpec, sources: int) -> int:
 
 
 def _prompt_rows(graph: CompositionGraph) -> float:
-    """Rows that prompts put in front of each text."""
+    """Rows that prompts put in front of each text; those of single layers as their mean over the layers."""
     return sum(
         float(getattr(entry.method.config, getattr(entry.method, "size_field", "length"), 0))
+        * (len(entry.sites) / graph.spec.stacks[0].layers if entry.traits.level == "layers" else 1)
         for entry in graph.entries.values()
         if entry.traits.changes_length
     )

@@ -429,13 +429,14 @@ def _slots(hybrid: Hybrid, stack: StackPlaces, *, layers: bool) -> list[Slot]:
     """The rows that prompts have in the last layer of a stack, or, without those that enter at `layers`,
     behind it."""
     modules: Any = hybrid.modules
+    last = len(stack.layers) - 1
     return [
         slot
         for entry in hybrid.graph.entries.values()
         for site in entry.sites
         if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
         for slot in modules[entry.name].slots(site)
-        if not slot.renews
+        if not slot.renews and (not slot.leaves or site.layer == last)
     ]
 
 

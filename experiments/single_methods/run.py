@@ -71,8 +71,8 @@ ALL = Rows(train=ROWS)
 CENTRES = {FULL: -3, HEAD: 0, "p_tuning_v2": 2, "prefix_tuning": -1, "prompt_tuning": 3}
 # Prompts that joined after it was found what the head's rate does to them: the head has their own rate.
 HEAD_ALIKE = frozenset({
-    "aprompt", "apt", "dept", "idpg", "infoprompt", "lpt", "p_tuning", "prefix_propagation", "ptp",
-    "selective_prompt", "smop", "xprompt",
+    "aprompt", "apt", "deep_prompt", "dept", "idpg", "infoprompt", "lpt", "p_tuning", "prefix_propagation",
+    "ptp", "selective_prompt", "smop", "xprompt",
 })  # fmt: skip
 STARTS = frozenset({"spot"})  # without what other trainings have left they are another method
 PARTS = frozenset({"embedding_adapter", "mixlora"})  # a part of CIAT; and MiniLM's FFN is no one module

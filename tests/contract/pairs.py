@@ -54,9 +54,20 @@ TRAINED = [(c, a) for c, a in PAIRS if c not in (*PARAMETERLESS, *SEARCHED)]
 LEARNING = [
     (c, a) for c, a in PAIRS if c not in SEARCHED and (c not in PARAMETERLESS or not FAMILIES[a].writes)
 ]
-# What is made of the whole text is refused a cache where a text is written on.
+# What is made of the whole text, or stands in one layer alone, is refused a cache where a text is written on.
 SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
-OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)
+OF_TEXTS = (
+    "apt",
+    "deep-prompt",
+    "idpg",
+    "idpg-sentence",
+    "infoprompt",
+    "lpt",
+    "lpt-appg",
+    "smop",
+    "smop-two",
+    *SELECTIVE,
+)
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS

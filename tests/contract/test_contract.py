@@ -346,7 +346,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp", "apt", "apt-layer", "aprompt"),
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
-    *("spot", "tpt", "xprompt"),
+    *("spot", "tpt", "xprompt", "deep-prompt"),
     *("lpt", "lpt-appg", "lpt-table", *SELECTIVE, "prefix-propagation", "smop", "smop-two", "dept"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda", *PARAMETERLESS),
 )

@@ -5,7 +5,15 @@ from typing import Any, cast
 
 import pytest
 import torch
-from support.classifiers import DECODERS, FAMILIES, LAYERS, WITH_DECODERS, classifier, encoded_rows
+from support.classifiers import (
+    DECODERS,
+    FAMILIES,
+    LAYERS,
+    WITH_DECODERS,
+    classifier,
+    encoded_rows,
+    encoded_rows_task,
+)
 from support.tiny import randomise
 from torch import Tensor, nn
 
@@ -13,7 +21,9 @@ from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, read_position, reader_of, some_of
 from autopeft.method import Slot
 from autopeft.recipe import Recipe
+from autopeft.training.forward import shortest_forward
 from autopeft.training.losses import logits_of
+from autopeft.training.plan import TrainingPlan
 
 ALL_LINEARS = {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}
 CASES: dict[str, list[Any]] = {
@@ -101,6 +111,28 @@ def test_prompts_among_the_tokens_move_the_one_that_is_read(name: str, where: st
     rows = ReadRows(hybrid.injection.base, stack, reader(name), lambda: slots)  # type: ignore[arg-type]
     logits, expected = gradients(hybrid, batch)
     with rows.of(mask):
+        narrow, got = gradients(hybrid, batch)
+    torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "t5"])
+def test_rows_of_the_last_layer_alone_move_the_token_there(name: str) -> None:
+    """And not behind it, where the head reads."""
+    hybrid = attached(name, recipe([ALL_LINEARS, {"deep_prompt": {"length": 3}}]))
+    stack = hybrid.injection.layout.stacks[-1]
+    layer = hybrid.injection.base.get_submodule(stack.layers[-1])
+    batch = encoded_rows(name).collate(list(range(12)))
+    mask = batch["attention_mask"]
+    assert reader_of(layer, lambda: logits_of(hybrid.model, batch), mask, []) == reader(name)
+    forward = shortest_forward(
+        hybrid, encoded_rows_task(name), TrainingPlan(steps=1, device="cpu"), dropout=False
+    )
+    assert forward.rows is not None
+    assert list(forward.rows.slots()) == [Slot(3, leaves=True)]
+    logits, expected = gradients(hybrid, batch)
+    with forward.rows.of(mask):
         narrow, got = gradients(hybrid, batch)
     torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
     for parameter, gradient in expected.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -114,7 +115,19 @@ def test_rows_that_layers_put_in_are_told_from_those_of_the_embeddings() -> None
 
 
 def test_rows_that_are_made_anew_add_none() -> None:
-    assert (Slot(3).adds, Slot(3, renews=True).adds) == (3, 0)
+    assert (Slot(3).adds, Slot(3, renews=True).adds, Slot(3, leaves=True).adds) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_rows_that_leave_are_told_from_text_in_every_layer(right: bool) -> None:
+    """Also where the rows that are known are no longer, or not yet, those of the states."""
+    reserved = Reserved(1, None if right else 2, right=right)
+    inside = reserved.led_by((("b", 2),), 2).led_by((("c", 1),), 2)
+    behind = inside.left()
+    assert (inside.count, inside.late, behind.count, behind.late) == (4, 3, 3, 2)
+    for states, known in itertools.product(range(3, 7), (inside, behind, behind.left())):
+        text = [100, 101] + [0] * (states - 2) if right else [0] * (states - 2) + [100, 101]
+        assert known.text(torch.tensor(text)[None, :, None])[0, :, 0].tolist() == [100, 101]
 
 
 @pytest.mark.parametrize("right", [False, True])

@@ -54,6 +54,7 @@ SPECS = {
     "xattn_tuning": spec_of(tiny_config("bart")),
     "coda": spec_of(WIDE),
     "aprompt": LAYERED,
+    "deep_prompt": LAYERED,
     "lpt": LAYERED,
     "prefix_propagation": LAYERED,
     "selective_prompt": LAYERED,
@@ -212,6 +213,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
+    "deep_prompt": ({"length": 20}, {"rows.*": uniform((6 / (101 * WIDTH)) ** 0.5)}),
     "lpt": ({}, {"down.*": linear(WIDTH), "up.*": linear(128)}),
     "lpt-table": ({"generator": "none"}, {"table": NORMAL}),
     "selective_prompt": (

@@ -146,6 +146,9 @@ def test_features_tell_what_runs() -> None:
     assert features_of(high, SHAPE, trunk=False)["layers below"] == layers - 1
     prompt = build_graph(Recipe.from_dict({"model": [{"prompt_tuning": {"length": 5}}]}), spec)
     assert features_of(prompt, SHAPE)["layers"] == pytest.approx(1.5 * (layers - 1))
+    for length, at in ((5, "all"), (5 * layers, 0)):
+        deep = build_graph(recipe({"deep_prompt": {"length": length}}, at=at), spec)
+        assert features_of(deep, SHAPE)["layers"] == pytest.approx(1.5 * (layers - 1))
     gate = build_graph(recipe({"gate": [{"lora": {"rank": 2}}, "ia3"]}), spec)
     assert features_of(gate, SHAPE)["last, all positions"] == 1
     assert "composition/gate:places" in features_of(gate, SHAPE)

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "lpt": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0}}),
     "lpt-appg": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0, "generator": "appg"}}),
     "lpt-table": ("model", {"lpt": {"length": 3, "dropout": 0.0, "generator": "none"}}),
+    "deep-prompt": ("layers", {"deep_prompt": {"length": 3}}),
     "aprompt": ("model", {"aprompt": {"length": 2, "kv_length": 3, "qk_width": 4, "positions": 24}}),
     "aprompt-scores": ("model", {"aprompt": {"length": 0, "kv_length": 0, "qk_width": 2}}),
     "selective-prompt": (

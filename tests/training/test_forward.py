@@ -107,6 +107,7 @@ RECIPES = {
     "dora and mask": recipe({"dora": {"rank": 2}}, model=["fish_mask"]),
     "prefix": recipe({"p_tuning_v2": {"length": 3, "dropout": 0.0}}),
     "prompts": recipe(LORA, model=[{"prompt_tuning": {"length": 3}}]),
+    "deep prompts": recipe(LORA, {"deep_prompt": {"length": 3}}),
     "scores": recipe(model=[{"aprompt": {"length": 0, "kv_length": 2, "qk_width": 3}}]),
 }
 
