@@ -355,6 +355,12 @@ def _merged(
     method: Any = get_method(ref.method)
     units: Units = getattr(method, "narrow", {}).get(getattr(method, "size_field", ""), {})
     paired = units == LowRankPair.by_rank
+    shared = paired and any(key.endswith(".B") and f"{key[:-1]}A" not in own for key in own)
+    if shared and (merge.how == "svd" or merge.align != "none"):
+        raise MethodError(
+            f"{ref.name!r} cannot be aligned or merged by svd: several B of its {ref.method} read one A. "
+            "Take another rule, such as 'merge: mean'."
+        )
     if merge.how == "svd":
         return _merged_pairs(ref, merge, own, found, paired=paired)
     states = [_read(ref, stored, own) for stored in found]

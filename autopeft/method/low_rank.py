@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,14 +14,18 @@ __all__ = ["LowRankConfig", "LowRankMethod"]
 
 
 class LowRankConfig(MethodConfig):
-    """Rank r, α and dropout; s = α/r, and 2 where α is left out."""
+    """Rank r, α and dropout; s = α/r, 1 where α is `rank`, and 2 where it is left out."""
 
     rank: int = Field(default=8, ge=1, le=1024)
-    alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+    alpha: Annotated[float, Field(gt=0, le=4096)] | Literal["rank"] | None = Field(
+        default=None, description="α, or `rank` for α = r; default 2·rank"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @property
     def scale(self) -> float:
+        if self.alpha == "rank":
+            return 1.0
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
 

@@ -14,7 +14,7 @@ from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hypergradient import hypergradient
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
-from autopeft.nn.low_rank import LowRankPair, PrunedPair
+from autopeft.nn.low_rank import Down, JoinedPair, LowRankPair, PrunedPair
 from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
@@ -22,7 +22,14 @@ from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.prompt_table import PromptInit, PromptTable, prompt_width
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
-from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up, plain_loras
+from autopeft.nn.scaled_maps import (
+    JoinedPairs,
+    PrunedPairs,
+    ScaledMaps,
+    ScaledPairs,
+    down_and_up,
+    plain_loras,
+)
 from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
@@ -52,11 +59,14 @@ __all__ = [
     "Bottlenecks",
     "ChosenEntries",
     "DiffPruningConfig",
+    "Down",
     "Fastfood",
     "Fusion",
     "GatedDeltas",
     "GatedEntries",
     "HardConcrete",
+    "JoinedPair",
+    "JoinedPairs",
     "KeepConfig",
     "KroneckerCurvature",
     "LowRankKronecker",

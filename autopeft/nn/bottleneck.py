@@ -14,11 +14,12 @@ from autopeft.nn.per_site import PerSite
 
 __all__ = ["ACTIVATIONS", "Activation", "Bottleneck", "Bottlenecks", "NormedBottleneck"]
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "swish", "tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "swish", "tanh"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
     "gelu": nn.functional.gelu,
     "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "swish": nn.functional.silu,
     "tanh": torch.tanh,
 }

@@ -10,7 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankPair", "PrunedPair"]
+__all__ = ["Down", "JoinedPair", "LowRankPair", "PrunedPair"]
+
+
+def _start(a: Tensor, std: float | None) -> None:
+    if std is None:
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+    else:
+        nn.init.normal_(a, std=std)
 
 
 class LowRankPair(nn.Module):
@@ -39,10 +46,7 @@ class LowRankPair(nn.Module):
 
     def reset(self) -> None:
         """Start from the init again."""
-        if self.std is None:
-            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        else:
-            nn.init.normal_(self.A, std=self.std)
+        _start(self.A, self.std)
         nn.init.zeros_(self.B)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,6 +65,27 @@ class LowRankPair(nn.Module):
     def product(self) -> Tensor:
         """B·A, (out × in)."""
         return self.B @ self.down()
+
+
+class Down(nn.Module):
+    """A (rank × in) of several pairs, as `LowRankPair` starts it."""
+
+    def __init__(self, in_features: int, rank: int, *, std: float | None = None) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        _start(self.A, std)
+
+
+class JoinedPair(LowRankPair):
+    """A pair that has B of its own and reads A of a `Down`, which belongs to the module that has the pair."""
+
+    def __init__(self, down: Down, out_features: int, *, dropout: float = 0.0) -> None:
+        nn.Module.__init__(self)
+        self.B = nn.Parameter(torch.zeros(out_features, len(down.A)))
+        self.dropout, self.source = dropout, (down,)  # in a tuple torch does not take it for a child
+
+    def down(self) -> Tensor:
+        return self.source[0].A
 
 
 class PrunedPair(LowRankPair, ABC):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from torch import Tensor, nn
 
 from autopeft.method.lifecycle import Explicit, Placement
-from autopeft.nn.low_rank import LowRankPair, PrunedPair
+from autopeft.nn.low_rank import Down, JoinedPair, LowRankPair, PrunedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.spec import Site
 
 if TYPE_CHECKING:
     from autopeft.method import Call
 
-__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs", "down_and_up", "plain_loras"]
+__all__ = ["JoinedPairs", "PrunedPairs", "ScaledMaps", "ScaledPairs", "down_and_up", "plain_loras"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _P = TypeVar("_P", bound=LowRankPair)
@@ -82,6 +82,14 @@ class ScaledPairs(ScaledMaps[_P]):
     def up_parameters(self) -> list[nn.Parameter]:
         """B of every site, which is zero at init."""
         return [pair.B for pair in self.children_by_site()]
+
+
+class JoinedPairs(ScaledPairs[JoinedPair]):
+    """`ScaledPairs` several of which have one A, by the names of these."""
+
+    def __init__(self, children: dict[str, JoinedPair], downs: dict[str, Down], scale: float) -> None:
+        super().__init__(children, scale)
+        self.downs = nn.ModuleDict(downs)
 
 
 class PrunedPairs(ScaledPairs[_Q]):

@@ -46,7 +46,7 @@ def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
 CHANGED: dict[str, dict[str, Changed]] = {
     "adalora": {"final": Changed(0.3)},
     "autolora": {"rescale": Changed(False, added=True)},
-    "lora": {"std": Changed(None, added=True)},
+    "lora": {"std": Changed(None, added=True), "shared_down": Changed(False, added=True)},
     "lora_dropout": {"ensemble": Changed(0), "draws": Changed(1, added=True)},
     "parallel_adapter": {
         "input": Changed("normed", added=True, idle=_leaves_ffn_alone),

@@ -143,11 +143,13 @@ def merging(item: Any, merge: Any, *sources: str) -> Recipe:
     return Recipe.from_dict({"inputs": {name: name for name in sources}, "layers": [{"attach": [entry]}]})
 
 
+SHARED = {"lora": {"rank": 2, "shared_down": True}}
 ITEMS = (
     {"lora": {"rank": 2}},
     {"serial_adapter": {"bottleneck": 3}},
     "ia3",
     {"p_tuning_v2": {"length": 2}},
+    SHARED,
 )
 
 
@@ -294,6 +296,8 @@ def test_a_frozen_merge_is_deployed_and_does_not_train(here: Path) -> None:
         ({"lora": {"alpha": 1}}, "lora", "sum", "with alpha: 1.*give 'lora' alpha: 1"),
         ({"lora": {"rank": 2}}, {"lora": {"rank": 3}}, "mean", "with rank: 2"),
         ("ia3", "ia3", "svd", "no product of two factors"),
+        (SHARED, SHARED, "svd", "several B of its lora read one A"),
+        (SHARED, SHARED, {"how": "mean", "align": "both"}, "several B of its lora read one A"),
         ("ia3", "ia3", {"how": "mean", "align": "both"}, "no hidden units"),
         (ITEMS[3], ITEMS[3], {"align": "both"}, "no hidden units"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.toy import configured
 from torch import Tensor
 from torch.func import functional_call
 
@@ -19,7 +20,11 @@ from autopeft.recipe import Recipe
 LARGE, SMALL = 5, 2
 # Options beside the one that is narrowed; where a method has several kinds of tensors, once with each.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "lora": [{}, {"alpha": 8, "rank_stabilized": True, "sites": ["q", "up", "down"]}],
+    "lora": [
+        {},
+        {"alpha": 8, "rank_stabilized": True, "sites": ["q", "up", "down"]},
+        {"alpha": "rank", "shared_down": True, "sites": ["q", "k", "v", "o"]},
+    ],
     "serial_adapter": [{}, {"variant": "houlsby"}, {"bias": False}],
     "parallel_adapter": [{"scale": "learned"}, {"sites": ["attention"]}],
     "linear_adapter": [{"bias": True}, {"variant": "input", "sites": ["up"]}],
@@ -133,6 +138,18 @@ def test_a_narrowed_module_is_the_large_one_with_the_rest_at_zero(
                     tensor.narrow(dimension, SMALL, LARGE - SMALL).zero_()
     expected = logits(large.model, tiny_inputs("bert", pad=2))
     torch.testing.assert_close(run_with(small, name, cut), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_noahs_slices_are_the_leading_ones() -> None:
+    """The numbers of its weight entanglement: each rank more adds a column of B, and the scale stays."""
+    a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    b, x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]), torch.tensor([1.0, 2.0])
+    found = []
+    for rank in (1, 2, 3):
+        large, small = (configured("lora", rank=size, alpha="rank") for size in (3, rank))
+        cut = narrowed(large, small.config, {"at.x.A": a, "at.x.B": b})
+        found.append((small.config.scale * (cut["at.x.B"] @ (cut["at.x.A"] @ x))).tolist())
+    assert found == [[1.0, 0.0], [5.0, 2.0], [14.0, 2.0]]
 
 
 @pytest.mark.parametrize("mid", [None, 6])

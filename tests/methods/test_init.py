@@ -163,6 +163,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "laplace_lora": ({}, {**PAIR, "at.*.posterior_*": ZEROS, "posterior_precision": ZEROS}),
     "lora": ({}, PAIR),
     "lora-normal": ({"std": 0.02}, {"at.*.A": normal(0.02), "at.*.B": ZEROS}),
+    "lora-shared": ({"shared_down": True}, {"downs.*.A": KAIMING, "at.*.B": ZEROS}),
     "lora_dropout": ({}, PAIR),
     "lt_sft": ({}, {"entries.values": ZEROS}),
     "moslora": ({"rank": 40}, {**PAIR, "at.*.M": KAIMING}),

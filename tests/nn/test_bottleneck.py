@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.activations import ACT2FN
 
-from autopeft.nn import Bottleneck
+from autopeft.nn import ACTIVATIONS, Bottleneck
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
@@ -16,6 +17,11 @@ def test_size_is_what_it_holds(width: int, bottleneck: int, bias: bool) -> None:
 
 def test_lora_init_is_zero() -> None:
     assert torch.equal(Bottleneck(64, 32, init="lora")(torch.randn(3, 64)), torch.zeros(3, 64))
+
+
+def test_quick_gelu_is_that_of_transformers() -> None:
+    x = torch.linspace(-4, 4, 33)
+    torch.testing.assert_close(ACTIVATIONS["quick_gelu"](x), ACT2FN["quick_gelu"](x))
 
 
 def test_dropout_acts_behind_the_activation_only_while_training() -> None:

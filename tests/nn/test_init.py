@@ -74,6 +74,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
             "*.bias": ZEROS,
         },
     ),
+    "Down": (lambda: bricks.Down(100, 20), {"A": KAIMING}),
+    "Down-normal": (lambda: bricks.Down(100, 20, std=0.02), {"A": normal(0.02)}),
+    "JoinedPair": (lambda: bricks.JoinedPair(bricks.Down(100, 20), 60), {"B": ZEROS}),
     "LowRankPair": (lambda: bricks.LowRankPair(100, 60, 20), PAIR),
     "SettledPair": (lambda: _put_in(bricks.SettledPair(100, 60, 20, dropout=0.1, drop_path=0.1)), PAIR),
     "SettledAdapter": (
@@ -132,6 +135,7 @@ WITHOUT = {
     "Bottlenecks",
     "ChosenEntries",
     "GatedEntries",
+    "JoinedPairs",
     "PerSite",
     "Prefixes",
     "PrunedPair",

@@ -16,6 +16,7 @@ __all__ = ["BY_TASK", "CASES", "ON_ENCODERS", "TASKS", "attach_case", "recipe_of
 # name → (level, item); every registered method that places something has at least one row.
 CASES: dict[str, tuple[str, Any]] = {
     "lora": ("layers", {"lora": {"rank": 3}}),
+    "lora-shared": ("layers", {"lora": {"rank": 2, "sites": ["q", "k", "v", "o"], "shared_down": True}}),
     "lorahub": ("layers", {"lorahub": {"rank": 3}, "from": "loras"}),
     "lora-all": ("layers", {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}),
     "dora": ("layers", {"dora": {"rank": 3}}),

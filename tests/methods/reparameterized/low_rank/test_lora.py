@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import randomise
-from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
+from support.toy import CALL, GATED, build, configured, counted, sites_of, toy_spec, toy_specs
 
 from autopeft.spec import BackboneSpec
 
@@ -42,3 +42,33 @@ def test_merged_weight_equals_the_delta() -> None:
 def test_rank_stabilized_scale() -> None:
     assert configured("lora", rank=16, alpha=8.0, rank_stabilized=True).config.scale == pytest.approx(2.0)
     assert configured("lora", rank=16, alpha=8.0).config.scale == pytest.approx(0.5)
+
+
+def test_alpha_may_follow_the_rank() -> None:
+    """As NOAH has it, whose update is B·A without a factor."""
+    assert {configured("lora", rank=rank, alpha="rank").config.scale for rank in (1, 5, 10)} == {1.0}
+    assert configured("lora", rank=16, alpha="rank", rank_stabilized=True).config.scale == pytest.approx(4.0)
+
+
+def test_a_lora_on_one_map_of_q_k_and_v_is_that_of_the_three_with_one_a() -> None:
+    """NOAH's, whose A is (r × d) and B (3d × r): 3,072 parameters for each rank where d is 768."""
+    spec = toy_spec(hidden=768, kv=768)
+    method = configured("lora", rank=5, sites=("q", "k", "v"), shared_down=True)
+    sites = [site for site in sites_of(method, spec) if site.layer == 0]
+    assert method.parameter_count(sites, spec).deployed == 3072 * 5
+    assert configured("lora", rank=5, sites=("q", "k", "v")).parameter_count(sites, spec).deployed == 4608 * 5
+    module = method.build(sites, spec)
+    randomise(module)
+    x = torch.randn(2, 768)
+    fused = torch.cat([module[site].B for site in sites]) @ next(iter(module.downs.values())).A
+    found = [module.delta(site, x, torch.zeros(2, 768), GATED) for site in sites]
+    torch.testing.assert_close(torch.cat(found, dim=-1), x @ fused.T)
+    assert sum(p.numel() for p in module.parameters()) == 3072 * 5
+
+
+@given(toy_specs, st.integers(1, 8))
+def test_the_count_with_one_a_is_what_it_holds(spec: BackboneSpec, rank: int) -> None:
+    """Maps that read something else have an A of their own."""
+    sites = ("q", "k", "v", "o", "down")
+    deployed, trained, held, held_trained = counted("lora", spec, rank=rank, sites=sites, shared_down=True)
+    assert deployed == trained == held == held_trained
