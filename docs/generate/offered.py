@@ -18,7 +18,7 @@ LEFT_OUT = {
     "apt": "it is `p_tuning_v2`, which is offered, with gates that read the text",
     "child_tuning_d": "it tunes a tenth of the backbone and more",
     "coda": "it runs a layer for some tokens alone, to save time: no score says what that is worth",
-    "deep_prompt": "`p_tuning_v2`, which is offered, stands for prompts of each layer",
+    "deep_prompt": "the space `noah` has it; `p_tuning_v2`, which is offered, stands for prompts of layers",
     "dept": _PROMPTS,
     "dylora": "it is a LoRA that works at every rank, and a search chooses the rank itself",
     "embedding_adapter": "it acts on the embeddings, so that no trial could leave its lower layers alone",

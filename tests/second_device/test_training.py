@@ -15,7 +15,7 @@ from support.pictures import save_vit, write_pictures
 from support.saved_model import save_backbone, write_reviews
 from support.several_labels import write_labelled
 from support.spans import write_questions
-from support.supernet import member
+from support.supernet import member, of_noah
 from support.training import encoded_task, tiny_bert
 from support.words import write_tagged
 
@@ -26,7 +26,7 @@ from autopeft.tasks import load_task, task_set
 from autopeft.training import Checkpoint, TrainingPlan, TrialOutcome, run_trial
 from autopeft.training.gates import BilevelGates, Gates, Gating
 from autopeft.training.shared_weights import SharedWeights, trained_names
-from autopeft.training.supernet import train_supernet
+from autopeft.training.supernet import Member, train_supernet
 
 PLAN = TrainingPlan(steps=6, batch_size=16, seed=2, device="cpu")
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
@@ -117,11 +117,16 @@ def test_gates_of_two_levels_learn_as_on_the_cpu(acc: torch.device) -> None:
     assert found[0][0][0] != found[0][0][-1]
 
 
-def test_members_of_a_supernet_train_as_on_the_cpu(acc: torch.device) -> None:
-    members = [member(lora=2), member(), member(adapter=1, ia3=False)]
+NOAH = [of_noah(4), of_noah(2), of_noah(3, "prompt"), of_noah(1, "low", "adapter")]
+
+
+@pytest.mark.parametrize(
+    "members", [[member(), member(lora=2), member(adapter=1, ia3=False)], NOAH], ids=["gates", "noah"]
+)
+def test_members_of_a_supernet_train_as_on_the_cpu(members: list[Member], acc: torch.device) -> None:
     found = [
         train_supernet(
-            tiny_bert(), member().recipe, encoded_task(), replace(PLAN, device=device), members, rate=0.5
+            tiny_bert(), members[0].recipe, encoded_task(), replace(PLAN, device=device), members, rate=0.5
         )
         for device in ("cpu", acc.type)
     ]

@@ -12,6 +12,7 @@ from autopeft.composition import composition_names, get_composition
 from autopeft.method import get_method, method_names
 from autopeft.nn import ACTIVATIONS
 from autopeft.report.defaults import Published
+from autopeft.search.strategies.registry import STRATEGIES
 from support.toy import build, configured, toy_spec
 
 __all__ = ["configs", "problems"]
@@ -47,10 +48,16 @@ def _built(name: str, **widths: int) -> Any:
 
 
 def configs() -> dict[str, tuple[type[BaseModel], tuple[str, ...]]]:
-    """The options and the default sites of every registered method and composition that has options."""
+    """The options and the default sites of every registered method and composition that has options, and the
+    numbers of strategies that were published."""
     methods = {n: (get_method(n).Config, get_method(n).traits.default_sites) for n in method_names()}
     options = {n: get_composition(n).Options for n in composition_names()}
-    return {**methods, **{n: (o, ()) for n, o in options.items() if o.model_fields}}
+    strategies = {n: getattr(STRATEGIES.find(n), "numbers", None) for n in STRATEGIES.names()}
+    return {
+        **methods,
+        **{n: (o, ()) for n, o in options.items() if o.model_fields},
+        **{n: (numbers, ()) for n, numbers in strategies.items() if numbers is not None},
+    }
 
 
 def problems(
@@ -62,7 +69,7 @@ def problems(
         if name in config_of:
             found += _in_entry(name, entry, *config_of[name])
         else:
-            found.append(f"{name}: there is no such method or composition")
+            found.append(f"{name}: there is no such method, composition or strategy")
     return found
 
 

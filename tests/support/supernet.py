@@ -12,7 +12,7 @@ from autopeft.training import TrainingPlan
 from autopeft.training.shared_weights import SharedWeights
 from autopeft.training.supernet import Member
 
-__all__ = ["PLAN", "by_name", "member", "recipe", "same"]
+__all__ = ["PLAN", "by_name", "member", "of_noah", "recipe", "same"]
 
 PLAN = TrainingPlan(steps=20, batch_size=16, micro_batch=8, seed=2, device="cpu")
 
@@ -38,6 +38,26 @@ def same(hybrid: Hybrid) -> dict[str, str]:
 
 def member(**sizes: Any) -> Member:
     own = recipe(**sizes)
+    return Member(own, {entry.name: entry.name for entry in own.entries()})
+
+
+def of_noah(size: int, *kinds: str, **training: Any) -> Member:
+    """A member of NOAH's modules, all of this size; of `kinds` alone where some are named."""
+    items: dict[str, dict[str, Any]] = {
+        "prompt": {"deep_prompt": {"length": size}},
+        "low": {"lora": {"rank": size, "sites": ["q", "k", "v"], "shared_down": True, "alpha": "rank"}},
+        "adapter": {
+            "serial_adapter": {
+                "bottleneck": size,
+                "sites": ["ffn"],
+                "variant": "houlsby",
+                "train_norms": False,
+            }
+        },
+    }
+    attached = [{**items[kind], "as": kind} for kind in kinds or items]
+    section = {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0, **training}
+    own = Recipe.from_dict({"name": "r", "layers": [{"attach": attached}], "training": section})
     return Member(own, {entry.name: entry.name for entry in own.entries()})
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.supernet import PLAN, by_name, member, recipe, same
+from support.supernet import PLAN, by_name, member, of_noah, recipe, same
 from support.training import encoded_task, tiny_bert
 
 from autopeft.training import run_trial
@@ -42,6 +42,24 @@ def test_a_step_of_a_member_moves_its_own_part_and_nothing_else() -> None:
     assert {value for key, value in steps.items() if ".low." in key} == {3.0}
     assert any(key.startswith("head.") for key in moved)
     assert after.checkpoint.step == 3
+
+
+def test_rows_of_noahs_modules_that_a_member_lacks_do_not_move() -> None:
+    """Nor by decay or momentum: those of prompts, of an A that three B read, and of adapters."""
+    large, data = of_noah(3, weight_decay=0.1), encoded_task()
+    before = train_supernet(tiny_bert(), large.recipe, data, PLAN, [large] * 3)
+    small = of_noah(1, weight_decay=0.1)
+    after = train_supernet(tiny_bert(), large.recipe, data, PLAN, [small], shared=before)
+    cut = 0
+    for key, old in before.checkpoint.tensors.items():
+        new = after.checkpoint.tensors[key]
+        if not key.startswith("module.") or 3 not in old.shape:
+            continue
+        first, *rest = (t.unbind(old.shape.index(3)) for t in (old, new))
+        assert not torch.equal(first[0], rest[0][0]), key
+        assert torch.equal(torch.stack(first[1:]), torch.stack(rest[0][1:])), key
+        cut += 1
+    assert cut == 2 * (1 + 1 + 3 + 3)  # of each layer: rows, A, three B, and an adapter's two maps and bias
 
 
 def test_members_that_are_whole_train_as_the_hybrid_does() -> None:

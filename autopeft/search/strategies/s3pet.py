@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel
 
 from autopeft.effort import Effort
 from autopeft.nn.budgeted import chosen_within
@@ -25,17 +26,28 @@ from autopeft.search.strategies.gates import GateJob, GateSearch
 from autopeft.search.strategies.registry import register
 from autopeft.training.gates import BilevelGates, Gating
 
-__all__ = ["S3PETSearch", "StructureJob"]
+__all__ = ["S3PETNumbers", "S3PETSearch", "StructureJob"]
 
 _PASSES = 5
 """Of a step of the search: two at the rows held out and beside them, three at those of the step."""
-_HALF = 0.5
-"""The share of the rows that structures are learnt from. As many epochs over the others are as many fewer
-steps."""
-_SCORES = 10
-"""The scores on *select* among which a structure is chosen. The authors score every 20 to 200 steps."""
-_SLACK = 1e-7
-"""What the authors' budget falls short by."""
+
+
+class S3PETNumbers(BaseModel, frozen=True):
+    """The authors' numbers; `methods/defaults.yaml` says where they stand.
+
+    Attributes:
+        held_out: the share of the rows that structures are learnt from. As many epochs over the others are as
+            many fewer steps.
+        scores: on *select*, among which a structure is chosen.
+        slack: what their budget falls short by, as a share of it.
+    """
+
+    held_out: float = 0.5
+    scores: int = 10
+    slack: float = 1e-7
+
+
+_NUMBERS = S3PETNumbers()
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class S3PETSearch(GateSearch):
     outline: ClassVar[str] = "{trials} of {steps}, each after a search of half as many with five passes each"
     shares_weights: ClassVar[bool] = False
     most_budgets: ClassVar[int | None] = None
+    numbers: ClassVar[type[BaseModel]] = S3PETNumbers
 
     @classmethod
     def planned_steps(cls, effort: Effort, rungs: Rungs) -> float:
@@ -119,15 +132,15 @@ class S3PETSearch(GateSearch):
             seed=seed,
             steps=steps,
             number=number,
-            score_every=max(1, steps // _SCORES),
+            score_every=max(1, steps // _NUMBERS.scores),
             gating=Gating(
                 group_of={name: groups[unit] for name, (unit, _) in self._places(values).items()},
                 sizes=self._sizes(),
-                budget=self._budget * (1 - _SLACK),
+                budget=self._budget * (1 - _NUMBERS.slack),
                 first=0,
                 last=steps,
                 new=0,
-                held_out=_HALF,
+                held_out=_NUMBERS.held_out,
             ),
         )
 
@@ -145,9 +158,9 @@ class S3PETSearch(GateSearch):
 
 
 def _search_steps(effort: Effort) -> int:
-    return max(1, round(_HALF * effort.steps))
+    return max(1, round((1 - _NUMBERS.held_out) * effort.steps))
 
 
 def _search_cost(effort: Effort) -> float:
     """Ordinary training steps that a search takes as long as."""
-    return _PASSES * _search_steps(effort) + _SCORES * effort.scoring_steps
+    return _PASSES * _search_steps(effort) + _NUMBERS.scores * effort.scoring_steps

@@ -12,9 +12,11 @@ import contextlib
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
+
+from pydantic import BaseModel
 
 from autopeft.effort import Effort
 from autopeft.errors import UsageError
@@ -35,20 +37,36 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.shared_weights import SharedWeights
 from autopeft.training.supernet import Member, train_supernet
 
-__all__ = ["Levels", "MemberJob", "Sizes", "SupernetJob", "SupernetSearch"]
+__all__ = ["Evolution", "Levels", "MemberJob", "Sizes", "SupernetJob", "SupernetSearch"]
 
 Levels = tuple[int, ...]
 """Of each unit of the supernet the number of its size; 0 is absent."""
 
-_SUPER = 3
-"""Parameters of the supernet, in budgets: a member drawn at random then has about one."""
 _LENGTH = 4
-"""Trainings that the supernet's takes the steps of: the authors' 6,000 are four of their 1,500. Its learning
-rates are as many times smaller (the authors halve theirs): with those of one member, training diverges."""
+"""Trainings that the supernet's takes the steps of: the authors' 6,000 are four of their 1,500."""
 _REDRAWN = 0.1
 """The share of sizes that a mutation redraws."""
 _TRIES = 40
-"""Proposals for each place of a generation, before a random member takes it, or none."""
+"""Proposals for each member that a generation is to have."""
+
+
+class Evolution(BaseModel, frozen=True):
+    """How a generation is made: mutants first, then members that are crossed from others, then random ones.
+
+    Attributes:
+        population: members of a generation.
+        parents: the best so far, which the others are made of.
+        mutants, crossed: how many are made so at most.
+        tries: proposals for each of these.
+        random_tries: proposals for each random member.
+    """
+
+    population: int
+    parents: int
+    mutants: int
+    crossed: int
+    tries: int
+    random_tries: int
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,11 @@ class SupernetJob(TrainJob):
 
     Attributes:
         members: what is trained at each of its steps.
+        rate: what every learning rate is multiplied by.
     """
 
     members: tuple[Member, ...] = field(default=(), repr=False)
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ def _train(context: JobContext, job: SupernetJob) -> JobResult:
             context.data,
             replace(context.plan, steps=job.steps, seed=job.seed),
             job.members,
-            rate=1 / _LENGTH,
+            rate=job.rate,
             shared=SharedWeights.from_files(job.files) if job.files else None,
             on_step=context.on_step,
             inputs=inputs,
@@ -152,6 +172,12 @@ class SupernetSearch:
     outline: ClassVar[str] = f"{_LENGTH} × {{steps}} for weights that {{trials}} share"
     finals: ClassVar[Sequence[str]] = ()
     sizes: ClassVar[type[Sizes]] = Sizes
+    widest: ClassVar[int | None] = 3
+    """Parameters of the supernet at most, in budgets: a member drawn at random then has about one. `None`:
+    it has all that the space has."""
+    rate: ClassVar[float] = 1 / _LENGTH
+    """What the supernet's learning rates are multiplied by: with those of one member its training, which is
+    longer, diverges."""
 
     def __init__(self, context: StrategyContext) -> None:
         self._context = context
@@ -161,11 +187,10 @@ class SupernetSearch:
         self.finished = self.exhausted = self.out_of_time = False
         self.launched = len(self._records)
         self._most = context.budget.limits(context.space.spec)[1]
-        self._hybrid = super_hybrid(context.space, _SUPER * self._most)
+        self._hybrid = super_hybrid(context.space, None if self.widest is None else self.widest * self._most)
         self._sizes = self.sizes(self._hybrid, self._most)
         self._check()
-        trials = context.effort.trials
-        self._population = min(trials, max(4, round(2 * math.sqrt(trials))))
+        self._evolution = self.evolution(context.effort.trials)
         self._members: list[Levels] = []  # by number
         self._part, self._seconds = 0, 0.0
         if (files := context.checkpoints.get(self.name)) is not None:
@@ -200,6 +225,19 @@ class SupernetSearch:
                             "weights. `autopeft methods` says by what a method can be cut. Leave it out of "
                             "the space, or take `--strategy trials`."
                         )
+
+    @staticmethod
+    def evolution(trials: int) -> Evolution:
+        """How so many members are chosen."""
+        population = min(trials, max(4, round(2 * math.sqrt(trials))))
+        return Evolution(
+            population=population,
+            parents=max(2, population // 5),
+            mutants=population // 2,
+            crossed=population - population // 2,
+            tries=_TRIES,
+            random_tries=_TRIES,
+        )
 
     @classmethod
     def open(cls, context: StrategyContext) -> SupernetSearch:
@@ -243,6 +281,7 @@ class SupernetSearch:
             until=end,
             files=context.checkpoints.get(self.name),
             members=tuple(members),
+            rate=self.rate,
         )
 
     # Evolution
@@ -250,28 +289,28 @@ class SupernetSearch:
 
     def _evolve(self) -> None:
         """Add a generation to the members. It follows from the seed and from what earlier ones scored."""
-        first, sizes, trials = len(self._members), self._sizes, self._context.effort.trials
+        how, sizes, first = self._evolution, self._sizes, len(self._members)
         draw = random.Random(f"{self._context.seed}-generation-{first}")
         known = set(self._members)
         ranked = [r for r in self.candidates(len(self._records)) if r.number is not None and r.number < first]
-        best = [self._members[r.number or 0] for r in ranked[: max(2, self._population // 5)]]
+        best = [self._members[r.number or 0] for r in ranked[: how.parents]]
+        room = min(how.population, self._context.effort.trials - first)
 
-        def proposals(place: int) -> Iterator[Levels]:
-            for _ in range(_TRIES if best else 0):
-                if place % 2:
-                    yield sizes.mutated(draw, draw.choice(best))
-                else:
-                    yield sizes.crossed(draw, draw.choice(best), draw.choice(best))
-            for _ in range(_TRIES):
-                yield sizes.drawn(draw)
-
-        for place in range(min(self._population, trials - first)):
-            for levels in proposals(place):
-                fitting = sizes.within(draw, levels)
+        def add(wanted: int, tries: int, propose: Callable[[], Levels]) -> None:
+            until = min(len(self._members) + wanted, first + room)
+            for _ in range(wanted * tries):
+                if len(self._members) == until:
+                    return
+                fitting = sizes.within(draw, propose())
                 if fitting is not None and any(fitting) and fitting not in known:
                     known.add(fitting)
                     self._members.append(fitting)
-                    break
+
+        if best:
+            mutants, crossed = (math.ceil(n * room / how.population) for n in (how.mutants, how.crossed))
+            add(mutants, how.tries, lambda: sizes.mutated(draw, draw.choice(best)))
+            add(crossed, how.tries, lambda: sizes.crossed(draw, draw.choice(best), draw.choice(best)))
+        add(room, how.random_tries, lambda: sizes.drawn(draw))
 
     def _candidate(self, number: int) -> Candidate:
         values = self._hybrid.at(self._members[number])
@@ -360,8 +399,8 @@ class SupernetSearch:
 
     def candidates(self, n: int) -> list[TrialRecord]:
         """See `Strategy`."""
-        scored = [r for r in self.records() if r.state == "estimated" and r.rank is not None]
-        return sorted(scored, key=lambda record: -(record.rank or -math.inf))[:n]
+        scored = [(r.rank, r) for r in self.records() if r.state == "estimated" and r.rank is not None]
+        return [record for _, record in sorted(scored, key=lambda pair: -pair[0])[:n]]
 
     @property
     def expected_steps(self) -> float:

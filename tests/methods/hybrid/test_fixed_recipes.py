@@ -135,7 +135,12 @@ LINEAR = {
     # AGI-Edgerunners/LLM-Adapters finetune.py, peft/src/peft/tuners/bottleneck.py: 256, tanh, 1, no dropout.
     "bottleneck": 256, "activation": "tanh", "scale": 1.0, "bias": False, "dropout": 0.0,
 }  # fmt: skip
-LORA = {"dropout": 0.0, "rank_stabilized": False, "std": None}  # microsoft/LoRA loralib/layers.py
+LORA = {
+    "dropout": 0.0,
+    "rank_stabilized": False,
+    "std": None,
+    "shared_down": False,
+}  # microsoft/LoRA loralib/layers.py
 PREFIX = {"dropout": 0.0, "std": None}  # no source has dropout on it; maps start as torch starts them
 OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     # microsoft/AdaMix roberta_large_mnli_expert_soup.sh: adapter_size 16; expert_soup.py: GELU, biases.
@@ -164,6 +169,7 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         # AGI-Edgerunners/LLM-Adapters math_running_commands: r 32, α 64, five maps; finetune.py: 0.05.
         ("all", "lora", "q k v up down", {
             "rank": 32, "alpha": 64.0, "dropout": 0.05, "rank_stabilized": False, "std": None,
+            "shared_down": False,
         }),
     ],
     # AGI-Edgerunners/LLM-Adapters math_running_commands: up_proj and down_proj, in parallel.
@@ -181,6 +187,7 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         # ahmetustun/flaxformer (branch lora) components/dense.py: wi_0 and wo.
         ("all", "lora", sites, {
             "rank": 4, "alpha": 16.0, "dropout": 0.0, "rank_stabilized": False, "std": 0.02,
+            "shared_down": False,
         })
         for sites in ["q k v o gate_proj down"] * 10 + ["cross_q cross_k cross_v cross_o"] * 10
     ],
@@ -201,12 +208,14 @@ OPTIONS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
         }),
         ("all", "lora", "q k v o", {
             "rank": 16, "alpha": 32.0, "dropout": 0.05, "rank_stabilized": False, "std": None,
+            "shared_down": False,
         }),
     ],
     "moelora": [
         # MOELoRA-peft experiments/moelora.bash: r 16 of 8 experts, α 32, dropout 0.1; N(0, 0.01²).
         ("all", "lora", "qkv o up down", {
             "rank": 2, "alpha": 4.0, "dropout": 0.1, "rank_stabilized": False, "std": 0.01,
+            "shared_down": False,
         })
     ] * 8,
     "mam": [

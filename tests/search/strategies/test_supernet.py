@@ -165,9 +165,8 @@ def test_evolution_finds_what_is_planted(tmp_path: Path) -> None:
 
     gained = []
     for seed in range(4):
-        strategy = SupernetSearch.open(context_of(tmp_path, trials=100, seed=seed))
-        strategy._population, blind = 20, SupernetSearch.open(context_of(tmp_path, trials=100, seed=seed))
-        blind._population = 100
+        strategy, blind = (SupernetSearch.open(context_of(tmp_path, trials=100, seed=seed)) for _ in "ab")
+        blind._evolution = blind._evolution.model_copy(update={"population": 100})
         found = []
         for one in (strategy, blind):
             for _ in play(one):
@@ -200,7 +199,7 @@ def test_a_generation_waits_for_all_of_the_last(opened: Callable[..., SupernetSe
     generation = []
     while (job := strategy.next(room=True)) is not None:
         generation.append(job)
-    assert len(generation) == strategy._population == 10
+    assert len(generation) == strategy._evolution.population == 10
     assert not strategy.finished
     for job in generation[1:]:
         strategy.complete(job, played(strategy, job))

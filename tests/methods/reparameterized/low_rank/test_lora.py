@@ -66,9 +66,25 @@ def test_a_lora_on_one_map_of_q_k_and_v_is_that_of_the_three_with_one_a() -> Non
     assert sum(p.numel() for p in module.parameters()) == 3072 * 5
 
 
+def test_each_layer_has_its_a_and_maps_that_read_something_else_theirs() -> None:
+    spec = toy_spec(layers=3, hidden=8, kv=8)
+    method = configured("lora", rank=2, sites=("q", "k", "v", "o"), shared_down=True)
+    sites = sites_of(method, spec)
+    module = method.build(sites, spec)
+    assert len(module.downs) == 3 * 2
+    assert method.parameter_count(sites, spec).deployed == 3 * 2 * (8 + 3 * 8 + 2 * 8)
+
+
+def test_dropout_acts_in_front_of_an_a_that_is_shared() -> None:
+    module, (site, *_) = build("lora", toy_spec(), rank=2, sites=("q", "v"), shared_down=True, dropout=0.5)
+    randomise(module)
+    x, y = torch.ones(50, 6), torch.zeros(50, site.out_features)
+    assert len(set(map(tuple, module.eval().delta(site, x, y, CALL).tolist()))) == 1
+    assert len(set(map(tuple, module.train().delta(site, x, y, CALL).tolist()))) > 1
+
+
 @given(toy_specs, st.integers(1, 8))
 def test_the_count_with_one_a_is_what_it_holds(spec: BackboneSpec, rank: int) -> None:
-    """Maps that read something else have an A of their own."""
     sites = ("q", "k", "v", "o", "down")
     deployed, trained, held, held_trained = counted("lora", spec, rank=rank, sites=sites, shared_down=True)
     assert deployed == trained == held == held_trained
