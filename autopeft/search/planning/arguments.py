@@ -116,24 +116,28 @@ class SearchArguments(Arguments):
     sampler: Annotated[
         str | None,
         Option(
-            help="What proposes recipes: {choices}. Default: tpe; linear with two objectives.",
-            doc="what proposes recipes: {choices}; default: tpe, linear with two objectives",
+            help="What proposes recipes: {choices}. Default: the strategy's, usually tpe; linear with two "
+            "objectives.",
+            doc="what proposes recipes: {choices}; default: the strategy's, usually tpe, linear with two "
+            "objectives",
             panel=SEARCH,
             choices=partial(names_in, "autopeft.search.optimization.samplers", "SAMPLERS"),
             check=checks.check_sampler,
         ),
     ] = None
     fidelity: Annotated[
-        str,
+        str | None,
         Option(
             help="Let only the better third of the trials go on from rung to rung, by steps, or by steps and "
-            "rows (data); none trains all to the end. The first rung is at 40 steps or more.",
+            "rows (data); none trains all to the end. The first rung is at 40 steps or more. Default: "
+            "the strategy's, usually steps.",
             doc="what a trial has less of before it is worth more: steps, data (steps and training rows), or "
-            "none. There are rungs at a third, a ninth … of the steps, down to 40",
+            "none; default: the strategy's, usually steps. There are rungs at a third, a ninth … of the "
+            "steps, down to 40",
             panel=SEARCH,
             choices=partial(names_in, "autopeft.search.optimization.successive_halving", "FIDELITIES"),
         ),
-    ] = "steps"
+    ] = None
     goal: Annotated[
         str,
         Option(
@@ -150,9 +154,9 @@ class SearchArguments(Arguments):
         str | None,
         Option(
             help="What the trials are spent on: score, or score,params or score,cost for small or cheap "
-            "recipes as well as good ones. Default: what the goal needs.",
+            "recipes as well as good ones. Default: what the goal or the strategy needs.",
             doc="what the trials are spent on: {choices} (small or cheap recipes as well as good ones); "
-            "default: what the goal needs, and beside another goal than best nothing else",
+            "default: what the goal or the strategy needs, and beside another goal than best nothing else",
             panel=SEARCH,
             choices=partial(names_in, "autopeft.search.core.goals", "OBJECTIVES"),
         ),

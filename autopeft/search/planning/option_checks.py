@@ -55,10 +55,12 @@ def check_strategy(name: str) -> object:
     return STRATEGIES.find(name)
 
 
-def check_sampler(name: str) -> object:
+def check_sampler(name: str, objectives: int = 2) -> object:
     from autopeft.search.optimization.samplers import make_sampler
 
-    return make_sampler(name, seed=0, trials=1, repaired=lambda params: None, parameters=())
+    return make_sampler(
+        name, seed=0, trials=1, objectives=objectives, repaired=lambda params: None, parameters=()
+    )
 
 
 def check_rank_for(kind: TaskKind, name: str | None) -> None:

@@ -46,7 +46,7 @@ from autopeft.search.planning.limits import (
     step_cost_of,
     with_head,
 )
-from autopeft.search.planning.option_checks import check_rank_for, space_name
+from autopeft.search.planning.option_checks import check_rank_for, check_sampler, space_name
 from autopeft.search.planning.probes import PrecisionFinding, pooling_of_search, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.candidate import ResourceBudget, candidate, check_within
@@ -252,17 +252,18 @@ def prepare(
         AssetError: data or backbone could not be fetched.
     """
     a, anew = arguments, effort is None
+    strategy = STRATEGIES.find(a.strategy)
+    a = a.changed(**{name: value for name, value in strategy.preset.items() if getattr(a, name) is None})
     objective, device, gpus, processes, within = _check(a)
     seconds = parse_duration(a.time)
     a = a.changed(model=str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model))
     gpu, parameters = gpus > 0, Budget.parse(a.budget)
     if anew:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
-    strategy = STRATEGIES.find(a.strategy)
     if a.warm_start and not strategy.takes_points:
         raise UsageError(
-            f"The strategy {a.strategy!r} begins with all that its space has at once, so it cannot begin "
-            f"with {', '.join(map(str, a.warm_start))}; leave out --from, or take --strategy trials."
+            f"The strategy {a.strategy!r} chooses itself what it begins with, so it cannot begin with "
+            f"{', '.join(map(str, a.warm_start))}; leave out --from, or take --strategy trials."
         )
     named = strategy.space if a.space is None else a.space
     space = named if isinstance(named, Space) else Space.load(named)
@@ -349,7 +350,7 @@ def prepare(
         effort=effort,
         plan=plan,
         sampler=a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2),
-        rungs=Rungs.of(effort.steps, a.fidelity),
+        rungs=Rungs.of(effort.steps, a.fidelity or "steps"),
         goal=a.goal,  # type: ignore[arg-type]  # its choices are those of the type
         objective=objective,
         cost=OBJECTIVES[objective],
@@ -434,6 +435,8 @@ def _check(a: SearchArguments) -> tuple[str, str, float, int, Limits]:
             f"The goal {a.goal!r} has the objective {wanted!r}, but got objective={a.objective!r}; leave one "
             "of them out."
         )
+    if a.sampler is not None:
+        check_sampler(a.sampler, 1 if OBJECTIVES[objective] is None else 2)
     if a.workers == 0 and a.address is not None:
         raise UsageError(
             f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "

@@ -157,6 +157,9 @@ class StrategyClass(Protocol):
     """How many trials of a preset (`--effort`) one of its candidates takes the place of; usually 1."""
     takes_points: ClassVar[bool]
     """Whether it begins with points (`StrategyContext.first`), as most do. Others refuse `--from`."""
+    preset: ClassVar[Mapping[str, str]]
+    """Arguments of a search (`sampler`, `objective`, `fidelity`) that it has where the user names none;
+    usually none."""
     outline: ClassVar[str]
     """What it does, in words with `{trials}` and `{steps}` of an effort; usually "{trials} of {steps}"."""
 

@@ -43,6 +43,7 @@ def register(name: str) -> Callable[[_C], _C]:
             ("space", "default"),
             ("preset_trials", 1),
             ("takes_points", True),
+            ("preset", {}),
             ("outline", "{trials} of {steps}"),
         ):
             if not hasattr(cls, member):

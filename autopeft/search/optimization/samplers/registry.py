@@ -111,6 +111,21 @@ def _linear(s: SamplerContext) -> BaseSampler:
     )
 
 
+@register("nehvi")
+def _nehvi(s: SamplerContext) -> BaseSampler:
+    """AutoPEFT's (Zhou et al. 2024)."""
+    if find_spec("botorch") is None:
+        raise UsageError(
+            "The sampler 'nehvi' needs BoTorch: pip install 'autopeft[botorch]', or choose --sampler linear."
+        )
+    if s.objectives == 1:
+        raise UsageError("The sampler 'nehvi' is for two objectives: add --objective score,params.")
+    from autopeft.search.optimization.samplers.noisy_hypervolume import NUMBERS, NoisyHypervolumeSampler
+
+    startup = max(2, round(NUMBERS.random * s.trials))
+    return NoisyHypervolumeSampler(seed=s.seed, startup=startup, repair=s.repair, parameters=s.parameters)
+
+
 @register("random")
 def _random(s: SamplerContext) -> BaseSampler:
     return RandomSampler(seed=s.seed)
